@@ -1,0 +1,52 @@
+# make demo: the whole pipeline on the embedded model.  make test: the default tests.  Both set up .venv first.
+
+PYTHON ?= python3
+RUFF = .venv/bin/ruff
+
+.PHONY: help demo test lint format clean-venv
+
+help:
+	@echo "make demo        run the whole pipeline on the embedded model and data"
+	@echo "make test        run the default tests"
+	@echo "make lint        check style and types"
+	@echo "make format      rewrite the code in the project's style"
+	@echo "make clean-venv  delete .venv"
+	@echo "Another Python:  make demo PYTHON=python3.12"
+
+demo: .venv/installed
+	.venv/bin/fedlora demo
+
+test: .venv/installed-dev
+	.venv/bin/python -m pytest
+
+lint: .venv/installed-dev
+	$(RUFF) check .
+	$(RUFF) format --check .
+	.venv/bin/pyright
+
+format: .venv/installed-dev
+	$(RUFF) check --fix .
+	$(RUFF) format .
+
+clean-venv:
+	rm -rf .venv
+
+# torch comes first and alone: asked for together with the rest, pip may choose a build with gigabytes of CUDA libraries
+.venv/installed: export PIP_QUIET = 1
+.venv/installed: export PIP_DISABLE_PIP_VERSION_CHECK = 1
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "error: fedlora needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1)" >&2; \
+	  echo "  hint: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing the pinned packages into .venv: this takes some minutes."
+	@$(PYTHON) -m venv .venv
+	.venv/bin/pip install torch==2.13.0
+	.venv/bin/pip install -r requirements.txt
+	.venv/bin/pip install -e . --no-deps
+	@touch $@
+
+.venv/installed-dev: export PIP_QUIET = 1
+.venv/installed-dev: export PIP_DISABLE_PIP_VERSION_CHECK = 1
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	.venv/bin/pip install -r requirements-dev.txt
+	@touch $@

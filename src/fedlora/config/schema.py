@@ -1,0 +1,117 @@
+"""What every configuration has in common: one pydantic model is the flags, the YAML file and the record.
+
+Flags win over the file, the file over the defaults. Values from a file may be strings: YAML reads
+`3e-4` as text, and pydantic turns it into the number that was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from fedlora.errors import UsageError
+
+
+def flag(default: Any, help_text: str, **limits: Any) -> Any:
+    """A field with a default, the help text its flag shows, and pydantic's limits (gt, ge, le ...)."""
+    return Field(default, description=help_text, **limits)
+
+
+def _split_names(value: Any) -> Any:
+    """Accept `q_proj,v_proj`, `[q_proj, v_proj]` and `["q_proj", "v_proj"]` for a list of names."""
+    if isinstance(value, str):
+        parts = value.strip().strip("[]").split(",")
+        return [name for part in parts if (name := part.strip().strip("\"'"))]
+    return value
+
+
+def _empty_is_none(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip() == "" else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+OptionalInt = Annotated[int | None, BeforeValidator(_empty_is_none)]
+OptionalFloat = Annotated[float | None, BeforeValidator(_empty_is_none)]
+
+
+ONLY_BY_FLAG = frozenset({"trust_remote_code"})
+"""Fields that a configuration file, which travels with data and models, must not decide."""
+
+
+class Config(BaseModel):
+    """Base of all stage configurations: immutable, unknown fields refused, defaults checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any], *, file: Path | None = None) -> Self:
+        """Build from flag values over an optional YAML file; UsageError names the field that is wrong."""
+        from_file = read_yaml(file) if file else {}
+        if ONLY_BY_FLAG & from_file.keys():
+            raise UsageError(
+                f"{file}: trust_remote_code cannot be set in a file",
+                hint="give --trust_remote_code on the command line if you trust the model repository's code",
+            )
+        try:
+            return cls.model_validate({**from_file, **values})
+        except ValidationError as error:
+            raise UsageError(_explain(error, cls), hint="see --help for the fields and what they take") from None
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """`make` for Python callers."""
+        return cls.make(values)
+
+    def chosen(self, field: str) -> bool:
+        """Whether the user set `field`, rather than its default applying."""
+        return field in self.model_fields_set
+
+
+def _explain(error: ValidationError, config: type[Config]) -> str:
+    parts = []
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else config.__name__
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown field {name!r}")
+        elif item["type"] == "missing":
+            parts.append(f"{name} is required")
+        else:
+            parts.append(f"{name}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(parts)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping with string keys; duplicate keys and anything else are refused, with the line."""
+    import yaml
+
+    from fedlora.files import read_text
+
+    class StrictLoader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise UsageError(f"{path}:{line}: {key!r} is given twice", hint="keep one of the two")
+            seen[key] = loader.construct_object(value_node, deep=True)
+        return seen
+
+    StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        # a SafeLoader subclass: plain values only, no Python objects
+        content = yaml.load(read_text(path), Loader=StrictLoader)  # noqa: S506
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UsageError(f"{place}: not valid YAML", hint="check indentation and quotes") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{path}: a configuration file holds `field: value` lines", hint="see docs for an example")
+    return content

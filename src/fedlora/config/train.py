@@ -1,0 +1,107 @@
+"""Configuration of the `train` stage."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from fedlora.config.schema import Config, Names, OptionalInt, flag
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Template = Literal["alpaca", "chat"]
+
+PLACEMENT_FIELDS = frozenset({"data_path", "model_dir", "overwrite", "device", "val_data_path"})
+"""Fields that say where a run happens, not what it computes."""
+
+
+class TrainConfig(Config):
+    """Train one federated mode over all rounds and leave its adapters under `model_dir/exp_name`."""
+
+    exp_name: str = flag("fedavg-1B", "name of the experiment: the folder of the run under model_dir")
+    base_model: str = flag("meta-llama/Llama-3.2-1B", "smollm2-135m (embedded), a local folder, or a hub id")
+    data_path: Path = flag(Path("./data"), "folder with <num_clients>/local_training_<i>.json, or one file per client")
+    model_dir: Path = flag(Path("./models"), "root of all runs")
+    federation_mode: str = flag("homo", "homo (FedAvg), seq (one after another), none (each alone), pooled")
+    client_selection_strategy: Literal["random", "all", "round_robin"] = flag("random", "who trains in a round")
+    client_selection_frac: float = flag(0.1, "share of clients in a round's cohort: max(1, ceil(frac*n))", gt=0, le=1)
+    num_communication_rounds: int = flag(20, "rounds of the run", ge=1)
+    num_clients: int = flag(8, "clients; a folder of own files sets it by their count", ge=1)
+    seq_order: Literal["by_id", "shuffled"] = flag("by_id", "order of the clients inside a round of seq")
+
+    local_batch_size: int = flag(128, "rows of one optimizer step", ge=1)
+    local_micro_batch_size: OptionalInt = flag(None, "most rows in one pass; unset, the token budget decides", ge=1)
+    tokens_per_pass: int = flag(4096, "most tokens, padding included, in one pass; never changes the result", ge=1)
+    local_num_epochs: int = flag(3, "passes of a client over its rows in a round", ge=1)
+    local_learning_rate: float = flag(3e-4, "peak learning rate of the clients", gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine", "linear_per_round"] = flag(
+        "constant", "over the whole run; linear_per_round starts anew each round"
+    )
+    warmup_steps: int = flag(0, "optimizer steps of linear warm-up", ge=0)
+    optimizer_state: Literal["reset", "keep"] = flag("reset", "AdamW moments of a client between its rounds")
+    adam_beta1: float = flag(0.9, "AdamW beta1", ge=0, lt=1)
+    adam_beta2: float = flag(0.999, "AdamW beta2", ge=0, lt=1)
+    adam_eps: float = flag(1e-8, "AdamW epsilon", gt=0)
+    weight_decay: float = flag(0.0, "AdamW weight decay", ge=0)
+    max_grad_norm: float = flag(1.0, "clip the gradient of a step to this norm; 0 turns clipping off", ge=0)
+
+    lora_r: int = flag(4, "rank of the adapter", ge=1)
+    lora_alpha: float = flag(16.0, "scaling numerator: the update is alpha / r * B @ A", gt=0)
+    lora_dropout: float = flag(0.05, "dropout before A while training", ge=0, lt=1)
+    lora_target_modules: Names = flag(("q_proj", "v_proj"), "names of the adapted layers, or all-linear")
+    use_rslora: bool = flag(False, "scale by alpha / sqrt(r) instead of alpha / r")
+
+    prompt_template: Template = flag("alpaca", "alpaca, or the tokenizer's own chat template")
+    cutoff_len: int = flag(512, "most tokens of a row", ge=8)
+    train_on_inputs: bool = flag(False, "take the loss on prompt tokens as well")
+    group_by_length: bool = flag(False, "form optimizer steps from rows of similar length")
+
+    local_val_set_size: int = flag(0, "rows of each client held back for validation", ge=0)
+    val_data_path: str = flag("", "file of rows on which every round's adapters are validated")
+    seed: int = flag(42, "seed of every random draw", ge=0)
+    device: str = flag("auto", "auto, cpu, cuda or cuda:<n>")
+    base_dtype: Precision = flag("auto", "type of the frozen base; auto takes bfloat16 where the device is fast at it")
+    trust_remote_code: bool = flag(False, "run code that a model repository ships (only this flag can allow it)")
+    overwrite: bool = flag(False, "delete an existing run of this name and start anew")
+
+    @field_validator("client_selection_frac", "local_learning_rate", "lora_alpha")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
+
+    @field_validator("lora_target_modules")
+    @classmethod
+    def _some_targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one layer, or all-linear")
+        return tuple(sorted(set(value)))
+
+    @field_validator("federation_mode")
+    @classmethod
+    def _known_mode(cls, value: str) -> str:
+        if value not in MODE_NAMES:
+            raise ValueError(f"unknown mode; the modes are {', '.join(MODE_NAMES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _order_needs_seq(self) -> TrainConfig:
+        if self.seq_order != "by_id" and self.federation_mode != "seq":
+            raise ValueError("seq_order applies to federation_mode=seq only")
+        return self
+
+    @property
+    def lora_scaling(self) -> float:
+        """`s` in `dW = s * B @ A`."""
+        return self.lora_alpha / (math.sqrt(self.lora_r) if self.use_rslora else self.lora_r)
+
+    def record(self) -> dict[str, Any]:
+        """The fields that decide the result, as JSON values: what run.json keeps."""
+        return self.model_dump(mode="json", exclude=set(PLACEMENT_FIELDS))
+
+
+MODE_NAMES = ("homo", "seq", "none", "pooled")
+"""Names of the table in federated/modes.py, here because flags must not import torch; a test holds both equal."""

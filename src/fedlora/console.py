@@ -1,0 +1,79 @@
+"""What a person sees while a stage runs: plain lines, or a bar where there is a terminal.
+
+Everything goes to standard error, so that standard output carries results alone. Text from data
+or models is shown with its control characters escaped: a row must not be able to drive a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+
+def printable(text: str) -> str:
+    """`text` with control, bidirectional and surrogate characters escaped."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def say(text: str) -> None:
+    """One line to standard error."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `45 s`, `3 min 05 s` or `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Progress of one task with an estimate of the time left; a context manager.
+
+    On a terminal a live bar, elsewhere a plain line at most every `interval` seconds.
+    """
+
+    def __init__(self, label: str, total: int, *, interval: float = 10.0) -> None:
+        self.label = label
+        self.total = total
+        self.done = 0
+        self._interval = interval
+        self._started = self._shown = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._bar.add_task(self.label, total=self.total)
+        return self
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Count `amount` more as done; `note` is shown behind the count."""
+        self.done += amount
+        if self._bar is not None:
+            self._bar.update(0, completed=self.done, description=f"{self.label} {note}".rstrip())
+            return
+        now = time.monotonic()
+        if now - self._shown >= self._interval and self.done < self.total:
+            self._shown = now
+            left = (now - self._started) / self.done * (self.total - self.done)
+            say(f"{self.label}: {self.done} of {self.total} {note}".rstrip() + f", about {duration(left)} left")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if kind is None:
+            say(f"{self.label}: done in {duration(time.monotonic() - self._started)}")

@@ -1,0 +1,1 @@
+"""Rows before a model sees them: readers and the built-in data."""

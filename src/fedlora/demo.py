@@ -1,0 +1,144 @@
+"""The whole pipeline on the embedded model and data: what `make demo` runs.
+
+It calls the stages exactly as the command line does, one after another, so what it shows is what the
+stages do. All modes share data, seed, rounds and steps.
+"""
+
+from __future__ import annotations
+
+import time
+
+from fedlora.config.data import AllocateConfig, ModelConfig, SkillsConfig
+from fedlora.config.demo import DemoConfig
+from fedlora.config.evaluate import EvaluateRougeConfig, ReportConfig
+from fedlora.config.generate import GenerateConfig
+from fedlora.config.train import MODE_NAMES, TrainConfig
+from fedlora.console import duration, say
+from fedlora.paths import DataPaths, OutputName, RunPaths
+
+DATASET = "skills"
+MAX_NEW_TOKENS = 24
+"""No right answer of the skills is longer; an untrained model would talk on."""
+
+
+def run(config: DemoConfig) -> None:
+    """Allocate, train every mode, generate, score, report; prints the table and how to load the result."""
+    from fedlora.llm import embedded_model
+    from fedlora.stages import allocate, datasets, report, train
+    from fedlora.stages import model as model_stage
+
+    began = time.monotonic()
+    root = config.output_dir
+    model_stage.run(ModelConfig())
+    say(f"\n1. data: eight clients, one skill each, under {root / 'data'}")
+    rows_file = root / "data" / "skills.json"
+    datasets.run_skills(
+        SkillsConfig.of(
+            output_file=rows_file,
+            rows_per_category=config.train_per_cat + config.test_per_cat,
+            seed=config.seed,
+            overwrite=True,
+        )
+    )
+    data = DataPaths(root / "data", DATASET)
+    allocate.run(
+        AllocateConfig.of(
+            input_file=rows_file,
+            output_root=root / "data",
+            dataset_name=DATASET,
+            train_per_cat=config.train_per_cat,
+            test_per_cat=config.test_per_cat,
+            seed=config.seed,
+            overwrite=True,
+        )
+    )
+    test_file = data.test_file(config.test_per_cat)
+    say(f"\n2. training: {', '.join(MODE_NAMES)}, {config.rounds} rounds each")
+    for mode in MODE_NAMES:
+        train.run(_train_config(config, mode, str(test_file)))
+    say("\n3. answers to the test rows and their scores")
+    for mode in MODE_NAMES:
+        for name in _subjects(mode):
+            _answer_and_score(config, mode, name)
+    say("\n4. report")
+    report.run(_report_config(config))
+    _print_how_to_load(config, str(embedded_model.folder()))
+    print(f"\nThe whole demo took {duration(time.monotonic() - began)}.")
+
+
+def _train_config(config: DemoConfig, mode: str, test_file: str) -> TrainConfig:
+    return TrainConfig.of(
+        exp_name=mode,
+        federation_mode=mode,
+        base_model="smollm2-135m",
+        data_path=config.output_dir / "data" / DATASET,
+        model_dir=config.output_dir / "models",
+        client_selection_frac=1.0,
+        num_communication_rounds=config.rounds,
+        local_batch_size=16,
+        local_num_epochs=1,
+        local_learning_rate=2e-3,
+        lora_r=8,
+        lora_dropout=0.0,
+        lora_target_modules="q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+        prompt_template="chat",
+        val_data_path=test_file,
+        seed=config.seed,
+        device=config.device,
+        overwrite=True,
+    )
+
+
+def _subjects(mode: str) -> list[OutputName]:
+    """Who answers: the base model once, every client of `none`, the global adapter of the others."""
+    if mode == "none":
+        return [OutputName("base"), *(OutputName("client", client) for client in range(8))]
+    return [OutputName("global")]
+
+
+def _answer_and_score(config: DemoConfig, mode: str, name: OutputName) -> None:
+    from fedlora.stages import evaluate_rouge, generate
+
+    where = {
+        "exp_name": mode,
+        "is_base_model": name.kind == "base",
+        "is_global_model": name.kind != "client",
+        "client_id": name.client_id,
+        "communication_rounds": config.rounds,
+        "prediction_dir": config.output_dir / "predictions",
+    }
+    test_file = DataPaths(config.output_dir / "data", DATASET).test_file(config.test_per_cat)
+    generate.run(
+        GenerateConfig.of(
+            **where,
+            model_dir=config.output_dir / "models",
+            test_file_path=test_file,
+            max_new_tokens=MAX_NEW_TOKENS,
+            device=config.device,
+            overwrite=True,
+        )
+    )
+    evaluate_rouge.run(
+        EvaluateRougeConfig.of(**where, target_file=test_file, evaluation_dir=config.output_dir / "evaluations_rouge")
+    )
+
+
+def _report_config(config: DemoConfig) -> ReportConfig:
+    return ReportConfig.of(
+        exp_names=",".join(MODE_NAMES),
+        communication_rounds=config.rounds,
+        model_dir=config.output_dir / "models",
+        prediction_dir=config.output_dir / "predictions",
+        rouge_dir=config.output_dir / "evaluations_rouge",
+        llm_dir=config.output_dir / "evaluations_llm",
+        report_dir=config.output_dir / "reports",
+        report_name="demo",
+    )
+
+
+def _print_how_to_load(config: DemoConfig, base_folder: str) -> None:
+    adapter = RunPaths(config.output_dir / "models", "homo").round_folder(config.rounds).resolve()
+    print("\nThe global adapter of homo in PEFT:")
+    print("  from transformers import AutoModelForCausalLM; from peft import PeftModel")
+    print(f"  base = AutoModelForCausalLM.from_pretrained({base_folder!r})")
+    print(f"  model = PeftModel.from_pretrained(base, {str(adapter)!r})")

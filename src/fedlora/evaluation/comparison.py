@@ -1,0 +1,76 @@
+"""The samples of a comparison: a baseline's answers, ours, and reference answers where there are any.
+
+All files are joined by content, never by line: the k-th answer to a prompt belongs to the k-th row
+of that prompt, and a row that only one file has is an error. With a target file its rows set the order
+of the samples, else the baseline's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.data.records import read_rows
+from fedlora.errors import DataError, UsageError
+from fedlora.evaluation.judge import Sample
+from fedlora.evaluation.matching import pair_rows, read_predictions
+from fedlora.files import sha256_of
+from fedlora.types import Row
+
+
+@dataclass(frozen=True)
+class ComparedFiles:
+    """The two prediction files and, optionally, the rows with reference answers."""
+
+    baseline: Path
+    proposed: Path
+    target: Path | None
+
+    def record(self) -> dict[str, dict[str, str] | None]:
+        """Path and SHA-256 of each file, as a result keeps them."""
+        named = {"baseline": self.baseline, "proposed": self.proposed, "target": self.target}
+        return {name: path and {"path": str(path), "sha256": sha256_of(path)} for name, path in named.items()}
+
+
+def read_samples(files: ComparedFiles, *, prediction_key: str, target_key: str) -> list[Sample]:
+    """All samples, at least one. Raises UsageError for a missing file, DataError for rows that do not match."""
+    baseline = read_predictions(files.baseline, prediction_key)
+    proposed = read_predictions(files.proposed, prediction_key)
+    if files.baseline.samefile(files.proposed):
+        raise UsageError(
+            f"{files.proposed} would be compared with itself",
+            hint="choose the baseline with --exp_name, --communication_rounds, --client_id or --is_base_model",
+        )
+    if files.target is None:
+        pairs = pair_predictions(baseline, proposed, baseline_name=str(files.baseline), name=str(files.proposed))
+        return [_make_sample(row, ours, theirs, None) for row, (theirs, ours) in enumerate(pairs, start=1)]
+    targets = read_rows(files.target, output_key=target_key)
+    theirs = pair_rows(baseline, targets, predictions_name=str(files.baseline), targets_name=str(files.target))
+    ours = pair_rows(proposed, targets, predictions_name=str(files.proposed), targets_name=str(files.target))
+    triples = zip(ours, theirs, targets, strict=True)
+    return [_make_sample(row, mine[0], other[0], target.output) for row, (mine, other, target) in enumerate(triples, 1)]
+
+
+def pair_predictions(
+    baseline: Sequence[Row], proposed: Sequence[Row], *, baseline_name: str, name: str
+) -> list[tuple[Row, Row]]:
+    """Every (baseline, proposed) pair in the baseline's order; DataError names the first rows without a partner."""
+    try:
+        pairs = pair_rows(proposed, baseline, predictions_name=name, targets_name=baseline_name)
+    except DataError as error:
+        hint = "both files must answer the same test file: generate one of them anew"
+        raise DataError(str(error), hint=hint) from None
+    return [(theirs, ours) for ours, theirs in pairs]
+
+
+def _make_sample(row: int, proposed: Row, baseline: Row, reference: str | None) -> Sample:
+    return Sample(
+        row=row,
+        instruction=baseline.instruction,
+        input=baseline.input,
+        category=baseline.category,
+        baseline=baseline.output,
+        proposed=proposed.output,
+        reference=reference,
+    )

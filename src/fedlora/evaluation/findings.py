@@ -1,0 +1,133 @@
+"""All that a report says, before it is put into words, JSON or pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedlora.evaluation.experiments import Experiment
+from fedlora.evaluation.fairness import answer_sources, config_differences, find_notes, find_warnings
+from fedlora.evaluation.summary import (
+    Gap,
+    ModelRow,
+    experiment_titles,
+    find_gaps,
+    in_report_order,
+    loss_curves,
+    make_rows,
+)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One comparison by the judge: our answers against a baseline's; scores 1 to 100, rates 0..1."""
+
+    baseline: str
+    proposed: str
+    judge: str
+    num_samples: int
+    failures: int
+    win: int
+    tie: int
+    loss: int
+    position_flip_rate: float
+    baseline_score: float
+    proposed_score: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The comparison of several experiments after `round_number` rounds."""
+
+    round_number: int
+    rows: Sequence[ModelRow]
+    gaps: Sequence[Gap]
+    warnings: Sequence[str]
+    notes: Sequence[str]
+    titles: Mapping[str, str]
+    """Experiment -> what it is called in the tables."""
+    curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
+    """Experiment, in the order of the rows -> `training`, `held_out` -> (round, loss) points."""
+    judgements: Sequence[Judgement]
+    quarantined: Sequence[str]
+    runs: Mapping[str, Mapping[str, Any]]
+    """Experiment -> its run.json."""
+    config_differences: Mapping[str, Mapping[str, Any]]
+    answers: Sequence[Mapping[str, Any]]
+
+    @property
+    def categories(self) -> list[str]:
+        """Test categories, sorted."""
+        return sorted({category for row in self.rows for category in row.categories})
+
+    def record(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "format": 1,
+            "communication_rounds": self.round_number,
+            "rows": [row.record() for row in self.rows],
+            "gaps": [asdict(gap) for gap in self.gaps],
+            "warnings": self.warnings,
+            "notes": self.notes,
+            "titles": self.titles,
+            "curves": self.curves,
+            "judgements": [asdict(judgement) for judgement in self.judgements],
+            "quarantined": self.quarantined,
+            "experiments": self.runs,
+            "config_differences": self.config_differences,
+            "answers": self.answers,
+        }
+
+
+def gather_findings(experiments: Sequence[Experiment], absent: Sequence[str]) -> Findings:
+    """Compare `experiments` (at least one); `absent` names those that were asked for and have no run."""
+    round_number = experiments[0].round_number
+    rows = make_rows(experiments, absent)
+    titles = experiment_titles(experiments)
+    return Findings(
+        round_number=round_number,
+        rows=rows,
+        gaps=find_gaps(experiments, absent, rows),
+        warnings=find_warnings(experiments, rows),
+        notes=find_notes(experiments, rows),
+        titles=titles,
+        curves={one.name: loss_curves(one) for one in in_report_order(experiments)},
+        judgements=[
+            _judgement(f"{titles[one.name]} {name}" if name != "base" else f"base ({one.name})", answers.judge)
+            for one in experiments
+            for name, answers in one.answers.items()
+            if answers.judge is not None
+        ],
+        quarantined=[text for one in experiments for text in _quarantined(one)],
+        runs={one.name: one.run for one in experiments},
+        config_differences=config_differences(experiments),
+        answers=answer_sources(experiments),
+    )
+
+
+def _judgement(baseline: str, result: Mapping[str, Any]) -> Judgement:
+    judge = result["judge"]
+    return Judgement(
+        baseline=baseline,
+        proposed=result["files"]["proposed"]["path"],
+        judge=", ".join(judge["models_returned"]) or judge["model_asked"],
+        num_samples=result["num_samples"],
+        failures=result["eval_failures"],
+        win=result["win"],
+        tie=result["tie"],
+        loss=result["loss"],
+        position_flip_rate=result["position_flip_rate"],
+        baseline_score=result["overall_pred_avg"],
+        proposed_score=result["overall_prop_avg"],
+        ratio=result["overall_ratio"],
+    )
+
+
+def _quarantined(experiment: Experiment) -> list[str]:
+    return [
+        f"{experiment.name}, round {row['round']}, client {entry['client_id']}: {entry['reason']}"
+        for row in experiment.round_rows
+        for entry in row.get("quarantined", ())
+    ]

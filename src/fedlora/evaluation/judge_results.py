@@ -1,0 +1,125 @@
+"""From verdicts in two orders to one result per sample, and to the tables of a comparison.
+
+A sample counts as won or lost only when both orders agree; everything else is a tie. Everything here
+comes from the stored verdicts, so a second run that asks nothing writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedlora.console import printable
+from fedlora.evaluation.verdict_log import StoredVerdict
+
+Outcome = Literal["win", "tie", "loss"]
+OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")
+
+
+@dataclass(frozen=True)
+class JudgedSample:
+    """One sample after both orders; scores (1 to 100) are means of the two, `outcome` is ours against the baseline."""
+
+    category: str
+    baseline_score: float
+    proposed_score: float
+    outcome: Outcome
+    flipped: bool
+
+
+def combine(category: str, baseline_first: StoredVerdict, proposed_first: StoredVerdict) -> JudgedSample:
+    """One result from two verdicts; `flipped` when the judge preferred the same position, so the other answer."""
+    positions = (baseline_first.verdict, proposed_first.verdict)
+    outcome: Outcome = "tie"
+    if positions == ("B", "A"):
+        outcome = "win"
+    elif positions == ("A", "B"):
+        outcome = "loss"
+    return JudgedSample(
+        category=category,
+        baseline_score=(baseline_first.score_a + proposed_first.score_b) / 2,
+        proposed_score=(baseline_first.score_b + proposed_first.score_a) / 2,
+        outcome=outcome,
+        flipped=positions in (("A", "A"), ("B", "B")),
+    )
+
+
+def summarise(samples: Sequence[JudgedSample]) -> dict[str, Any]:
+    """Averages, counts and rates over `samples` (at least one), overall and by category.
+
+    `overall_ratio` and `ratio` are our mean score over the baseline's; `win_rate` is wins over all judged samples;
+    `position_flip_rate` is the share in which the judge chose a position, not an answer.
+    """
+    overall = _averages(samples)
+    categories = sorted({sample.category for sample in samples})
+    counts = _counts(samples)
+    return {
+        "overall_pred_avg": overall["avg_prediction_score"],
+        "overall_prop_avg": overall["avg_proposed_score"],
+        "overall_ratio": overall["ratio"],
+        "num_samples": len(samples),
+        **counts,
+        "win_rate": counts["win"] / len(samples),
+        "position_flip_rate": sum(sample.flipped for sample in samples) / len(samples),
+        "categories": {
+            category: _summarise_category([sample for sample in samples if sample.category == category])
+            for category in categories
+        },
+    }
+
+
+def _summarise_category(samples: Sequence[JudgedSample]) -> dict[str, Any]:
+    return {"num_samples": len(samples), **_averages(samples), **_counts(samples)}
+
+
+def _averages(samples: Sequence[JudgedSample]) -> dict[str, float]:
+    baseline = math.fsum(sample.baseline_score for sample in samples) / len(samples)
+    proposed = math.fsum(sample.proposed_score for sample in samples) / len(samples)
+    return {"avg_prediction_score": baseline, "avg_proposed_score": proposed, "ratio": proposed / baseline}
+
+
+def _counts(samples: Sequence[JudgedSample]) -> dict[str, int]:
+    found = Counter(sample.outcome for sample in samples)
+    return {outcome: found[outcome] for outcome in OUTCOMES}
+
+
+def describe_judges(verdicts: Sequence[StoredVerdict]) -> dict[str, Any]:
+    """Who answered: model names and fingerprints as the endpoint gave them, and the parameters it refused."""
+    return {
+        "models_returned": sorted({verdict.model for verdict in verdicts if verdict.model}),
+        "system_fingerprints": sorted({verdict.fingerprint for verdict in verdicts if verdict.fingerprint}),
+        "parameters_dropped": sorted({name for verdict in verdicts for name in verdict.dropped}),
+    }
+
+
+def results_table(result: dict[str, Any]) -> str:
+    """The result as lines of text for a person."""
+    overall = {
+        "num_samples": result["num_samples"],
+        "avg_prediction_score": result["overall_pred_avg"],
+        "avg_proposed_score": result["overall_prop_avg"],
+        "ratio": result["overall_ratio"],
+        **{outcome: result[outcome] for outcome in OUTCOMES},
+    }
+    named = [(printable(name).replace("\n", " "), values) for name, values in result["categories"].items()]
+    width = max(8, *(len(name) for name, _ in named))
+    head = f"{'category':<{width}}  {'samples':>7}  {'baseline':>8}  {'proposed':>8}  {'ratio':>6}"
+    head += "".join(f"  {outcome:>5}" for outcome in OUTCOMES)
+    body = [_table_line(name, values, width) for name, values in named]
+    footer = (
+        f"judged {result['num_samples']} of {result['total_in_files']} samples in both orders; "
+        f"win rate {result['win_rate']:.3f}, position flips {result['position_flip_rate']:.3f}"
+    )
+    lines = [head, *body, "-" * len(head), _table_line("overall", overall, width), footer]
+    if failures := result["failures_by_kind"]:
+        lines.append("without a verdict: " + ", ".join(f"{kind} {count}" for kind, count in failures.items()))
+    return "\n".join(lines)
+
+
+def _table_line(name: str, values: dict[str, Any], width: int) -> str:
+    line = f"{name:<{width}}  {values['num_samples']:>7}  {values['avg_prediction_score']:>8.2f}"
+    line += f"  {values['avg_proposed_score']:>8.2f}  {values['ratio']:>6.3f}"
+    return line + "".join(f"  {values[outcome]:>5}" for outcome in OUTCOMES)

@@ -1,0 +1,184 @@
+"""A comparison as a Markdown report.
+
+Labels, categories and paths come from data and users: they are escaped, so that a name can neither
+break a table nor put a link, an image or HTML into the report.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from fedlora.evaluation.findings import Findings
+from fedlora.evaluation.report_text import COLUMNS, NOTHING, main_cells, number_text, one_line, short_label
+from fedlora.evaluation.summary import ModelRow
+
+_HASH = 12
+
+_DEFINITIONS = """\
+- **own**: exact match on the categories a client was trained on, weighed by its training rows per category; in rows of
+  a shared model (base, seq, homo, pooled) the mean of that over all clients.
+- **all**: exact match, the plain mean over all categories of the test file. The interval is a bootstrap over test rows:
+  it says nothing about the luck of training, and has no width where every category stands at 0 or 1.
+- **ROUGE-L**: F1 of rouge-score, no stemmer, plain mean over the categories.
+- **held-out loss**: per response token, on rows that nobody trained on.
+- **steps, tokens, bytes sent, seconds**: sums over all rounds and clients; tokens count prompt and response; bytes are
+  adapters up and down; seconds are training alone."""
+
+
+def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
+    """The whole report; `pictures` names which of rounds.png and clients.png lie beside it."""
+    parts = [f"# Federated LoRA: the models after round {findings.round_number}", _headline(findings)]
+    parts += [f"> **Warning:** {escape(text)}" for text in findings.warnings]
+    parts.append(_table(COLUMNS, map(main_cells, findings.rows)))
+    remarks = [
+        f"- `{NOTHING}` {escape(gap.text)}; run {', then '.join(map(_code, gap.commands))}" for gap in findings.gaps
+    ]
+    remarks += [f"- {escape(text)}" for text in findings.notes]
+    parts.append("\n".join(remarks))
+    if "rounds.png" in pictures:
+        parts.append("![Losses per round, and exact match of every model](rounds.png)")
+    if findings.categories:
+        parts += ["## What each model knows", "Exact match per category of the test file."]
+        parts += ["![Exact match of every model per category](clients.png)", _category_table(findings)]
+    if findings.judgements:
+        parts += ["## Judge", _judge_table(findings)]
+    if findings.quarantined:
+        parts += ["## Quarantined clients", "Left out of the round in which their update could not be used:"]
+        parts.append("\n".join(f"- {escape(text)}" for text in findings.quarantined))
+    parts += ["## Where the numbers come from", _run_table(findings)]
+    if findings.config_differences:
+        parts += ["Configuration fields that are not the same everywhere:", _difference_table(findings)]
+    if findings.answers:
+        parts += ["Answers, as the files beside the predictions record them:", _answer_table(findings)]
+    parts += ["## What the columns mean", _DEFINITIONS]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escape(text: Any) -> str:
+    """`text` as one line of literal Markdown, also inside a table cell."""
+    return re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", html.escape(one_line(str(text)), quote=False))
+
+
+def _headline(findings: Findings) -> str:
+    known = [row for row in findings.rows if row.subject != "client" and row.all is not None]
+    if not known:
+        return ""
+    return (
+        "Exact match over all categories: "
+        + ", ".join(f"{escape(short_label(row))} **{row.all:.2f}**" for row in known)
+        + "."
+    )
+
+
+def _category_table(findings: Findings) -> str:
+    rows = [row for row in findings.rows if row.categories]
+    head = ["model", *(category or "(no category)" for category in findings.categories)]
+    return (
+        _table(
+            [escape(name) for name in head],
+            (
+                (
+                    escape(short_label(row)),
+                    *(_category_cell(row, category) for category in findings.categories),
+                )
+                for row in rows
+            ),
+            escaped=True,
+        )
+        + "\n\nBold: what that client was trained on."
+    )
+
+
+def _category_cell(row: ModelRow, category: str) -> str:
+    text = number_text(row.categories.get(category), 2)
+    return f"**{text}**" if category in row.own_categories else text
+
+
+def _judge_table(findings: Findings) -> str:
+    head = ("baseline", "ours", "judge", "win / tie / loss", "position flips", "score baseline", "score ours", "failed")
+    rows = (
+        (
+            one.baseline,
+            one.proposed,
+            one.judge,
+            f"{one.win} / {one.tie} / {one.loss}",
+            f"{one.position_flip_rate:.1%}",
+            f"{one.baseline_score:.1f}",
+            f"{one.proposed_score:.1f}",
+            str(one.failures),
+        )
+        for one in findings.judgements
+    )
+    return _table(head, rows)
+
+
+def _run_table(findings: Findings) -> str:
+    head = ("experiment", "mode", "base model", "device", "dtype", "seed", "clients", "rows", "adapter", "versions")
+    rows = []
+    for name, run in findings.runs.items():
+        versions = ", ".join(f"{package} {version}" for package, version in sorted(run["versions"].items()))
+        examples = sum(client["num_examples"] for client in run["clients"])
+        size = f"{run['adapter']['num_parameters']:,} parameters"
+        rows.append(
+            (
+                name,
+                run["mode"],
+                run["base_model"],
+                run["device"],
+                run["base_dtype"],
+                str(run["config"]["seed"]),
+                str(len(run["clients"])),
+                f"{examples:,}",
+                size,
+                versions,
+            )
+        )
+    return _table(head, rows)
+
+
+def _difference_table(findings: Findings) -> str:
+    rows = (
+        (field, *(str(values[name]) for name in findings.runs)) for field, values in findings.config_differences.items()
+    )
+    return _table(("field", *findings.runs), rows)
+
+
+def _answer_table(findings: Findings) -> str:
+    head = ("answers", "experiment", "adapter SHA-256", "test file SHA-256", "rows", "prompt", "decoding")
+    rows = (
+        (
+            one["answers"],
+            one["experiment"],
+            (one["adapter_sha256"] or "none")[:_HASH],
+            one["test_file_sha256"][:_HASH],
+            str(one["num_rows"]),
+            one["prompt_template"],
+            _settings(one["decoding"]),
+        )
+        for one in findings.answers
+    )
+    return _table(head, rows)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool = False) -> str:
+    """A Markdown table; numbers to the right. Cells are escaped unless they are `escaped` already."""
+    cell = str if escaped else escape
+    lines = [[cell(name) for name in head], *([cell(value) for value in row] for row in rows)]
+    numeric = [all(_isnumber_text(value) for value in column[1:]) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["---:" if right else "---" for right in numeric])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _isnumber_text(text: str) -> bool:
+    return re.fullmatch(r"[-\d.,%* ]+( (B|kB|MB|GB))?", text) is not None
+
+
+def _code(command: str) -> str:
+    return f"`{one_line(command).replace('`', '')}`"

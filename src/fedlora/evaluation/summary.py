@@ -1,0 +1,236 @@
+"""The rows of a report: what every adapter of a set of experiments can do, and what it cost.
+
+"own" weighs a model's exact match by a client's share of training rows per category; a model that everyone
+shares gets the mean of that over all clients. A number that was not measured is None, never 0, and a
+mean is there only when all its parts are. The costs in a `mean` row are totals over its clients, so that
+they stand beside the totals of homo, seq and pooled.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any, Literal
+
+from fedlora.evaluation.experiments import Experiment, train_command
+from fedlora.evaluation.statistics import macro_interval
+
+_ORDER = {"none": 0, "seq": 1, "homo": 2, "pooled": 4}
+_OTHER_MODES = 3
+
+COSTS_ARE_TOTALS = " (costs: total)"
+"""Ends the label of a mean row, whose scores are means and whose costs are sums."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Sums over the rounds 1 up to the compared one; bytes of adapters up and down, seconds of training."""
+
+    steps: int
+    tokens: int
+    bytes_sent: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model of the comparison; shares and ROUGE-L in 0..1, losses in nats per response token."""
+
+    label: str
+    experiment: str
+    mode: str
+    subject: Literal["base", "client", "mean", "global", "absent"]
+    client_id: int | None = None
+    own: float | None = None
+    all: float | None = None
+    all_interval: tuple[float, float] | None = None
+    rouge_l: float | None = None
+    held_out_loss: float | None = None
+    costs: Costs | None = None
+    categories: Mapping[str, float] = field(default_factory=dict)
+    """Exact match per test category; empty when the answers were not scored."""
+    own_categories: tuple[str, ...] = ()
+    """What a single client was trained on."""
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Why cells are empty, and the commands that fill them."""
+
+    text: str
+    commands: tuple[str, ...]
+
+
+def make_rows(experiments: Sequence[Experiment], absent: Sequence[str]) -> list[ModelRow]:
+    """All rows in the report's order: base, none with its clients and mean, seq, homo, others, pooled.
+
+    Needs at least one experiment; the `absent` ones get a row without numbers.
+    """
+    titles = experiment_titles(experiments)
+    rows = [_base_row(experiments)]
+    for experiment in in_report_order(experiments):
+        title = titles[experiment.name]
+        if experiment.has_global_adapter:
+            rows.append(_global_row(experiment, title))
+        else:
+            clients = [_client_row(experiment, client, title) for client in experiment.clients]
+            rows += [*clients, _mean_row(experiment, clients, title)]
+    return [*rows, *(ModelRow(name, name, "", "absent") for name in absent)]
+
+
+def find_gaps(experiments: Sequence[Experiment], absent: Sequence[str], rows: Sequence[ModelRow]) -> list[Gap]:
+    """One gap for each thing that is missing; clients of one experiment that miss the same share one."""
+    rounds = experiments[0].round_number
+    gaps = [Gap(f"{name}: no run of that name", (train_command(name, rounds),)) for name in absent]
+    groups: defaultdict[tuple[str, str], list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
+    known = {experiment.name: experiment for experiment in experiments}
+    for row in rows:
+        if row.subject in ("mean", "absent"):
+            continue
+        answers = known[row.experiment].answers[_output_name(row)]
+        if answers.missing:
+            groups[row.experiment, answers.missing].append((row.label, answers.commands))
+    for (_, missing), members in groups.items():
+        text = f"{', '.join(label for label, _ in members)}: {missing}"
+        more = " (shown for the first of them)" if len(members) > 1 else ""
+        gaps.append(Gap(text + more, members[0][1]))
+    for experiment in experiments:
+        done = experiment.rounds_done
+        if done < rounds:
+            gaps.append(
+                Gap(f"{experiment.name}: trained {done} of {rounds} rounds", (train_command(experiment.name, rounds),))
+            )
+        elif any(row.held_out_loss is None and row.experiment == experiment.name for row in rows):
+            command = f"fedlora train --exp_name {experiment.name} --val_data_path FILE --overwrite"
+            gaps.append(Gap(f"{experiment.name}: no held-out loss, as nothing was held out", (command,)))
+    return gaps
+
+
+def experiment_titles(experiments: Iterable[Experiment]) -> dict[str, str]:
+    """What each experiment is called: its mode, or its name where several have that mode."""
+    every = list(experiments)
+    modes = [experiment.mode for experiment in every]
+    return {one.name: one.mode if modes.count(one.mode) == 1 else one.name for one in every}
+
+
+def in_report_order(experiments: Iterable[Experiment]) -> list[Experiment]:
+    """none, seq, homo, other modes, pooled; experiments of one mode stay as they were named."""
+    return sorted(experiments, key=lambda experiment: _ORDER.get(experiment.mode, _OTHER_MODES))
+
+
+def loss_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
+    """(round, loss) points: `training` from round 1, `held_out` from round 0 where validation was on."""
+    return {
+        "training": [(row["round"], row["loss"]) for row in experiment.round_rows if row.get("loss") is not None],
+        "held_out": [(row["round"], row["val_loss"]) for row in experiment.round_rows if "val_loss" in row],
+    }
+
+
+def base_owner(experiments: Sequence[Experiment]) -> Experiment:
+    """The experiment whose base-model scores stand in the table: the first that has any, else the first."""
+    scored = [experiment for experiment in experiments if experiment.answers["base"].rouge is not None]
+    return (scored or list(experiments))[0]
+
+
+def _output_name(row: ModelRow) -> str:
+    return f"client_{row.client_id}" if row.subject == "client" else row.subject
+
+
+def _base_row(experiments: Sequence[Experiment]) -> ModelRow:
+    owner = base_owner(experiments)
+    same_base = [owner, *(one for one in experiments if one.run["base_model"] == owner.run["base_model"])]
+    losses = [row["val_loss"] for one in same_base for row in one.round_rows if row["round"] == 0 and "val_loss" in row]
+    loss = losses[0] if losses else None
+    scores = _scores(owner, "base", owner.clients)
+    return ModelRow("base", owner.name, "base", "base", held_out_loss=loss, costs=Costs(0, 0, 0, 0.0), **scores)
+
+
+def _global_row(experiment: Experiment, title: str) -> ModelRow:
+    scores = _scores(experiment, "global", experiment.clients)
+    loss = _last_loss(experiment, experiment.round_rows)
+    costs = _costs(experiment, experiment.client_rows)
+    return ModelRow(title, experiment.name, experiment.mode, "global", held_out_loss=loss, costs=costs, **scores)
+
+
+def _client_row(experiment: Experiment, client: Mapping[str, Any], title: str) -> ModelRow:
+    client_id = client["client_id"]
+    categories = tuple(sorted(client["categories"]))
+    label = f"{title} client {client_id}" + (f" ({categories[0]})" if len(categories) == 1 and categories[0] else "")
+    rows = [row for row in experiment.client_rows if row["client_id"] == client_id]
+    return ModelRow(
+        label,
+        experiment.name,
+        experiment.mode,
+        "client",
+        client_id,
+        held_out_loss=_last_loss(experiment, rows),
+        costs=_costs(experiment, rows),
+        own_categories=categories,
+        **_scores(experiment, f"client_{client_id}", [client]),
+    )
+
+
+def _mean_row(experiment: Experiment, clients: Sequence[ModelRow], title: str) -> ModelRow:
+    names = set(clients[0].categories) if all(row.categories for row in clients) else set()
+    return ModelRow(
+        f"{title} mean of {len(clients)}{COSTS_ARE_TOTALS}",
+        experiment.name,
+        experiment.mode,
+        "mean",
+        own=_mean(row.own for row in clients),
+        all=_mean(row.all for row in clients),
+        rouge_l=_mean(row.rouge_l for row in clients),
+        held_out_loss=_mean(row.held_out_loss for row in clients),
+        costs=_costs(experiment, experiment.client_rows),
+        categories={name: fmean(row.categories[name] for row in clients) for name in sorted(names)},
+    )
+
+
+def _scores(experiment: Experiment, output_name: str, clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rouge = experiment.answers[output_name].rouge
+    if rouge is None:
+        return {}
+    exact = rouge["fedlora"]["exact_match"]
+    shares = exact["categories"]
+    return {
+        "own": _mean(_own_score(client["categories"], shares) for client in clients),
+        "all": exact["macro"],
+        "all_interval": macro_interval(shares, rouge["fedlora"]["num_samples"]),
+        "rouge_l": rouge["overall"]["avg_rougeL"],
+        "categories": dict(sorted(shares.items())),
+    }
+
+
+def _own_score(counts: Mapping[str, int], exact: Mapping[str, float]) -> float | None:
+    """Exact match weighed by a client's rows per category; None when the test set lacks one of them."""
+    if not set(counts) <= set(exact):
+        return None
+    return sum(count * exact[name] for name, count in counts.items()) / sum(counts.values())
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    every = list(values)
+    present = [value for value in every if value is not None]
+    return fmean(present) if present and len(present) == len(every) else None
+
+
+def _last_loss(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The last validation loss in `rows`, None when the run has not reached the compared round."""
+    losses = [row["val_loss"] for row in rows if "val_loss" in row and row["round"] > 0]
+    return losses[-1] if losses and experiment.rounds_done == experiment.round_number else None
+
+
+def _costs(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Costs | None:
+    if experiment.rounds_done < experiment.round_number:
+        return None
+    return Costs(
+        steps=sum(row["num_steps"] for row in rows),
+        tokens=sum(row["num_tokens"] for row in rows),
+        bytes_sent=sum(row["bytes_down"] + row["bytes_up"] for row in rows),
+        seconds=sum(row["seconds"] for row in rows),
+    )

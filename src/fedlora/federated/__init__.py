@@ -1,0 +1,1 @@
+"""Federated methods as pure tensor functions."""

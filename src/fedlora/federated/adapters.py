@@ -1,0 +1,70 @@
+"""Arithmetic on adapters: sums, norms, sizes and fingerprints of PEFT-keyed tensors.
+
+Sums over clients run in float64 in the order given (client-id order) and are cast once at the end:
+float32 sums depend on the order in which clients arrive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from fedlora.types import AdapterState
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def weighted_mean(pairs: Iterable[tuple[AdapterState, float]]) -> dict[str, Tensor]:
+    """Mean of adapters with the given positive weights: `sum(w * x) / sum(w)`, streaming, float32 result.
+
+    Raises ValueError without a pair, on a weight that is not positive, or on keys that differ.
+    """
+    totals: dict[str, Tensor] = {}
+    weights = 0.0
+    for state, weight in pairs:
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"weight {weight} is not positive")
+        if not totals:
+            totals = {key: torch.zeros(value.shape, dtype=torch.float64) for key, value in state.items()}
+        if state.keys() != totals.keys():
+            raise ValueError("adapters with different keys cannot be averaged")
+        for key, total in totals.items():
+            if state[key].shape != total.shape:
+                raise ValueError(f"{key}: shapes {tuple(state[key].shape)} and {tuple(total.shape)} differ")
+            total.add_(state[key].to(torch.float64), alpha=weight)
+        weights += weight
+    if not totals:
+        raise ValueError("no adapter to average")
+    return {key: (total / weights).to(torch.float32) for key, total in totals.items()}
+
+
+def difference_norm(after: AdapterState, before: AdapterState) -> float:
+    """Euclidean norm of `after - before` over all tensors together, in float64."""
+    total = 0.0
+    for key, value in after.items():
+        total += float((value.to(torch.float64) - before[key].to(torch.float64)).square().sum())
+    return math.sqrt(total)
+
+
+def num_bytes(state: AdapterState | None) -> int:
+    """Bytes of the tensors as they travel."""
+    return sum(value.numel() * value.element_size() for value in state.values()) if state else 0
+
+
+def fingerprint(state: AdapterState) -> str:
+    """Hex SHA-256 over keys, shapes and values in key order."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].contiguous()
+        digest.update(f"{key}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def shapes_of(state: AdapterState) -> dict[str, tuple[int, ...]]:
+    """Key -> shape."""
+    return {key: tuple(value.shape) for key, value in state.items()}

@@ -1,0 +1,108 @@
+"""The one writer of files: a temporary name in the same folder, flushed to disk, then renamed.
+
+A reader therefore sees the old file or the new one, never half of one. File modes follow the
+umask (libraries that write temporary files leave 0600, which locks out the group).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import StorageError, UsageError
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Replace `path` by `content` atomically; makes the folder. Raises StorageError and leaves the old file."""
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with os.fdopen(descriptor, "wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_text(path: Path, content: str, *, mode: int = 0o666) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, content.encode("utf-8"), mode=mode)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, so that equal values give equal bytes."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON with sorted keys and a newline at the end; NaN and infinity are refused."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_lines(rows: Any) -> str:
+    """One compact JSON object per line, keys in the rows' own order."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Append one JSON line and flush it to disk: for logs that must survive a kill."""
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+
+
+def read_text(path: Path) -> str:
+    """UTF-8 text of a file; a missing file is a UsageError that names it."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", hint="check the path, or run the stage that writes it")
+    with _storage_errors(path):
+        return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file that fedlora wrote itself; anything else is a UsageError with the position."""
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid JSON ({error})", hint="restore or regenerate the file") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in blocks of a mebibyte."""
+    digest = hashlib.sha256()
+    with _storage_errors(path), path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename inside it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(f"{path}: {reason}", hint="free space or fix permissions, then run again") from error

@@ -1,0 +1,1 @@
+"""Everything that touches a language model: the only package that imports transformers or peft."""

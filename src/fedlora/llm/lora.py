@@ -1,0 +1,173 @@
+"""LoRA layers (Hu et al., arXiv 2106.09685) with PEFT's names, swapped in place.
+
+The factors and their gradients are float32, their products run in the base's type: PEFT's layer casts
+the activations up to float32 instead, which costs half the speed on hardware that is fast at bfloat16.
+In float32 the two compute the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor, nn
+
+from fedlora.errors import UsageError
+from fedlora.federated.adapters import Shapes
+from fedlora.seeds import derive_seed
+from fedlora.types import AdapterState
+
+KEY_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Shape of the adaptation: `dW = scaling * B @ A` on every target layer."""
+
+    r: int
+    alpha: float
+    scaling: float
+    dropout: float
+    target_modules: tuple[str, ...]
+    use_rslora: bool = False
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus `scaling * (dropout(x) @ A.T) @ B.T`; A: (r, d_in), B: (d_out, r) in float32."""
+
+    def __init__(self, base: nn.Module, d_in: int, d_out: int, spec: LoraSpec) -> None:
+        super().__init__()
+        device = next(base.parameters()).device
+        self.base = base
+        self.a = nn.Parameter(torch.zeros(spec.r, d_in, dtype=torch.float32, device=device))
+        self.b = nn.Parameter(torch.zeros(d_out, spec.r, dtype=torch.float32, device=device))
+        self.scaling = spec.scaling
+        self.dropout = spec.dropout
+        self.active = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.base(x)
+        if not self.active:
+            return result
+        if self.training and self.dropout:
+            x = F.dropout(x, self.dropout)
+        low = F.linear(x, self.a.to(x.dtype)).flatten(0, -2)
+        total = torch.addmm(result.flatten(0, -2), low, self.b.to(x.dtype).t(), alpha=self.scaling)
+        return total.view_as(result)
+
+
+class LoraModel:
+    """A causal language model with LoRA layers in it, whose adapter is loaded and read as PEFT-keyed tensors."""
+
+    def __init__(self, model: Any, spec: LoraSpec) -> None:
+        self.model = model
+        self.spec = spec
+        self.layers: dict[str, LoraLinear] = {}
+        model.requires_grad_(False)
+        for name, base, d_in, d_out in find_targets(model, spec.target_modules):
+            layer = LoraLinear(base, d_in, d_out, spec)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer)
+            self.layers[name] = layer
+
+    def named_factors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """PEFT key and parameter of every factor, in key order."""
+        pairs = []
+        for name, layer in self.layers.items():
+            pairs.append((f"{KEY_PREFIX}{name}.lora_A.weight", layer.a))
+            pairs.append((f"{KEY_PREFIX}{name}.lora_B.weight", layer.b))
+        yield from sorted(pairs, key=lambda pair: pair[0])
+
+    def shapes(self) -> Shapes:
+        """Key -> shape of a full adapter."""
+        return {key: tuple(factor.shape) for key, factor in self.named_factors()}
+
+    @torch.no_grad()
+    def set_adapter(self, state: AdapterState | None) -> None:
+        """Copy an adapter into the layers, or switch them off (None: the base model)."""
+        for layer in self.layers.values():
+            layer.active = state is not None
+        if state is None:
+            return
+        for key, factor in self.named_factors():
+            if state[key].shape != factor.shape:
+                raise ValueError(f"{key}: shape {tuple(state[key].shape)}, expected {tuple(factor.shape)}")
+            factor.copy_(state[key])
+
+    def get_adapter(self) -> dict[str, Tensor]:
+        """A float32 CPU copy of the factors (never live views)."""
+        return {key: factor.detach().to("cpu", torch.float32, copy=True) for key, factor in self.named_factors()}
+
+    @contextmanager
+    def train_mode(self) -> Iterator[None]:
+        """Dropout on inside, off outside."""
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+
+def make_adapter(shapes: Shapes, seed: int) -> dict[str, Tensor]:
+    """The untrained adapter: A Kaiming-uniform with a = sqrt(5) as in PEFT, so U(-1/sqrt(d_in), 1/sqrt(d_in)); B zero.
+
+    Each tensor draws from a stream of its own, so the values do not depend on the other layers.
+    """
+    state: dict[str, Tensor] = {}
+    for key, shape in sorted(shapes.items()):
+        state[key] = torch.zeros(shape, dtype=torch.float32)
+        if key.endswith("lora_A.weight"):
+            number = int.from_bytes(key.encode(), "big") % (1 << 61)
+            generator = torch.Generator().manual_seed(derive_seed(seed, "lora_init", number))
+            bound = 1 / math.sqrt(shape[1])
+            state[key].uniform_(-bound, bound, generator=generator)
+    return state
+
+
+def find_targets(model: Any, names: tuple[str, ...]) -> list[tuple[str, nn.Module, int, int]]:
+    """(name, layer, d_in, d_out) of every layer to adapt; UsageError when a name fits no linear layer."""
+    head = model.get_output_embeddings()
+    linear = {
+        name: (module, *size)
+        for name, module in model.named_modules()
+        if module is not head and (size := _linear_size(module)) is not None
+    }
+    if names == ("all-linear",):
+        return [(name, *found) for name, found in linear.items()]
+    unmatched = [target for target in names if not any(_is_named(name, target) for name in linear)]
+    if unmatched:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise UsageError(
+            f"lora_target_modules: no linear layer is named {', '.join(unmatched)}",
+            hint=f"this model has {known}; or use all-linear",
+        )
+    return [(name, *found) for name, found in linear.items() if any(_is_named(name, target) for target in names)]
+
+
+def is_fan_in_fan_out(model: Any) -> bool:
+    """Whether the adapted layers store their weight as (d_in, d_out), as GPT-2's Conv1D does."""
+    return any(isinstance(module, LoraLinear) and _is_conv1d(module.base) for module in model.modules())
+
+
+def _is_named(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def _linear_size(module: nn.Module) -> tuple[int, int] | None:
+    """(d_in, d_out) of a linear layer, None for any other module."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if _is_conv1d(module):
+        return module.weight.shape[0], module.weight.shape[1]  # type: ignore[union-attr]
+    return None

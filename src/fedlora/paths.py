@@ -1,0 +1,158 @@
+"""Where every output lies: the one module that builds an output path.
+
+Names that become folders are checked first, so that nothing is ever written outside its root.
+Rounds count from 1 in every tree; clients count from 0.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.errors import UsageError
+
+POOLED = -1
+"""The client id under which `pooled` trains: all rows of a cohort together."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+_RESERVED = {"con", "prn", "aux", "nul"}
+
+
+def check_name(name: str, what: str) -> str:
+    """`name` itself when it can be a folder name; UsageError otherwise."""
+    if _NAME.fullmatch(name) is None or name.split(".")[0].lower() in _RESERVED:
+        raise UsageError(
+            f"{what}={name!r} cannot be a folder name",
+            hint="use 1 to 100 letters, digits, '.', '_' or '-', not starting with a dot",
+        )
+    return name
+
+
+def _below(root: Path, *parts: str) -> Path:
+    path = root.joinpath(*parts)
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise UsageError(f"{path} leads outside {root}", hint="remove the symbolic link")
+    return path
+
+
+def client_name(client_id: int) -> str:
+    """Folder and file stem of a client."""
+    return "pooled" if client_id == POOLED else f"client_{client_id}"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The tree of one experiment under `model_dir`."""
+
+    model_dir: Path
+    exp_name: str
+
+    @property
+    def root(self) -> Path:
+        return _below(self.model_dir, check_name(self.exp_name, "exp_name"))
+
+    @property
+    def run_file(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / ".lock"
+
+    def round_folder(self, round_number: int) -> Path:
+        return self.root / str(round_number)
+
+    def partial_folder(self, round_number: int) -> Path:
+        """Where a round is put together before it is renamed to its final place."""
+        return self.root / f"{round_number}.partial"
+
+    def committed_rounds(self) -> list[int]:
+        """Rounds whose folder is complete, ascending."""
+        if not self.root.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self.root.iterdir() if entry.name.isdigit() and entry.is_dir())
+
+
+@dataclass(frozen=True)
+class OutputName:
+    """Which adapter a prediction or a score belongs to: `base`, `global` or `client_<i>`."""
+
+    kind: str
+    client_id: int = 0
+
+    @classmethod
+    def choose(cls, *, is_base_model: bool, is_global_model: bool, client_id: int) -> OutputName:
+        """The contract's three flags as one name; the base model wins over the others."""
+        if is_base_model:
+            return cls("base")
+        return cls("global") if is_global_model else cls("client", client_id)
+
+    def __str__(self) -> str:
+        return client_name(self.client_id) if self.kind == "client" else self.kind
+
+
+@dataclass(frozen=True)
+class ResultPaths:
+    """Predictions, ROUGE and judge results of one experiment and round."""
+
+    root: Path
+    exp_name: str
+    round_number: int
+
+    @property
+    def folder(self) -> Path:
+        return _below(self.root, check_name(self.exp_name, "exp_name"), str(self.round_number))
+
+    def predictions(self, name: OutputName) -> Path:
+        return self.folder / f"{name}_output.jsonl"
+
+    def predictions_meta(self, name: OutputName) -> Path:
+        return self.folder / f"{name}_output.meta.json"
+
+    def rouge(self, name: OutputName) -> Path:
+        return self.folder / f"{name}_output_rouge.json"
+
+    def judge(self, name: OutputName) -> Path:
+        return self.folder / f"{name}_results.json"
+
+    def verdicts(self, name: OutputName) -> Path:
+        return self.folder / f"{name}_verdicts.jsonl"
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """The tree that allocation writes: client files, the test set, a manifest."""
+
+    output_root: Path
+    dataset_name: str
+
+    @property
+    def folder(self) -> Path:
+        return _below(self.output_root, check_name(self.dataset_name, "dataset_name"))
+
+    def client_file(self, num_clients: int, client_id: int) -> Path:
+        return self.folder / str(num_clients) / f"local_training_{client_id}.json"
+
+    def test_file(self, test_per_cat: int) -> Path:
+        return self.folder / f"dolly_test_{test_per_cat}.jsonl"
+
+    def manifest(self, num_clients: int) -> Path:
+        return self.folder / str(num_clients) / "manifest.json"
+
+
+def report_file(report_dir: Path, name: str, suffix: str) -> Path:
+    """`<report_dir>/<name>/report<suffix>`."""
+    return _below(report_dir, check_name(name, "report_name")) / f"report{suffix}"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: FEDLORA_CACHE, else the user's cache folder."""
+    if chosen := os.environ.get("FEDLORA_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedlora"

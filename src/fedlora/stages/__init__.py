@@ -1,0 +1,1 @@
+"""One program per module: each reads what the one before left and writes its own."""

@@ -1,0 +1,226 @@
+"""Split one file of rows into client files and a global test set.
+
+A prompt never stands in both: prompts are de-duplicated over the whole file before anything is split, and
+a data set of the same name made from another split is refused rather than mixed with. All content is
+prepared before the first file is written, and the manifest comes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.data import AllocateConfig
+from fedlora.console import printable, say
+from fedlora.data.records import read_rows
+from fedlora.errors import DataError, StorageError, UsageError
+from fedlora.federated.partition import Deal, label_skew, partition_rows
+from fedlora.files import json_lines, json_text, read_json, sha256_of, write_text
+from fedlora.paths import DataPaths
+from fedlora.seeds import derive_seed
+from fedlora.types import Row
+
+_SHOWN_CLIENTS, _SHOWN_CATEGORIES = 32, 3
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """The rows that are left, one per prompt, and what was left out."""
+
+    rows: Sequence[Row]
+    num_empty: int
+    num_duplicates: int
+    num_other_category: int
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The test rows and each client's rows, with the label skew of the deal."""
+
+    test: Sequence[Row]
+    clients: Sequence[Sequence[Row]]
+    label_skew: float
+
+
+def run(config: AllocateConfig) -> Mapping[str, Any]:
+    """Write the data set and return its manifest. Same configuration and input, same bytes.
+
+    Raises UsageError (input or flags), DataError (a row, a category that is too small), StorageError.
+    """
+    if not config.input_file.is_file():
+        raise UsageError(
+            f"{config.input_file}: no such file",
+            hint="make it with `fedlora data dolly` (needs a network) or `fedlora data skills` (does not)",
+        )
+    source = {"file": config.input_file.name, "sha256": sha256_of(config.input_file)}
+    cleaned = clean_rows(read_rows(config.input_file, require_category=True))
+    allocation = allocate_rows(cleaned.rows, config)
+    paths = DataPaths(config.output_root, config.dataset_name)
+    num_clients = len(allocation.clients)
+    contents = _data_files(allocation, paths, config.test_per_cat)
+    manifest = _manifest(config, source, cleaned, allocation, contents)
+    contents[paths.manifest(num_clients)] = json_text(manifest)
+    _write(contents, paths, manifest, overwrite=config.overwrite)
+    print(_summary(manifest, paths, config.test_per_cat))
+    return manifest
+
+
+def clean_rows(rows: Sequence[Row]) -> Cleaned:
+    """Leave out rows without an answer, then all but the first row of every prompt."""
+    answered = [row for row in rows if row.output.strip()]
+    first: dict[tuple[str, str], Row] = {}
+    other_category = 0
+    for row in answered:
+        kept = first.setdefault(row.prompt, row)
+        other_category += kept.category != row.category
+    return Cleaned(
+        rows=tuple(first.values()),
+        num_empty=len(rows) - len(answered),
+        num_duplicates=len(answered) - len(first),
+        num_other_category=other_category,
+    )
+
+
+def allocate_rows(rows: Sequence[Row], config: AllocateConfig) -> Allocation:
+    """Per category in name order: shuffle, the first rows to the test set, the next to the clients.
+
+    DataError names every category with fewer than test_per_cat + train_per_cat rows.
+    """
+    groups: dict[str, list[Row]] = {category: [] for category in sorted({row.category for row in rows})}
+    for row in rows:
+        groups[row.category].append(row)
+    needed = config.test_per_cat + config.train_per_cat
+    if small := [f"{category} ({len(group)})" for category, group in groups.items() if len(group) < needed]:
+        raise DataError(
+            f"{config.input_file}: too few distinct prompts for {config.test_per_cat} test and "
+            f"{config.train_per_cat} training rows per category: {', '.join(small)}",
+            hint="lower train_per_cat or test_per_cat, or add rows to these categories",
+        )
+    test: list[Row] = []
+    pool: list[Row] = []
+    for category, group in groups.items():
+        random.Random(derive_seed(config.seed, f"allocate/{category}")).shuffle(group)  # noqa: S311
+        test += group[: config.test_per_cat]
+        pool += group[config.test_per_cat : needed]
+    deal = Deal(config.num_clients or len(groups), config.seed, config.alpha, config.shards_per_client)
+    categories = [row.category for row in pool]
+    parts = partition_rows(categories, config.partition, deal)
+    return Allocation(test, [[pool[number] for number in part] for part in parts], label_skew(categories, parts))
+
+
+def _data_files(allocation: Allocation, paths: DataPaths, test_per_cat: int) -> dict[Path, str]:
+    contents = {paths.test_file(test_per_cat): json_lines(row.as_dict() for row in allocation.test)}
+    for client_id, rows in enumerate(allocation.clients):
+        # keys stay in the contract's order, so not json_text, which sorts them
+        text = json.dumps([row.as_dict() for row in rows], indent=2, ensure_ascii=False) + "\n"
+        contents[paths.client_file(len(allocation.clients), client_id)] = text
+    return contents
+
+
+def _manifest(
+    config: AllocateConfig,
+    source: Mapping[str, Any],
+    cleaned: Cleaned,
+    allocation: Allocation,
+    contents: Mapping[Path, str],
+) -> dict[str, Any]:
+    """No time, no path and no machine in it: the same data gives the same manifest anywhere."""
+    fields = {"train_per_cat", "test_per_cat", "partition", "seed"}
+    fields |= {"dirichlet": {"alpha"}, "shards": {"shards_per_client"}}.get(config.partition, set())
+    tables = [_describe(path, text) for path, text in contents.items()]
+    for table, rows in zip(tables, (allocation.test, *allocation.clients), strict=True):
+        table |= {"num_examples": len(rows), "categories": dict(Counter(row.category for row in rows))}
+    return {
+        "format": 1,
+        "config": config.model_dump(mode="json", include=fields) | {"num_clients": len(allocation.clients)},
+        "seed": config.seed,
+        "input": dict(source) | {"num_rows": len(cleaned.rows) + cleaned.num_duplicates + cleaned.num_empty},
+        "num_empty": cleaned.num_empty,
+        "duplicates": {"dropped": cleaned.num_duplicates, "under_another_category": cleaned.num_other_category},
+        "label_skew": round(allocation.label_skew, 6),
+        "test": tables[0],
+        "clients": [{"client_id": client_id} | table for client_id, table in enumerate(tables[1:])],
+    }
+
+
+def _describe(path: Path, text: str) -> dict[str, Any]:
+    return {"file": path.name, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _write(contents: Mapping[Path, str], paths: DataPaths, manifest: Mapping[str, Any], *, overwrite: bool) -> None:
+    _refuse_other_split(paths, manifest)
+    existing = [path for path in contents if path.exists()]
+    changed = [path for path in existing if path.read_bytes() != contents[path].encode()]
+    # a test set of another size would hold rows that are training rows now
+    stale = [path for path in sorted(paths.folder.glob("dolly_test_*.jsonl")) if path not in contents]
+    if (changed or stale) and not overwrite:
+        raise UsageError(
+            f"{paths.folder} already holds another data set; {(changed + stale)[0]} does not fit this one",
+            hint="choose another dataset_name, or give --overwrite to replace it",
+        )
+    if len(existing) == len(contents) and not changed + stale:
+        say(f"{paths.folder} already holds exactly this data set; nothing written")
+        return
+    for path in stale:
+        _remove(path)
+    for path, text in contents.items():
+        write_text(path, text)
+
+
+def _refuse_other_split(paths: DataPaths, manifest: Mapping[str, Any]) -> None:
+    """Allocations for other numbers of clients may stand beside this one when their test prompts are the same."""
+    own = paths.manifest(len(manifest["clients"]))
+    for path in sorted(paths.folder.glob("*/manifest.json")):
+        if path != own and _split(read_json(path)) != _split(manifest):
+            raise UsageError(
+                f"{path.parent} was allocated with another input, seed or test_per_cat: "
+                "training rows there could be test rows here",
+                hint=f"choose another dataset_name, or delete {path.parent}",
+            )
+
+
+def _split(manifest: Any) -> tuple[Any, ...] | None:
+    """What decides which prompts are test prompts; None for a manifest that is not ours."""
+    try:
+        return manifest["input"]["sha256"], manifest["seed"], manifest["config"]["test_per_cat"]
+    except (KeyError, TypeError):
+        return None
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}", hint="fix its permissions, then run again") from error
+
+
+def _summary(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat: int) -> str:
+    clients = manifest["clients"]
+    lines = [f"{'client':>6}  {'rows':>6}  categories"]
+    for client in clients[:_SHOWN_CLIENTS]:
+        lines.append(f"{client['client_id']:>6}  {client['num_examples']:>6}  {_mix(client['categories'])}")
+    if len(clients) > _SHOWN_CLIENTS:
+        lines.append(f"{'...':>6}  and {len(clients) - _SHOWN_CLIENTS} clients more, see the manifest")
+    dropped = manifest["duplicates"]
+    lines += [
+        f"  test  {manifest['test']['num_examples']:>6}  {_mix(manifest['test']['categories'])}",
+        f"input: {manifest['input']['num_rows']} rows, {manifest['num_empty']} without an answer left out, "
+        f"{dropped['dropped']} repeated prompts dropped ({dropped['under_another_category']} under another category)",
+        f"label skew: {manifest['label_skew']:.3f} (0 is the pool's mix at every client)",
+        f"clients: {paths.client_file(len(clients), 0).parent}",
+        f"test set: {paths.test_file(test_per_cat)}",
+    ]
+    return printable("\n".join(lines))
+
+
+def _mix(counts: Mapping[str, int]) -> str:
+    largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{category} {count}" for category, count in largest[:_SHOWN_CATEGORIES])
+    more = len(largest) - _SHOWN_CATEGORIES
+    return shown + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,170 @@
+"""The `evaluate_llm` stage: a judge compares our predictions with a baseline's.
+
+Verdicts are stored as they come, keyed by what was asked: a run that was stopped goes on where it was, and a
+second run asks nothing. Samples without a verdict are counted by kind and asked again next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from fedlora.config.evaluate import EvaluateLlmConfig
+from fedlora.console import Progress, say
+from fedlora.errors import BudgetError, JudgeError
+from fedlora.evaluation.comparison import ComparedFiles, read_samples
+from fedlora.evaluation.judge import ORDERS, PROMPT_VERSION, Question, Sample, make_question
+from fedlora.evaluation.judge_key import load_key
+from fedlora.evaluation.judge_results import combine, describe_judges, results_table, summarise
+from fedlora.evaluation.verdict_log import VerdictLog
+from fedlora.files import json_text, write_json
+from fedlora.paths import OutputName, ResultPaths
+
+if TYPE_CHECKING:
+    from fedlora.evaluation.judge_client import Sleep
+    from fedlora.evaluation.judge_replies import FailureKind
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What is compared, and the questions that this takes: two for each sample."""
+
+    files: ComparedFiles
+    samples: Sequence[Sample]
+    questions: Sequence[tuple[Question, ...]]
+
+    def open_questions(self, log: VerdictLog) -> list[Question]:
+        """Questions without a verdict, each once: equal rows share theirs."""
+        every = {question.key: question for pair in self.questions for question in pair}
+        return [question for question in every.values() if question.key not in log]
+
+    def left(self, log: VerdictLog) -> int:
+        """Samples that lack a verdict in one order or both."""
+        return sum(any(question.key not in log for question in pair) for pair in self.questions)
+
+
+def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> dict[str, Any]:
+    """Judge what `config` names, write the result file, print its table; returns the result.
+
+    `sleep` waits between retries. Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the
+    endpoint refuses, or no sample got a verdict), BudgetError (max_calls); verdicts up to then are kept.
+    """
+    name = OutputName.choose(
+        is_base_model=config.is_base_model, is_global_model=config.is_global_model, client_id=config.client_id
+    )
+    target = ResultPaths(config.evaluation_dir, config.exp_name, config.communication_rounds)
+    result_file = target.judge(name)
+    comparison = _read_comparison(config, name)
+    log = VerdictLog(target.verdicts(name))
+    if config.overwrite:
+        log.forget({question.key for pair in comparison.questions for question in pair})
+
+    failures = _ask_open_questions(config, comparison, log, sleep)
+    result = _make_result(config, comparison, log, failures)
+    if not config.overwrite and result_file.is_file() and result_file.read_bytes() != json_text(result).encode():
+        say(f"judge: replacing {result_file}; the verdicts behind it stay in {log.path}")
+    write_json(result_file, result)
+    print(results_table(result))
+    print(result_file)
+    return result
+
+
+def _read_comparison(config: EvaluateLlmConfig, name: OutputName) -> _Comparison:
+    source = ResultPaths(config.prediction_dir, config.exp_name, config.communication_rounds)
+    proposed = config.prediction_dir / config.proposed_file
+    files = ComparedFiles(source.predictions(name), proposed, config.target_file)
+    samples = read_samples(files, prediction_key=config.prediction_key, target_key=config.target_key)
+    host = urlsplit(config.base_url).hostname or ""
+    questions = [
+        tuple(make_question(sample, order, judge=config.gpt_model, host=host) for order in ORDERS) for sample in samples
+    ]
+    return _Comparison(files, samples, questions)
+
+
+def _ask_open_questions(
+    config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, sleep: Sleep
+) -> dict[str, FailureKind]:
+    """Ask what has no verdict yet; the kinds of the failures by question key."""
+    waiting = comparison.open_questions(log)
+    if not waiting:
+        say(f"judge: all verdicts on {len(comparison.samples)} samples are stored in {log.path}; nothing to ask")
+        return {}
+    key = load_key(config.api_key_file, os.environ)
+
+    # these bring in the client library, which takes a second
+    from fedlora.evaluation.judge_client import JudgeClient
+    from fedlora.evaluation.judging import Judging, make_batches
+
+    batches = make_batches(waiting, config.batch_size)
+    say(_plan(config, comparison, len(waiting), len(batches)))
+
+    async def ask_all(progress: Progress) -> dict[str, FailureKind]:
+        async with JudgeClient(config, key, sleep=sleep) as client:
+            judging = Judging(client, log, seed=config.seed, advance=progress.advance)
+            try:
+                await judging.run(batches, config.concurrency)
+            finally:
+                say(f"judge: {client.calls} calls in this run")
+            return judging.failures
+
+    try:
+        with Progress("judge", len(waiting)) as progress:
+            return asyncio.run(ask_all(progress))
+    except BudgetError as error:
+        left = f"{comparison.left(log)} of {len(comparison.samples)} samples are left"
+        hint = "verdicts so far are kept: run again, with a higher --max_calls if need be"
+        raise BudgetError(f"{error}; {left}", hint=hint) from None
+
+
+def _plan(config: EvaluateLlmConfig, comparison: _Comparison, waiting: int, requests: int) -> str:
+    address = urlsplit(config.base_url)
+    total = len({question.key for pair in comparison.questions for question in pair})
+    text = (
+        f"judge: {len(comparison.samples)} samples in both orders, {total - waiting} of {total} verdicts stored; "
+        f"{requests} requests (more with repairs and retries) to {config.gpt_model} "
+        f"at {address.scheme}://{address.netloc}{address.path}"
+    )
+    if config.max_calls is not None and config.max_calls < requests:
+        text += f"; max_calls={config.max_calls} will end this run early"
+    return text
+
+
+def _make_result(
+    config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, failures: dict[str, FailureKind]
+) -> dict[str, Any]:
+    judged, verdicts, kinds = [], {}, []
+    for sample, pair in zip(comparison.samples, comparison.questions, strict=True):
+        failed = [failures[question.key] for question in pair if question.key in failures]
+        if failed:
+            # half a verdict is none: without the other order nobody knows whether the position decided
+            kinds.append(failed[0])
+            continue
+        first, second = (log[question.key] for question in pair)
+        judged.append(combine(sample.category, first, second))
+        verdicts.update({first.key: first, second.key: second})
+    by_kind = dict(sorted(Counter(kinds).items()))
+    if not judged:
+        reasons = ", ".join(f"{kind} {count}" for kind, count in by_kind.items())
+        hint = "check --base_url and --gpt_model, or lower --batch_size; no result was written"
+        raise JudgeError(f"no sample got a verdict ({reasons})", hint=hint)
+    return {
+        **summarise(judged),
+        "votes_per_sample": len(ORDERS),
+        "eval_failures": len(kinds),
+        "failures_by_kind": by_kind,
+        "total_in_files": len(comparison.samples),
+        "batch_size": config.batch_size,
+        "calls": len({verdict.request for verdict in verdicts.values()}),
+        "judge": {
+            "model_asked": config.gpt_model,
+            "host": urlsplit(config.base_url).hostname,
+            **describe_judges(list(verdicts.values())),
+        },
+        "prompt_version": PROMPT_VERSION,
+        "files": comparison.files.record(),
+    }

@@ -1,0 +1,66 @@
+"""The `report` stage: one comparison over the modes of a set of experiments.
+
+Nothing is computed anew and nothing is required: what other stages left is put side by side, and every
+gap names the command that fills it. The same files give the same report, byte for byte.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from fedlora.config.evaluate import ReportConfig
+from fedlora.errors import UsageError
+from fedlora.evaluation.categories_figure import draw_categories
+from fedlora.evaluation.experiments import load_experiment, train_command
+from fedlora.evaluation.findings import Findings, gather_findings
+from fedlora.evaluation.report_markdown import markdown_report
+from fedlora.evaluation.report_text import COLUMNS, main_cells, main_table_text, remarks_text
+from fedlora.evaluation.rounds_figure import draw_rounds
+from fedlora.files import json_text, write_bytes, write_text
+from fedlora.paths import report_file
+
+__all__ = ["main_table_text", "run"]
+
+
+def run(config: ReportConfig) -> Findings:
+    """Write report.md, report.json, rounds.png and clients.png, print the main table; returns what they say.
+
+    Raises UsageError when none of the experiments has a run, or a file of one cannot be read.
+    """
+    loaded = {name: load_experiment(config, name) for name in dict.fromkeys(config.exp_names)}
+    experiments = [experiment for experiment in loaded.values() if experiment is not None]
+    if not experiments:
+        raise UsageError(
+            f"no run under {config.model_dir} is named {' or '.join(config.exp_names) or 'in exp_names'}",
+            hint=f"name runs with --exp_names, or train: `{train_command('NAME', config.communication_rounds)}`",
+        )
+    findings = gather_findings(experiments, [name for name, one in loaded.items() if one is None])
+    markdown = report_file(config.report_dir, config.report_name, ".md")
+    pictures = {"rounds.png": draw_rounds(findings)}
+    if findings.categories:
+        pictures["clients.png"] = draw_categories(findings)
+    for name, content in pictures.items():
+        write_bytes(markdown.with_name(name), content)
+    write_text(report_file(config.report_dir, config.report_name, ".json"), json_text(findings.record()))
+    write_text(markdown, markdown_report(findings, pictures=tuple(pictures)))
+    _show(findings)
+    print(markdown)
+    return findings
+
+
+def _show(findings: Findings) -> None:
+    """The main table: drawn on a terminal, plain text elsewhere."""
+    if not sys.stdout.isatty():
+        print(main_table_text(findings))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in findings.rows:
+        table.add_row(*(Text(cell) for cell in main_cells(row)))
+    Console().print(table)
+    print(remarks_text(findings))

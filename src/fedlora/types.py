@@ -1,0 +1,139 @@
+"""The values that travel between the floors.
+
+torch is imported for type checking only, so that the doors can use these names and stay fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AdapterState = Mapping[str, "Tensor"]
+"""PEFT key -> float32 CPU tensor, A: (r, d_in), B: (d_out, r); never mutated."""
+
+ClientId = int
+FailureKind = Literal["diverged", "invalid", "data", "infrastructure"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as stored: text only."""
+
+    instruction: str
+    input: str
+    output: str
+    category: str
+
+    @property
+    def prompt(self) -> tuple[str, str]:
+        """What the model sees; two rows with the same prompt are duplicates."""
+        return (self.instruction, self.input)
+
+    def as_dict(self) -> dict[str, str]:
+        return {
+            "instruction": self.instruction,
+            "input": self.input,
+            "output": self.output,
+            "category": self.category,
+        }
+
+
+@dataclass(frozen=True)
+class Download:
+    """What the server sends to a client for one task."""
+
+    adapter: AdapterState
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of local training."""
+
+    start: AdapterState
+
+
+@dataclass(frozen=True)
+class ClientMemory:
+    """What stays with a client between its tasks; committed together with the update it belongs to."""
+
+    adapter: AdapterState | None = None
+    optimizer: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """One client's work in one wave of one round.
+
+    `rows_of` names the clients whose rows are used (the client itself, except in `pooled`);
+    `accepted` is the round of this client's last committed update, whose memory it starts from.
+    """
+
+    round: int
+    wave: int
+    client_id: ClientId
+    rows_of: tuple[ClientId, ...]
+    download: Download
+    accepted: int | None = None
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What one client's training left: `upload` goes to the server, `memory` stays with the client."""
+
+    round: int
+    client_id: ClientId
+    upload: AdapterState | None
+    memory: ClientMemory
+    num_examples: int
+    num_tokens: int
+    num_steps: int
+    started_from: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClientFailure:
+    """A client that gave no usable update, and why."""
+
+    client_id: ClientId
+    kind: FailureKind
+    reason: str
+    retryable: bool = False
+
+
+class Updates(Protocol):
+    """The updates of one wave: re-iterable, in client-id order, one in memory at a time."""
+
+    def __iter__(self) -> Iterator[ClientUpdate]: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """What a strategy may know about the round it aggregates."""
+
+    round: int
+    wave: int
+    clients: Sequence[ClientId]
+    cohort: Sequence[ClientId]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One finished round, without tensors except the global adapter it ended with."""
+
+    round: int
+    global_adapter: AdapterState | None
+    records: Sequence[Mapping[str, Any]]
+    failures: Sequence[ClientFailure]
+
+
+class ClientPool(Protocol):
+    """Whoever trains: simulated clients in this process, or real ones elsewhere."""
+
+    def clients(self) -> Sequence[ClientId]: ...
+    def train(self, tasks: Sequence[TrainTask]) -> Iterator[ClientUpdate | ClientFailure]: ...

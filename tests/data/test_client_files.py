@@ -1,0 +1,96 @@
+"""Finding the client files of a federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedlora.data.client_files import find_client_files
+from fedlora.errors import UsageError
+
+
+def _allocate(folder: Path, count: int) -> None:
+    (folder / str(count)).mkdir(parents=True)
+    (folder / str(count) / "manifest.json").write_text("{}")
+    for client_id in range(count):
+        (folder / str(count) / f"local_training_{client_id}.json").write_text("[]")
+
+
+def _touch(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("[]")
+
+
+def test_the_contracts_tree_is_read_in_client_order(tmp_path: Path) -> None:
+    _allocate(tmp_path, 12)
+    _touch(tmp_path, "dolly_test_200.jsonl")
+    files = find_client_files(tmp_path, 12, chosen=True)
+    assert files == [tmp_path / "12" / f"local_training_{client_id}.json" for client_id in range(12)]
+
+
+def test_the_only_data_set_below_is_found_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _allocate(tmp_path / "dataset1", 8)
+    _allocate(tmp_path / "dataset2", 4)
+    files = find_client_files(tmp_path, 8, chosen=False)
+    assert files[0] == tmp_path / "dataset1" / "8" / "local_training_0.json"
+    assert str(tmp_path / "dataset1" / "8") in capsys.readouterr().err
+
+
+def test_several_data_sets_are_listed(tmp_path: Path) -> None:
+    _allocate(tmp_path / "one", 2)
+    _allocate(tmp_path / "two", 2)
+    with pytest.raises(UsageError, match=r"several data sets for 2 clients: .*one.2, .*two.2"):
+        find_client_files(tmp_path, 2, chosen=True)
+
+
+def test_a_data_set_directly_below_wins_over_one_further_down(tmp_path: Path) -> None:
+    _allocate(tmp_path, 2)
+    _allocate(tmp_path / "other", 2)
+    assert find_client_files(tmp_path, 2, chosen=True)[0].parent == tmp_path / "2"
+
+
+def test_a_missing_client_file_is_named(tmp_path: Path) -> None:
+    _allocate(tmp_path, 3)
+    (tmp_path / "3" / "local_training_1.json").unlink()
+    with pytest.raises(UsageError, match=r"local_training_1\.json: no such file"):
+        find_client_files(tmp_path, 3, chosen=True)
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_another_count_is_named_and_loose_files_are_not_taken_for_silos(tmp_path: Path, chosen: bool) -> None:
+    _allocate(tmp_path, 4)
+    _touch(tmp_path, *(f"dolly_test_{number}.jsonl" for number in range(8)))
+    with pytest.raises(UsageError, match=r"no data for 8 clients, only .*4"):
+        find_client_files(tmp_path, 8, chosen=chosen)
+
+
+def test_own_silos_set_the_count_in_natural_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _touch(tmp_path, "site10.json", "site2.jsonl", "site1.json", "manifest.json", ".hidden.json", "notes.txt")
+    (tmp_path / "folder.json").mkdir()
+    files = find_client_files(tmp_path, 8, chosen=False)
+    assert [file.name for file in files] == ["site1.json", "site2.jsonl", "site10.json"]
+    assert find_client_files(tmp_path, 3, chosen=True) == files
+    assert "3 files" in capsys.readouterr().err
+
+
+def test_a_chosen_count_that_differs_from_the_silos_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.json", "b.json")
+    with pytest.raises(UsageError, match=r"num_clients=5, but .* holds 2 client files"):
+        find_client_files(tmp_path, 5, chosen=True)
+
+
+def test_a_single_file_is_a_federation_only_when_one_client_is_asked_for(tmp_path: Path) -> None:
+    _touch(tmp_path, "skills.json")
+    with pytest.raises(UsageError, match="one client is no federation"):
+        find_client_files(tmp_path, 8, chosen=False)
+    assert find_client_files(tmp_path, 1, chosen=True) == [tmp_path / "skills.json"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_where_nothing_is_found_the_way_to_data_is_named(tmp_path: Path, there: bool) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_client_files(tmp_path if there else tmp_path / "absent", 8, chosen=False)
+    assert "fedlora data skills" in caught.value.hint
+    assert "client_data_allocation.py" in caught.value.hint

@@ -1,0 +1,116 @@
+"""ROUGE and exact match against rouge-score itself and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from fedlora.errors import DataError
+from fedlora.evaluation.rouge import METRICS, AnswerScore, AnswerScorer, check_categories, summarise
+from fedlora.evaluation.statistics import macro_interval
+
+WORDS = ("the", "cat", "sat", "on", "mat", "and", "it", "ran", "running", "Paris,", "42", "times.\nIt's", "na\u00efve")
+
+
+def random_text(generator: random.Random) -> str:
+    return " ".join(generator.choice(WORDS) for _ in range(generator.randint(0, 12)))
+
+
+def score_all(triples: list[tuple[str, str, str]]) -> list[AnswerScore]:
+    scorer = AnswerScorer()
+    return [scorer.score(answer, target, category) for answer, target, category in triples]
+
+
+def test_means_are_those_of_rouge_score_over_random_texts() -> None:
+    generator = random.Random(7)
+    triples = [(random_text(generator), random_text(generator), generator.choice("aabbbc")) for _ in range(300)]
+    result = summarise(score_all(triples))
+    library = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=False)
+    for metric in METRICS:
+        means = {}
+        for category in "abc":
+            values = [library.score(t, a)[metric].fmeasure for a, t, c in triples if c == category]
+            means[category] = sum(values) / len(values)
+            assert result[category][metric] == pytest.approx(means[category], abs=1e-12)
+        assert result["overall"][f"avg_{metric}"] == pytest.approx(sum(means.values()) / 3, abs=1e-12)
+        micro = sum(library.score(t, a)[metric].fmeasure for a, t, _ in triples) / len(triples)
+        assert result["fedlora"]["micro"][metric] == pytest.approx(micro, abs=1e-12)
+
+
+def test_scores_are_the_f_measures_worked_out_by_hand() -> None:
+    # 3 of 4 and 3 of 3 words are shared: P = 3/4, R = 1; bigrams: 2 of 3 and 2 of 2
+    (score,) = score_all([("the cat sat down", "the cat sat", "x")])
+    assert score.rouge == pytest.approx({"rouge1": 6 / 7, "rouge2": 4 / 5, "rougeL": 6 / 7, "rougeLsum": 6 / 7})
+    # another order costs the longest common subsequence, not the words
+    (turned,) = score_all([("sat cat", "cat sat", "x")])
+    assert (turned.rouge["rouge1"], turned.rouge["rougeL"]) == pytest.approx((1.0, 0.5))
+
+
+def test_words_are_not_stemmed() -> None:
+    (score,) = score_all([("running", "run", "x")])
+    assert score.rouge["rouge1"] == 0.0
+
+
+def test_lines_count_as_sentences_in_rouge_lsum_alone() -> None:
+    (score,) = score_all([("b c\na", "a\nb c", "x")])
+    assert score.rouge["rougeLsum"] == 1.0
+    assert score.rouge["rougeL"] == pytest.approx(2 / 3)
+
+
+def test_a_category_counts_the_same_in_overall_whatever_its_size() -> None:
+    scores = score_all([("yes", "yes", "small")] + [("no", "yes", "large")] * 9)
+    result = summarise(scores)
+    assert result["overall"]["avg_rouge1"] == 0.5
+    assert result["fedlora"]["micro"]["rouge1"] == pytest.approx(0.1)
+    exact = result["fedlora"]["exact_match"]
+    assert exact == {"categories": {"small": 1.0, "large": 0.0}, "macro": 0.5, "micro": pytest.approx(0.1)}
+    assert result["fedlora"]["num_samples"] == {"small": 1, "large": 9}
+
+
+@pytest.mark.parametrize(
+    ("answer", "exact"),
+    [
+        ("Paris", True),
+        (" Paris\n", True),
+        ("\u3000Paris\t", True),
+        ("paris", False),
+        ("Paris.", False),
+        ("Par is", False),
+        ("", False),
+    ],
+)
+def test_exact_match_ignores_white_space_at_the_ends_and_nothing_else(answer: str, exact: bool) -> None:
+    assert score_all([(answer, "Paris", "x")])[0].exact is exact
+
+
+def test_right_answers_that_rouge_cannot_see_are_told_apart() -> None:
+    cyrillic, wrong, latin = score_all(
+        [("\u041c\u043e\u0441\u043a\u0432\u0430",) * 2 + ("x",), ("a", "b", "x"), ("a", "a", "x")]
+    )
+    assert cyrillic.rouge["rouge1"] == 0.0
+    assert [score.unseen_by_rouge for score in (cyrillic, wrong, latin)] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["overall", "fedlora"])
+def test_a_category_named_like_a_key_of_the_result_is_refused(name: str) -> None:
+    check_categories(["sums"], "test.jsonl")
+    with pytest.raises(DataError, match=rf"test\.jsonl: a category is named '{name}'"):
+        check_categories(["sums", name], "test.jsonl")
+
+
+def test_the_interval_of_one_category_is_that_of_the_binomial() -> None:
+    low, high = macro_interval({"x": 0.5}, {"x": 100})
+    # 2.5 % and 97.5 % points of Binomial(100, 0.5) are 40 and 60
+    assert (low, high) == (0.4, 0.6)
+
+
+def test_the_interval_holds_the_mean_narrows_with_more_rows_and_repeats() -> None:
+    shares = {"a": 0.2, "b": 0.9}
+    low, high = macro_interval(shares, {"a": 20, "b": 20})
+    assert low < 0.55 < high
+    narrow_low, narrow_high = macro_interval(shares, {"a": 2000, "b": 2000})
+    assert narrow_high - narrow_low < (high - low) / 5
+    assert macro_interval(dict(reversed(shares.items())), {"b": 20, "a": 20}) == (low, high)
+    assert macro_interval({"a": 0.0, "b": 1.0}, {"a": 5, "b": 5}) == (0.5, 0.5)

@@ -1,0 +1,169 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedlora.config.train import TrainConfig
+from fedlora.errors import TrainingError
+from fedlora.llm.base_model import load_base_model
+from fedlora.llm.examples import encode_rows
+from fedlora.llm.local_training import Trainer
+from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+from fedlora.llm.loss import backward_loss
+from fedlora.llm.prompts import PromptEncoder
+from fedlora.types import Row
+
+ROWS = [Row("ask " + "x" * (7 * i % 40), "", "yes" * (1 + i % 5), "c") for i in range(12)]
+DEFAULTS = {"local_batch_size": 5, "local_num_epochs": 2, "local_learning_rate": 1e-2, "lora_dropout": 0.0}
+
+
+def make_trainer(tiny_model, dtype="float32", **changes) -> Trainer:
+    config = TrainConfig.of(**{**DEFAULTS, **changes})
+    base = load_base_model(str(tiny_model), device="cpu", dtype=dtype)
+    spec = LoraSpec(4, 16, 4.0, config.lora_dropout, ("q_proj", "v_proj", "down_proj"))
+    return Trainer(base, LoraModel(base.model, spec), config)
+
+
+def examples_of(trainer: Trainer):
+    return encode_rows(ROWS, PromptEncoder(trainer.base.tokenizer, "chat"), cutoff=128).examples
+
+
+def train(trainer: Trainer, rounds: int = 1, client: int = 0):
+    adapter, moments = make_adapter(trainer.lora.shapes(), 0), None
+    for number in range(1, rounds + 1):
+        trained = trainer.train(adapter, examples_of(trainer), round_number=number, client_id=client, moments=moments)
+        adapter, moments = trained.adapter, trained.moments or None
+    return trained
+
+
+def close(first, second, tolerance=1e-5) -> bool:
+    return all(
+        float((first[key] - second[key]).norm()) <= tolerance * float(second[key].norm() + 1e-12) for key in second
+    )
+
+
+def plain_padded_loop(trainer: Trainer):
+    """The textbook loop: whole padded batches, full logits, mean over the labels; an independent oracle."""
+    from fedlora.llm.examples import order_steps
+
+    lora, config = trainer.lora, trainer.config
+    lora.set_adapter(make_adapter(lora.shapes(), 0))
+    factors = [factor for _, factor in lora.named_factors()]
+    optimizer = torch.optim.AdamW(factors, lr=config.local_learning_rate, weight_decay=0.0)
+    examples = examples_of(trainer)
+    for epoch in range(config.local_num_epochs):
+        steps = order_steps(
+            examples, batch_size=config.local_batch_size, seed=config.seed, round_number=1, client_id=0, epoch=epoch
+        )
+        for rows in steps:
+            longest = max(len(row.ids) for row in rows)
+            ids = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
+            mask = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows])
+            labels = torch.full_like(ids, -100)
+            for index, row in enumerate(rows):
+                labels[index, row.labels_from : len(row.ids)] = torch.tensor(row.ids[row.labels_from :])
+            logits = lora.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(factors, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    return lora.get_adapter()
+
+
+@pytest.mark.parametrize("changes", [{"tokens_per_pass": 1}, {"tokens_per_pass": 100}, {"local_micro_batch_size": 2}])
+def test_the_trained_adapter_is_the_same_for_any_layout(tiny_model, changes):
+    whole = train(make_trainer(tiny_model))
+    cut = train(make_trainer(tiny_model, **changes))
+    assert close(cut.adapter, whole.adapter, 1e-4)
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert (cut.num_steps, cut.num_tokens, cut.num_labels) == (whole.num_steps, whole.num_tokens, whole.num_labels)
+
+
+def test_the_gradient_is_the_same_for_any_layout_and_chunk(tiny_model, monkeypatch):
+    from fedlora.llm import loss
+    from fedlora.llm.examples import make_batch
+
+    trainer = make_trainer(tiny_model)
+    adapter = {key: torch.randn_like(value) * 0.1 for key, value in make_adapter(trainer.lora.shapes(), 0).items()}
+    trainer.lora.set_adapter(adapter)
+    examples = examples_of(trainer)
+    labels = sum(example.num_labels for example in examples)
+
+    def gradient(groups):
+        for _, factor in trainer.lora.named_factors():
+            factor.grad = None
+        total = sum(backward_loss(trainer.base, make_batch(group, pad_id=0), scale=1 / labels) for group in groups)
+        return total, {key: factor.grad.clone() for key, factor in trainer.lora.named_factors()}
+
+    whole_loss, whole = gradient([examples])
+    single_loss, single = gradient([[example] for example in examples])
+    monkeypatch.setattr(loss, "CHUNK_LABELS", 3)
+    chunk_loss, chunked = gradient([examples])
+    monkeypatch.setattr(trainer, "base", replace(trainer.base, has_plain_head=False))
+    model_loss, through_model = gradient([examples])
+    for other_loss, other in ((single_loss, single), (chunk_loss, chunked), (model_loss, through_model)):
+        assert other_loss == pytest.approx(whole_loss, rel=1e-5)
+        assert close(other, whole)
+
+
+def test_training_equals_a_plain_padded_loop(tiny_model):
+    trainer = make_trainer(tiny_model)
+    assert close(train(trainer).adapter, plain_padded_loop(trainer), 1e-4)
+
+
+def test_a_memorised_row_lowers_the_loss_and_validation_agrees_with_the_base(tiny_model):
+    trainer = make_trainer(tiny_model)
+    examples = examples_of(trainer)
+    start = make_adapter(trainer.lora.shapes(), 0)
+    before = trainer.validate(start, examples)
+    assert before == pytest.approx(trainer.validate(None, examples), rel=1e-6)
+    trained = train(trainer, rounds=4)
+    assert trainer.validate(trained.adapter, examples) < before - 0.3
+
+
+def test_equal_coordinates_give_equal_bits_and_the_global_generator_is_left_alone(tiny_model):
+    trainer = make_trainer(tiny_model, lora_dropout=0.1)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = train(trainer)
+    assert torch.equal(torch.rand(1), expected)
+    torch.manual_seed(99)
+    second = train(trainer)
+    assert all(torch.equal(first.adapter[key], second.adapter[key]) for key in first.adapter)
+    other = train(trainer, client=1)
+    assert any(not torch.equal(first.adapter[key], other.adapter[key]) for key in first.adapter)
+
+
+def test_kept_moments_continue_the_optimizer_and_reset_ones_do_not(tiny_model):
+    kept = train(make_trainer(tiny_model, optimizer_state="keep"), rounds=2)
+    reset = train(make_trainer(tiny_model), rounds=2)
+    assert not close(kept.adapter, reset.adapter)
+    steps = {float(value) for key, value in kept.moments.items() if key.endswith(":step")}
+    assert steps == {12.0}
+    assert not reset.moments
+
+
+def test_two_kept_rounds_equal_one_round_of_an_unbroken_optimizer(tiny_model):
+    """With the same rows in the same order, keeping the moments makes a round boundary invisible."""
+    trainer = make_trainer(tiny_model, optimizer_state="keep", local_num_epochs=1, local_batch_size=12)
+    two = train(trainer, rounds=2)
+    trainer.config = TrainConfig.of(**{**DEFAULTS, "local_num_epochs": 2, "local_batch_size": 12})
+    one = train(trainer)
+    assert close(two.adapter, one.adapter)
+
+
+def test_divergence_is_an_error_that_names_the_client(tiny_model):
+    trainer = make_trainer(tiny_model)
+    start = {key: value + float("inf") for key, value in make_adapter(trainer.lora.shapes(), 0).items()}
+    with pytest.raises(TrainingError, match="client 3: the loss is not a number") as caught:
+        trainer.train(start, examples_of(trainer), round_number=1, client_id=3)
+    assert "local_learning_rate" in caught.value.hint
+
+
+def test_a_bfloat16_base_learns_as_well(tiny_model):
+    trainer = make_trainer(tiny_model, dtype="bfloat16")
+    examples = examples_of(trainer)
+    before = trainer.validate(None, examples)
+    assert trainer.validate(train(trainer, rounds=4).adapter, examples) < before - 0.3

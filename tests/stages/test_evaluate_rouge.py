@@ -1,0 +1,140 @@
+"""The stage from files to file: the contract's places and shape, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedlora.config.evaluate import EvaluateRougeConfig
+from fedlora.errors import DataError, UsageError
+from fedlora.stages.evaluate_rouge import run
+
+TARGETS = [
+    {"instruction": "capital of France", "input": "", "output": "Paris", "category": "capitals"},
+    {"instruction": "capital of Italy", "input": "", "output": "Rome", "category": "capitals"},
+    {"instruction": "add", "input": "2 3", "output": "the sum is 5", "category": "sums"},
+]
+ANSWERS = ["Paris ", "Milan", "the sum is 6"]
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def predictions(key: str = "answer") -> list[dict[str, Any]]:
+    rows = [
+        {"instruction": row["instruction"], "input": row["input"], key: answer, "category": row["category"]}
+        for row, answer in zip(TARGETS, ANSWERS, strict=True)
+    ]
+    return rows[::-1]
+
+
+def make_config(root: Path, **fields: Any) -> EvaluateRougeConfig:
+    return EvaluateRougeConfig.of(
+        exp_name="homo-1B",
+        communication_rounds=3,
+        target_file=root / "test.jsonl",
+        prediction_dir=root / "predictions",
+        evaluation_dir=root / "rouge",
+        **fields,
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_lines(tmp_path / "test.jsonl", TARGETS)
+    write_lines(tmp_path / "predictions" / "homo-1B" / "3" / "global_output.jsonl", predictions())
+    return tmp_path
+
+
+def test_the_file_has_the_contracts_shape_and_our_figures_beside(root: Path) -> None:
+    result = run(make_config(root))
+    stored = json.loads((root / "rouge" / "homo-1B" / "3" / "global_output_rouge.json").read_text("utf-8"))
+    assert stored == result
+    assert set(stored) == {"capitals", "sums", "overall", "fedlora"}
+    # "the sum is 5" against "the sum is 6": 3 of 4 words, 2 of 3 word pairs
+    assert stored["sums"] == pytest.approx({"rouge1": 0.75, "rouge2": 2 / 3, "rougeL": 0.75, "rougeLsum": 0.75})
+    # one word has no word pairs, so that even the right answer scores 0 there
+    assert stored["capitals"] == {"rouge1": 0.5, "rouge2": 0.0, "rougeL": 0.5, "rougeLsum": 0.5}
+    averages = {"avg_rouge1": 0.625, "avg_rouge2": 1 / 3, "avg_rougeL": 0.625, "avg_rougeLsum": 0.625}
+    assert stored["overall"] == pytest.approx(averages)
+    ours = stored["fedlora"]
+    assert ours["exact_match"] == {"categories": {"capitals": 0.5, "sums": 0.0}, "macro": 0.25, "micro": 1 / 3}
+    assert ours["micro"] == pytest.approx(
+        {"rouge1": 1.75 / 3, "rouge2": 2 / 9, "rougeL": 1.75 / 3, "rougeLsum": 1.75 / 3}
+    )
+    assert ours["num_samples"] == {"capitals": 2, "sums": 1}
+    assert ours["targets_sha256"] == hashlib.sha256((root / "test.jsonl").read_bytes()).hexdigest()
+    source = root / "predictions" / "homo-1B" / "3" / "global_output.jsonl"
+    assert ours["predictions_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"is_global_model": False, "client_id": 5}, "client_5"),
+        ({"is_base_model": True}, "base"),
+        ({"is_base_model": True, "is_global_model": False, "client_id": 5}, "base"),
+    ],
+)
+def test_the_three_flags_choose_the_file(root: Path, flags: dict[str, Any], name: str) -> None:
+    write_lines(root / "predictions" / "homo-1B" / "3" / f"{name}_output.jsonl", predictions())
+    run(make_config(root, **flags))
+    assert [path.name for path in (root / "rouge" / "homo-1B" / "3").iterdir()] == [f"{name}_output_rouge.json"]
+
+
+def test_keys_of_answer_and_target_can_be_chosen(root: Path) -> None:
+    write_lines(root / "predictions" / "homo-1B" / "3" / "global_output.jsonl", predictions("said"))
+    write_lines(root / "test.jsonl", [{**row, "right": row["output"], "output": "?"} for row in TARGETS])
+    assert run(make_config(root, prediction_key="said", target_key="right"))["sums"]["rouge1"] == 0.75
+
+
+def test_a_table_and_the_path_are_printed_and_progress_goes_elsewhere(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(make_config(root))
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["category", "rows", "exact", "rouge1", "rouge2", "rougeL", "rougeLsum"]
+    assert out[1].split() == ["capitals", "2", "0.500", "0.5000", "0.0000", "0.5000", "0.5000"]
+    assert out[4].split()[:3] == ["overall", "3", "0.250"]
+    assert out[5] == str(root / "rouge" / "homo-1B" / "3" / "global_output_rouge.json")
+    assert len(out) == 6
+
+
+def test_answers_that_rouge_cannot_see_are_mentioned(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = {"instruction": "q", "input": "", "category": "x"}
+    write_lines(root / "test.jsonl", [{**foreign, "output": "\u041c\u043e\u0441\u043a\u0432\u0430"}])
+    path = root / "predictions" / "homo-1B" / "3" / "global_output.jsonl"
+    write_lines(path, [{**foreign, "answer": "\u041c\u043e\u0441\u043a\u0432\u0430"}])
+    result = run(make_config(root))
+    assert "1 right answers hold no letter" in capsys.readouterr().err
+    assert result["fedlora"]["exact_match"]["micro"] == 1.0
+
+
+@pytest.mark.parametrize("change", ["missing", "surplus", "category", "reserved"])
+def test_a_test_file_that_does_not_fit_is_refused_and_nothing_is_written(root: Path, change: str) -> None:
+    rows = [dict(row) for row in TARGETS]
+    if change == "missing":
+        rows.append({**rows[0], "instruction": "capital of Spain"})
+    elif change == "surplus":
+        rows.pop()
+    else:
+        rows[0]["category"] = "overall" if change == "reserved" else "sums"
+    write_lines(root / "test.jsonl", rows)
+    with pytest.raises(DataError, match=r"test\.jsonl"):
+        run(make_config(root))
+    assert not (root / "rouge").exists()
+
+
+def test_missing_files_are_usage_errors_that_name_them(root: Path) -> None:
+    with pytest.raises(UsageError, match=r"client_0_output\.jsonl"):
+        run(make_config(root, is_global_model=False))
+    (root / "test.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"test\.jsonl"):
+        run(make_config(root))

@@ -1,0 +1,467 @@
+"""The report over synthetic runs: small folders with numbers that can be worked out by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from fedlora.config.evaluate import ReportConfig
+from fedlora.errors import UsageError
+from fedlora.stages.report import main_table_text, run
+
+CATEGORIES = ("capitals", "dates", "sums")
+ROUNDS = 2
+TEST_FILE = "t" * 64
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+class World:
+    """Folders of runs and results below `root`, filled by hand."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def config(self, *names: str, **fields: Any) -> ReportConfig:
+        folders = {field: self.root / field for field in ("model_dir", "prediction_dir", "rouge_dir", "llm_dir")}
+        return ReportConfig.of(
+            exp_names=names, communication_rounds=ROUNDS, report_dir=self.root / "reports", **folders, **fields
+        )
+
+    def train(self, mode: str, *, name: str = "", steps: int = 4, rounds: int = ROUNDS, **changes: Any) -> str:
+        """A run in which the client of category i holds 10 rows of it; every client trains in every round."""
+        name = name or mode
+        folder = self.root / "model_dir" / name
+        clients = [
+            {"client_id": i, "file": f"{i}.json", "sha256": f"{i}" * 64, "num_examples": 10, "categories": {c: 10}}
+            for i, c in enumerate(CATEGORIES)
+        ]
+        config = {"exp_name": name, "federation_mode": mode, "seed": 42, "lora_r": 8, "local_val_set_size": 0}
+        facts = {"format": 1, "exp_name": name, "mode": mode, "base_model": "tiny", "config": config,
+                 "versions": {"fedlora": "0.1.0", "torch": "2.13.0"}, "device": "cpu", "base_dtype": "float32",
+                 "adapter": {"num_parameters": 100, "num_bytes": 400}, "clients": clients}  # fmt: skip
+        config.update({key: changes.pop(key) for key in list(changes) if key in config})
+        write(folder / "run.json", {**facts, **changes})
+        (folder / "metrics.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in metrics(mode, steps, rounds)), encoding="utf-8"
+        )
+        return name
+
+    def score(self, name: str, output: str, exact: dict[str, float], rouge_l: float = 0.5, **meta: Any) -> None:
+        """Predictions, their sidecar and their scores; 10 test rows per category."""
+        predictions = self.root / "prediction_dir" / name / str(ROUNDS) / f"{output}_output.jsonl"
+        write(predictions, {"of": f"{name}/{output}"})
+        sidecar = {
+            "adapter_sha256": None if output == "base" else "a" * 64,
+            "num_rows": 30,
+            "prompt_template": "chat",
+            "decoding": {"temperature": 0},
+            "test_file_sha256": TEST_FILE,
+        }
+        write(predictions.with_name(f"{output}_output.meta.json"), {**sidecar, **meta})
+        ours = {
+            "exact_match": {"categories": exact, "macro": fmean(exact.values())},
+            "num_samples": dict.fromkeys(exact, 10),
+            "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
+            "targets_sha256": meta.get("test_file_sha256", TEST_FILE),
+        }
+        scores = {"overall": {"avg_rougeL": rouge_l}, "fedlora": ours}
+        write(self.root / "rouge_dir" / name / str(ROUNDS) / f"{output}_output_rouge.json", scores)
+
+    def judge(self, name: str, output: str) -> None:
+        result = {"num_samples": 30, "eval_failures": 1, "win": 20, "tie": 6, "loss": 4, "position_flip_rate": 0.1,
+                  "overall_pred_avg": 40.0, "overall_prop_avg": 60.0, "overall_ratio": 1.5,
+                  "judge": {"model_asked": "judge|1", "models_returned": ["judge|1"]},
+                  "files": {"proposed": {"path": "homo/2/global_output.jsonl"}}}  # fmt: skip
+        write(self.root / "llm_dir" / name / str(ROUNDS) / f"{output}_results.json", result)
+
+
+def metrics(mode: str, steps: int, rounds: int) -> list[dict[str, Any]]:
+    """Held-out loss 3.0 untrained, then 2.0 + client / 10 - round / 10 in none, and 2.0 - round / 10 elsewhere."""
+    rows: list[dict[str, Any]] = [{"kind": "round", "round": 0, "val_loss": 3.0}]
+    clients = [-1] if mode == "pooled" else list(range(len(CATEGORIES)))
+    sent = 0 if mode in ("none", "pooled") else 400
+    for number in range(1, rounds + 1):
+        for client in clients:
+            row = {"kind": "client", "round": number, "client_id": client, "num_steps": steps, "num_tokens": 100,
+                   "bytes_down": sent, "bytes_up": sent, "seconds": 1.5}  # fmt: skip
+            if mode == "none":
+                row["val_loss"] = 2.0 + client / 10 - number / 10
+            rows.append(row)
+        rows.append({"kind": "round", "round": number, "quarantined": [], "loss": 1.0 / number,
+                     "val_loss": 2.0 - number / 10})  # fmt: skip
+    return rows
+
+
+@pytest.fixture
+def real_pictures() -> None:
+    """For the tests that look at the pictures; the others do without, as drawing takes most of the time."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real_pictures" not in request.fixturenames:
+        monkeypatch.setattr("fedlora.stages.report.draw_rounds", lambda findings: b"rounds")
+        monkeypatch.setattr("fedlora.stages.report.draw_categories", lambda findings: b"clients")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """base, none, seq, homo and pooled, everything scored."""
+    world = World(tmp_path)
+    for mode in ("homo", "none", "seq"):
+        world.train(mode)
+    world.train("pooled", steps=12)
+    world.score("homo", "base", dict.fromkeys(CATEGORIES, 0.1), rouge_l=0.2)
+    for client, own in enumerate(CATEGORIES):
+        world.score("none", f"client_{client}", {category: 0.9 if category == own else 0.0 for category in CATEGORIES})
+    world.score("seq", "global", {"capitals": 0.2, "dates": 0.5, "sums": 0.8})
+    world.score("homo", "global", {"capitals": 0.6, "dates": 0.7, "sums": 0.8}, rouge_l=0.7)
+    world.score("pooled", "global", dict.fromkeys(CATEGORIES, 0.9))
+    return world
+
+
+ALL = ("homo", "none", "seq", "pooled")
+
+
+def report_of(world: World, *names: str) -> tuple[Any, str, dict[str, Any]]:
+    findings = run(world.config(*names))
+    folder = world.root / "reports" / "report"
+    return findings, (folder / "report.md").read_text("utf-8"), json.loads((folder / "report.json").read_text("utf-8"))
+
+
+def row_of(findings: Any, label: str) -> Any:
+    return next(row for row in findings.rows if row.label.startswith(label))
+
+
+def test_rows_come_in_the_order_base_none_seq_homo_pooled_whatever_the_order_of_the_names(world: World) -> None:
+    findings, _, stored = report_of(world, "pooled", "homo", "seq", "none")
+    labels = [row.label for row in findings.rows]
+    assert labels == [
+        "base",
+        "none client 0 (capitals)",
+        "none client 1 (dates)",
+        "none client 2 (sums)",
+        "none mean of 3 (costs: total)",
+        "seq",
+        "homo",
+        "pooled",
+    ]
+    assert [row["label"] for row in stored["rows"]] == labels
+
+
+def test_own_all_rouge_and_loss_are_the_numbers_worked_out_by_hand(world: World) -> None:
+    findings, _, _ = report_of(world, *ALL)
+    base, client, mean, homo = (row_of(findings, label) for label in ("base", "none client 1", "none mean", "homo"))
+    assert (base.own, base.all, base.rouge_l, base.held_out_loss) == pytest.approx((0.1, 0.1, 0.2, 3.0))
+    assert (client.own, client.all, client.held_out_loss) == pytest.approx((0.9, 0.3, 1.9))
+    assert (mean.own, mean.all, mean.rouge_l, mean.held_out_loss) == pytest.approx((0.9, 0.3, 0.5, 1.9))
+    assert (homo.own, homo.all, homo.rouge_l, homo.held_out_loss) == pytest.approx((0.7, 0.7, 0.7, 1.8))
+    assert mean.categories == pytest.approx({"capitals": 0.3, "dates": 0.3, "sums": 0.3})
+
+
+def test_own_weighs_a_mixed_client_by_its_training_rows(world: World) -> None:
+    path = world.root / "model_dir" / "homo" / "run.json"
+    facts = json.loads(path.read_text("utf-8"))
+    facts["clients"] = facts["clients"][:1]
+    facts["clients"][0]["categories"] = {"capitals": 30, "sums": 10}
+    write(path, facts)
+    findings, _, _ = report_of(world, "homo")
+    assert row_of(findings, "homo").own == pytest.approx(0.75 * 0.6 + 0.25 * 0.8)
+
+
+def test_costs_are_sums_over_rounds_and_clients_and_the_mean_row_holds_totals(world: World) -> None:
+    findings, _, _ = report_of(world, *ALL)
+    costs = {label: row_of(findings, label).costs for label in ("base", "none client 0", "none mean", "homo", "pooled")}
+    shown = {label: (one.steps, one.tokens, one.bytes_sent, one.seconds) for label, one in costs.items()}
+    assert shown == {
+        "base": (0, 0, 0, 0.0),
+        "none client 0": (8, 200, 0, 3.0),
+        "none mean": (24, 600, 0, 9.0),
+        "homo": (24, 600, 4800, 9.0),
+        "pooled": (24, 200, 0, 3.0),
+    }
+
+
+def test_metrics_after_the_compared_round_are_ignored(world: World) -> None:
+    world.train("homo", rounds=ROUNDS + 3)
+    findings, _, stored = report_of(world, "homo")
+    assert row_of(findings, "homo").costs.steps == 24
+    assert row_of(findings, "homo").held_out_loss == pytest.approx(1.8)
+    assert [point[0] for point in stored["curves"]["homo"]["held_out"]] == [0, 1, 2]
+
+
+def test_a_client_that_missed_the_last_round_keeps_its_latest_held_out_loss(world: World) -> None:
+    path = world.root / "model_dir" / "none" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    kept = [row for row in rows if (row["round"], row.get("client_id")) != (ROUNDS, 2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    findings, _, _ = report_of(world, "none", "homo")
+    assert row_of(findings, "none client 2").held_out_loss == pytest.approx(2.1)
+    assert row_of(findings, "none mean").held_out_loss == pytest.approx((1.8 + 1.9 + 2.1) / 3)
+
+
+def test_a_complete_and_equal_comparison_has_no_warning_and_no_gap(world: World) -> None:
+    findings, markdown, _ = report_of(world, *ALL)
+    assert findings.warnings == []
+    assert findings.gaps == []
+    assert "Warning" not in markdown
+    assert any("raw rows" in note for note in findings.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 7}, "differ in steps: 42 (seq); 24 (homo)"),
+        ({"seed": 43}, "differ in seed: 42 (homo); 43 (seq)"),
+        ({"device": "cuda:0"}, "differ in device and dtype: cpu float32 (homo); cuda:0 float32 (seq)"),
+        ({"base_model": "other"}, "differ in base model: tiny (homo); other (seq)"),
+        ({"clients": [{"client_id": 0, "sha256": "x" * 64, "num_examples": 1, "categories": {"sums": 1}}]}, "data"),
+    ],
+)
+def test_experiments_that_differ_in_what_makes_them_comparable_get_a_warning(
+    world: World, changes: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.train("seq", **changes)
+    findings, markdown, _ = report_of(world, "homo", "seq")
+    assert len(findings.warnings) == 1
+    assert words in findings.warnings[0]
+    assert "> **Warning:**" in markdown
+    assert f"warning: {findings.warnings[0]}" in capsys.readouterr().out
+
+
+def test_the_steps_of_all_none_clients_together_are_compared_with_the_other_modes(world: World) -> None:
+    world.train("none", steps=5)
+    findings, _, _ = report_of(world, *ALL)
+    assert findings.warnings == ["the experiments differ in steps: 30 (none); 24 (seq, homo, pooled)"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("test_file_sha256", "u" * 64, "different test files"),
+        ("decoding", {"temperature": 0.1}, "decoded differently"),
+        ("prompt_template", "alpaca", "different prompts"),
+    ],
+)
+def test_answers_to_other_questions_or_other_rules_get_a_warning(
+    world: World, field: str, value: Any, words: str
+) -> None:
+    world.score("seq", "global", dict.fromkeys(CATEGORIES, 0.5), **{field: value})
+    findings, _, _ = report_of(world, *ALL)
+    assert [words in warning for warning in findings.warnings] == [True]
+
+
+def test_other_held_out_rows_get_a_warning(world: World) -> None:
+    path = world.root / "model_dir" / "seq" / "metrics.jsonl"
+    path.write_text(path.read_text("utf-8").replace('"val_loss": 3.0', '"val_loss": 2.5'), encoding="utf-8")
+    findings, _, _ = report_of(world, *ALL)
+    assert len(findings.warnings) == 1
+    assert "held-out rows differ" in findings.warnings[0]
+
+
+def test_scores_of_predictions_that_were_replaced_get_a_warning(world: World) -> None:
+    (world.root / "prediction_dir" / "homo" / str(ROUNDS) / "global_output.jsonl").write_text("{}\n")
+    findings, _, _ = report_of(world, *ALL)
+    assert findings.warnings == ["homo: predictions changed after they were scored: global"]
+
+
+def test_answers_of_an_adapter_that_was_trained_anew_since_get_a_warning(world: World) -> None:
+    for name, stored in {"seq": "a" * 64, "none": "b" * 64}.items():
+        manifest = {"files": {"adapter_model.bin": {"sha256": stored, "bytes": 1}}}
+        write(world.root / "model_dir" / name / str(ROUNDS) / "manifest.json", manifest)
+    findings, _, _ = report_of(world, *ALL)
+    assert findings.warnings == [
+        "none: predictions were made with another adapter than the run has now: client_0, client_1, client_2"
+    ]
+
+
+def test_missing_scores_leave_dashes_and_name_the_commands_that_make_them(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for client in (0, 2):
+        (world.root / "rouge_dir" / "none" / str(ROUNDS) / f"client_{client}_output_rouge.json").unlink()
+        (world.root / "prediction_dir" / "none" / str(ROUNDS) / f"client_{client}_output.jsonl").unlink()
+    (world.root / "rouge_dir" / "seq" / str(ROUNDS) / "global_output_rouge.json").unlink()
+    findings, markdown, _ = report_of(world, *ALL)
+    text = capsys.readouterr().out
+    line = next(line for line in text.splitlines() if line.startswith("none client 0"))
+    assert line.split()[4:9] == ["-", "-", "-", "-", "1.800"]
+    assert row_of(findings, "none mean").all is None
+    assert row_of(findings, "none mean").costs.steps == 24
+    gaps = {gap.text: gap.commands for gap in findings.gaps}
+    assert list(gaps) == [
+        "none client 0 (capitals), none client 2 (sums): no predictions (shown for the first of them)",
+        "seq: not scored",
+    ]
+    generate, score = gaps[next(iter(gaps))]
+    assert generate.startswith("fedlora generate --exp_name none --communication_rounds 2 --is_global_model false")
+    assert "--client_id 0" in generate
+    assert score.startswith("fedlora evaluate_rouge --exp_name none --communication_rounds 2")
+    assert len(gaps["seq: not scored"]) == 1
+    assert f"`{generate}`" in markdown
+    assert generate in text
+
+
+def test_a_run_that_has_not_reached_the_round_shows_no_costs_and_says_so(world: World) -> None:
+    world.train("seq", rounds=1)
+    findings, _, _ = report_of(world, *ALL)
+    seq = row_of(findings, "seq")
+    assert (seq.costs, seq.held_out_loss) == (None, None)
+    assert [gap.text for gap in findings.gaps] == ["seq: trained 1 of 2 rounds"]
+
+
+def test_a_name_without_a_run_gets_a_row_of_dashes_and_a_command(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings, _, _ = report_of(world, "homo", "absent")
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("absent"))
+    assert set(line.split()[1:]) == {"-"}
+    assert findings.gaps[0].commands == ("fedlora train --exp_name absent --num_communication_rounds 2",)
+
+
+def test_nothing_at_all_is_a_usage_error_and_leaves_no_file(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with pytest.raises(UsageError, match="homo or none") as caught:
+        run(world.config("homo", "none"))
+    assert "fedlora train" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_without_validation_or_scores_still_make_a_report(tmp_path: Path, real_pictures: None) -> None:
+    world = World(tmp_path)
+    world.train("homo")
+    path = tmp_path / "model_dir" / "homo" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()[1:]]
+    path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "val_loss"}) + "\n" for row in rows))
+    findings, markdown, _ = report_of(world, "homo")
+    assert row_of(findings, "homo").held_out_loss is None
+    assert any("no held-out loss" in gap.text for gap in findings.gaps)
+    assert "rounds.png" in markdown
+    assert "clients.png" not in markdown
+    assert not (tmp_path / "reports" / "report" / "clients.png").exists()
+
+
+def test_a_broken_line_of_metrics_is_named_with_its_number(world: World) -> None:
+    path = world.root / "model_dir" / "seq" / "metrics.jsonl"
+    lines = path.read_text("utf-8").splitlines()
+    path.write_text("\n".join([*lines[:2], '{"kind": "cl', *lines[3:]]), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"seq/metrics\.jsonl:3"):
+        run(world.config(*ALL))
+
+
+def test_scores_that_another_program_wrote_are_refused_by_name(world: World) -> None:
+    write(world.root / "rouge_dir" / "seq" / str(ROUNDS) / "global_output_rouge.json", {"overall": {"avg_rougeL": 0.2}})
+    with pytest.raises(UsageError, match=r"global_output_rouge\.json: not written by fedlora"):
+        run(world.config(*ALL))
+
+
+def test_two_experiments_of_one_mode_are_told_apart_by_name(world: World) -> None:
+    world.train("homo", name="homo-r4", lora_r=4)
+    world.score("homo-r4", "global", dict.fromkeys(CATEGORIES, 0.4))
+    findings, markdown, stored = report_of(world, "homo", "homo-r4", "seq")
+    assert [row.label for row in findings.rows] == ["base", "seq", "homo", "homo-r4"]
+    assert stored["config_differences"] == {"lora_r": {"homo": 8, "homo-r4": 4, "seq": 8}}
+    assert r"| lora\_r | 8 | 4 | 8 |" in markdown
+
+
+def test_the_judge_gets_a_table_of_its_own_where_it_was_asked(world: World) -> None:
+    assert "## Judge" not in report_of(world, *ALL)[1]
+    world.judge("none", "client_1")
+    findings, markdown, stored = report_of(world, *ALL)
+    assert (
+        "| none client\\_1 | homo/2/global\\_output.jsonl | judge\\|1 | 20 / 6 / 4 | 10.0% | 40.0 | 60.0 | 1 |"
+        in markdown
+    )
+    assert stored["judgements"][0]["win"] == 20
+    assert findings.judgements[0].position_flip_rate == 0.1
+
+
+def test_quarantined_clients_are_listed_with_the_reason(world: World) -> None:
+    path = world.root / "model_dir" / "homo" / "metrics.jsonl"
+    fault = '"quarantined": [{"client_id": 1, "reason": "non-finite tensor q_proj"}]'
+    path.write_text(path.read_text("utf-8").replace('"quarantined": []', fault, 1), encoding="utf-8")
+    findings, markdown, _ = report_of(world, *ALL)
+    assert findings.quarantined == ["homo, round 1, client 1: non-finite tensor q_proj"]
+    assert "- homo, round 1, client 1: non-finite tensor q\\_proj" in markdown
+
+
+def test_a_client_without_rows_has_no_row_and_does_not_spoil_the_mean(world: World) -> None:
+    path = world.root / "model_dir" / "none" / "run.json"
+    facts = json.loads(path.read_text("utf-8"))
+    facts["clients"].append({"client_id": 3, "sha256": "3" * 64, "num_examples": 0, "categories": {}})
+    write(path, facts)
+    findings, _, _ = report_of(world, "none")
+    assert row_of(findings, "none mean of 3").all == pytest.approx(0.3)
+    assert "none: clients without training rows are left out: 3" in findings.notes
+
+
+def test_names_from_data_cannot_break_the_tables_or_put_markup_into_the_report(
+    world: World, real_pictures: None
+) -> None:
+    hostile = "a|b\n<script>alert(1)</script> ![x](http://x) $\\frac$ \x1b[31m"
+    for name in ("homo", "seq"):
+        world.score(name, "global", {hostile: 0.5, "capitals": 0.5, "dates": 0.5, "sums": 0.5})
+    findings, markdown, _ = report_of(world, "homo", "seq")
+    assert hostile in findings.categories
+    assert "<script>" not in markdown
+    assert "![x]" not in markdown
+    assert "\x1b" not in markdown
+    tables = [line for line in markdown.splitlines() if line.startswith("|")]
+    cells = {line.replace("\\|", "").count("|") for line in tables if "a\\|b" in line}
+    assert cells == {6}
+
+
+def test_a_test_file_that_lacks_a_trained_category_leaves_own_empty(world: World) -> None:
+    world.score("homo", "global", {"capitals": 0.6, "dates": 0.7})
+    findings, _, _ = report_of(world, "homo")
+    assert row_of(findings, "homo").own is None
+    assert row_of(findings, "homo").all == pytest.approx(0.65)
+    assert any("lacks a category" in note for note in findings.notes)
+
+
+def test_the_pictures_are_png_files_with_the_same_bytes_every_time(world: World, real_pictures: None) -> None:
+    world.train("homo", name="homo-2")
+    run(world.config(*ALL, "homo-2"))
+    folder = world.root / "reports" / "report"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    run(world.config(*ALL, "homo-2"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert set(first) == {"report.md", "report.json", "rounds.png", "clients.png"}
+    assert first["rounds.png"].startswith(b"\x89PNG")
+    assert first["rounds.png"] != first["clients.png"]
+    assert b"Software" not in first["rounds.png"]
+
+
+def test_the_main_table_is_aligned_and_ends_with_the_path_of_the_report(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings, _, _ = report_of(world, *ALL)
+    out = capsys.readouterr().out
+    assert main_table_text(findings) in out
+    lines = out.splitlines()
+    assert lines[-1] == str(world.root / "reports" / "report" / "report.md")
+    assert len({len(line) for line in lines[:10]}) == 1
+    assert lines[0].split("  ")[0] == "model"
+    homo = next(line for line in lines if line.startswith("homo"))
+    assert homo.split() == ["homo", "0.700", "0.700", "0.533-0.867", "0.700", "1.800", "24", "600", "4.8", "kB", "9.0"]
+
+
+def test_on_a_terminal_the_table_is_drawn_and_names_stay_text(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    run(world.config(*ALL))
+    out = capsys.readouterr().out
+    assert "\u2502" in out
+    assert "none client 0 (capitals)" in out

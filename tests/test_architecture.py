@@ -1,0 +1,133 @@
+"""The shape of the package, read from its source: who may import whom, and who may write files."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "fedlora"
+FLOORS = ["ground", "data", "federated", "llm", "evaluation", "runs", "engines", "stages", "doors"]
+DOORS = {"cli", "flags", "demo", "__main__"}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def floor_of(module: str) -> int:
+    """Height of a module named without the leading `fedlora.`."""
+    first = module.split(".")[0]
+    if first in DOORS:
+        return FLOORS.index("doors")
+    return FLOORS.index(first) if first in FLOORS else FLOORS.index("ground")
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Every module imported anywhere in `tree`, inside functions too; `from a import b` counts as `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name their package in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def importers_of(*packages: str) -> set[str]:
+    """Modules that import one of `packages` or anything inside it."""
+    prefixes = tuple(f"{package}." for package in packages)
+    return {
+        module for module, tree in MODULES.items() if any(f"{name}.".startswith(prefixes) for name in imports_of(tree))
+    }
+
+
+def on_floor(*floors: str) -> set[str]:
+    return {module for module in MODULES if FLOORS[floor_of(module)] in floors}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_floor_imports_only_from_itself_and_below(module):
+    inside = [name.removeprefix("fedlora.") for name in imports_of(MODULES[module]) if name.startswith("fedlora.")]
+    above = [name for name in inside if floor_of(name) > floor_of(module)]
+    assert not above
+
+
+def test_only_llm_knows_the_model_libraries():
+    assert not importers_of("transformers", "peft") - on_floor("llm")
+
+
+def test_data_and_ground_work_without_torch():
+    assert not importers_of("torch") & on_floor("data", "ground") - {"types"}
+
+
+def test_federated_has_no_files_and_no_clock():
+    impure = importers_of("os", "io", "pathlib", "shutil", "tempfile", "time", "datetime", "numpy", "safetensors")
+    assert not impure & on_floor("federated")
+    assert not importers_of("fedlora.files") & on_floor("federated")
+
+
+def test_no_module_draws_from_python_s_global_random_state():
+    drawn = {
+        f"{module}: random.{node.attr}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "random" and node.attr != "Random"
+    }
+    assert not drawn
+
+
+def test_only_the_command_line_parses_arguments():
+    assert not importers_of("argparse", "shtab") - {"cli", "flags"}
+
+
+def test_no_module_is_longer_than_300_lines():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert not {str(path.relative_to(PACKAGE)): length for path, length in lengths.items() if length > 300}
+
+
+def writes_of(tree: ast.AST) -> Iterator[str]:
+    """Calls that write to a path themselves instead of leaving it to fedlora.files."""
+    buffers = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and "BytesIO" in ast.dump(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        values = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+        texts = [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        last = name.split(".")[-1]
+        opened = last in ("open", "fdopen") and any(re.fullmatch("[rbt+]*[wax+][bt+]*", text) for text in texts)
+        written = name.endswith((".write_text", ".write_bytes")) and not name.startswith("files.")
+        saved = name == "torch.save" and (len(call.args) < 2 or ast.unparse(call.args[1]) not in buffers)
+        if opened or written or saved or last == "save_file" or name == "json.dump":
+            yield ast.unparse(call)
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"files"} - on_floor("runs")))
+def test_files_are_written_by_the_one_atomic_writer(module):
+    assert not list(writes_of(MODULES[module]))
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("open(p, 'w')", 1),
+        ("p.open('ab')", 1),
+        ("p.open(mode='x')", 1),
+        ("os.fdopen(d, 'wb')", 1),
+        ("p.write_text(t)", 1),
+        ("torch.save(s, p)", 1),
+        ("save_file(s, p)", 1),
+        ("json.dump(v, h)", 1),
+        ("p.open()\nopen(p, 'rb')\np.open('r', encoding='utf-8')", 0),
+        ("files.write_text(p, t)\nwrite_json(p, v)\nb = io.BytesIO()\ntorch.save(s, b)", 0),
+    ],
+)
+def test_the_rule_on_writing_sees_what_it_should(source, count):
+    assert len(list(writes_of(ast.parse(source)))) == count
