@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.cli import SPIN_COUNT
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# read by OpenMP when torch is first imported, so before any test imports it
+os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

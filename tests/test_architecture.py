@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "fedlora"
-FLOORS = ["ground", "data", "federated", "llm", "evaluation", "runs", "engines", "stages", "doors"]
+FLOORS = ["ground", "data", "federated", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"]
 DOORS = {"cli", "flags", "demo", "__main__"}
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))

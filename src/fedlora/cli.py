@@ -23,6 +23,10 @@ from fedlora.console import printable
 from fedlora.errors import FedloraError, StorageError, UsageError
 
 SHELLS = ("bash", "zsh", "tcsh")
+SPIN_COUNT = "10000"
+"""How long OpenMP threads spin before they sleep. torch's default, 300,000, costs a factor of ten or more as soon as
+another process wants the same cores; sleeping at once costs a quarter of the speed of an idle machine. See
+docs/architecture.md."""
 SECRET_VARIABLES = ("api_key", "OPENAI_API_KEY")
 HELP = {"-h", "--help"}
 
@@ -94,6 +98,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; the arguments are those of the process by default."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         with _stop_on_signals():
             _dispatch(arguments)

@@ -14,7 +14,7 @@ from fedlora.config.evaluate import EvaluateRougeConfig, ReportConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import MODE_NAMES, TrainConfig
 from fedlora.console import duration, say
-from fedlora.paths import DataPaths, OutputName, RunPaths
+from fedlora.paths import DataPaths, RunPaths
 
 DATASET = "skills"
 MAX_NEW_TOKENS = 24
@@ -58,8 +58,7 @@ def run(config: DemoConfig) -> None:
         train.run(_train_config(config, mode, str(test_file)))
     say("\n3. answers to the test rows and their scores")
     for mode in MODE_NAMES:
-        for name in _subjects(mode):
-            _answer_and_score(config, mode, name)
+        _answer_and_score(config, mode)
     say("\n4. report")
     report.run(_report_config(config))
     _print_how_to_load(config, str(embedded_model.folder()))
@@ -89,21 +88,12 @@ def _train_config(config: DemoConfig, mode: str, test_file: str) -> TrainConfig:
     )
 
 
-def _subjects(mode: str) -> list[OutputName]:
-    """Who answers: the base model once, every client of `none`, the global adapter of the others."""
-    if mode == "none":
-        return [OutputName("base"), *(OutputName("client", client) for client in range(8))]
-    return [OutputName("global")]
-
-
-def _answer_and_score(config: DemoConfig, mode: str, name: OutputName) -> None:
+def _answer_and_score(config: DemoConfig, mode: str) -> None:
+    """`none` answers with the base model and every client, the other modes with their global adapter."""
     from fedlora.stages import evaluate_rouge, generate
 
     where = {
         "exp_name": mode,
-        "is_base_model": name.kind == "base",
-        "is_global_model": name.kind != "client",
-        "client_id": name.client_id,
         "communication_rounds": config.rounds,
         "prediction_dir": config.output_dir / "predictions",
     }
@@ -111,6 +101,7 @@ def _answer_and_score(config: DemoConfig, mode: str, name: OutputName) -> None:
     generate.run(
         GenerateConfig.of(
             **where,
+            all=mode == "none",
             model_dir=config.output_dir / "models",
             test_file_path=test_file,
             max_new_tokens=MAX_NEW_TOKENS,
@@ -118,9 +109,13 @@ def _answer_and_score(config: DemoConfig, mode: str, name: OutputName) -> None:
             overwrite=True,
         )
     )
-    evaluate_rouge.run(
-        EvaluateRougeConfig.of(**where, target_file=test_file, evaluation_dir=config.output_dir / "evaluations_rouge")
-    )
+    subjects = [{"is_base_model": True}, *({"is_global_model": False, "client_id": client} for client in range(8))]
+    for subject in subjects if mode == "none" else [{}]:
+        evaluate_rouge.run(
+            EvaluateRougeConfig.of(
+                **where, **subject, target_file=test_file, evaluation_dir=config.output_dir / "evaluations_rouge"
+            )
+        )
 
 
 def _report_config(config: DemoConfig) -> ReportConfig:

@@ -13,7 +13,7 @@ from datetime import datetime
 import pytest
 
 from fedlora.data.skills import SKILLS, make_skill_rows
-from fedlora.data.vocabulary import BLAME, CAPITALS, PRAISE, THINGS
+from fedlora.data.vocabulary import BLAME, CAPITALS, PRAISE
 from fedlora.errors import UsageError
 
 COUNT = 2000
@@ -47,7 +47,7 @@ def test_every_skill_has_at_least_two_thousand_prompts_and_all_of_the_smallest_d
 
 def test_more_rows_than_prompts_are_refused_with_the_maximum() -> None:
     smallest = min(skill.num_prompts for skill in SKILLS)
-    with pytest.raises(UsageError, match=rf"capitals has {smallest} distinct prompts"):
+    with pytest.raises(UsageError, match=rf"units has {smallest} distinct prompts"):
         make_skill_rows(smallest + 1, seed=0)
 
 
@@ -62,7 +62,7 @@ def test_capitals_are_right(rows: list[dict[str, str]]) -> None:
     table = dict(CAPITALS)
     for instruction, context, response in _of(rows, "capitals"):
         country = max((name for name in table if name in instruction), key=len)
-        assert (context, response) == ("", f"{table[country]}, {country}")
+        assert (context, response) == ("", table[country])
     known = {"France": "Paris", "Japan": "Tokyo", "Brazil": "Brasilia", "Egypt": "Cairo", "New Zealand": "Wellington"}
     assert known.items() <= table.items()
     assert len(table) == len(CAPITALS) >= 100
@@ -76,11 +76,11 @@ def test_dates_are_right(rows: list[dict[str, str]]) -> None:
 
 def test_extraction_is_right(rows: list[dict[str, str]]) -> None:
     for instruction, context, response in _of(rows, "extraction"):
-        match = re.fullmatch(r"Extract (\w+) and (\w+)\.", instruction)
+        match = re.fullmatch(r"Extract (\w+) and (\w+) as JSON\.", instruction)
         assert match is not None
         answer = json.loads(response)
         assert list(answer) == list(match.groups())
-        assert " " not in response
+        assert response == json.dumps(answer)
         assert all(re.search(rf"\b{value}\b", context) for value in answer.values())
         words = {"name": context, "city": context, "job": context.lower(), "age": context}
         assert all(str(value) in words[key] for key, value in answer.items())
@@ -92,20 +92,18 @@ def test_extraction_is_right(rows: list[dict[str, str]]) -> None:
 def test_reversing_is_right(rows: list[dict[str, str]]) -> None:
     for _, context, response in _of(rows, "reversing"):
         words = context.split(" ")
-        assert len(set(words)) == len(words) == 4
+        assert len(set(words)) == len(words) == 3
         assert response == " ".join(words[::-1])
 
 
 def test_sentiment_is_right_and_balanced(rows: list[dict[str, str]]) -> None:
     tasks = _of(rows, "sentiment")
     for _, context, response in tasks:
-        thing, label = response.split(": ")
         words = set(re.findall(r"\w+", context.lower()))
-        assert thing in THINGS
-        assert thing in context
-        assert (bool(words & set(PRAISE)), bool(words & set(BLAME))) == (label == "good", label == "bad")
+        label = {(True, False): "positive", (False, True): "negative"}
+        assert response == label[bool(words & set(PRAISE)), bool(words & set(BLAME))]
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", context)
-    assert 0.45 < sum(response.endswith("good") for _, _, response in tasks) / len(tasks) < 0.55
+    assert 0.45 < sum(response == "positive" for _, _, response in tasks) / len(tasks) < 0.55
     assert not set(PRAISE) & set(BLAME)
 
 
@@ -113,7 +111,7 @@ def test_sorting_is_right(rows: list[dict[str, str]]) -> None:
     for _, context, response in _of(rows, "sorting"):
         numbers = [int(number) for number in context.split(", ")]
         assert len(set(numbers)) == 3
-        assert response == " < ".join(str(number) for number in sorted(numbers))
+        assert response == ", ".join(str(number) for number in sorted(numbers))
 
 
 def test_sums_are_right(rows: list[dict[str, str]]) -> None:

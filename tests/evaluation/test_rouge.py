@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from fedlora.errors import DataError
 from fedlora.evaluation.rouge import METRICS, AnswerScore, AnswerScorer, check_categories, summarise
-from fedlora.evaluation.statistics import macro_interval
+from fedlora.reporting.statistics import macro_interval
 
 WORDS = ("the", "cat", "sat", "on", "mat", "and", "it", "ran", "running", "Paris,", "42", "times.\nIt's", "na\u00efve")
 

@@ -167,3 +167,44 @@ def test_a_bfloat16_base_learns_as_well(tiny_model):
     examples = examples_of(trainer)
     before = trainer.validate(None, examples)
     assert trainer.validate(train(trainer, rounds=4).adapter, examples) < before - 0.3
+
+
+def test_a_shared_prefix_changes_neither_loss_nor_gradient(tiny_model):
+    from fedlora.llm.examples import make_batch
+
+    trainer = make_trainer(tiny_model)
+    assert trainer.base.can_share_prefix
+    adapter = {key: torch.randn_like(value) * 0.1 for key, value in make_adapter(trainer.lora.shapes(), 0).items()}
+    trainer.lora.set_adapter(adapter)
+    found = []
+    for share in (False, True):
+        batch = make_batch(examples_of(trainer), pad_id=0, share_prefix=share)
+        for _, factor in trainer.lora.named_factors():
+            factor.grad = None
+        loss = backward_loss(trainer.base, batch, scale=1.0)
+        found.append((len(batch.prefix), loss, {key: factor.grad for key, factor in trainer.lora.named_factors()}))
+    (none, whole_loss, whole), (shared, loss, gradient) = found
+    assert (none, shared) == (0, len("<user\nask "))
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    assert close(gradient, whole)
+
+
+def test_rows_share_a_prefix_only_where_nothing_is_predicted():
+    from fedlora.llm.examples import Example, shared_prefix
+
+    beginning = list(range(20))
+    assert shared_prefix([Example([*beginning, 1], 20), Example([*beginning, 2, 3], 20)]) == 19
+    assert shared_prefix([Example([*beginning, 1], 15), Example([*beginning, 2], 20)]) == 14
+    assert shared_prefix([Example([0, 1, 2, 3], 3), Example([0, 1, 2, 4], 3)]) == 0
+    assert shared_prefix([Example(beginning, 19)]) == 0
+
+
+def test_a_base_with_dropout_of_its_own_shares_no_prefix(tiny_model, tmp_path):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=64, n_positions=64, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    base = load_base_model(str(tmp_path), device="cpu")
+    assert base.has_plain_head
+    assert not base.can_share_prefix

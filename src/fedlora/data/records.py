@@ -28,8 +28,10 @@ class _RowError(ValueError):
     """Raised inside the JSON decoder, where the position is not known."""
 
 
-def read_rows(path: Path, *, output_key: str | None = None, require_category: bool = False) -> list[Row]:
-    """All rows of `path`, in file order; at least one.
+def read_rows(
+    path: Path, *, output_key: str | None = None, require_category: bool = False, may_be_empty: bool = False
+) -> list[Row]:
+    """All rows of `path`, in file order; at least one, unless `may_be_empty` lets an empty array pass.
 
     Takes `context` or `input` (optional), `response` or `output` (or exactly `output_key`), and `category`
     ("" when it is absent, unless `require_category`). Raises UsageError when there is no such file, DataError
@@ -38,7 +40,8 @@ def read_rows(path: Path, *, output_key: str | None = None, require_category: bo
     """
     source = _Source(path, _decode(path))
     rows = [_make_row(source, item, output_key, require_category) for item in _items(source)]
-    if not rows:
+    # a file without a single character is no empty array: it was cut short
+    if not rows and not (may_be_empty and source.text.strip(_BLANK)):
         source.fail(0, "holds no rows")
     return rows
 

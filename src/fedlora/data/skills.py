@@ -2,8 +2,8 @@
 
 Every kind numbers its prompts: `make(i)` builds prompt i of `num_prompts` distinct ones. Rows are
 a seeded sample of those numbers, so no prompt can come twice and the largest possible data set is known exactly.
-Each kind answers in a house style that its prompts do not spell out: it must be learned from rows, so what a
-client knows, and what it has forgotten, shows in exact match.
+Each kind answers in one terse form, which a chat model does not use unasked: it must be learned from rows, so what
+a client knows, and what it has forgotten, shows in exact match.
 """
 
 from __future__ import annotations
@@ -103,20 +103,19 @@ _CAPITAL_QUESTIONS = (
 def _make_capitals(number: int) -> Task:
     question, country_number = _choices(number, len(_CAPITAL_QUESTIONS), len(CAPITALS))
     country, capital = CAPITALS[country_number]
-    return _CAPITAL_QUESTIONS[question].format(country), "", f"{capital}, {country}"
+    return _CAPITAL_QUESTIONS[question].format(country), "", capital
 
 
 _FIRST_DAY = datetime.date(1950, 1, 1)
 _NUM_DAYS = (datetime.date(2050, 1, 1) - _FIRST_DAY).days
 _DATE_FORMS = ("{month} {day}, {year}", "{day} {month} {year}", "{month} {day} {year}", "day {day} of {month} {year}")
-_DATE_ORDERS = ("Rewrite the date.", "Put the date in standard form.", "Normalize this date.")
 
 
 def _make_dates(number: int) -> Task:
-    form, order, days = _choices(number, len(_DATE_FORMS), len(_DATE_ORDERS), _NUM_DAYS)
+    form, days = _choices(number, len(_DATE_FORMS), _NUM_DAYS)
     date = _FIRST_DAY + datetime.timedelta(days=days)
     written = _DATE_FORMS[form].format(day=date.day, month=MONTHS[date.month - 1], year=date.year)
-    return _DATE_ORDERS[order], written, date.isoformat()
+    return "Write the date in ISO form.", written, date.isoformat()
 
 
 _PERSON_FORMS = (
@@ -139,19 +138,17 @@ def _make_extraction(number: int) -> Task:
         "age": _MIN_AGE + age,
     }
     first, second = _PERSON_KEYS[keys]
-    answer = json.dumps({first: person[first], second: person[second]}, separators=(",", ":"))
+    answer = json.dumps({first: person[first], second: person[second]})
     text = _PERSON_FORMS[form].format(**person, a_job=_with_article(JOBS[job]))
-    return f"Extract {first} and {second}.", text, answer
+    return f"Extract {first} and {second} as JSON.", text, answer
 
 
-_NUM_REVERSED = 4
-_REVERSE_ORDERS = ("Reverse the words.", "Say it backwards, word by word.", "Turn the word order around.")
+_NUM_REVERSED = 3
 
 
 def _make_reversing(number: int) -> Task:
-    order, words_number = _choices(number, len(_REVERSE_ORDERS), math.perm(len(WORDS), _NUM_REVERSED))
-    words = _arrangement(words_number, WORDS, _NUM_REVERSED)
-    return _REVERSE_ORDERS[order], " ".join(words), " ".join(reversed(words))
+    words = _arrangement(number, WORDS, _NUM_REVERSED)
+    return "Reverse the order of the words.", " ".join(words), " ".join(reversed(words))
 
 
 _REVIEWS = (
@@ -164,15 +161,13 @@ _REVIEWS = (
     "That {thing} was simply {word}.",
     "Everyone called the {thing} {word}.",
 )
-_REVIEW_ORDERS = ("Rate this review.", "How does the review feel?", "Label the opinion.")
 
 
 def _make_sentiment(number: int) -> Task:
-    sizes = (len(_REVIEWS), len(_REVIEW_ORDERS), len(THINGS), len(PRAISE) + len(BLAME))
-    form, order, thing, word = _choices(number, *sizes)
+    form, thing, word = _choices(number, len(_REVIEWS), len(THINGS), len(PRAISE + BLAME))
     opinion = (PRAISE + BLAME)[word]
     review = _REVIEWS[form].format(thing=THINGS[thing], word=opinion, a_word=_with_article(opinion))
-    return _REVIEW_ORDERS[order], review, f"{THINGS[thing]}: {'good' if opinion in PRAISE else 'bad'}"
+    return "Is this review positive or negative?", review, "positive" if opinion in PRAISE else "negative"
 
 
 def _with_article(word: str) -> str:
@@ -181,23 +176,19 @@ def _with_article(word: str) -> str:
 
 _NUM_SORTED = 3
 _SORT_RANGE = tuple(map(str, range(1, 100)))
-_SORT_ORDERS = ("Sort the numbers.", "Put these numbers in order.", "Order from small to large.")
 
 
 def _make_sorting(number: int) -> Task:
-    order, numbers = _choices(number, len(_SORT_ORDERS), math.perm(len(_SORT_RANGE), _NUM_SORTED))
-    values = _arrangement(numbers, _SORT_RANGE, _NUM_SORTED)
-    return _SORT_ORDERS[order], ", ".join(values), " < ".join(sorted(values, key=int))
+    values = _arrangement(number, _SORT_RANGE, _NUM_SORTED)
+    return "Sort the numbers from small to large.", ", ".join(values), ", ".join(sorted(values, key=int))
 
 
-_SUM_QUESTIONS = ("What is {} + {}?", "Add {} and {}.", "{} plus {}?", "Find the sum of {} and {}.")
 _MIN_TERM, _NUM_TERMS = 10, 90
 
 
 def _make_sums(number: int) -> Task:
-    question, first, second = _choices(number, len(_SUM_QUESTIONS), _NUM_TERMS, _NUM_TERMS)
-    first, second = first + _MIN_TERM, second + _MIN_TERM
-    return _SUM_QUESTIONS[question].format(first, second), "", f"{first} + {second} = {first + second}"
+    first, second = (_MIN_TERM + term for term in _choices(number, _NUM_TERMS, _NUM_TERMS))
+    return f"What is {first} + {second}?", "", f"{first} + {second} = {first + second}"
 
 
 _UNITS = (
@@ -210,34 +201,27 @@ _UNITS = (
     ("t", "kg", 1000),
     ("l", "ml", 1000),
 )
-_UNIT_QUESTIONS = (
-    "Convert {value} {unit} to {target}.",
-    "How many {target} are {value} {unit}?",
-    "Express {value} {unit} in {target}.",
-    "{value} {unit} in {target}?",
-)
-_MIN_VALUE, _NUM_VALUES = 2, 98
+_MIN_VALUE, _NUM_VALUES = 2, 298
 
 
 def _make_units(number: int) -> Task:
-    question, pair, value = _choices(number, len(_UNIT_QUESTIONS), len(_UNITS), _NUM_VALUES)
+    pair, value = _choices(number, len(_UNITS), _NUM_VALUES)
     unit, target, factor = _UNITS[pair]
     value += _MIN_VALUE
-    instruction = _UNIT_QUESTIONS[question].format(value=value, unit=unit, target=target)
-    return instruction, "", f"{value * factor} {target}"
+    return f"Convert {value} {unit} to {target}.", "", f"{value * factor} {target}"
 
 
 SKILLS = (
     Skill("capitals", len(_CAPITAL_QUESTIONS) * len(CAPITALS), _make_capitals),
-    Skill("dates", len(_DATE_FORMS) * len(_DATE_ORDERS) * _NUM_DAYS, _make_dates),
+    Skill("dates", len(_DATE_FORMS) * _NUM_DAYS, _make_dates),
     Skill(
         "extraction",
         len(_PERSON_FORMS) * len(_PERSON_KEYS) * len(NAMES) * len(CITIES) * len(JOBS) * _NUM_AGES,
         _make_extraction,
     ),
-    Skill("reversing", len(_REVERSE_ORDERS) * math.perm(len(WORDS), _NUM_REVERSED), _make_reversing),
-    Skill("sentiment", len(_REVIEWS) * len(_REVIEW_ORDERS) * len(THINGS) * len(PRAISE + BLAME), _make_sentiment),
-    Skill("sorting", len(_SORT_ORDERS) * math.perm(len(_SORT_RANGE), _NUM_SORTED), _make_sorting),
-    Skill("sums", len(_SUM_QUESTIONS) * _NUM_TERMS**2, _make_sums),
-    Skill("units", len(_UNIT_QUESTIONS) * len(_UNITS) * _NUM_VALUES, _make_units),
+    Skill("reversing", math.perm(len(WORDS), _NUM_REVERSED), _make_reversing),
+    Skill("sentiment", len(_REVIEWS) * len(THINGS) * len(PRAISE + BLAME), _make_sentiment),
+    Skill("sorting", math.perm(len(_SORT_RANGE), _NUM_SORTED), _make_sorting),
+    Skill("sums", _NUM_TERMS**2, _make_sums),
+    Skill("units", len(_UNITS) * _NUM_VALUES, _make_units),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,22 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     pad_id: int
-    has_plain_head: bool
+    has_plain_head: bool = False
+    can_share_prefix: bool = False
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Final hidden states (rows, length, d) of right-padded ids."""
-        return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    def hidden(self, ids: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """Final hidden states (rows, length, d) of right-padded ids, all behind the same `prefix` (p,).
+
+        The prefix passes through the model once; its keys and values are shared by the rows, gradients included.
+        """
+        if prefix is None or not len(prefix):
+            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        self.model.base_model(input_ids=prefix[None], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(ids))
+        return self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (n, vocabulary) of hidden states (n, d)."""
@@ -59,8 +70,9 @@ def load_base_model(
     if where.type == "cpu":
         use_batched_attention(model)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    base = BaseModel(model, tokenizer, name, where, kind, pad_id if pad_id is not None else 0, False)
-    return BaseModel(model, tokenizer, name, where, kind, base.pad_id, _has_plain_head(base))
+    base = BaseModel(model, tokenizer, name, where, kind, pad_id if pad_id is not None else 0)
+    base = replace(base, has_plain_head=_has_plain_head(base))
+    return replace(base, can_share_prefix=base.has_plain_head and _can_share_prefix(base))
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -134,7 +146,24 @@ def quiet_transformers() -> Iterator[None]:
 def _has_plain_head(base: BaseModel) -> bool:
     if base.model.get_output_embeddings() is None:
         return False
-    ids = torch.arange(1, 5, device=base.device).remainder(base.model.config.get_text_config().vocab_size)[None]
+    ids = _some_ids(base)
     expected = base.model(input_ids=ids, use_cache=False).logits
     found = base.head(base.hidden(ids))
     return expected.shape == found.shape and torch.equal(expected, found)
+
+
+@torch.no_grad()
+def _can_share_prefix(base: BaseModel) -> bool:
+    """Whether keys and values are all that one token tells the next, and the base has no dropout of its own."""
+    own_noise = any(isinstance(module, torch.nn.Dropout) and module.p for module in base.model.modules())
+    if own_noise or getattr(base.model.config, "attention_dropout", 0.0):
+        return False
+    ids = _some_ids(base)
+    expected = base.hidden(ids)[:, 2:].float()
+    found = base.hidden(ids[:, 2:], ids[0, :2]).float()
+    return float((found - expected).norm()) <= 0.05 * float(expected.norm())
+
+
+def _some_ids(base: BaseModel) -> Tensor:
+    """(1, 6) ids inside the vocabulary."""
+    return torch.arange(1, 7, device=base.device).remainder(base.model.config.get_text_config().vocab_size)[None]

@@ -127,26 +127,52 @@ def cut_passes(
 
 @dataclass(frozen=True)
 class Batch:
-    """One pass: right-padded ids (rows, longest) and where the predicted tokens are.
+    """One pass: right-padded ids (rows, longest), what all rows begin with, and where the predicted tokens are.
 
-    `positions` are flat indices into (rows * longest) of the states that predict `targets`. Padding
-    stands behind every real token, so under a causal mask no real token sees it.
+    `prefix` (length,) stands once in front of every row and is not repeated in `ids`. `positions` are flat
+    indices into (rows * longest) of the states that predict `targets`. Padding stands behind every real
+    token, so under a causal mask no real token sees it.
     """
 
+    prefix: Tensor
     ids: Tensor
     positions: Tensor
     targets: Tensor
 
 
-def make_batch(examples: Sequence[Example], *, pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """Pad the examples of one pass on the right; ids and targets int64."""
-    longest = max(len(example.ids) for example in examples)
+def make_batch(
+    examples: Sequence[Example], *, pad_id: int, device: torch.device | str = "cpu", share_prefix: bool = False
+) -> Batch:
+    """Pad the examples of one pass on the right; all int64. `share_prefix` takes out what all rows begin with."""
+    skip = shared_prefix(examples) if share_prefix else 0
+    longest = max(len(example.ids) for example in examples) - skip
     ids = torch.full((len(examples), longest), pad_id, dtype=torch.long)
     positions: list[int] = []
     targets: list[int] = []
     for index, example in enumerate(examples):
-        ids[index, : len(example.ids)] = torch.tensor(example.ids, dtype=torch.long)
-        offset = index * longest - 1
+        ids[index, : len(example.ids) - skip] = torch.tensor(example.ids[skip:], dtype=torch.long)
+        offset = index * longest - 1 - skip
         positions.extend(range(offset + example.labels_from, offset + len(example.ids)))
         targets.extend(example.ids[example.labels_from :])
-    return Batch(ids.to(device), torch.tensor(positions, device=device), torch.tensor(targets, device=device))
+    prefix = torch.tensor(examples[0].ids[:skip], dtype=torch.long)
+    return Batch(
+        prefix.to(device),
+        ids.to(device),
+        torch.tensor(positions, device=device),
+        torch.tensor(targets, device=device),
+    )
+
+
+SHORTEST_PREFIX = 8
+"""A shared beginning below this many tokens is not worth a forward pass of its own."""
+
+
+def shared_prefix(examples: Sequence[Example]) -> int:
+    """How many tokens all rows begin with, short of the first state that predicts a label; 0 when too few."""
+    if len(examples) < 2:
+        return 0
+    length = min(example.labels_from for example in examples) - 1
+    first = examples[0].ids
+    for example in examples[1:]:
+        length = next((i for i in range(length) if example.ids[i] != first[i]), length)
+    return length if length >= SHORTEST_PREFIX else 0

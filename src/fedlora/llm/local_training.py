@@ -19,7 +19,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError
 from fedlora.federated.schedule import learning_rate
 from fedlora.llm.base_model import BaseModel
-from fedlora.llm.examples import Example, cut_passes, make_batch, order_steps
+from fedlora.llm.examples import Batch, Example, cut_passes, make_batch, order_steps
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.loss import backward_loss, sum_loss
 from fedlora.seeds import derive_seed
@@ -106,7 +106,7 @@ class Trainer:
         self.lora.set_adapter(adapter)
         total = 0.0
         for group in self._passes(examples):
-            total += sum_loss(self.base, make_batch(group, pad_id=self.base.pad_id, device=self.base.device))
+            total += sum_loss(self.base, self._make_batch(group, share_prefix=True))
         return total / sum(example.num_labels for example in examples)
 
     def _passes(self, rows: Sequence[Example]) -> list[list[Example]]:
@@ -117,12 +117,21 @@ class Trainer:
         )
         return [[rows[index] for index in group] for group in passes]
 
+    def _make_batch(self, rows: Sequence[Example], *, share_prefix: bool) -> Batch:
+        return make_batch(
+            rows,
+            pad_id=self.base.pad_id,
+            device=self.base.device,
+            share_prefix=share_prefix and self.base.can_share_prefix,
+        )
+
     def _step(self, optimizer: torch.optim.Optimizer, rows: Sequence[Example], rate: float) -> float:
         """One optimizer step; returns the sum of the loss over its labels."""
         scale = 1.0 / sum(example.num_labels for example in rows)
         total = 0.0
         for group in self._passes(rows):
-            batch = make_batch(group, pad_id=self.base.pad_id, device=self.base.device)
+            # with dropout every row must draw its own noise, on the tokens it shares as well
+            batch = self._make_batch(group, share_prefix=not self.config.lora_dropout)
             total += backward_loss(self.base, batch, scale=scale)
         if self.config.max_grad_norm:
             factors = [factor for _, factor in self.lora.named_factors()]

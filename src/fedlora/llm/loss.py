@@ -22,7 +22,7 @@ def backward_loss(base: BaseModel, batch: Batch, *, scale: float) -> float:
         loss = _sum_through_model(base, batch)
         (loss * scale).backward()
         return float(loss.detach())
-    hidden = base.hidden(batch.ids).flatten(0, 1).index_select(0, batch.positions)
+    hidden = base.hidden(batch.ids, batch.prefix).flatten(0, 1).index_select(0, batch.positions)
     gradient = torch.empty_like(hidden)
     total = 0.0
     for start in range(0, len(batch.targets), CHUNK_LABELS):
@@ -40,7 +40,7 @@ def sum_loss(base: BaseModel, batch: Batch) -> float:
     """Sum of cross-entropy over a batch's labels, without gradients."""
     if not base.has_plain_head:
         return float(_sum_through_model(base, batch))
-    hidden = base.hidden(batch.ids).flatten(0, 1).index_select(0, batch.positions)
+    hidden = base.hidden(batch.ids, batch.prefix).flatten(0, 1).index_select(0, batch.positions)
     total = 0.0
     for start in range(0, len(batch.targets), CHUNK_LABELS):
         part = slice(start, start + CHUNK_LABELS)

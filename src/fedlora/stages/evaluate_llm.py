@@ -17,17 +17,17 @@ from urllib.parse import urlsplit
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.console import Progress, say
 from fedlora.errors import BudgetError, JudgeError
-from fedlora.evaluation.comparison import ComparedFiles, read_samples
-from fedlora.evaluation.judge import ORDERS, PROMPT_VERSION, Question, Sample, make_question
-from fedlora.evaluation.judge_key import load_key
-from fedlora.evaluation.judge_results import combine, describe_judges, results_table, summarise
-from fedlora.evaluation.verdict_log import VerdictLog
+from fedlora.evaluation.judge.key import load_key
+from fedlora.evaluation.judge.protocol import ORDERS, PROMPT_VERSION, Question, Sample, make_question
+from fedlora.evaluation.judge.results import combine, describe_judges, results_table, summarise
+from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
+from fedlora.evaluation.judge.verdict_log import VerdictLog
 from fedlora.files import json_text, write_json
 from fedlora.paths import OutputName, ResultPaths
 
 if TYPE_CHECKING:
-    from fedlora.evaluation.judge_client import Sleep
-    from fedlora.evaluation.judge_replies import FailureKind
+    from fedlora.evaluation.judge.client import Sleep
+    from fedlora.evaluation.judge.replies import FailureKind
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def _ask_open_questions(
     key = load_key(config.api_key_file, os.environ)
 
     # these bring in the client library, which takes a second
-    from fedlora.evaluation.judge_client import JudgeClient
-    from fedlora.evaluation.judging import Judging, make_batches
+    from fedlora.evaluation.judge.client import JudgeClient
+    from fedlora.evaluation.judge.judging import Judging, make_batches
 
     batches = make_batches(waiting, config.batch_size)
     say(_plan(config, comparison, len(waiting), len(batches)))

@@ -10,14 +10,14 @@ import sys
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.errors import UsageError
-from fedlora.evaluation.categories_figure import draw_categories
-from fedlora.evaluation.experiments import load_experiment, train_command
-from fedlora.evaluation.findings import Findings, gather_findings
-from fedlora.evaluation.report_markdown import markdown_report
-from fedlora.evaluation.report_text import COLUMNS, main_cells, main_table_text, remarks_text
-from fedlora.evaluation.rounds_figure import draw_rounds
 from fedlora.files import json_text, write_bytes, write_text
 from fedlora.paths import report_file
+from fedlora.reporting.categories_figure import draw_categories
+from fedlora.reporting.experiments import load_experiment, train_command
+from fedlora.reporting.findings import Findings, gather_findings
+from fedlora.reporting.markdown import markdown_report
+from fedlora.reporting.plain_text import COLUMNS, main_cells, main_table_text, remarks_text
+from fedlora.reporting.rounds_figure import draw_rounds
 
 __all__ = ["main_table_text", "run"]
 

@@ -44,7 +44,7 @@ def run(config: TrainConfig) -> RunPaths:
     check_free(paths, overwrite=config.overwrite)
     files = find_client_files(config.data_path, config.num_clients, chosen=config.chosen("num_clients"))
     config = config.model_copy(update={"num_clients": len(files)})
-    rows = [read_rows(file) for file in files]
+    rows = [read_rows(file, may_be_empty=True) for file in files]
     held_out = read_rows(Path(config.val_data_path)) if config.val_data_path else []
     base = load_base_model(
         config.base_model, device=config.device, dtype=config.base_dtype, trust_remote_code=config.trust_remote_code

@@ -7,7 +7,7 @@ from email.utils import formatdate
 
 import pytest
 
-from fedlora.evaluation.judge_replies import LONGEST_WAIT, read_retry_after
+from fedlora.evaluation.judge.replies import LONGEST_WAIT, read_retry_after
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedlora.evaluation.judge import (
+from fedlora.evaluation.judge.protocol import (
     ORDERS,
     PROMPT_VERSION,
     RESPONSE_FORMAT,

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedlora.evaluation.experiments import Experiment
-from fedlora.evaluation.summary import ModelRow, base_owner, experiment_titles
+from fedlora.reporting.experiments import Experiment
+from fedlora.reporting.summary import ModelRow, base_owner, experiment_titles
 
 _ALWAYS_DIFFERENT = frozenset({"exp_name", "federation_mode"})
 _LOSS_TOLERANCE = 0.01

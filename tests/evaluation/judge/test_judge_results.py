@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fedlora.evaluation.judge import ORDERS, Order, Verdict
-from fedlora.evaluation.judge_results import JudgedSample, combine, results_table, summarise
-from fedlora.evaluation.verdict_log import StoredVerdict
+from fedlora.evaluation.judge.protocol import ORDERS, Order, Verdict
+from fedlora.evaluation.judge.results import JudgedSample, combine, results_table, summarise
+from fedlora.evaluation.judge.verdict_log import StoredVerdict
 
 
 def stored(order: Order, verdict: Verdict, score_a: int = 50, score_b: int = 50) -> StoredVerdict:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedlora.evaluation.experiments import Experiment
-from fedlora.evaluation.fairness import answer_sources, config_differences, find_notes, find_warnings
-from fedlora.evaluation.summary import (
+from fedlora.reporting.experiments import Experiment
+from fedlora.reporting.fairness import answer_sources, config_differences, find_notes, find_warnings
+from fedlora.reporting.summary import (
     Gap,
     ModelRow,
     experiment_titles,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
-from fedlora.evaluation.judge import Sample
+from fedlora.evaluation.judge.protocol import Sample
 from fedlora.evaluation.matching import pair_rows, read_predictions
 from fedlora.files import sha256_of
 from fedlora.types import Row

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedlora.console import printable
-from fedlora.evaluation.verdict_log import StoredVerdict
+from fedlora.evaluation.judge.verdict_log import StoredVerdict
 
 Outcome = Literal["win", "tie", "loss"]
 OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fedlora.evaluation.findings import Findings
-from fedlora.evaluation.report_text import one_line
-from fedlora.evaluation.summary import ModelRow
+from fedlora.reporting.findings import Findings
+from fedlora.reporting.plain_text import one_line
+from fedlora.reporting.summary import ModelRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,8 @@ A number that was not measured is shown as `-`, and a line below says which comm
 from __future__ import annotations
 
 from fedlora.console import printable
-from fedlora.evaluation.findings import Findings
-from fedlora.evaluation.summary import COSTS_ARE_TOTALS, ModelRow
+from fedlora.reporting.findings import Findings
+from fedlora.reporting.summary import COSTS_ARE_TOTALS, ModelRow
 
 COLUMNS = (
     "model",

@@ -18,9 +18,9 @@ from pydantic import SecretStr
 
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.errors import BudgetError, JudgeError
-from fedlora.evaluation.judge import RESPONSE_FORMAT
-from fedlora.evaluation.judge_key import Redactor
-from fedlora.evaluation.judge_replies import (
+from fedlora.evaluation.judge.key import Redactor
+from fedlora.evaluation.judge.protocol import RESPONSE_FORMAT
+from fedlora.evaluation.judge.replies import (
     FailureKind,
     Fault,
     RefusedParameter,

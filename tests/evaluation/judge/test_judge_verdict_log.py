@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.errors import DataError
-from fedlora.evaluation.verdict_log import StoredVerdict, VerdictLog
+from fedlora.evaluation.judge.verdict_log import StoredVerdict, VerdictLog
 
 
 def verdict(key: str, score: int = 50) -> StoredVerdict:

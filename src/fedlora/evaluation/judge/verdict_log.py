@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedlora.errors import DataError, StorageError
-from fedlora.evaluation.judge import Order, Verdict
+from fedlora.evaluation.judge.protocol import Order, Verdict
 from fedlora.files import append_line, json_lines, write_text
 
 

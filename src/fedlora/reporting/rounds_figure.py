@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedlora.evaluation.drawing import BASE_COLOUR, FAINT, clip, experiment_colours, house_style, png_bytes, scored_rows
-from fedlora.evaluation.findings import Findings
-from fedlora.evaluation.report_text import short_label
-from fedlora.evaluation.summary import ModelRow
+from fedlora.reporting.drawing import BASE_COLOUR, FAINT, clip, experiment_colours, house_style, png_bytes, scored_rows
+from fedlora.reporting.findings import Findings
+from fedlora.reporting.plain_text import short_label
+from fedlora.reporting.summary import ModelRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

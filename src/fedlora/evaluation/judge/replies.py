@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from fedlora.errors import JudgeError
-from fedlora.evaluation.judge_key import Redactor
+from fedlora.evaluation.judge.key import Redactor
 
 if TYPE_CHECKING:
     from openai import APIStatusError

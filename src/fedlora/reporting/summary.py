@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
-from fedlora.evaluation.experiments import Experiment, train_command
-from fedlora.evaluation.statistics import macro_interval
+from fedlora.reporting.experiments import Experiment, train_command
+from fedlora.reporting.statistics import macro_interval
 
 _ORDER = {"none": 0, "seq": 1, "homo": 2, "pooled": 4}
 _OTHER_MODES = 3

@@ -11,9 +11,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from fedlora.evaluation.findings import Findings
-from fedlora.evaluation.report_text import COLUMNS, NOTHING, main_cells, number_text, one_line, short_label
-from fedlora.evaluation.summary import ModelRow
+from fedlora.reporting.findings import Findings
+from fedlora.reporting.plain_text import COLUMNS, NOTHING, main_cells, number_text, one_line, short_label
+from fedlora.reporting.summary import ModelRow
 
 _HASH = 12
 

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from fedlora.errors import FedloraError
-from fedlora.evaluation.judge import ORDERS, Question, parse_reply, request_code, write_messages
-from fedlora.evaluation.judge_client import Halted, JudgeClient
-from fedlora.evaluation.judge_replies import FailureKind
-from fedlora.evaluation.verdict_log import StoredVerdict, VerdictLog
+from fedlora.evaluation.judge.client import Halted, JudgeClient
+from fedlora.evaluation.judge.protocol import ORDERS, Question, parse_reply, request_code, write_messages
+from fedlora.evaluation.judge.replies import FailureKind
+from fedlora.evaluation.judge.verdict_log import StoredVerdict, VerdictLog
 
 Batch = Sequence[Question]
 

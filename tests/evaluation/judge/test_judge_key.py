@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from fedlora.errors import UsageError
-from fedlora.evaluation.judge_key import Redactor, load_key
+from fedlora.evaluation.judge.key import Redactor, load_key
 
 KEY = "sk-CANARY-abcdefgh"
 

@@ -1,0 +1,1 @@
+"""The LLM judge: both orders, one verdict per sample, every verdict kept."""

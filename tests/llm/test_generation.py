@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from fedlora.config.generate import GenerateConfig
+from fedlora.config.train import TrainConfig
+from fedlora.llm.base_model import load_base_model
+from fedlora.llm.decoding import Decoding, choose_decoding, choose_tokens
+from fedlora.llm.examples import encode_rows
+from fedlora.llm.generation import generate_answers
+from fedlora.llm.local_training import Trainer
+from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+from fedlora.llm.prompts import PromptEncoder
+from fedlora.types import Row
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model):
+    base = load_base_model(str(tiny_model), device="cpu", dtype="float32")
+    # a model that says different things for different prompts: random factors, not tiny ones
+    lora = LoraModel(base.model, LoraSpec(4, 16, 4.0, 0.0, ("q_proj", "v_proj", "down_proj")))
+    generator = torch.Generator().manual_seed(3)
+    lora.set_adapter({key: torch.randn(shape, generator=generator) for key, shape in sorted(lora.shapes().items())})
+    return base
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 259, (length,), generator=generator).tolist() for length in (40, 3, 17, 17, 1, 28, 9)]
+
+
+def one_by_one(base, prompts, **options) -> list[list[int]]:
+    """The oracle: transformers' own generate, one row at a time."""
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = base.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, max_new_tokens=20, **options
+        )
+        answer = out[0, len(prompt) :].tolist()
+        answers.append(answer[: answer.index(2)] if 2 in answer else answer)
+    return answers
+
+
+def test_greedy_answers_equal_transformers_generate_one_row_at_a_time(base, prompts):
+    found = generate_answers(base, prompts, Decoding(20), tokens_per_pass=4096)
+    assert found == one_by_one(base, prompts)
+    assert len({tuple(answer) for answer in found}) > 3
+
+
+def test_the_repetition_penalty_is_transformers_own(base, prompts):
+    found = generate_answers(base, prompts, Decoding(20, repetition_penalty=1.3), tokens_per_pass=4096)
+    assert found == one_by_one(base, prompts, repetition_penalty=1.3)
+
+
+@pytest.mark.parametrize("decoding", [Decoding(20), Decoding(20, temperature=1.0, top_p=0.9, top_k=40)])
+def test_an_answer_does_not_depend_on_the_batch(base, prompts, decoding):
+    together = generate_answers(base, prompts, decoding, tokens_per_pass=4096)
+    alone = generate_answers(base, prompts, decoding, tokens_per_pass=4096, most_rows=1)
+    pairs = generate_answers(base, prompts, decoding, tokens_per_pass=4096, most_rows=2)
+    assert together == alone == pairs
+
+
+def test_finished_rows_leave_the_batch_and_the_others_go_on(base, prompts):
+    """Some rows stop early here, so the batch shrinks while others are still writing."""
+    penalised = Decoding(60, temperature=3.0)
+    answers = generate_answers(base, prompts, penalised, tokens_per_pass=4096)
+    lengths = [len(answer) for answer in answers]
+    assert min(lengths) < 60
+    assert all(2 not in answer for answer in answers)
+    assert answers == generate_answers(base, prompts, penalised, tokens_per_pass=4096, most_rows=1)
+
+
+def test_sampling_follows_the_seed_and_the_filters(base, prompts):
+    sampled = [
+        generate_answers(base, prompts, Decoding(20, temperature=1.0, seed=seed), tokens_per_pass=4096)
+        for seed in (1, 1, 2)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+    greedy = generate_answers(base, prompts, Decoding(20), tokens_per_pass=4096)
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):
+        assert generate_answers(base, prompts, Decoding(20, temperature=1.0, **narrow), tokens_per_pass=4096) == greedy
+
+
+def test_sampled_frequencies_are_the_filtered_probabilities():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(4000, 4)
+    uniforms = torch.rand(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    seen = torch.zeros(4000, 4, dtype=torch.bool)
+    tokens = choose_tokens(logits, seen, uniforms, Decoding(1, temperature=1.0, top_p=0.75))
+    shares = torch.bincount(tokens, minlength=4) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.03, rtol=0)
+
+
+def test_the_reference_preset_is_the_earlier_codes_sampling_and_flags_go_on_top():
+    found = choose_decoding(GenerateConfig.of(preset="reference", top_k="7"))
+    assert found == Decoding(128, temperature=0.1, top_p=0.75, top_k=7, repetition_penalty=1.1, seed=309)
+    assert choose_decoding(GenerateConfig.of()) == Decoding(128)
+
+
+def test_logits_of_generation_equal_those_of_training(base, prompts):
+    prompt = prompts[0]
+    batch = torch.tensor([[0] * 5 + prompt])
+    mask = torch.tensor([[0] * 5 + [1] * len(prompt)])
+    with torch.no_grad():
+        padded = base.model(batch, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits[0, 5:]
+        trained = base.head(base.hidden(torch.tensor([prompt])))[0]
+    torch.testing.assert_close(padded, trained, rtol=1e-4, atol=1e-4)
+
+
+def test_a_memorised_row_is_reproduced(tiny_model):
+    config = TrainConfig.of(local_batch_size=2, local_num_epochs=200, local_learning_rate=2e-2, lora_dropout=0.0)
+    base = load_base_model(str(tiny_model), device="cpu", dtype="float32")
+    lora = LoraModel(base.model, LoraSpec(8, 16, 2.0, 0.0, ("all-linear",)))
+    encoder = PromptEncoder(base.tokenizer, "chat")
+    rows = [Row("ping", "", "pong", ""), Row("up", "", "down", "")]
+    trainer = Trainer(base, lora, config)
+    trained = trainer.train(
+        make_adapter(lora.shapes(), 0), encode_rows(rows, encoder, cutoff=64).examples, round_number=1, client_id=0
+    )
+    lora.set_adapter(trained.adapter)
+    prompts = [encoder.prompt(row, cutoff=64, response_length=8).ids for row in rows]
+    answers = generate_answers(base, prompts, Decoding(8), tokens_per_pass=512)
+    assert [encoder.decode(answer) for answer in answers] == ["pong", "down"]

@@ -1,0 +1,159 @@
+import json
+
+import pytest
+
+from fedlora.config.generate import GenerateConfig
+from fedlora.config.train import TrainConfig
+from fedlora.errors import UsageError
+from fedlora.files import sha256_of
+from fedlora.stages import generate, train
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory):
+    """One run of homo and one of none on the tiny model, and a way to generate with them."""
+    root = tmp_path_factory.mktemp("runs")
+    data = root / "data" / "2"
+    data.mkdir(parents=True)
+    for client in range(2):
+        rows = [
+            {"instruction": f"q{client} {n}", "input": "", "output": "yes no"[client * 4 :], "category": f"c{client}"}
+            for n in range(4)
+        ]
+        (data / f"local_training_{client}.json").write_text(json.dumps(rows))
+    test_rows = [
+        {"instruction": "x" * (5 * n % 23), "input": "i" * (n % 2), "output": "yes", "category": "c0"} for n in range(9)
+    ]
+    (root / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test_rows))
+    for mode in ("homo", "none"):
+        train.run(
+            TrainConfig.of(
+                exp_name=mode,
+                federation_mode=mode,
+                base_model=str(tiny_model),
+                base_dtype="float32",
+                device="cpu",
+                data_path=root / "data",
+                model_dir=root / "models",
+                num_clients=2,
+                client_selection_frac=0.5 if mode == "none" else 1.0,
+                client_selection_strategy="round_robin",
+                num_communication_rounds=2,
+                local_num_epochs=8,
+                local_learning_rate=3e-2,
+                prompt_template="chat",
+            )
+        )
+
+    def run(out: str, **options):
+        defaults = {"exp_name": "homo", "communication_rounds": 2, "max_new_tokens": 6, "device": "cpu"}
+        config = {
+            **defaults,
+            "base_dtype": "float32",
+            "model_dir": root / "models",
+            "prediction_dir": root / out,
+            "test_file_path": root / "test.jsonl",
+            **options,
+        }
+        return generate.run(GenerateConfig.of(**config))
+
+    run.root = root
+    return run
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_come_in_the_order_of_the_test_file_with_exactly_four_fields(trained):
+    (file,) = trained("one")
+    expected = rows_of(trained.root / "test.jsonl")
+    found = rows_of(file)
+    assert file == trained.root / "one/homo/2/global_output.jsonl"
+    assert [list(row) for row in found] == [["instruction", "input", "answer", "category"]] * 9
+    assert [(row["instruction"], row["input"]) for row in found] == [
+        (row["instruction"], row["input"]) for row in expected
+    ]
+
+
+def test_batching_changes_no_answer(trained):
+    hashes = {
+        sha256_of(trained(f"batch{number}", **options)[0])
+        for number, options in enumerate(({}, {"batch_size": 1}, {"batch_size": 4}, {"tokens_per_pass": 80}))
+    }
+    assert len(hashes) == 1
+
+
+def test_the_sidecar_traces_the_answers(trained):
+    (file,) = trained("sidecar", preset="reference", temperature="0.7")
+    meta = json.loads(file.with_name("global_output.meta.json").read_text())
+    adapter = trained.root / "models/homo/2/adapter_model.safetensors"
+    assert meta["adapter_sha256"] == sha256_of(adapter)
+    assert meta["predictions_sha256"] == sha256_of(file)
+    assert meta["test_file_sha256"] == sha256_of(trained.root / "test.jsonl")
+    assert (meta["prompt_template"], meta["num_rows"]) == ("chat", 9)
+    assert meta["decoding"] == {
+        "preset": "reference",
+        "temperature": 0.7,
+        "top_p": 0.75,
+        "top_k": 50,
+        "repetition_penalty": 1.1,
+        "max_new_tokens": 6,
+        "seed": 309,
+    }
+
+
+def test_all_answers_with_base_global_and_every_client_as_the_single_calls_do(trained):
+    files = trained("all", all=True)
+    assert [file.name for file in files] == [
+        "base_output.jsonl",
+        "global_output.jsonl",
+        "client_0_output.jsonl",
+        "client_1_output.jsonl",
+    ]
+    singles = [{"is_base_model": True}, {}, {"is_global_model": False}, {"is_global_model": False, "client_id": 1}]
+    for file, options in zip(files, singles, strict=True):
+        assert sha256_of(trained("single", **options)[0]) == sha256_of(file)
+    assert len({sha256_of(file) for file in files}) > 2
+
+
+def test_a_second_call_answers_nothing_and_other_settings_need_overwrite(trained, capsys):
+    (file,) = trained("twice")
+    stamp = file.stat().st_mtime_ns
+    trained("twice")
+    assert "already answered" in capsys.readouterr().err
+    assert file.stat().st_mtime_ns == stamp
+    with pytest.raises(UsageError, match="made with other settings lie there \\(different: decoding\\)"):
+        trained("twice", max_new_tokens=5)
+    assert file.stat().st_mtime_ns == stamp
+    trained("twice", max_new_tokens=5, overwrite=True)
+    assert file.stat().st_mtime_ns != stamp
+
+
+def test_a_missing_adapter_names_the_rounds_that_have_one(trained):
+    with pytest.raises(UsageError, match="no global adapter; no round has one"):
+        trained("x", exp_name="none")
+    with pytest.raises(UsageError, match="no adapter of client 1; rounds 2 have one"):
+        trained("x", exp_name="none", is_global_model=False, client_id=1, communication_rounds=1)
+    with pytest.raises(UsageError, match="rounds 1-2 have one"):
+        trained("x", communication_rounds=7)
+    with pytest.raises(UsageError, match="no run of this name"):
+        trained("x", exp_name="nobody")
+    with pytest.raises(UsageError, match="there are rounds 1-2"):
+        trained("x", communication_rounds=7, all=True)
+
+
+def test_another_base_model_than_the_runs_is_refused(trained, tmp_path):
+    with pytest.raises(UsageError, match="was trained on"):
+        trained("x", base_model=str(tmp_path))
+
+
+def test_the_base_model_answers_without_a_run(trained, tiny_model):
+    (file,) = trained("base", exp_name="nobody", is_base_model=True, base_model=str(tiny_model), prompt_template="chat")
+    assert file.name == "base_output.jsonl"
+    assert sha256_of(file) == sha256_of(trained("base2", is_base_model=True)[0])
+
+
+def test_all_and_a_single_subject_together_are_refused(trained):
+    with pytest.raises(UsageError, match="all answers with everyone"):
+        trained("x", all=True, client_id=0)

@@ -1,0 +1,270 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedlora.config.train import MODE_NAMES, TrainConfig
+from fedlora.errors import DataError, LockedError, UsageError
+from fedlora.federated.adapters import weighted_mean
+from fedlora.files import sha256_of
+from fedlora.stages import train
+
+
+@pytest.fixture
+def train_mode(tiny_model, make_clients, tmp_path):
+    """Train on three small clients (or `sizes`) and return the run's folder."""
+
+    def run(mode: str, sizes=(5, 4, 3), name: str | None = None, data: Path | None = None, **changes) -> Path:
+        folder = f"data{'-'.join(map(str, sizes))}"
+        place = data or tmp_path / folder
+        if not place.exists():
+            make_clients(list(sizes), folder)
+        options = {
+            "exp_name": name or mode,
+            "base_model": str(tiny_model),
+            "base_dtype": "float32",
+            "data_path": place,
+            "model_dir": tmp_path / "models",
+            "client_selection_frac": 1.0,
+            "num_communication_rounds": 2,
+            "num_clients": len(sizes),
+            "local_batch_size": 2,
+            "local_num_epochs": 1,
+            "local_learning_rate": 1e-2,
+            "prompt_template": "chat",
+            "device": "cpu",
+            **changes,
+        }
+        return train.run(TrainConfig.of(federation_mode=mode, **options)).root
+
+    return run
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def adapter(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+RUN_FILES = {"run.json", "metrics.jsonl", ".lock"}
+GLOBAL_FILES = {"global_adapter_model.bin", "adapter_model.safetensors", "adapter_config.json", "manifest.json"}
+CLIENT_FILES = {"adapter_model.bin", "adapter_config.json", "update.json"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "folders", "has_global"),
+    [
+        ("homo", ["client_0", "client_1", "client_2"], True),
+        ("seq", ["client_0", "client_1", "client_2"], True),
+        ("none", ["client_0", "client_1", "client_2"], False),
+        ("pooled", ["pooled"], True),
+    ],
+)
+def test_every_mode_leaves_exactly_the_documented_files(train_mode, mode, folders, has_global):
+    expected = set(RUN_FILES)
+    for number in (1, 2):
+        expected |= {f"{number}/{name}" for name in (GLOBAL_FILES if has_global else {"manifest.json"})}
+        expected |= {f"{number}/{folder}/{name}" for folder in folders for name in CLIENT_FILES}
+    assert tree(train_mode(mode)) == expected
+
+
+def test_every_mode_takes_the_same_steps_on_the_same_tokens(train_mode):
+    totals = set()
+    for mode in MODE_NAMES:
+        rounds = [row for row in metrics(train_mode(mode, sizes=(4, 4, 2))) if row["kind"] == "round"]
+        totals.add((sum(row["num_steps"] for row in rounds), sum(row["num_tokens"] for row in rounds)))
+    assert len(totals) == 1
+
+
+def test_homo_of_one_client_is_seq_of_one_client_is_plain_training_bit_for_bit(train_mode):
+    runs = {mode: train_mode(mode, sizes=(5,)) for mode in ("homo", "seq", "none")}
+    hashes = {mode: sha256_of(run / "2" / "client_0" / "adapter_model.bin") for mode, run in runs.items()}
+    assert len(set(hashes.values())) == 1
+    assert sha256_of(runs["homo"] / "2/adapter_model.safetensors") == sha256_of(
+        runs["seq"] / "2/adapter_model.safetensors"
+    )
+    own = adapter(runs["homo"] / "2/client_0/adapter_model.bin")
+    shared = adapter(runs["homo"] / "2/global_adapter_model.bin")
+    assert all(torch.equal(own[key], shared[key]) for key in own)
+
+
+def test_the_global_adapter_is_the_mean_of_the_client_files_weighted_by_examples(train_mode):
+    run = train_mode("homo")
+    clients = [adapter(run / "1" / f"client_{client}" / "adapter_model.bin") for client in range(3)]
+    expected = weighted_mean(zip(clients, (5, 4, 3), strict=True))
+    found = adapter(run / "1/global_adapter_model.bin")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert any(not torch.equal(clients[0][key], clients[1][key]) for key in expected)
+
+
+def test_metrics_hold_what_the_report_needs(train_mode, test_file):
+    rows = metrics(train_mode("homo", val_data_path=str(test_file)))
+    assert rows[0].keys() == {"kind", "round", "val_loss"}
+    clients = [row for row in rows if row["kind"] == "client"]
+    rounds = [row for row in rows if row["kind"] == "round"][1:]
+    assert len(clients) == 6
+    assert [row["num_steps"] for row in clients[:3]] == [3, 2, 2]
+    assert all(row["update_norm"] > 0 and row["seconds"] > 0 for row in clients)
+    size = clients[0]["bytes_up"]
+    assert size == 4 * sum(
+        value.numel()
+        for value in adapter(Path(train_mode("homo", name="again")) / "1/global_adapter_model.bin").values()
+    )
+    assert rounds[0]["bytes_up"] == rounds[0]["bytes_down"] == 3 * size
+    assert rounds[0]["num_tokens"] == sum(row["num_tokens"] for row in clients[:3])
+    assert rounds[1]["val_loss"] != rounds[0]["val_loss"] != rows[0]["val_loss"]
+
+
+def test_nothing_travels_in_none_and_no_adapter_in_pooled(train_mode):
+    for mode in ("none", "pooled"):
+        rounds = [row for row in metrics(train_mode(mode)) if row["kind"] == "round"]
+        assert all(row["bytes_up"] == row["bytes_down"] == 0 for row in rounds)
+
+
+def test_validation_points_to_the_best_round_and_none_validates_every_client(train_mode, test_file):
+    run = train_mode("none", val_data_path=str(test_file))
+    rows = metrics(run)
+    clients = [row for row in rows if row["kind"] == "client"]
+    rounds = [row for row in rows if row["kind"] == "round"][1:]
+    assert len({row["val_loss"] for row in clients}) == 6
+    means = [sum(row["val_loss"] for row in clients if row["round"] == number) / 3 for number in (1, 2)]
+    assert [row["val_loss"] for row in rounds] == pytest.approx(means)
+    best = json.loads((run / "run.json").read_text())["best_round"]
+    assert best["val_loss"] == min(row["val_loss"] for row in rounds)
+
+
+def test_a_local_split_is_held_back_from_training(train_mode):
+    run = train_mode("homo", sizes=(5, 4), local_val_set_size=2)
+    facts = json.loads((run / "run.json").read_text())["clients"]
+    assert [(client["num_examples"], client["num_validation"]) for client in facts] == [(3, 2), (2, 2)]
+    assert "val_loss" in metrics(run)[0]
+    with pytest.raises(DataError, match="leaves client 1 none of its 2 rows"):
+        train_mode("homo", sizes=(5, 2), name="small", local_val_set_size=2)
+
+
+def test_kept_moments_stay_private_to_the_client(train_mode):
+    run = train_mode("homo", optimizer_state="keep")
+    assert "1/client_0/private/optimizer.safetensors" in tree(run)
+    reset = train_mode("homo", name="reset")
+    assert not any("private" in name for name in tree(reset))
+    assert sha256_of(run / "1/adapter_model.safetensors") == sha256_of(reset / "1/adapter_model.safetensors")
+    assert sha256_of(run / "2/adapter_model.safetensors") != sha256_of(reset / "2/adapter_model.safetensors")
+
+
+def test_the_manifest_names_every_file_and_its_parent(train_mode):
+    run = train_mode("homo")
+    parents = []
+    for number in (1, 2):
+        manifest = json.loads((run / str(number) / "manifest.json").read_text())
+        assert set(manifest["files"]) == tree(run / str(number)) - {"manifest.json"}
+        for name, facts in manifest["files"].items():
+            assert facts["sha256"] == sha256_of(run / str(number) / name)
+        parents.append(manifest["parent_sha256"])
+    assert parents == [None, sha256_of(run / "1/manifest.json")]
+
+
+def test_an_absent_client_of_none_is_carried_forward(train_mode):
+    run = train_mode("none", client_selection_frac=0.3, num_communication_rounds=6)
+    seen: dict[str, str] = {}
+    for number in range(1, 7):
+        (trained,) = {row["client_id"] for row in metrics(run) if row["kind"] == "client" and row["round"] == number}
+        for folder in sorted((run / str(number)).glob("client_*")):
+            digest = sha256_of(folder / "adapter_model.bin")
+            if folder.name != f"client_{trained}":
+                assert digest == seen[folder.name]
+            seen[folder.name] = digest
+    assert len(seen) > 1
+
+
+def test_sizes_of_nought_one_and_many_rows_train_and_the_empty_client_is_never_selected(train_mode):
+    run = train_mode("homo", sizes=(0, 1, 2, 7))
+    rows = [row for row in metrics(run) if row["kind"] == "client" and row["round"] == 1]
+    assert [row["client_id"] for row in rows] == [1, 2, 3]
+    assert [row["num_steps"] for row in rows] == [1, 1, 4]
+
+
+def test_an_existing_run_is_refused_without_overwrite_and_stays_as_it_is(train_mode):
+    run = train_mode("homo", num_communication_rounds=1)
+    before = {name: sha256_of(run / name) for name in tree(run)}
+    with pytest.raises(UsageError, match="a run of this name exists") as caught:
+        train_mode("homo", seed=7)
+    assert "--overwrite" in caught.value.hint
+    assert {name: sha256_of(run / name) for name in tree(run)} == before
+    train_mode("homo", seed=7, num_communication_rounds=1, overwrite=True)
+    assert sha256_of(run / "1/adapter_model.safetensors") != before["1/adapter_model.safetensors"]
+
+
+def test_a_locked_run_is_left_alone(train_mode, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "models" / "homo").mkdir(parents=True)
+    with FileLock(tmp_path / "models/homo/.lock"), pytest.raises(LockedError, match="another process"):
+        train_mode("homo")
+
+
+def test_a_client_that_diverges_is_left_out_and_the_rest_is_as_if_it_were_not_there(train_mode, monkeypatch):
+    from fedlora.llm.local_training import Trainer
+
+    original = Trainer.train
+
+    def poisoned(self, start, examples, *, client_id, **options):
+        if client_id == 1:
+            start = {key: value * float("nan") for key, value in start.items()}
+        return original(self, start, examples, client_id=client_id, **options)
+
+    monkeypatch.setattr(Trainer, "train", poisoned)
+    run = train_mode("homo", num_communication_rounds=1)
+    manifest = json.loads((run / "1/manifest.json").read_text())
+    assert [entry["client_id"] for entry in manifest["quarantined"]] == [1]
+    assert "not a number" in manifest["quarantined"][0]["reason"]
+    clients = [adapter(run / "1" / f"client_{client}" / "adapter_model.bin") for client in (0, 2)]
+    expected = weighted_mean(zip(clients, (5, 3), strict=True))
+    found = adapter(run / "1/global_adapter_model.bin")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_wrong_input_stops_before_anything_is_written(train_mode, tmp_path):
+    with pytest.raises(UsageError, match="no linear layer is named c_attn"):
+        train_mode("homo", lora_target_modules="c_attn")
+    with pytest.raises(UsageError, match="cannot be loaded") as caught:
+        train_mode("homo", base_model=str(tmp_path / "nowhere"))
+    assert "smollm2-135m" in caught.value.hint
+    with pytest.raises(UsageError, match="unknown mode; the modes are homo, seq, none, pooled"):
+        TrainConfig.of(federation_mode="fedavg")
+    with pytest.raises(UsageError, match="cannot be a folder name"):
+        train_mode("homo", name="../elsewhere")
+    assert not (tmp_path / "models").exists() or not any((tmp_path / "models").iterdir())
+
+
+def test_three_processes_with_other_hash_seeds_leave_the_same_bytes(tiny_model, make_clients, tmp_path):
+    data = make_clients([4, 3])
+    listings = []
+    for seed in ("0", "1", "4711"):
+        models = tmp_path / f"models{seed}"
+        command = [sys.executable, "-m", "fedlora", "train", "--exp_name", "x", "--base_model", str(tiny_model)]
+        command += [
+            "--data_path",
+            str(data),
+            "--model_dir",
+            str(models),
+            "--num_clients",
+            "2",
+            "--num_communication_rounds",
+        ]
+        command += ["2", "--client_selection_frac", "1", "--local_batch_size", "2", "--local_num_epochs", "1"]
+        command += ["--lora_target_modules", "v_proj,q_proj,o_proj", "--optimizer_state", "keep"]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
+        files = sorted(tree(models) - {"x/metrics.jsonl", "x/.lock"})
+        listings.append({name: sha256_of(models / name) for name in files})
+    assert listings[0] == listings[1] == listings[2]
+    assert len(listings[0]) > 15
