@@ -24,8 +24,8 @@ def make_trainer(tiny_model, dtype="float32", **changes) -> Trainer:
     return Trainer(base, LoraModel(base.model, spec), config)
 
 
-def examples_of(trainer: Trainer):
-    return encode_rows(ROWS, PromptEncoder(trainer.base.tokenizer, "chat"), cutoff=128).examples
+def examples_of(trainer: Trainer, rows=ROWS):
+    return encode_rows(rows, PromptEncoder(trainer.base.tokenizer, "chat"), cutoff=128).examples
 
 
 def train(trainer: Trainer, rounds: int = 1, client: int = 0):
@@ -178,25 +178,27 @@ def test_a_shared_prefix_changes_neither_loss_nor_gradient(tiny_model):
     trainer.lora.set_adapter(adapter)
     found = []
     for share in (False, True):
-        batch = make_batch(examples_of(trainer), pad_id=0, share_prefix=share)
+        batch = make_batch(examples_of(trainer, ROWS * 4), pad_id=0, share_prefix=share)
         for _, factor in trainer.lora.named_factors():
             factor.grad = None
         loss = backward_loss(trainer.base, batch, scale=1.0)
         found.append((len(batch.prefix), loss, {key: factor.grad for key, factor in trainer.lora.named_factors()}))
     (none, whole_loss, whole), (shared, loss, gradient) = found
-    assert (none, shared) == (0, len("<user\nask "))
+    assert (none, shared) == (0, len("<user\nask "))  # < stands for the control token
     assert loss == pytest.approx(whole_loss, rel=1e-6)
     assert close(gradient, whole)
 
 
-def test_rows_share_a_prefix_only_where_nothing_is_predicted():
+def test_rows_share_a_prefix_only_where_nothing_is_predicted_and_where_it_pays():
     from fedlora.llm.examples import Example, shared_prefix
 
-    beginning = list(range(20))
-    assert shared_prefix([Example([*beginning, 1], 20), Example([*beginning, 2, 3], 20)]) == 19
-    assert shared_prefix([Example([*beginning, 1], 15), Example([*beginning, 2], 20)]) == 14
+    beginning = list(range(300))
+    assert shared_prefix([Example([*beginning, 1], 300), Example([*beginning, 2, 3], 300)]) == 299
+    assert shared_prefix([Example([*beginning, 1], 260), Example([*beginning, 2], 300)]) == 259
     assert shared_prefix([Example([0, 1, 2, 3], 3), Example([0, 1, 2, 4], 3)]) == 0
-    assert shared_prefix([Example(beginning, 19)]) == 0
+    assert shared_prefix([Example([*beginning[:30], row], 30) for row in range(10)]) == 29
+    assert shared_prefix([Example([*beginning[:30], row], 30) for row in range(5)]) == 0
+    assert shared_prefix([Example(beginning, 299)]) == 0
 
 
 def test_a_base_with_dropout_of_its_own_shares_no_prefix(tiny_model, tmp_path):

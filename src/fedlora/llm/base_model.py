@@ -53,6 +53,13 @@ class BaseModel:
         """Logits (n, vocabulary) of hidden states (n, d)."""
         return self.model.get_output_embeddings()(hidden)
 
+    def last_logits(self, **inputs: Any) -> Tensor:
+        """Logits (rows, vocabulary) behind the last position of what the model is called with."""
+        if not self.has_plain_head:
+            return self.model(**inputs, logits_to_keep=1).logits[:, -1]
+        # contiguous: for a strided slice of three dimensions torch copies the output layer once per row
+        return self.head(self.model.base_model(**inputs).last_hidden_state[:, -1].contiguous())
+
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")

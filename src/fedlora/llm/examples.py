@@ -17,8 +17,9 @@ from fedlora.llm.prompts import PromptEncoder
 from fedlora.seeds import derive_seed
 from fedlora.types import Row
 
-PASS_OVERHEAD_TOKENS = 96
-"""What starting another pass costs, in tokens of work; decides between padding and one more pass."""
+PASS_OVERHEAD_TOKENS = 224
+"""What starting another pass costs, in tokens of work (benchmarks/pass_overhead.py); decides between padding and one
+more pass, and whether a shared prefix is worth a pass of its own."""
 
 
 @dataclass(frozen=True)
@@ -163,16 +164,13 @@ def make_batch(
     )
 
 
-SHORTEST_PREFIX = 8
-"""A shared beginning below this many tokens is not worth a forward pass of its own."""
-
-
 def shared_prefix(examples: Sequence[Example]) -> int:
-    """How many tokens all rows begin with, short of the first state that predicts a label; 0 when too few."""
-    if len(examples) < 2:
-        return 0
+    """How many tokens all rows begin with, short of the first state that predicts a label.
+
+    0 when computing them once would save less than the pass of its own that it takes.
+    """
     length = min(example.labels_from for example in examples) - 1
     first = examples[0].ids
     for example in examples[1:]:
         length = next((i for i in range(length) if example.ids[i] != first[i]), length)
-    return length if length >= SHORTEST_PREFIX else 0
+    return length if (len(examples) - 1) * length > PASS_OVERHEAD_TOKENS else 0

@@ -74,14 +74,13 @@ class Batch:
         self.cache = DynamicCache(config=self.base.model.config)
         ids, positions = self.ids, self.positions
         for step in range(self.decoding.max_new_tokens):
-            logits = self.base.model(
+            logits = self.base.last_logits(
                 input_ids=ids,
                 attention_mask=self.mask,
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            )
             tokens = choose_tokens(logits, self.seen, self.uniforms[self.alive, step], self.decoding)
             going = ~torch.isin(tokens, self.stop_ids)
             for row, token, goes in zip(self.alive.tolist(), tokens.tolist(), going.tolist(), strict=True):
