@@ -169,6 +169,14 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(layer(x), layer(x))
 
 
+def test_a_model_with_new_layers_is_in_evaluation_mode(tiny_model):
+    lora = LoraModel(load_base_model(str(tiny_model), device="cpu").model, spec_of(dropout=0.5))
+    lora.set_adapter(trained_like(lora.shapes()))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(lora.model(ids).logits, lora.model(ids).logits)
+
+
 def test_adapters_survive_both_file_formats_and_equal_tensors_give_equal_bytes(lora, tmp_path):
     state = trained_like(lora.shapes())
     reordered = dict(reversed(list(state.items())))

@@ -74,6 +74,8 @@ class LoraModel:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer)
             self.layers[name] = layer
+        # new modules start in training mode: without this, dropout would act while generating
+        model.eval()
 
     def named_factors(self) -> Iterator[tuple[str, nn.Parameter]]:
         """PEFT key and parameter of every factor, in key order."""
