@@ -3,11 +3,12 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test lint format clean-venv
+.PHONY: help demo test test-slow lint format clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
 	@echo "make test        run the default tests"
+	@echo "make test-slow   run the tests on the embedded model and Dolly: minutes (FEDLORA_DOLLY names the file)"
 	@echo "make lint        check style and types"
 	@echo "make format      rewrite the code in the project's style"
 	@echo "make clean-venv  delete .venv"
@@ -18,6 +19,10 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest
+
+# -rs shows why a test was skipped: what it needs is not in the repository
+test-slow: .venv/installed-dev
+	.venv/bin/python -m pytest -m slow -rs
 
 lint: .venv/installed-dev
 	$(RUFF) check .

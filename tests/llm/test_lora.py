@@ -156,6 +156,28 @@ def test_conv1d_layers_of_gpt2_are_adapted_as_peft_does(tmp_path):
         torch.testing.assert_close(lora.model(ids).logits, theirs(ids).logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(8, 6), (6, 6), (4, 9)])
+def test_the_fused_layer_has_the_gradients_of_the_plain_formula_in_float64(bias, shape):
+    from fedlora.llm.lora import LowRankLinear
+
+    d_in, d_out = shape
+    torch.manual_seed(1)
+    x = torch.randn(2, 3, d_in, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(d_out, d_in, dtype=torch.float64)
+    offset = torch.randn(d_out, dtype=torch.float64) if bias else None
+    a = torch.randn(4, d_in, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(d_out, 4, dtype=torch.float64, requires_grad=True)
+    outer = torch.randn(2, 3, d_out, dtype=torch.float64)
+    plain = torch.nn.functional.linear(x, weight, offset) + 0.7 * (x @ a.t()) @ b.t()
+    expected = torch.autograd.grad(plain, (x, a, b), outer)
+    fused = LowRankLinear.apply(x, weight, offset, a, b, 0.7)
+    torch.testing.assert_close(fused, plain)
+    # gradients of the factors are float32 by contract
+    for found, wanted in zip(torch.autograd.grad(fused, (x, a, b), outer), expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     layer = LoraLinear(nn.Linear(8, 6), 8, 6, spec_of(dropout=0.5))

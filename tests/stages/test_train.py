@@ -186,11 +186,12 @@ def test_an_absent_client_of_none_is_carried_forward(train_mode):
     assert len(seen) > 1
 
 
-def test_sizes_of_nought_one_and_many_rows_train_and_the_empty_client_is_never_selected(train_mode):
+def test_sizes_of_nought_one_and_many_rows_train_and_the_empty_client_is_never_selected(train_mode, capsys):
     run = train_mode("homo", sizes=(0, 1, 2, 7))
     rows = [row for row in metrics(run) if row["kind"] == "client" and row["round"] == 1]
     assert [row["client_id"] for row in rows] == [1, 2, 3]
     assert [row["num_steps"] for row in rows] == [1, 1, 4]
+    assert "client 0 (local_training_0.json) has no row to train on and is never selected" in capsys.readouterr().err
 
 
 def test_an_existing_run_is_refused_without_overwrite_and_stays_as_it_is(train_mode):

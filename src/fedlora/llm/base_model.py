@@ -108,7 +108,8 @@ def is_fast_at_bfloat16(device: torch.device) -> bool:
     """CUDA from compute capability 8.0 on; a CPU with avx512_bf16 or amx_bf16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    features = torch.cpu.get_capabilities()
+    # older torch cannot tell; float32 is right everywhere, and --base_dtype decides otherwise
+    features = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 

@@ -37,6 +37,38 @@ class LoraSpec:
     use_rslora: bool = False
 
 
+class LowRankLinear(torch.autograd.Function):
+    """`x W.T + bias + s (x A.T) B.T` for a frozen W: (d_out, d_in), with the fewest products and no sum of its own.
+
+    Backwards the two paths into x are one accumulating product, and nothing is computed for x when it needs no
+    gradient (the first layer's input). x: (..., d_in) in the base's type; A and B float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
+        flat = x.flatten(0, -2)
+        a_cast, b_cast = a.to(x.dtype), b.to(x.dtype)
+        low = flat @ a_cast.t()
+        result = F.linear(flat, weight, bias).addmm_(low, b_cast.t(), alpha=scaling)
+        ctx.save_for_backward(flat, low, weight, a_cast, b_cast)
+        ctx.scaling = scaling
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        flat, low, weight, a_cast, b_cast = ctx.saved_tensors
+        gradient = gradients[0].flatten(0, -2)
+        to_low = (gradient @ b_cast).mul_(ctx.scaling)
+        to_a = (to_low.t() @ flat).float()
+        to_b = (gradient.t() @ low).float().mul_(ctx.scaling)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = (gradient @ weight).addmm_(to_low, a_cast).view(*gradients[0].shape[:-1], -1)
+        return to_x, None, None, to_a, to_b, None
+
+
 class LoraLinear(nn.Module):
     """A frozen linear layer plus `scaling * (dropout(x) @ A.T) @ B.T`; A: (r, d_in), B: (d_out, r) in float32."""
 
@@ -51,10 +83,13 @@ class LoraLinear(nn.Module):
         self.active = True
 
     def forward(self, x: Tensor) -> Tensor:
-        result = self.base(x)
         if not self.active:
-            return result
-        if self.training and self.dropout:
+            return self.base(x)
+        with_dropout = self.training and self.dropout > 0
+        if type(self.base) is nn.Linear and not with_dropout:
+            return LowRankLinear.apply(x, self.base.weight, self.base.bias, self.a, self.b, self.scaling)  # type: ignore[return-value]
+        result = self.base(x)
+        if with_dropout:
             x = F.dropout(x, self.dropout)
         low = F.linear(x, self.a.to(x.dtype)).flatten(0, -2)
         total = torch.addmm(result.flatten(0, -2), low, self.b.to(x.dtype).t(), alpha=self.scaling)
