@@ -16,7 +16,7 @@ AdapterState = Mapping[str, "Tensor"]
 """PEFT key -> float32 CPU tensor, A: (r, d_in), B: (d_out, r); never mutated."""
 
 ClientId = int
-FailureKind = Literal["diverged", "invalid", "data", "infrastructure"]
+FailureKind = Literal["diverged"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,6 @@ class ClientFailure:
     client_id: ClientId
     kind: FailureKind
     reason: str
-    retryable: bool = False
 
 
 class Updates(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ from torch import Tensor
 from fedlora.errors import UsageError
 from fedlora.llm import embedded_model
 from fedlora.llm.attention import use_batched_attention
+
+HUB_PATIENCE = 5.0
+"""Seconds a model hub has to accept a connection before the local cache is all there is."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,25 @@ def _load(name: str, source: str, dtype: torch.dtype, trust_remote_code: bool) -
 
 
 def _is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    """Whether to look into the local cache only: because the user says so, or because no hub answers.
+
+    The hub's own client retries for most of a minute before it says the same.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return True
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub.constants import ENDPOINT
+
+    if getproxies():
+        return False
+    address = urlsplit(ENDPOINT)
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_PATIENCE).close()
+    except OSError:
+        return True
+    return False
 
 
 @contextlib.contextmanager
