@@ -284,10 +284,9 @@ def test_peft_loads_an_adapter_to_the_logits_of_our_own_loader(world, model_fold
             ours, expected = lora.model(batch).logits, theirs(batch).logits
             lora.set_adapter(None)
             untrained = lora.model(batch).logits
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-        # what the adapter does is far above what two ways of computing differ in
-        assert (expected - untrained).abs().max() > 100 * (ours - expected).abs().max()
-        assert not torch.allclose(expected, untrained, rtol=1e-4, atol=1e-2)
+        # logits reach 40, and two orders of float32 sums differ by 1e-4 there; the adapters change them by more than 1
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+        assert (expected - untrained).abs().max() > 0.5
 
 
 @pytest.mark.parametrize("mode", ["homo", "seq", "pooled"])
