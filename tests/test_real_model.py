@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from judge_server import prefers_a, serve
 
 from fedlora.errors import UsageError
 from fedlora.paths import OutputName, RunPaths
@@ -20,8 +21,6 @@ from fedlora.paths import OutputName, RunPaths
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests" / "stages"))
-from judge_server import prefers_a, serve  # noqa: E402 - the loopback judge lives beside the tests of its stage
 
 MODEL = "smollm2-135m"
 MODES = ("homo", "seq", "none", "pooled")
