@@ -205,6 +205,18 @@ def test_an_existing_run_is_refused_without_overwrite_and_stays_as_it_is(train_m
     assert sha256_of(run / "1/adapter_model.safetensors") != before["1/adapter_model.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "chapter/one.txt", "7/scan.txt"])
+def test_a_folder_that_is_not_a_runs_is_never_touched(train_mode, tmp_path, name):
+    mine = tmp_path / "models" / "homo" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="holds what no run has written"):
+            train_mode("homo", overwrite=overwrite)
+    assert mine.read_text() == "years of work"
+    assert tree(tmp_path / "models") == {f"homo/{name}"}
+
+
 def test_a_locked_run_is_left_alone(train_mode, tmp_path):
     from filelock import FileLock
 

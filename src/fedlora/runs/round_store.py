@@ -181,8 +181,17 @@ def read_run(paths: RunPaths) -> dict[str, Any]:
 
 
 def check_free(paths: RunPaths, *, overwrite: bool) -> None:
-    """UsageError when a run of this name exists and may not be replaced."""
-    if not overwrite and (paths.run_file.exists() or paths.committed_rounds()):
+    """UsageError when a run of this name exists and may not be replaced, or the folder is not a run's at all."""
+    if not paths.root.is_dir():
+        return
+    foreign = sorted(entry.name for entry in paths.root.iterdir() if not _belongs_to_run(entry))
+    if foreign or (paths.committed_rounds() and not paths.run_file.exists()):
+        what = ", ".join(foreign[:3]) or "rounds without a run.json"
+        raise UsageError(
+            f"{paths.root}: holds what no run has written ({what})",
+            hint="choose another --exp_name or --model_dir; nothing there is touched, with or without --overwrite",
+        )
+    if paths.run_file.exists() and not overwrite:
         raise UsageError(
             f"{paths.root}: a run of this name exists",
             hint="choose another --exp_name, or give --overwrite to delete it and start anew",
@@ -192,6 +201,14 @@ def check_free(paths: RunPaths, *, overwrite: bool) -> None:
 def clear_run(paths: RunPaths) -> None:
     """Remove what an earlier run left in this folder, all but the lock."""
     for entry in sorted(paths.root.iterdir()):
-        if entry == paths.lock_file:
+        if entry == paths.lock_file or not _belongs_to_run(entry):
             continue
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _belongs_to_run(entry: Path) -> bool:
+    """Whether a run writes something of this name: its own files, their temporary forms, rounds open or closed."""
+    if entry.is_dir():
+        return entry.name.removesuffix(".partial").isdigit()
+    names = ("run.json", "metrics.jsonl", ".lock")
+    return entry.name in names or any(entry.name.startswith(f".{name}.tmp-") for name in names)
