@@ -42,7 +42,7 @@ def train_for_a_while() -> None:
 
 
 def measure(setting: str | None, processes: int, limit: float) -> float | None:
-    """Tokens per second of one of `processes` that run at once; None when they took longer than `limit` seconds, start-up included."""
+    """Tokens per second of one of `processes` at once; None when they took over `limit` seconds, start-up included."""
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     if setting is not None:
         environment["GOMP_SPINCOUNT"] = setting
