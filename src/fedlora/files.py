@@ -90,6 +90,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; StorageError when the file system refuses."""
+    with _storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries, so that a rename inside it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

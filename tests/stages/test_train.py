@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedlora.config.train import MODE_NAMES, TrainConfig
-from fedlora.errors import DataError, LockedError, UsageError
+from fedlora.errors import DataError, LockedError, StorageError, UsageError
 from fedlora.federated.adapters import weighted_mean
 from fedlora.files import sha256_of
 from fedlora.stages import train
@@ -215,6 +215,13 @@ def test_a_folder_that_is_not_a_runs_is_never_touched(train_mode, tmp_path, name
             train_mode("homo", overwrite=overwrite)
     assert mine.read_text() == "years of work"
     assert tree(tmp_path / "models") == {f"homo/{name}"}
+
+
+def test_a_file_where_the_models_should_go_is_a_storage_error(train_mode, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="file/homo: "):
+        train_mode("homo", model_dir=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_locked_run_is_left_alone(train_mode, tmp_path):

@@ -27,6 +27,7 @@ from fedlora.errors import DataError, LockedError
 from fedlora.federated.adapters import num_bytes
 from fedlora.federated.modes import MODES
 from fedlora.federated.sampling import cohort_size
+from fedlora.files import make_folder
 from fedlora.llm.adapter_files import make_peft_config
 from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.examples import Example, encode_rows
@@ -51,7 +52,7 @@ def run(config: TrainConfig) -> RunPaths:
     )
     training = Training(config, paths, base, files, rows, held_out)
     lock = FileLock(paths.lock_file, timeout=0)
-    paths.root.mkdir(parents=True, exist_ok=True)
+    make_folder(paths.root)
     try:
         with lock:
             check_free(paths, overwrite=config.overwrite)
