@@ -230,7 +230,8 @@ def _show_unexpected(error: Exception) -> int:
         return _show(StorageError("out of memory", hint=hint))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _show(StorageError(f"{error.filename or 'disk'}: no space left", hint="free space, then run again"))
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO):
+    refused = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG)
+    if isinstance(error, OSError) and error.errno in refused:
         place = error.filename or "file system"
         return _show(StorageError(f"{place}: {error.strerror}", hint="fix the path or its permissions, then run again"))
     import traceback

@@ -44,7 +44,7 @@ class EvaluateLlmConfig(Config):
     target_file: Path | None = flag(None, "rows with reference answers, shown to the judge")
     target_key: str = flag("output", "field of the reference answer")
     prediction_key: str = flag("answer", "field of the prediction")
-    gpt_model: str = flag("gpt-4.1", "the judge")
+    gpt_model: str = flag("gpt-4.1", "the judge", min_length=1)
     base_url: str = flag("https://api.openai.com/v1", "endpoint of the judge; http:// only on this machine")
     api_key_file: Path | None = flag(None, "file that holds the key")
     batch_size: int = flag(20, "samples per request", ge=1, le=100)
@@ -59,6 +59,9 @@ class EvaluateLlmConfig(Config):
     @classmethod
     def _safe_address(cls, value: str) -> str:
         parts = urlsplit(value)
+        # reading the port raises ValueError where it is none
+        if not parts.hostname or parts.port == 0 or not value.isprintable():
+            raise ValueError("needs a host, such as https://api.openai.com/v1")
         loopback = parts.hostname in {"localhost", "127.0.0.1", "::1"}
         if parts.username or parts.password:
             raise ValueError("no user name or password in the address; the key comes from the environment")

@@ -49,7 +49,7 @@ class Config(BaseModel):
     @classmethod
     def make(cls, values: Mapping[str, Any], *, file: Path | None = None) -> Self:
         """Build from flag values over an optional YAML file; UsageError names the field that is wrong."""
-        from_file = read_yaml(file) if file else {}
+        from_file = _fields_of(file, cls) if file else {}
         if ONLY_BY_FLAG & from_file.keys():
             raise UsageError(
                 f"{file}: trust_remote_code cannot be set in a file",
@@ -70,6 +70,20 @@ class Config(BaseModel):
         return field in self.model_fields_set
 
 
+def _fields_of(file: Path, config: type[Config]) -> dict[str, Any]:
+    """A file's values under their field names: hyphens as in flags, and no `true` where a number belongs."""
+    fields: dict[str, Any] = {}
+    for key, value in read_yaml(file).items():
+        name = key.replace("-", "_")
+        known = config.model_fields.get(name)
+        if name in fields:
+            raise UsageError(f"{file}: {name!r} is given twice", hint="keep one of the two")
+        if isinstance(value, bool) and known is not None and known.annotation is not bool:
+            raise UsageError(f"{file}: {name}={value} is no value for this field", hint="see --help for what it takes")
+        fields[name] = value
+    return fields
+
+
 def _explain(error: ValidationError, config: type[Config]) -> str:
     parts = []
     for item in error.errors():
@@ -81,6 +95,9 @@ def _explain(error: ValidationError, config: type[Config]) -> str:
         else:
             parts.append(f"{name}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(parts)
+
+
+_YAML_HINT = "a configuration file is UTF-8 text with `field: value` lines"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -106,6 +123,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         # a SafeLoader subclass: plain values only, no Python objects
         content = yaml.load(read_text(path), Loader=StrictLoader)  # noqa: S506
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: not a configuration ({type(error).__name__}: {str(error)[:80]})", hint=_YAML_HINT
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)

@@ -70,9 +70,10 @@ def load_experiment(config: ReportConfig, exp_name: str) -> Experiment | None:
     if not paths.run_file.is_file():
         return None
     run = read_json(paths.run_file)
-    if run.get("format") != 1:
+    known = run.get("format") if isinstance(run, dict) else None
+    if known != 1:
         raise UsageError(
-            f"{paths.run_file}: format {run.get('format')!r} is unknown", hint="report with the fedlora that trained it"
+            f"{paths.run_file}: format {known!r} is unknown", hint="report with the fedlora that trained it"
         )
     rows = [row for row in _read_metrics(paths.metrics_file) if row["round"] <= config.communication_rounds]
     names = [OutputName("base"), *_subjects(run)]

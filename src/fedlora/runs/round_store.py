@@ -177,7 +177,11 @@ def read_run(paths: RunPaths) -> dict[str, Any]:
         raise UsageError(
             f"{paths.root}: no run of this name", hint="check --model_dir and --exp_name, or run `fedlora train` first"
         )
-    return read_json(paths.run_file)
+    value = read_json(paths.run_file)
+    wanted = {"base_model": str, "config": dict}
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in wanted.items()):
+        raise UsageError(f"{paths.run_file}: not the record of a run", hint="restore the file, or train again")
+    return value
 
 
 def check_free(paths: RunPaths, *, overwrite: bool) -> None:
