@@ -157,3 +157,10 @@ def test_the_base_model_answers_without_a_run(trained, tiny_model):
 def test_all_and_a_single_subject_together_are_refused(trained):
     with pytest.raises(UsageError, match="all answers with everyone"):
         trained("x", all=True, client_id=0)
+
+
+def test_the_runs_own_prompt_template_is_used_unless_another_is_named(trained):
+    auto, chat, alpaca = (
+        sha256_of(trained(f"template_{name}", prompt_template=name)[0]) for name in ("auto", "chat", "alpaca")
+    )
+    assert auto == chat != alpaca
