@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -121,3 +123,44 @@ def test_a_memorised_row_is_reproduced(tiny_model):
     prompts = [encoder.prompt(row, cutoff=64, response_length=8).ids for row in rows]
     answers = generate_answers(base, prompts, Decoding(8), tokens_per_pass=512)
     assert [encoder.decode(answer) for answer in answers] == ["pong", "down"]
+
+
+def test_what_all_prompts_begin_with_passes_through_the_model_once(base, prompts, monkeypatch):
+    prefix = [7, 77, 177, 27]
+    longer = [prefix + prompt for prompt in prompts]
+    expected = generate_answers(base, longer, Decoding(8), tokens_per_pass=4096, most_rows=1)
+    seen = []
+    forward = base.model.base_model.forward
+
+    def count(*args, **kwargs):
+        seen.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(base.model.base_model, "forward", count)
+    assert generate_answers(base, longer, Decoding(8), tokens_per_pass=4096) == expected
+    assert seen[:2] == [(1, len(prefix)), (len(prompts), max(map(len, prompts)))]
+
+
+def test_a_model_with_a_sliding_window_answers_alike_alone_and_in_a_batch(tmp_path, tiny_model, prompts):
+    """Its layers see a window of the cache, so no gap may stand between a shared prefix and the rest."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+        eos_token_id=2,
+        bos_token_id=1,
+    )
+    folder = tmp_path / "mistral"
+    shutil.copytree(tiny_model, folder)
+    MistralForCausalLM(config).save_pretrained(folder)
+    base = load_base_model(str(folder), device="cpu", dtype="float32")
+    longer = [[7, 77, 177, 27, *prompt] for prompt in prompts]
+    together = generate_answers(base, longer, Decoding(20), tokens_per_pass=4096)
+    assert together == one_by_one(base, longer)

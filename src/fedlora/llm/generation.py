@@ -1,7 +1,7 @@
 """Answers to many prompts with one resident model.
 
-Prompts are sorted by length and batched under a token budget; finished rows leave the batch; the
-results come back in the order of the input.
+Prompts are sorted by length and batched under a token budget; what all prompts of a batch begin with is
+computed once; finished rows leave the batch; the results come back in the order of the input.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedlora.llm.base_model import BaseModel
+from fedlora.llm.cache import can_share_rows, make_cache, room_for
 from fedlora.llm.decoding import Decoding, choose_tokens, draw_uniforms
 from fedlora.llm.examples import cut_passes
 
@@ -45,7 +46,7 @@ def generate_answers(
 
 
 class Batch:
-    """Rows that are answered together: left-padded ids, their mask, and who is still writing."""
+    """Rows that are answered together: a shared prefix, left-padded ids behind it, and who is still writing."""
 
     def __init__(
         self, base: BaseModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], decoding: Decoding
@@ -53,14 +54,20 @@ class Batch:
         self.base = base
         self.decoding = decoding
         self.stop_ids = torch.tensor(sorted(stop_tokens(base)), device=base.device)
-        longest = max(len(prompt) for prompt in prompts)
+        skip = self._count_shared(prompts)
+        longest = max(len(prompt) for prompt in prompts) - skip
         ids = torch.full((len(prompts), longest), base.pad_id, dtype=torch.long)
-        mask = torch.zeros((len(prompts), longest), dtype=torch.long)
+        # one column per token that may come, zero until it is there: transformers takes a mask of ones for none
+        mask = torch.zeros((len(prompts), room_for(skip + longest + decoding.max_new_tokens)), dtype=torch.long)
+        mask[:, :skip] = 1
         for index, prompt in enumerate(prompts):
-            ids[index, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-            mask[index, longest - len(prompt) :] = 1
+            behind = len(prompt) - skip
+            ids[index, longest - behind :] = torch.tensor(prompt[skip:], dtype=torch.long)
+            mask[index, skip + longest - behind : skip + longest] = 1
+        self.prefix = torch.tensor(prompts[0][:skip], dtype=torch.long, device=base.device)
         self.ids, self.mask = ids.to(base.device), mask.to(base.device)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.length = skip + longest
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, skip : self.length]
         self.uniforms = draw_uniforms(decoding, rows).to(base.device)
         self.seen = self._mark_prompts()
         self.alive = torch.arange(len(prompts), device=base.device)
@@ -69,9 +76,7 @@ class Batch:
     @torch.inference_mode()
     def answer(self) -> list[list[int]]:
         """Prefill, then one token per live row and step."""
-        from transformers import DynamicCache
-
-        self.cache = DynamicCache(config=self.base.model.config)
+        self._start_cache()
         ids, positions = self.ids, self.positions
         for step in range(self.decoding.max_new_tokens):
             logits = self.base.last_logits(
@@ -86,22 +91,40 @@ class Batch:
             for row, token, goes in zip(self.alive.tolist(), tokens.tolist(), going.tolist(), strict=True):
                 if goes:
                     self.written[row].append(token)
-            if not bool(going.any()):
-                break
             positions = positions[:, -1:] + 1
             if not bool(going.all()):
-                tokens, positions = tokens[going], positions[going]
-                self._drop_finished(going)
+                if not bool(going.any()):
+                    break
+                kept = order_left(going)
+                tokens, positions = tokens[kept], positions[kept]
+                self._keep(kept)
             if self.seen.numel():
                 self.seen.scatter_(1, tokens[:, None], True)
             ids = tokens[:, None]
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+            self.mask[:, self.length] = 1
+            self.length += 1
         return self.written
 
-    def _drop_finished(self, going: Tensor) -> None:
-        kept = going.nonzero()[:, 0]
+    def _start_cache(self) -> None:
+        """The prefix passes through the model once and is copied to every row."""
+        self.cache = make_cache(self.base.model.config)
+        if len(self.prefix):
+            self.base.model.base_model(input_ids=self.prefix[None], past_key_values=self.cache, use_cache=True)
+            self.cache.batch_repeat_interleave(len(self.ids))
+
+    def _keep(self, kept: Tensor) -> None:
         self.cache.batch_select_indices(kept)
         self.alive, self.mask, self.seen = self.alive[kept], self.mask[kept], self.seen[kept]
+
+    def _count_shared(self, prompts: Sequence[Sequence[int]]) -> int:
+        """How many tokens all prompts begin with; every row keeps one of its own."""
+        if len(prompts) < 2 or not (self.base.can_share_prefix and can_share_rows(self.base.model.config)):
+            return 0
+        limit = min(len(prompt) for prompt in prompts) - 1
+        first = prompts[0]
+        for prompt in prompts[1:]:
+            limit = next((i for i in range(limit) if prompt[i] != first[i]), limit)
+        return max(0, limit)
 
     def _mark_prompts(self) -> Tensor:
         """(rows, vocabulary) marks of prompt tokens where a repetition penalty needs them, else (rows, 0)."""
@@ -109,8 +132,17 @@ class Batch:
             return torch.zeros((len(self.ids), 0), dtype=torch.bool, device=self.base.device)
         vocabulary = self.base.model.get_output_embeddings().weight.shape[0]
         seen = torch.zeros((len(self.ids), vocabulary), dtype=torch.bool, device=self.base.device)
-        real = self.ids.where(self.mask.bool(), self.ids[:, -1:])
+        real = self.ids.where(self.mask[:, len(self.prefix) : self.length].bool(), self.ids[:, -1:])
+        seen[:, self.prefix] = True
         return seen.scatter_(1, real, True)
+
+
+def order_left(going: Tensor) -> Tensor:
+    """Who takes which place when rows leave (rows,) -> (rows left,): the last ones left move into the free places."""
+    kept = going.nonzero()[:, 0]
+    order = torch.arange(len(kept), device=going.device)
+    order[~going[: len(kept)]] = kept[kept >= len(kept)]
+    return order
 
 
 def stop_tokens(base: BaseModel) -> set[int]:
