@@ -25,6 +25,7 @@ def train_for_a_while() -> None:
     from fedlora.data.skills import make_skill_rows
     from fedlora.llm.base_model import load_base_model
     from fedlora.llm.examples import encode_rows
+    from fedlora.llm.layout import Layout, LayoutBook
     from fedlora.llm.local_training import Trainer
     from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
     from fedlora.llm.prompts import PromptEncoder
@@ -32,7 +33,8 @@ def train_for_a_while() -> None:
 
     base = load_base_model("smollm2-135m", device="cpu")
     lora = LoraModel(base.model, LoraSpec(8, 16, 2.0, 0.0, ("all-linear",)))
-    trainer = Trainer(base, lora, TrainConfig.of(local_batch_size=16, local_num_epochs=1, lora_dropout=0.0))
+    config = TrainConfig.of(local_batch_size=16, local_num_epochs=1, lora_dropout=0.0)
+    trainer = Trainer(base, lora, config, LayoutBook(Layout(4096)))
     rows = [Row(r["instruction"], r["context"], r["response"], "") for r in make_skill_rows(2 * STEPS, seed=0)]
     examples = encode_rows(rows, PromptEncoder(base.tokenizer, "chat"), cutoff=512).examples[: 16 * STEPS]
     start = make_adapter(lora.shapes(), 0)

@@ -152,7 +152,12 @@ def report_file(report_dir: Path, name: str, suffix: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: FEDLORA_CACHE, else the user's cache folder."""
+    """Where converted models and tokenised rows are kept: FEDLORA_CACHE, else the user's cache folder."""
     if chosen := os.environ.get("FEDLORA_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedlora"
+
+
+def tokens_folder() -> Path:
+    """Where tokenised rows are kept between runs."""
+    return cache_folder() / "tokens"

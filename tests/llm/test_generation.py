@@ -5,10 +5,13 @@ import torch
 
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
+from fedlora.errors import TrainingError
+from fedlora.llm import generation
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.decoding import Decoding, choose_decoding, choose_tokens
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.generation import generate_answers
+from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
 from fedlora.llm.prompts import PromptEncoder
@@ -115,7 +118,7 @@ def test_a_memorised_row_is_reproduced(tiny_model):
     lora = LoraModel(base.model, LoraSpec(8, 16, 2.0, 0.0, ("all-linear",)))
     encoder = PromptEncoder(base.tokenizer, "chat")
     rows = [Row("ping", "", "pong", ""), Row("up", "", "down", "")]
-    trainer = Trainer(base, lora, config)
+    trainer = Trainer(base, lora, config, LayoutBook(Layout(4096)))
     trained = trainer.train(
         make_adapter(lora.shapes(), 0), encode_rows(rows, encoder, cutoff=64).examples, round_number=1, client_id=0
     )
@@ -164,3 +167,27 @@ def test_a_model_with_a_sliding_window_answers_alike_alone_and_in_a_batch(tmp_pa
     longer = [[7, 77, 177, 27, *prompt] for prompt in prompts]
     together = generate_answers(base, longer, Decoding(20), tokens_per_pass=4096)
     assert together == one_by_one(base, longer)
+
+
+def test_out_of_memory_splits_the_batch_and_loses_no_answer(base, prompts, monkeypatch):
+    expected = generate_answers(base, prompts, Decoding(20), tokens_per_pass=4096)
+    answer, sizes = generation.Batch.answer, []
+
+    def exhausted(self):
+        sizes.append(len(self.ids))
+        if len(self.ids) > 2:
+            raise torch.OutOfMemoryError("no")
+        return answer(self)
+
+    monkeypatch.setattr(generation.Batch, "answer", exhausted)
+    seen = []
+    found = generate_answers(base, prompts, Decoding(20), tokens_per_pass=4096, on_rows=seen.append)
+    assert found == expected
+    assert sum(seen) == len(prompts)
+    assert max(sizes) == len(prompts)
+
+
+def test_a_prompt_that_does_not_fit_alone_is_one_clear_error(base, prompts, monkeypatch):
+    monkeypatch.setattr(generation.Batch, "answer", lambda self: torch.empty(2**60))
+    with pytest.raises(TrainingError, match=r"row 1: out of memory with one prompt of 40 tokens"):
+        generate_answers(base, prompts, Decoding(20), tokens_per_pass=4096)

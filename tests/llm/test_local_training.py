@@ -7,6 +7,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.examples import encode_rows
+from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
 from fedlora.llm.loss import backward_loss
@@ -21,7 +22,8 @@ def make_trainer(tiny_model, dtype="float32", **changes) -> Trainer:
     config = TrainConfig.of(**{**DEFAULTS, **changes})
     base = load_base_model(str(tiny_model), device="cpu", dtype=dtype)
     spec = LoraSpec(4, 16, 4.0, config.lora_dropout, ("q_proj", "v_proj", "down_proj"))
-    return Trainer(base, LoraModel(base.model, spec), config)
+    layout = Layout(config.tokens_per_pass or 4096, config.gradient_checkpointing == "on")
+    return Trainer(base, LoraModel(base.model, spec), config, LayoutBook(layout))
 
 
 def examples_of(trainer: Trainer, rows=ROWS):
@@ -93,12 +95,14 @@ def test_the_gradient_is_the_same_for_any_layout_and_chunk(tiny_model, monkeypat
     def gradient(groups):
         for _, factor in trainer.lora.named_factors():
             factor.grad = None
-        total = sum(backward_loss(trainer.base, make_batch(group, pad_id=0), scale=1 / labels) for group in groups)
+        total = sum(
+            float(backward_loss(trainer.base, make_batch(group, pad_id=0), scale=1 / labels)) for group in groups
+        )
         return total, {key: factor.grad.clone() for key, factor in trainer.lora.named_factors()}
 
     whole_loss, whole = gradient([examples])
     single_loss, single = gradient([[example] for example in examples])
-    monkeypatch.setattr(loss, "CHUNK_LABELS", 3)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 3 * 259)
     chunk_loss, chunked = gradient([examples])
     monkeypatch.setattr(trainer, "base", replace(trainer.base, has_plain_head=False))
     model_loss, through_model = gradient([examples])
@@ -116,10 +120,10 @@ def test_a_memorised_row_lowers_the_loss_and_validation_agrees_with_the_base(tin
     trainer = make_trainer(tiny_model)
     examples = examples_of(trainer)
     start = make_adapter(trainer.lora.shapes(), 0)
-    before = trainer.validate(start, examples)
-    assert before == pytest.approx(trainer.validate(None, examples), rel=1e-6)
+    before = trainer.validate(start, [examples])
+    assert before == pytest.approx(trainer.validate(None, [examples]), rel=1e-6)
     trained = train(trainer, rounds=4)
-    assert trainer.validate(trained.adapter, examples) < before - 0.3
+    assert trainer.validate(trained.adapter, [examples]) < before - 0.3
 
 
 def test_equal_coordinates_give_equal_bits_and_the_global_generator_is_left_alone(tiny_model):
@@ -165,8 +169,8 @@ def test_divergence_is_an_error_that_names_the_client(tiny_model):
 def test_a_bfloat16_base_learns_as_well(tiny_model):
     trainer = make_trainer(tiny_model, dtype="bfloat16")
     examples = examples_of(trainer)
-    before = trainer.validate(None, examples)
-    assert trainer.validate(train(trainer, rounds=4).adapter, examples) < before - 0.3
+    before = trainer.validate(None, [examples])
+    assert trainer.validate(train(trainer, rounds=4).adapter, [examples]) < before - 0.3
 
 
 def test_a_shared_prefix_changes_neither_loss_nor_gradient(tiny_model):
@@ -181,7 +185,7 @@ def test_a_shared_prefix_changes_neither_loss_nor_gradient(tiny_model):
         batch = make_batch(examples_of(trainer, ROWS * 4), pad_id=0, share_prefix=share)
         for _, factor in trainer.lora.named_factors():
             factor.grad = None
-        loss = backward_loss(trainer.base, batch, scale=1.0)
+        loss = float(backward_loss(trainer.base, batch, scale=1.0))
         found.append((len(batch.prefix), loss, {key: factor.grad for key, factor in trainer.lora.named_factors()}))
     (none, whole_loss, whole), (shared, loss, gradient) = found
     assert (none, shared) == (0, len("<user\nask "))  # < stands for the control token

@@ -39,6 +39,7 @@ class GenerateConfig(Config):
     cutoff_len: OptionalInt = flag(None, "most tokens of prompt and response; unset: the run's", ge=8)
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>")
     base_dtype: Precision = flag("auto", "type of the frozen base; auto takes bfloat16 where the device is fast at it")
+    quantization: Literal["auto", "none", "int8", "nf4"] = flag("auto", "how the base is held; auto: as in training")
     trust_remote_code: bool = flag(False, "run code that a model repository ships (only this flag can allow it)")
     overwrite: bool = flag(False, "replace predictions that are already there")
 

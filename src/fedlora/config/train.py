@@ -12,8 +12,11 @@ from fedlora.config.schema import Config, Names, OptionalInt, flag
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Template = Literal["alpaca", "chat"]
+Quantization = Literal["none", "int8", "nf4"]
 
-PLACEMENT_FIELDS = frozenset({"data_path", "model_dir", "overwrite", "device", "val_data_path"})
+PLACEMENT_FIELDS = frozenset(
+    {"data_path", "model_dir", "overwrite", "device", "devices", "token_cache", "val_data_path"}
+)
 """Fields that say where a run happens, not what it computes."""
 
 
@@ -33,7 +36,8 @@ class TrainConfig(Config):
 
     local_batch_size: int = flag(128, "rows of one optimizer step", ge=1)
     local_micro_batch_size: OptionalInt = flag(None, "most rows in one pass; unset, the token budget decides", ge=1)
-    tokens_per_pass: int = flag(4096, "most tokens, padding included, in one pass; never changes the result", ge=1)
+    tokens_per_pass: OptionalInt = flag(None, "most tokens in one pass; unset: what fits into memory", ge=1)
+    gradient_checkpointing: Literal["auto", "on", "off"] = flag("auto", "compute layers twice to save memory")
     local_num_epochs: int = flag(3, "passes of a client over its rows in a round", ge=1)
     local_learning_rate: float = flag(3e-4, "peak learning rate of the clients", gt=0)
     lr_schedule: Literal["constant", "linear", "cosine", "linear_per_round"] = flag(
@@ -62,7 +66,10 @@ class TrainConfig(Config):
     val_data_path: str = flag("", "file of rows on which every round's adapters are validated")
     seed: int = flag(42, "seed of every random draw", ge=0)
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>")
+    devices: Names = flag((), "several devices, as 0,1: the clients of a cohort train in parallel, one process each")
     base_dtype: Precision = flag("auto", "type of the frozen base; auto takes bfloat16 where the device is fast at it")
+    quantization: Quantization = flag("none", "hold the frozen base in 8 or 4 bits a weight (bitsandbytes)")
+    token_cache: bool = flag(True, "keep tokenised rows on disk, readable by the owner only, for the next run")
     trust_remote_code: bool = flag(False, "run code that a model repository ships (only this flag can allow it)")
     overwrite: bool = flag(False, "delete an existing run of this name and start anew")
 
@@ -72,6 +79,14 @@ class TrainConfig(Config):
         if not math.isfinite(value):
             raise ValueError("must be a finite number")
         return value
+
+    @field_validator("devices")
+    @classmethod
+    def _numbers_are_cuda(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        named = tuple(f"cuda:{name}" if name.isdigit() else name for name in value)
+        if len({name for name in named if name != "cpu"}) < sum(name != "cpu" for name in named):
+            raise ValueError("a device is named twice")
+        return named
 
     @field_validator("lora_target_modules")
     @classmethod
@@ -91,6 +106,12 @@ class TrainConfig(Config):
     def _order_needs_seq(self) -> TrainConfig:
         if self.seq_order != "by_id" and self.federation_mode != "seq":
             raise ValueError("seq_order applies to federation_mode=seq only")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_name_devices(self) -> TrainConfig:
+        if self.devices and self.chosen("device"):
+            raise ValueError("give device or devices, not both")
         return self
 
     @property

@@ -8,6 +8,7 @@ leaves the rounds before it as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from fedlora.types import (
     AdapterState,
     ClientFailure,
     ClientId,
+    ClientMemory,
     ClientPool,
     ClientUpdate,
     RoundContext,
@@ -75,9 +77,12 @@ class FederatedRun:
         failures: list[ClientFailure] = []
         waves = self.mode.waves(cohort, shuffle=config.seq_order == "shuffled", seed=config.seed, round_number=number)
         for index, wave in enumerate(waves):
-            done = self._run_wave(number, index, wave, records, failures)
+            updates = ArrivingUpdates(self.pool, self._make_tasks(number, index, wave), self.store)
             context = RoundContext(number, index, self.clients, cohort)
-            self.state = self.mode.strategy.aggregate(self.state, self.store.updates(number, done), context)
+            self.state = self.mode.strategy.aggregate(self.state, updates, context)
+            updates.finish()
+            records.extend(_record(update, index) for update in updates.done)
+            failures.extend(updates.failures)
         if not records:
             reasons = "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in failures)
             raise TrainingError(
@@ -88,15 +93,8 @@ class FederatedRun:
         self._commit(number, cohort, global_adapter, records, failures)
         return RoundResult(number, global_adapter, records, failures)
 
-    def _run_wave(
-        self,
-        number: int,
-        index: int,
-        wave: Wave,
-        records: list[Mapping[str, Any]],
-        failures: list[ClientFailure],
-    ) -> list[ClientId]:
-        tasks = [
+    def _make_tasks(self, number: int, index: int, wave: Wave) -> list[TrainTask]:
+        return [
             TrainTask(
                 round=number,
                 wave=index,
@@ -107,15 +105,6 @@ class FederatedRun:
             )
             for client, rows_of in wave
         ]
-        done = []
-        for outcome in self.pool.train(tasks):
-            if isinstance(outcome, ClientFailure):
-                failures.append(outcome)
-                continue
-            self.store.keep_update(outcome)
-            records.append(_record(outcome, index))
-            done.append(outcome.client_id)
-        return done
 
     def _commit(
         self,
@@ -133,6 +122,62 @@ class FederatedRun:
         quarantined = [{"client_id": failure.client_id, "reason": failure.reason} for failure in failures]
         self.store.commit_round(number, global_adapter, {"cohort": list(cohort), "quarantined": quarantined})
         self.accepted.update(dict.fromkeys(fresh, number))
+
+
+class ArrivingUpdates:
+    """The updates of one wave, trained as they are asked for: `aggregate` sees each one while it is in memory.
+
+    The first iteration pulls the pool, keeps every update in the store and hands it on in client-id order, so a
+    strategy that sums holds one adapter and its sum and no file is read back. An update that arrives before its
+    turn is read from the store when its turn comes; so are all of them in later iterations.
+    """
+
+    def __init__(self, pool: ClientPool, tasks: Sequence[TrainTask], store: UpdateStore) -> None:
+        self._outcomes = iter(pool.train(tasks))
+        self._store = store
+        self._round = tasks[0].round
+        self._ahead = sorted(task.client_id for task in tasks)
+        self._is_begun = False
+        self._kept: dict[ClientId, ClientUpdate] = {}
+        self.failures: list[ClientFailure] = []
+
+    @property
+    def done(self) -> list[ClientUpdate]:
+        """What has arrived so far, without tensors, in client-id order."""
+        return [update for _, update in sorted(self._kept.items())]
+
+    def __iter__(self) -> Iterator[ClientUpdate]:
+        if not self._is_begun:
+            self._is_begun = True
+            return self._arrive()
+        self.finish()
+        return iter(self._store.updates(self._round, list(self._kept)))
+
+    def __len__(self) -> int:
+        self.finish()
+        return len(self._kept)
+
+    def finish(self) -> None:
+        """Train whoever has not been asked for."""
+        self._is_begun = True
+        for _ in self._arrive():
+            pass
+
+    def _arrive(self) -> Iterator[ClientUpdate]:
+        for outcome in self._outcomes:
+            if isinstance(outcome, ClientFailure):
+                self.failures.append(outcome)
+                self._ahead.remove(outcome.client_id)
+            else:
+                self._store.keep_update(outcome)
+                # without its tensors: those of the update that is handed on are the only ones held
+                self._kept[outcome.client_id] = replace(outcome, upload=None, memory=ClientMemory())
+                if self._ahead[0] == outcome.client_id:
+                    self._ahead.pop(0)
+                    yield outcome
+            del outcome
+            while self._ahead and self._ahead[0] in self._kept:
+                yield from self._store.updates(self._round, [self._ahead.pop(0)])
 
 
 def _record(update: ClientUpdate, wave: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ memory, no disk) are not caught here: they end the run, which keeps every commit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from fedlora.errors import TrainingError
 from fedlora.federated.adapters import difference_norm, fingerprint, num_bytes
 from fedlora.federated.strategy import ClientRule
 from fedlora.federated.validation import find_fault
-from fedlora.llm.examples import ExampleSet
+from fedlora.llm.examples import Example
 from fedlora.llm.local_training import Trained, Trainer
 from fedlora.paths import POOLED
 from fedlora.types import (
@@ -33,14 +33,21 @@ class MemoryReader(Protocol):
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory: ...
 
 
+class ExampleReader(Protocol):
+    """Who has something to train on, and a client's examples when its turn comes."""
+
+    def clients(self) -> Sequence[ClientId]: ...
+    def training(self, client_id: ClientId) -> list[Example]: ...
+
+
 class SimulatedClients:
-    """A ClientPool in this process; `data` holds every client's tokenised examples."""
+    """A ClientPool in this process; `data` gives a client's tokenised examples, which are held while it trains."""
 
     def __init__(
         self,
         trainer: Trainer,
         rule: ClientRule,
-        data: Mapping[ClientId, ExampleSet],
+        data: ExampleReader,
         memories: MemoryReader,
         *,
         on_rows: Callable[[int], None] = lambda rows: None,
@@ -53,18 +60,22 @@ class SimulatedClients:
 
     def clients(self) -> Sequence[ClientId]:
         """Clients that have something to train on."""
-        return [client for client, examples in sorted(self.data.items()) if examples.examples]
+        return self.data.clients()
 
     def train(self, tasks: Sequence[TrainTask]) -> Iterator[ClientUpdate | ClientFailure]:
         """One update or failure per task, in task order."""
         for task in tasks:
-            try:
-                yield self._train_one(task)
-            except TrainingError as error:
-                yield ClientFailure(task.client_id, "diverged", f"{error} ({error.hint})")
+            yield self.train_one(task)
+
+    def train_one(self, task: TrainTask) -> ClientUpdate | ClientFailure:
+        """One client's update, or why there is none."""
+        try:
+            return self._train_one(task)
+        except TrainingError as error:
+            return ClientFailure(task.client_id, "diverged", f"{error} ({error.hint})")
 
     def _train_one(self, task: TrainTask) -> ClientUpdate | ClientFailure:
-        examples = [example for client in task.rows_of for example in self.data[client].examples]
+        examples = [example for client in task.rows_of for example in self.data.training(client)]
         memory = self.memories.read_memory(task.client_id, task.accepted)
         adapter: AdapterState = task.download.adapter
         trained: Trained | None = None

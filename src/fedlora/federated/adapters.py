@@ -18,10 +18,11 @@ from fedlora.types import AdapterState
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def weighted_mean(pairs: Iterable[tuple[AdapterState, float]]) -> dict[str, Tensor]:
-    """Mean of adapters with the given positive weights: `sum(w * x) / sum(w)`, streaming, float32 result.
+def weighted_mean(pairs: Iterable[tuple[AdapterState, float]]) -> dict[str, Tensor] | None:
+    """Mean of adapters with the given positive weights: `sum(w * x) / sum(w)`, float32; None without a pair.
 
-    Raises ValueError without a pair, on a weight that is not positive, or on keys that differ.
+    Streams: beside the float64 sum one adapter at a time is held. Raises ValueError on a weight that is not
+    positive or on keys or shapes that differ.
     """
     totals: dict[str, Tensor] = {}
     weights = 0.0
@@ -38,7 +39,7 @@ def weighted_mean(pairs: Iterable[tuple[AdapterState, float]]) -> dict[str, Tens
             total.add_(state[key].to(torch.float64), alpha=weight)
         weights += weight
     if not totals:
-        raise ValueError("no adapter to average")
+        return None
     return {key: (total / weights).to(torch.float32) for key, total in totals.items()}
 
 

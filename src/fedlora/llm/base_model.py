@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedlora.config.train import Quantization
 from fedlora.errors import UsageError
 from fedlora.llm import embedded_model
 from fedlora.llm.attention import use_batched_attention
+from fedlora.llm.quantization import check_checkpoint, loading_options, replace_layers
 
 HUB_PATIENCE = 5.0
 """Seconds a model hub has to accept a connection before the local cache is all there is."""
@@ -70,14 +72,24 @@ class BaseModel:
 
 
 def load_base_model(
-    name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: Quantization = "none",
+    trust_remote_code: bool = False,
 ) -> BaseModel:
     """Load `smollm2-135m`, a local folder or a hub id; UsageError says what is missing and what works offline."""
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     source = str(embedded_model.folder()) if name == embedded_model.NAME else name
-    model, tokenizer = _load(name, source, kind, trust_remote_code)
-    model.to(where).eval()
+    how = {"dtype": kind, **loading_options(quantization, where, kind)}
+    model, tokenizer = _load(name, source, quantization, how, trust_remote_code)
+    if quantization == "none":
+        model.to(where)
+    else:
+        replace_layers(model, name, quantization)
+    model.eval()
     if where.type == "cpu":
         use_batched_attention(model)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -117,15 +129,18 @@ def is_fast_at_bfloat16(device: torch.device) -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
-def _load(name: str, source: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load(
+    name: str, source: str, quantization: Quantization, how: dict[str, Any], trust_remote_code: bool
+) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     local = Path(source).is_dir()
     options = {"trust_remote_code": trust_remote_code, "local_files_only": local or _is_offline()}
     try:
         with quiet_transformers():
+            check_checkpoint(name, AutoConfig.from_pretrained(source, **options), quantization)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, **how, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         place = "folder" if local else "model hub, which may be out of reach"

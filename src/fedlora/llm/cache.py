@@ -27,6 +27,10 @@ def room_for(length: int) -> int:
 class RoomyLayer(DynamicLayer):
     """Keys and values in buffers (rows, groups, room, d), zero behind the `length` tokens that are written."""
 
+    # None only until the first update, which every other method comes after
+    keys: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    values: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self) -> None:
         super().__init__()
         self.length = 0

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fedlora.errors import TrainingError
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.cache import can_share_rows, make_cache, room_for
 from fedlora.llm.decoding import Decoding, choose_tokens, draw_uniforms
 from fedlora.llm.examples import cut_passes
+from fedlora.llm.memory import is_out_of_memory
 
 BATCH_OVERHEAD_TOKENS = 4096
 """What another batch costs in tokens of padding: every decode step reads all weights again."""
@@ -37,12 +39,37 @@ def generate_answers(
         most_rows=most_rows,
         overhead=BATCH_OVERHEAD_TOKENS,
     )
-    for rows in batches:
-        batch = Batch(base, [prompts[row] for row in rows], rows, decoding)
-        for row, answer in zip(rows, batch.answer(), strict=True):
+    ahead = batches[::-1]
+    while ahead:
+        rows = ahead.pop()
+        done = _answer_rows(base, prompts, rows, decoding)
+        if done is None:
+            ahead += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
+            continue
+        for row, answer in zip(rows, done, strict=True):
             answers[row] = answer
         on_rows(len(rows))
     return answers
+
+
+def _answer_rows(
+    base: BaseModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], decoding: Decoding
+) -> list[list[int]] | None:
+    """The rows' answers; None when memory runs out. TrainingError when it does for a single row."""
+    try:
+        return Batch(base, [prompts[row] for row in rows], rows, decoding).answer()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(rows) == 1:
+            raise TrainingError(
+                f"row {rows[0] + 1}: out of memory with one prompt of {len(prompts[rows[0]])} tokens",
+                hint="use a smaller --cutoff_len or --max_new_tokens, or a smaller model",
+            ) from error
+    # outside the handler: the exception's frames hold the tensors of the failed batch
+    if base.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
 
 
 class Batch:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedlora.config.train import TrainConfig
+from fedlora.console import say
 from fedlora.errors import TrainingError
 from fedlora.federated.schedule import learning_rate
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Batch, Example, cut_passes, make_batch, order_steps
+from fedlora.llm.layout import LayoutBook, Reduction
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.loss import backward_loss, sum_loss
+from fedlora.llm.memory import with_less_memory
 from fedlora.seeds import derive_seed
 from fedlora.types import AdapterState
 
@@ -44,10 +47,11 @@ class Trained:
 class Trainer:
     """Trains adapters of one resident base model, one client after another."""
 
-    def __init__(self, base: BaseModel, lora: LoraModel, config: TrainConfig) -> None:
+    def __init__(self, base: BaseModel, lora: LoraModel, config: TrainConfig, book: LayoutBook) -> None:
         self.base = base
         self.lora = lora
         self.config = config
+        self.book = book
 
     def train(
         self,
@@ -78,11 +82,11 @@ class Trainer:
         ]
         loss_sum, num_labels, num_tokens = 0.0, 0, 0
         devices = [self.base.device] if self.base.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self.lora.train_mode():
-            torch.manual_seed(derive_seed(config.seed, "dropout", round_number, client_id))
+        checkpointing = self.book.layout.gradient_checkpointing
+        with torch.random.fork_rng(devices=devices), self.lora.train_mode(checkpointing=checkpointing):
             for index, rows in enumerate(steps):
-                rate = self._rate(round_number, index, len(steps))
-                loss_sum += self._step(optimizer, rows, rate)
+                loss_sum += self._add_gradients(rows, round_number, client_id, index)
+                self._update(optimizer, self._rate(round_number, index, len(steps)))
                 if not math.isfinite(loss_sum):
                     raise TrainingError(
                         f"client {client_id}: the loss is not a number in step {index + 1} of round {round_number}",
@@ -101,18 +105,56 @@ class Trainer:
             seconds=time.monotonic() - began,
         )
 
-    def validate(self, adapter: AdapterState | None, examples: Sequence[Example]) -> float:
-        """Mean cross-entropy per response token in evaluation mode; None validates the base model."""
+    def validate(self, adapter: AdapterState | None, examples: Iterable[Sequence[Example]]) -> float:
+        """Mean cross-entropy per response token over groups of examples, in evaluation mode; None: the base model."""
         self.lora.set_adapter(adapter)
-        total = 0.0
-        for group in self._passes(examples):
-            total += sum_loss(self.base, self._make_batch(group, share_prefix=True))
-        return total / sum(example.num_labels for example in examples)
+        total, num_labels = 0.0, 0
+        budget = self.book.layout.tokens_per_pass
+        for group in examples:
+            longest = max(len(example.ids) for example in group)
+            loss, budget = with_less_memory(
+                lambda tokens, rows=group: self._sum_losses(rows, tokens), budget, longest, "validation"
+            )
+            total += loss
+            num_labels += sum(example.num_labels for example in group)
+        return total / num_labels
 
-    def _passes(self, rows: Sequence[Example]) -> list[list[Example]]:
+    def _sum_losses(self, rows: Sequence[Example], tokens_per_pass: int) -> float:
+        passes = self._cut_passes(rows, tokens_per_pass)
+        return float(sum(sum_loss(self.base, self._make_batch(group, share_prefix=True)) for group in passes))
+
+    def _add_gradients(self, rows: Sequence[Example], round_number: int, client_id: int, step: int) -> float:
+        """Leave the gradient of one step in the factors; returns the sum of the loss over its labels.
+
+        When memory runs out the step starts anew with half the budget, which is then kept in the book.
+        """
+        scale = 1.0 / sum(example.num_labels for example in rows)
+        # with dropout every row must draw its own noise, on the tokens it shares as well; and a layer that is
+        # computed again has no cache to share
+        share = not self.config.lora_dropout and not self.book.layout.gradient_checkpointing
+
+        def attempt(tokens_per_pass: int) -> float:
+            self._clear_gradients()
+            torch.manual_seed(derive_seed(self.config.seed, "dropout", round_number, client_id, step))
+            passes = self._cut_passes(rows, tokens_per_pass)
+            losses = [
+                backward_loss(self.base, self._make_batch(group, share_prefix=share), scale=scale) for group in passes
+            ]
+            return float(torch.stack(losses).sum())
+
+        planned = self.book.layout.budget(round_number, client_id, step)
+        longest = max(len(example.ids) for example in rows)
+        what = f"client {client_id}, step {step + 1} of round {round_number}"
+        loss, used = with_less_memory(attempt, planned, longest, what)
+        if used < planned:
+            say(f"{what}: out of memory with {planned} tokens in a pass; going on with {used}")
+            self.book.add(Reduction(round_number, client_id, step, used))
+        return loss
+
+    def _cut_passes(self, rows: Sequence[Example], tokens_per_pass: int) -> list[list[Example]]:
         passes = cut_passes(
             [len(example.ids) for example in rows],
-            token_budget=self.config.tokens_per_pass,
+            token_budget=tokens_per_pass,
             most_rows=self.config.local_micro_batch_size,
         )
         return [[rows[index] for index in group] for group in passes]
@@ -125,22 +167,21 @@ class Trainer:
             share_prefix=share_prefix and self.base.can_share_prefix,
         )
 
-    def _step(self, optimizer: torch.optim.Optimizer, rows: Sequence[Example], rate: float) -> float:
-        """One optimizer step; returns the sum of the loss over its labels."""
-        scale = 1.0 / sum(example.num_labels for example in rows)
-        total = 0.0
-        for group in self._passes(rows):
-            # with dropout every row must draw its own noise, on the tokens it shares as well
-            batch = self._make_batch(group, share_prefix=not self.config.lora_dropout)
-            total += backward_loss(self.base, batch, scale=scale)
+    def _update(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """Clip, step, forget the gradients."""
+        factors = [factor for _, factor in self.lora.named_factors()]
         if self.config.max_grad_norm:
-            factors = [factor for _, factor in self.lora.named_factors()]
             torch.nn.utils.clip_grad_norm_(factors, self.config.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return total
+        # the fused kernel changes factors without counting it, and the layers cast them anew by that count
+        torch.autograd.graph.increment_version(factors)
+        self._clear_gradients()
+
+    def _clear_gradients(self) -> None:
+        for _, factor in self.lora.named_factors():
+            factor.grad = None
 
     def _rate(self, round_number: int, step: int, steps_per_round: int) -> float:
         config = self.config

@@ -41,15 +41,22 @@ class LowRankLinear(torch.autograd.Function):
     """`x W.T + bias + s (x A.T) B.T` for a frozen W: (d_out, d_in), with the fewest products and no sum of its own.
 
     Backwards the two paths into x are one accumulating product, and nothing is computed for x when it needs no
-    gradient (the first layer's input). x: (..., d_in) in the base's type; A and B float32.
+    gradient (the first layer's input). x: (..., d_in) in the base's type; A and B float32, `casts` the two in x's type.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        casts: tuple[Tensor, Tensor],
+        scaling: float,
     ) -> Tensor:
         flat = x.flatten(0, -2)
-        a_cast, b_cast = a.to(x.dtype), b.to(x.dtype)
+        a_cast, b_cast = casts
         low = flat @ a_cast.t()
         result = F.linear(flat, weight, bias).addmm_(low, b_cast.t(), alpha=scaling)
         ctx.save_for_backward(flat, low, weight, a_cast, b_cast)
@@ -66,7 +73,7 @@ class LowRankLinear(torch.autograd.Function):
         to_x = None
         if ctx.needs_input_grad[0]:
             to_x = (gradient @ weight).addmm_(to_low, a_cast).view(*gradients[0].shape[:-1], -1)
-        return to_x, None, None, to_a, to_b, None
+        return to_x, None, None, to_a, to_b, None, None
 
 
 class LoraLinear(nn.Module):
@@ -81,19 +88,29 @@ class LoraLinear(nn.Module):
         self.scaling = spec.scaling
         self.dropout = spec.dropout
         self.active = True
+        self._casts: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return self.base(x)
         with_dropout = self.training and self.dropout > 0
         if type(self.base) is nn.Linear and not with_dropout:
-            return LowRankLinear.apply(x, self.base.weight, self.base.bias, self.a, self.b, self.scaling)  # type: ignore[return-value]
+            casts = self._cast_factors(x.dtype)
+            return LowRankLinear.apply(x, self.base.weight, self.base.bias, self.a, self.b, casts, self.scaling)  # type: ignore[return-value]
         result = self.base(x)
         if with_dropout:
             x = F.dropout(x, self.dropout)
         low = F.linear(x, self.a.to(x.dtype)).flatten(0, -2)
         total = torch.addmm(result.flatten(0, -2), low, self.b.to(x.dtype).t(), alpha=self.scaling)
         return total.view_as(result)
+
+    def _cast_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and B in `dtype`, cast once per change of the factors and not once per pass or decode step."""
+        # what is made in inference mode cannot be used in training
+        key = (self.a._version, self.b._version, dtype, torch.is_inference_mode_enabled())
+        if self._casts is None or self._casts[0] != key:
+            self._casts = (key, (self.a.detach().to(dtype), self.b.detach().to(dtype)))
+        return self._casts[1]
 
 
 class LoraModel:
@@ -109,16 +126,15 @@ class LoraModel:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer)
             self.layers[name] = layer
+        factors = [(f"{KEY_PREFIX}{name}.lora_A.weight", layer.a) for name, layer in self.layers.items()]
+        factors += [(f"{KEY_PREFIX}{name}.lora_B.weight", layer.b) for name, layer in self.layers.items()]
+        self._factors = sorted(factors, key=lambda pair: pair[0])
         # new modules start in training mode: without this, dropout would act while generating
         model.eval()
 
     def named_factors(self) -> Iterator[tuple[str, nn.Parameter]]:
         """PEFT key and parameter of every factor, in key order."""
-        pairs = []
-        for name, layer in self.layers.items():
-            pairs.append((f"{KEY_PREFIX}{name}.lora_A.weight", layer.a))
-            pairs.append((f"{KEY_PREFIX}{name}.lora_B.weight", layer.b))
-        yield from sorted(pairs, key=lambda pair: pair[0])
+        yield from self._factors
 
     def shapes(self) -> Shapes:
         """Key -> shape of a full adapter."""
@@ -141,12 +157,19 @@ class LoraModel:
         return {key: factor.detach().to("cpu", torch.float32, copy=True) for key, factor in self.named_factors()}
 
     @contextmanager
-    def train_mode(self) -> Iterator[None]:
-        """Dropout on inside, off outside."""
+    def train_mode(self, *, checkpointing: bool = False) -> Iterator[None]:
+        """Dropout on inside, off outside; with `checkpointing` a layer keeps its input only and is computed again."""
         self.model.train()
+        # transformers renames this; the new name is tried first
+        kind = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
+        if checkpointing:
+            # the other kind of checkpoint wants inputs that need a gradient, which a frozen embedding does not give
+            getattr(self.model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
         try:
             yield
         finally:
+            if checkpointing:
+                getattr(self.model, f"{kind}_checkpointing_disable")()
             self.model.eval()
 
 
@@ -198,7 +221,8 @@ def _is_named(name: str, target: str) -> bool:
 def _is_conv1d(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, Conv1D)
+    # a quantised layer is no Conv1D any more, the layer that its adapter will be loaded onto may be one
+    return isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
 
 
 def _linear_size(module: nn.Module) -> tuple[int, int] | None:

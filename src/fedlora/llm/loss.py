@@ -6,6 +6,8 @@ logits, so a vocabulary of 128k needs room for one chunk of logits and not for a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -13,39 +15,65 @@ from torch import Tensor
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Batch
 
-CHUNK_LABELS = 1024
+LOGIT_BYTES = 400_000_000
+"""About what the logits of one chunk take, with what is computed from them."""
+
+CHUNK_LOGITS = LOGIT_BYTES // 12
+"""Logits of a chunk: each once in the base's type, once in float32, and once more while one becomes the other."""
 
 
-def backward_loss(base: BaseModel, batch: Batch, *, scale: float) -> float:
-    """Accumulate the gradient of `scale * sum(cross-entropy)` over a batch's labels; returns the unscaled sum."""
+def backward_loss(base: BaseModel, batch: Batch, *, scale: float) -> Tensor:
+    """Accumulate the gradient of `scale * sum(cross-entropy)` over a batch's labels; returns the unscaled sum ()."""
     if not base.has_plain_head:
         loss = _sum_through_model(base, batch)
         (loss * scale).backward()
-        return float(loss.detach())
+        return loss.detach()
     hidden = base.hidden(batch.ids, batch.prefix).flatten(0, 1).index_select(0, batch.positions)
     gradient = torch.empty_like(hidden)
-    total = 0.0
-    for start in range(0, len(batch.targets), CHUNK_LABELS):
-        part = slice(start, start + CHUNK_LABELS)
-        leaf = hidden[part].detach().requires_grad_()
-        loss = F.cross_entropy(base.head(leaf).float(), batch.targets[part], reduction="sum")
-        (gradient[part],) = torch.autograd.grad(loss * scale, leaf)
-        total += float(loss.detach())
+    total = torch.zeros((), device=hidden.device)
+    for part in _chunks(base, batch):
+        loss, gradient[part] = _loss_and_gradient(base, hidden[part].detach(), batch.targets[part], scale)
+        total += loss
     hidden.backward(gradient)
     return total
 
 
 @torch.no_grad()
-def sum_loss(base: BaseModel, batch: Batch) -> float:
-    """Sum of cross-entropy over a batch's labels, without gradients."""
+def sum_loss(base: BaseModel, batch: Batch) -> Tensor:
+    """Sum () of cross-entropy over a batch's labels, without gradients."""
     if not base.has_plain_head:
-        return float(_sum_through_model(base, batch))
+        return _sum_through_model(base, batch)
     hidden = base.hidden(batch.ids, batch.prefix).flatten(0, 1).index_select(0, batch.positions)
-    total = 0.0
-    for start in range(0, len(batch.targets), CHUNK_LABELS):
-        part = slice(start, start + CHUNK_LABELS)
-        total += float(F.cross_entropy(base.head(hidden[part]).float(), batch.targets[part], reduction="sum"))
+    total = torch.zeros((), device=hidden.device)
+    for part in _chunks(base, batch):
+        total += F.cross_entropy(base.head(hidden[part]).float(), batch.targets[part], reduction="sum")
     return total
+
+
+def _loss_and_gradient(base: BaseModel, hidden: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Sum of cross-entropy () over labels (n,) and the gradient (n, d) of `scale` times it.
+
+    For a plain output layer the gradient is written down, softmax less one at the target, in the place of the
+    softmax itself: autograd would keep and pass over every logit twice as often.
+    """
+    head = base.model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        leaf = hidden.requires_grad_()
+        loss = F.cross_entropy(base.head(leaf).float(), targets, reduction="sum")
+        return loss.detach(), torch.autograd.grad(loss * scale, leaf)[0]
+    with torch.no_grad():
+        shares = torch.log_softmax(head(hidden), dim=-1, dtype=torch.float32)
+        at_targets = targets[:, None]
+        loss = -shares.gather(1, at_targets).sum()
+        shares.exp_().scatter_add_(1, at_targets, shares.new_full(at_targets.shape, -1.0))
+        return loss, (shares.to(hidden.dtype) @ head.weight).mul_(scale)
+
+
+def _chunks(base: BaseModel, batch: Batch) -> Iterator[slice]:
+    """Slices of the labels whose logits fit into memory together."""
+    size = max(1, CHUNK_LOGITS // base.model.get_output_embeddings().weight.shape[0])
+    for start in range(0, len(batch.targets), size):
+        yield slice(start, start + size)
 
 
 def _sum_through_model(base: BaseModel, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.generate import GenerateConfig
+from fedlora.config.train import Quantization
 from fedlora.console import Progress, say
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
@@ -37,6 +38,7 @@ class Source:
     base_model: str
     prompt_template: str
     cutoff_len: int
+    quantization: Quantization
 
 
 def run(config: GenerateConfig) -> list[Path]:
@@ -56,6 +58,7 @@ def run(config: GenerateConfig) -> list[Path]:
             source.base_model,
             device=config.device,
             dtype=config.base_dtype,
+            quantization=source.quantization,
             trust_remote_code=config.trust_remote_code,
         )
         lora = _add_lora(base, paths, config, missing)
@@ -69,10 +72,11 @@ def run(config: GenerateConfig) -> list[Path]:
 
 
 def _find_source(config: GenerateConfig, paths: RunPaths) -> Source:
-    """Base model, template and cutoff: the run's, unless the base alone answers and there is no run."""
+    """Base model, template, cutoff and quantization: the run's, unless the base alone answers and there is no run."""
     if config.is_base_model and not paths.run_file.is_file():
         template = "alpaca" if config.prompt_template == "auto" else config.prompt_template
-        return Source(config.base_model, template, config.cutoff_len or 512)
+        quantization = "none" if config.quantization == "auto" else config.quantization
+        return Source(config.base_model, template, config.cutoff_len or 512, quantization)
     recorded = read_run(paths)
     trained_on = recorded["base_model"]
     if config.chosen("base_model") and config.base_model != trained_on:
@@ -82,7 +86,10 @@ def _find_source(config: GenerateConfig, paths: RunPaths) -> Source:
         )
     chosen = config.prompt_template
     template = recorded["config"]["prompt_template"] if chosen == "auto" else chosen
-    return Source(trained_on, template, config.cutoff_len or recorded["config"]["cutoff_len"])
+    # runs older than the field were trained on the base as it is
+    trained_in = recorded["config"].get("quantization", "none")
+    quantization = trained_in if config.quantization == "auto" else config.quantization
+    return Source(trained_on, template, config.cutoff_len or recorded["config"]["cutoff_len"], quantization)
 
 
 def _choose_names(config: GenerateConfig, paths: RunPaths) -> list[OutputName]:
@@ -102,12 +109,13 @@ def _facts(config: GenerateConfig, source: Source, adapter: Path | None, num_row
         "base_model": source.base_model,
         "prompt_template": source.prompt_template,
         "cutoff_len": source.cutoff_len,
+        "quantization": source.quantization,
         "decoding": {"preset": config.preset, **choose_decoding(config).record()},
         "test_file": config.test_file_path.name,
         "test_file_sha256": sha256_of(config.test_file_path),
         "num_rows": num_rows,
         "base_dtype_asked": config.base_dtype,
-        "versions": library_versions(),
+        "versions": library_versions(source.quantization),
     }
 
 

@@ -26,9 +26,8 @@ class FedAvg:
 
     def aggregate(self, state: AdapterState, updates: Updates, context: RoundContext) -> AdapterState:
         """`sum(n_k * x_k) / sum(n_k)`; without any update the global adapter stays as it was."""
-        if len(updates) == 0:
-            return state
-        return weighted_mean((update.upload or {}, update.num_examples) for update in updates)
+        mean = weighted_mean((update.upload or {}, update.num_examples) for update in updates)
+        return mean if mean is not None else state
 
     def global_adapter(self, state: AdapterState) -> AdapterState:
         return state

@@ -1,0 +1,87 @@
+"""Tasks and updates as bytes: a line of JSON, then the tensors as safetensors. No pickle.
+
+Both directions keep every bit, so an update is the same whether it was made in this process or elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from fedlora.types import ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
+
+Groups = Mapping[str, Mapping[str, Tensor] | None]
+
+
+def pack(header: Mapping[str, Any], groups: Groups) -> bytes:
+    """A header and named groups of tensors; a group that is None stays None."""
+    names = {name: group is not None for name, group in groups.items()}
+    tensors = {f"{name}/{key}": value for name, group in groups.items() for key, value in (group or {}).items()}
+    line = json.dumps({"header": header, "groups": names}, allow_nan=False).encode()
+    return line + b"\n" + safetensors.torch.save(tensors)
+
+
+def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, dict[str, Tensor] | None]]:
+    """What `pack` was given."""
+    line, _, body = message.partition(b"\n")
+    facts = json.loads(line)
+    groups: dict[str, dict[str, Tensor] | None] = {
+        name: {} if there else None for name, there in facts["groups"].items()
+    }
+    for key, value in safetensors.torch.load(body).items():
+        name, _, rest = key.partition("/")
+        group = groups[name]
+        if group is None:
+            raise ValueError(f"tensor {rest} belongs to a group that is not there")
+        group[rest] = value
+    return facts["header"], groups
+
+
+def pack_task(task: TrainTask, memory: ClientMemory, more: Mapping[str, Any]) -> bytes:
+    """One client's task with the memory it starts from."""
+    header = {
+        "round": task.round,
+        "wave": task.wave,
+        "client_id": task.client_id,
+        "rows_of": list(task.rows_of),
+        "accepted": task.accepted,
+        "more": dict(more),
+    }
+    groups = {"download": task.download.adapter, "adapter": memory.adapter, "optimizer": memory.optimizer}
+    return pack(header, groups)
+
+
+def unpack_task(message: bytes) -> tuple[TrainTask, ClientMemory, dict[str, Any]]:
+    """The task, the memory, and what came with them."""
+    header, groups = unpack(message)
+    more = header.pop("more")
+    header["rows_of"] = tuple(header["rows_of"])
+    task = TrainTask(**header, download=Download(groups["download"] or {}))
+    return task, ClientMemory(groups["adapter"], groups["optimizer"]), more
+
+
+def pack_outcome(outcome: ClientUpdate | ClientFailure, more: Mapping[str, Any]) -> bytes:
+    """An update with its tensors, or a failure."""
+    if isinstance(outcome, ClientFailure):
+        return pack({"failure": asdict(outcome), "more": dict(more)}, {})
+    plain = {
+        field.name: getattr(outcome, field.name) for field in fields(outcome) if field.name not in ("upload", "memory")
+    }
+    plain["metrics"] = dict(outcome.metrics)
+    memory = outcome.memory
+    groups = {"upload": outcome.upload, "adapter": memory.adapter, "optimizer": memory.optimizer}
+    return pack({"update": plain, "more": dict(more)}, groups)
+
+
+def unpack_outcome(message: bytes) -> tuple[ClientUpdate | ClientFailure, dict[str, Any]]:
+    """The update or failure, and what came with it."""
+    header, groups = unpack(message)
+    if "failure" in header:
+        return ClientFailure(**header["failure"]), header["more"]
+    memory = ClientMemory(groups["adapter"], groups["optimizer"])
+    return ClientUpdate(**header["update"], upload=groups["upload"], memory=memory), header["more"]

@@ -1,0 +1,70 @@
+"""What one device needs to train clients: the resident base with its LoRA layers, the trainer, the examples.
+
+The process of a run builds one, and so does every worker process of a further device, from the same
+configuration: where a client trains cannot change what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.config.train import TrainConfig
+from fedlora.engines.client_data import ClientExamples, ClientFacts
+from fedlora.llm.base_model import BaseModel, load_base_model
+from fedlora.llm.layout import Layout, LayoutBook
+from fedlora.llm.local_training import Trainer
+from fedlora.llm.lora import LoraModel, LoraSpec
+from fedlora.llm.memory import plan_layout
+from fedlora.llm.prompts import PromptEncoder
+from fedlora.llm.token_files import TokenFiles
+from fedlora.paths import tokens_folder
+from fedlora.types import ClientId
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """One device, ready to train."""
+
+    base: BaseModel
+    encoder: PromptEncoder
+    lora: LoraModel
+    trainer: Trainer
+    examples: ClientExamples
+
+    @property
+    def book(self) -> LayoutBook:
+        return self.trainer.book
+
+
+def make_workbench(
+    config: TrainConfig,
+    files: Sequence[Path],
+    *,
+    device: str,
+    layout: Layout | None = None,
+    facts: Mapping[ClientId, ClientFacts] | None = None,
+) -> Workbench:
+    """Load the base onto `device`; without a layout one is planned, without facts the clients are counted."""
+    base = load_base_model(
+        config.base_model,
+        device=device,
+        dtype=config.base_dtype,
+        quantization=config.quantization,
+        trust_remote_code=config.trust_remote_code,
+    )
+    spec = LoraSpec(
+        config.lora_r,
+        config.lora_alpha,
+        config.lora_scaling,
+        config.lora_dropout,
+        config.lora_target_modules,
+        config.use_rslora,
+    )
+    encoder = PromptEncoder(base.tokenizer, config.prompt_template)
+    lora = LoraModel(base.model, spec)
+    tokens = TokenFiles(tokens_folder()) if config.token_cache else None
+    examples = ClientExamples(files, encoder, config, tokens, facts)
+    book = LayoutBook(layout or plan_layout(base, lora, config))
+    return Workbench(base, encoder, lora, Trainer(base, lora, config, book), examples)

@@ -1,0 +1,217 @@
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from fedlora.config.train import TrainConfig
+from fedlora.engines import worker
+from fedlora.engines.devices import DeviceClients
+from fedlora.engines.messages import pack_outcome, pack_task, unpack_outcome, unpack_task
+from fedlora.errors import StorageError, TrainingError, UsageError
+from fedlora.files import sha256_of
+from fedlora.llm.layout import Layout, LayoutBook, Reduction
+from fedlora.paths import tokens_folder
+from fedlora.stages import train
+from fedlora.types import ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
+
+
+@pytest.fixture
+def options(tiny_model, make_clients, tmp_path):
+    return {
+        "base_model": str(tiny_model),
+        "data_path": make_clients([5, 4, 3, 6, 2]),
+        "model_dir": tmp_path / "models",
+        "client_selection_frac": 1.0,
+        "num_communication_rounds": 2,
+        "local_batch_size": 2,
+        "local_num_epochs": 1,
+        "local_learning_rate": 1e-2,
+        "prompt_template": "chat",
+        "num_clients": 5,
+    }
+
+
+def hashes(root) -> dict[str, str]:
+    wanted = ("*.bin", "*.safetensors", "update.json")
+    return {str(path.relative_to(root)): sha256_of(path) for name in wanted for path in sorted(root.rglob(name))}
+
+
+@pytest.mark.parametrize("mode", ["homo", "none"])
+def test_several_devices_give_the_bytes_of_one(options, mode):
+    common = {**options, "federation_mode": mode, "optimizer_state": "keep"}
+    alone = train.run(TrainConfig.of(**common, exp_name="alone", device="cpu")).root
+    together = train.run(TrainConfig.of(**common, exp_name="together", devices=("cpu", "cpu"))).root
+    assert hashes(together) == hashes(alone)
+    assert len(hashes(alone)) > 20
+    lines = [json.loads(line) for line in (together / "metrics.jsonl").read_text().splitlines()]
+    assert [line["client_id"] for line in lines if line["kind"] == "client"] == [0, 1, 2, 3, 4] * 2
+
+
+def test_a_chain_uses_one_device_and_says_so(options, capsys):
+    train.run(TrainConfig.of(**options, exp_name="chain", federation_mode="seq", devices=("cpu", "cpu")))
+    assert "seq trains one client after another: only cpu is used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"devices": ("0", "0")}, "named twice"),
+        ({"devices": ("0", "1"), "device": "cpu"}, "device or devices"),
+        ({"devices": ("cuda:99",)}, "no CUDA device|device"),
+    ],
+)
+def test_devices_that_make_no_sense_are_refused(options, changes, message):
+    with pytest.raises(UsageError, match=message):
+        train.run(TrainConfig.of(**options, exp_name="refused", **changes))
+
+
+def test_numbers_are_cuda_devices():
+    assert TrainConfig.of(devices=("0", "cuda:1", "cpu")).devices == ("cuda:0", "cuda:1", "cpu")
+
+
+class Local:
+    """Stands for this process's device: trains a task in `seconds`."""
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.trained = seconds, []
+        self.trainer = type("Trainer", (), {})()
+        self.trainer.book = LayoutBook(Layout(4096))
+        self.trainer.config = TrainConfig.of(local_num_epochs=1)
+        self.memories = self
+
+    def read_memory(self, client_id, accepted):
+        return ClientMemory()
+
+    def train_one(self, task):
+        time.sleep(self.seconds)
+        self.trained.append(task.client_id)
+        return update_of(task)
+
+
+class Remote:
+    """Stands for a worker process; `fault` is raised on the task of that client."""
+
+    device = "elsewhere"
+
+    def __init__(self, seconds=0.0, faults=None, reductions=()):
+        self.seconds, self.faults, self.reductions = seconds, faults or {}, list(reductions)
+        self.trained, self.under_way = [], threading.Event()
+
+    def train(self, task, memory, layout):
+        self.under_way.set()
+        time.sleep(self.seconds)
+        if task.client_id in self.faults:
+            raise self.faults[task.client_id]
+        self.trained.append(task.client_id)
+        return update_of(task), self.reductions
+
+
+def update_of(task) -> ClientUpdate:
+    return ClientUpdate(1, task.client_id, {"x": torch.ones(1)}, ClientMemory(), 1, 1, 1, "start")
+
+
+def tasks_of(count: int) -> list[TrainTask]:
+    return [TrainTask(1, 0, client, (client,), Download({})) for client in range(count)]
+
+
+def test_work_is_shared_and_handed_on_in_order():
+    local, remotes = Local(0.01), [Remote(0.005), Remote(0.02)]
+    done = [outcome.client_id for outcome in DeviceClients(local, remotes).train(tasks_of(30))]
+    assert done == list(range(30))
+    shares = [local.trained, *(remote.trained for remote in remotes)]
+    assert sorted(client for share in shares for client in share) == list(range(30))
+    assert all(shares)
+
+
+def test_nobody_works_far_ahead_of_what_is_handed_on():
+    """A slow consumer: otherwise a cohort of hundreds would lie finished in memory."""
+    local, remote = Local(), Remote()
+    outcomes = DeviceClients(local, [remote]).train(tasks_of(50))
+    for _ in range(5):
+        next(outcomes)
+    time.sleep(0.1)
+    assert max(remote.trained + local.trained) < 5 + 4
+    outcomes.close()
+
+
+def test_a_lost_worker_gives_its_task_back(capsys):
+    remote = Remote(faults={client: worker.WorkerLostError("the worker of device 1 ended") for client in range(8)})
+    pool = DeviceClients(Local(0.01), [remote])
+    for _ in range(2):
+        assert [outcome.client_id for outcome in pool.train(tasks_of(8))] == list(range(8))
+    assert capsys.readouterr().err.count("going on without it") == 1
+
+
+def test_an_error_of_a_worker_ends_the_wave():
+    remote = Remote(faults={client: TrainingError("device 1: boom") for client in range(8)})
+    with pytest.raises(TrainingError, match="boom"):
+        list(DeviceClients(Local(0.01), [remote]).train(tasks_of(8)))
+
+
+def test_reductions_elsewhere_are_kept_here():
+    local = Local(0.01)
+    reduction = Reduction(1, 2, 3, 100)
+    list(DeviceClients(local, [Remote(reductions=[reduction])]).train(tasks_of(4)))
+    assert local.trainer.book.layout.reductions == (reduction,)
+
+
+@pytest.fixture
+def real_worker(options):
+    config = TrainConfig.of(**options)
+    files = sorted((options["data_path"] / "5").iterdir())
+    bench = train.make_workbench(config, files, device="cpu")
+    made = []
+
+    def make(files=files, facts=bench.examples.facts):
+        made.append(worker.Worker("cpu", config, files, facts, bench.book.layout))
+        return made[-1], bench
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_a_killed_worker_is_lost_and_not_waited_for(real_worker):
+    process, bench = real_worker()
+    task = TrainTask(1, 0, 0, (0,), Download({key: torch.zeros(shape) for key, shape in bench.lora.shapes().items()}))
+    outcome, _ = process.train(task, ClientMemory(), bench.book.layout)
+    assert isinstance(outcome, ClientUpdate)
+    os.kill(process.process.pid, signal.SIGKILL)
+    with pytest.raises(worker.WorkerLostError, match=r"device cpu ended \(exit code -9\)"):
+        process.train(task, ClientMemory(), bench.book.layout)
+
+
+def test_what_goes_wrong_in_a_worker_is_told_here(real_worker, tmp_path):
+    broken = [tmp_path / "gone.json"] * 5
+    process, bench = real_worker(files=broken)
+    task = TrainTask(1, 0, 0, (0,), Download({key: torch.zeros(shape) for key, shape in bench.lora.shapes().items()}))
+    shutil.rmtree(tokens_folder())
+    with pytest.raises(StorageError, match=r"device cpu: .*gone\.json"):
+        process.train(task, ClientMemory(), bench.book.layout)
+
+
+def test_messages_keep_every_bit_and_every_field():
+    state = {"a": torch.tensor([1.0, -0.0, 1e-45]), "b/c": torch.tensor([[1.5]], dtype=torch.bfloat16)}
+    task = TrainTask(3, 1, 7, (7, 8), Download(state), accepted=2)
+    memory = ClientMemory(None, {"a:step": torch.tensor(4.0)})
+    found, kept, more = unpack_task(pack_task(task, memory, {"layout": 1}))
+    assert (found.round, found.wave, found.client_id, found.rows_of, found.accepted) == (3, 1, 7, (7, 8), 2)
+    for key, value in state.items():
+        other = found.download.adapter[key]
+        assert other.dtype == value.dtype
+        assert torch.equal(other.view(torch.uint8), value.view(torch.uint8))
+    assert kept.adapter is None
+    assert kept.optimizer["a:step"] == 4.0
+    assert more == {"layout": 1}
+
+    update = ClientUpdate(3, 7, None, ClientMemory(state), 5, 6, 7, "start", {"loss": 0.1})
+    again, _ = unpack_outcome(pack_outcome(update, {}))
+    assert (again.upload, again.metrics, again.num_tokens) == (None, {"loss": 0.1}, 6)
+    assert again.memory.adapter.keys() == state.keys()
+    failure = ClientFailure(7, "diverged", "no")
+    assert unpack_outcome(pack_outcome(failure, {"x": 1})) == (failure, {"x": 1})
