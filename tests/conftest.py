@@ -33,11 +33,11 @@ def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or fills the user's cache; those on the embedded model need the converted model in it."""
-    if "slow" not in request.keywords:
-        monkeypatch.setenv("FEDLORA_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or fills the user's cache, except the slow ones, which need the converted model in it."""
+    if request.config.option.markexpr != "slow":
+        os.environ["FEDLORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 CHAT_TEMPLATE = (

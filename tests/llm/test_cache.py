@@ -29,7 +29,8 @@ def test_the_written_part_is_what_concatenation_gives_and_the_room_behind_is_zer
 def test_rows_leave_and_repeat_as_in_transformers_layer():
     generator = torch.Generator().manual_seed(1)
     ours, theirs = RoomyLayer(), DynamicLayer()
-    steps = [(1, None), (1, 4), (4, torch.tensor([3, 1, 2])), (3, torch.tensor([0])), (1, None)]
+    steps = [(1, None), (1, 4), (4, torch.tensor([3, 1, 2])), (3, torch.tensor([0])), (1, torch.tensor([0, 0]))]
+    steps += [(2, torch.tensor([1, 0, 0, 1, 1])), (5, torch.tensor([4, 0])), (2, None)]
     for rows, then in steps:
         keys, values = draw(rows, 2, generator)
         found, expected = ours.update(keys, values), theirs.update(keys, values)

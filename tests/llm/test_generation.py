@@ -10,7 +10,8 @@ from fedlora.llm import generation
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.decoding import Decoding, choose_decoding, choose_tokens
 from fedlora.llm.examples import encode_rows
-from fedlora.llm.generation import generate_answers
+from fedlora.llm.generation import Request
+from fedlora.llm.generation import generate_answers as generate_requests
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
@@ -32,6 +33,10 @@ def base(tiny_model):
 def prompts():
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(3, 259, (length,), generator=generator).tolist() for length in (40, 3, 17, 17, 1, 28, 9)]
+
+
+def generate_answers(base, prompts, decoding, **options):
+    return generate_requests(base, [Request(prompt, row) for row, prompt in enumerate(prompts)], decoding, **options)
 
 
 def one_by_one(base, prompts, **options) -> list[list[int]]:
@@ -191,3 +196,30 @@ def test_a_prompt_that_does_not_fit_alone_is_one_clear_error(base, prompts, monk
     monkeypatch.setattr(generation.Batch, "answer", lambda self: torch.empty(2**60))
     with pytest.raises(TrainingError, match=r"row 1: out of memory with one prompt of 40 tokens"):
         generate_answers(base, prompts, Decoding(20), tokens_per_pass=4096)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("prefix", [[], [7, 77, 177, 27]])
+def test_adapters_that_answer_together_say_what_each_says_alone(tiny_model, prompts, prefix, dtype):
+    base = load_base_model(str(tiny_model), device="cpu", dtype=dtype)
+    lora = LoraModel(base.model, LoraSpec(4, 16, 4.0, 0.05, ("q_proj", "v_proj", "down_proj")))
+    generator = torch.Generator().manual_seed(3)
+    states = [
+        None if index == 1 else {key: torch.randn(shape, generator=generator) for key, shape in lora.shapes().items()}
+        for index in range(4)
+    ]
+    longer = [prefix + prompt for prompt in prompts]
+    decoding = Decoding(12, temperature=0.7)
+    apart = []
+    for state in states:
+        lora.set_adapter(state)
+        apart += generate_answers(base, longer, decoding, tokens_per_pass=4096, most_rows=1)
+    lora.stack_adapters(states, base.dtype)
+    requests = [Request(prompt, row, adapter) for adapter in range(4) for row, prompt in enumerate(longer)]
+    together = generate_requests(base, requests, decoding, tokens_per_pass=4096, lora=lora)
+    alike = sum(mine == theirs for mine, theirs in zip(together, apart, strict=True))
+    assert alike == len(apart) if dtype == "float32" else alike > len(apart) / 2
+    assert len({tuple(answer) for answer in apart}) > 20
+    lora.set_adapter(states[2])
+    alone = generate_answers(base, longer, decoding, tokens_per_pass=4096, most_rows=1)
+    assert alone == apart[2 * len(prompts) : 3 * len(prompts)]

@@ -102,7 +102,7 @@ def test_the_gradient_is_the_same_for_any_layout_and_chunk(tiny_model, monkeypat
 
     whole_loss, whole = gradient([examples])
     single_loss, single = gradient([[example] for example in examples])
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 3 * 259)
+    monkeypatch.setattr(loss, "LOGIT_BYTES", {"cpu": 3 * 259 * 12})
     chunk_loss, chunked = gradient([examples])
     monkeypatch.setattr(trainer, "base", replace(trainer.base, has_plain_head=False))
     model_loss, through_model = gradient([examples])

@@ -14,7 +14,7 @@ from fedlora.llm.adapter_files import (
     to_safetensors,
 )
 from fedlora.llm.base_model import load_base_model
-from fedlora.llm.lora import LoraLinear, LoraModel, LoraSpec, find_targets, is_fan_in_fan_out, make_adapter
+from fedlora.llm.lora import Answerers, LoraLinear, LoraModel, LoraSpec, find_targets, is_fan_in_fan_out, make_adapter
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -180,7 +180,7 @@ def test_the_fused_layer_has_the_gradients_of_the_plain_formula_in_float64(bias,
 
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
-    layer = LoraLinear(nn.Linear(8, 6), 8, 6, spec_of(dropout=0.5))
+    layer = LoraLinear(nn.Linear(8, 6), 8, 6, spec_of(dropout=0.5), Answerers())
     with torch.no_grad():
         layer.a.normal_()
         layer.b.normal_()

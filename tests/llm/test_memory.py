@@ -148,27 +148,35 @@ def plan(tiny_model, monkeypatch, gigabytes: float, **changes) -> Layout:
 
 
 def test_plenty_of_memory_gives_the_useful_budget_and_little_gives_less(tiny_model, monkeypatch):
-    monkeypatch.setattr(memory, "LOGIT_BYTES", 0)
-    assert plan(tiny_model, monkeypatch, 100) == Layout(4096)
-    small = plan(tiny_model, monkeypatch, 0.2)
+    monkeypatch.setattr(memory, "LOGIT_BYTES", {"cpu": 0})
+    assert plan(tiny_model, monkeypatch, 100) == Layout(2048)
+    small = plan(tiny_model, monkeypatch, 0.06)
     assert small.tokens_per_pass % memory.STEP_TOKENS == 0
-    assert 512 < small.tokens_per_pass < 4096
+    assert 512 < small.tokens_per_pass < 2048
     assert not small.gradient_checkpointing
 
 
 def test_short_memory_turns_checkpointing_on_unless_it_is_forbidden(tiny_model, monkeypatch):
-    monkeypatch.setattr(memory, "LOGIT_BYTES", 0)
-    auto = plan(tiny_model, monkeypatch, 0.04)
+    monkeypatch.setattr(memory, "LOGIT_BYTES", {"cpu": 0})
+    auto = plan(tiny_model, monkeypatch, 0.025)
     assert auto.gradient_checkpointing
-    never = plan(tiny_model, monkeypatch, 0.04, gradient_checkpointing="off")
+    never = plan(tiny_model, monkeypatch, 0.025, gradient_checkpointing="off")
     assert never == Layout(512)
     assert auto.tokens_per_pass > never.tokens_per_pass
-    assert plan(tiny_model, monkeypatch, 100, gradient_checkpointing="on") == Layout(4096, True)
+    assert plan(tiny_model, monkeypatch, 100, gradient_checkpointing="on") == Layout(2048, True)
 
 
 def test_a_budget_that_is_given_is_kept(tiny_model, monkeypatch):
     assert plan(tiny_model, monkeypatch, 0.001, tokens_per_pass=3000).tokens_per_pass == 3000
     assert plan(tiny_model, monkeypatch, 100, tokens_per_pass=50, gradient_checkpointing="off") == Layout(50)
+
+
+def test_a_batch_of_generation_takes_what_its_cache_may_take(tiny_model, monkeypatch):
+    base = make_trainer(tiny_model).base
+    assert memory.count_cache_bytes(base) == 2 * 2 * 2 * 8 * 4  # keys and values, layers, groups, width, float32
+    for free, tokens in ((1e9, 16384), (512 * 2 * 256 / 0.5, 512), (1, 256)):
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=free: free)
+        assert memory.plan_batch(base) == tokens
 
 
 def test_checkpointing_asked_of_a_model_without_it_is_refused(tiny_model, monkeypatch):

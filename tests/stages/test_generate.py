@@ -117,6 +117,18 @@ def test_all_answers_with_base_global_and_every_client_as_the_single_calls_do(tr
     assert len({sha256_of(file) for file in files}) > 2
 
 
+def test_adapters_answer_together_while_rows_are_few_and_ranks_small(trained, monkeypatch):
+    monkeypatch.setattr(generate, "TOGETHER_ROWS", 20)
+    files = trained("groups", all=True)
+    together = [json.loads(file.with_suffix(".meta.json").read_text())["answered_together"] for file in files]
+    assert together == [["base", "global"]] * 2 + [["client_0", "client_1"]] * 2
+    monkeypatch.setattr(generate, "TOGETHER_ROWS", 10**6)
+    for rank, size in ((4, 1), (11, 2), (10**6, 4)):
+        monkeypatch.setattr(generate, "TOGETHER_RANK", rank)
+        meta = trained(f"rank{rank}", all=True)[0].with_suffix(".meta.json")
+        assert len(json.loads(meta.read_text())["answered_together"]) == size
+
+
 def test_a_second_call_answers_nothing_and_other_settings_need_overwrite(trained, capsys):
     (file,) = trained("twice")
     stamp = file.stat().st_mtime_ns

@@ -23,7 +23,7 @@ class GenerateConfig(Config):
     test_file_path: Path = flag(Path("./data/dataset1/dolly_test_200.jsonl"), "rows to answer")
     prediction_dir: Path = flag(Path("./predictions"), "root of all predictions")
     batch_size: OptionalInt = flag(None, "most rows answered at once; unset, the token budget decides", ge=1)
-    tokens_per_pass: int = flag(8192, "most tokens, padding and answer included, held at once", ge=1)
+    tokens_per_pass: OptionalInt = flag(None, "most tokens, answers included, held at once; unset: what fits", ge=1)
     is_base_model: bool = flag(False, "answer with the untrained base model")
     all: bool = flag(False, "answer with base, global and every client of the round in one model load")
 

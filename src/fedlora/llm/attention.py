@@ -2,18 +2,23 @@
 
 torch's fused CPU kernel is slow backwards (in bfloat16 about eight times its forward pass) and for a
 single query. Grouped queries are folded into rows of one product per key-value head, so keys and
-values are never repeated. Registered through transformers' own interfaces: every model that can run
-`sdpa` gains. Long sequences stay with the fused kernel, whose memory does not grow with the square.
+values are never repeated; causal queries go block by block, and a block sees no key behind its own end.
+Registered through transformers' own interfaces: every model that can run `sdpa` gains. Long sequences
+stay with the fused kernel, whose memory does not grow with the square.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 NAME = "fedlora_batched"
+BLOCK = 128
+"""Queries of a causal block: what lies above the diagonal is computed within a block only."""
+
 LONGEST = 640
 """Longest query for which plain products were faster than the fused kernel, forward and backward."""
 
@@ -41,28 +46,84 @@ def batched_attention(
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    rows, heads, length, width = query.shape
-    groups, keys = key.shape[1], key.shape[2]
-    scaling = options.get("scaling") or width**-0.5
-    folded = (query * scaling).reshape(rows, groups, heads // groups * length, width)
-    if length == 1:
-        # with few queries torch copies the transposed keys; transposing the queries copies next to nothing
-        products = torch.matmul(key, folded.transpose(2, 3).contiguous()).transpose(2, 3)
-    else:
-        products = torch.matmul(folded, key.transpose(2, 3))
-    scores = products.reshape(rows, heads, length, keys)
-    if attention_mask is not None:
-        scores = _add_mask(scores, attention_mask)
-    elif length > 1:
-        future = torch.ones(length, keys, dtype=torch.bool, device=query.device).triu(1)
-        scores = scores.masked_fill(future, float("-inf"))
-    weights = torch.softmax(scores, dim=-1).view(rows, groups, heads // groups * length, keys)
-    result = torch.matmul(weights, value).view(rows, heads, length, width)
-    return result.transpose(1, 2).contiguous(), None
+    scaling = options.get("scaling") or query.shape[3] ** -0.5
+    if query.shape[2] == 1:
+        return _attend_once(query * scaling, key, value, attention_mask), None
+    return FoldedAttention.apply(query * scaling, key, value, attention_mask), None  # type: ignore[return-value]
 
 
-def _add_mask(scores: Tensor, mask: Tensor) -> Tensor:
+class FoldedAttention(torch.autograd.Function):
+    """Attention of scaled queries (rows, heads, q, d) over keys and values (rows, groups, k, d) -> (rows, q, heads, d).
+
+    Backwards the masked entries need no treatment of their own, for their weights are zero; autograd would
+    copy and mask every score once more, and keep the scores beside the weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        rows, heads, length, width = query.shape
+        groups = key.shape[1]
+        result = query.new_empty(rows, length, heads, value.shape[3])
+        kept = []
+        for begin, end, seen in _blocks(length, key.shape[2], mask):
+            block = query[:, :, begin:end].reshape(rows, groups, -1, width)
+            scores = torch.matmul(block, key[:, :, :seen].transpose(2, 3)).view(rows, heads, end - begin, seen)
+            if mask is not None:
+                _mask_in_place(scores, mask)
+            else:
+                future = torch.ones(end - begin, end - begin, dtype=torch.bool, device=query.device).triu(1)
+                scores[..., begin:].masked_fill_(future, float("-inf"))
+            weights = torch.softmax(scores, dim=-1).view(rows, groups, -1, seen)
+            answer = torch.matmul(weights, value[:, :, :seen])
+            result[:, begin:end] = answer.view(rows, heads, end - begin, -1).transpose(1, 2)
+            kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.blocks = list(_blocks(length, key.shape[2], mask))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *kept = ctx.saved_tensors
+        rows, heads, _, width = query.shape
+        groups = key.shape[1]
+        to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for (begin, end, seen), weights in zip(ctx.blocks, kept, strict=True):
+            gradient = gradients[0][:, begin:end].transpose(1, 2).reshape(rows, groups, -1, value.shape[3])
+            to_value[:, :, :seen] += torch.matmul(weights.transpose(2, 3), gradient)
+            to_weights = torch.matmul(gradient, value[:, :, :seen].transpose(2, 3))
+            to_scores = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+            to_query[:, :, begin:end] = torch.matmul(to_scores, key[:, :, :seen]).view(rows, heads, end - begin, width)
+            block = query[:, :, begin:end].reshape(rows, groups, -1, width)
+            to_key[:, :, :seen] += torch.matmul(to_scores.transpose(2, 3), block)
+        return to_query, to_key, to_value, None
+
+
+def _blocks(length: int, keys: int, mask: Tensor | None) -> Iterator[tuple[int, int, int]]:
+    """(first query, end, keys seen) of each block; with a mask of its own, all queries see all keys."""
+    if mask is not None:
+        yield 0, length, keys
+        return
+    for begin in range(0, length, BLOCK):
+        end = min(begin + BLOCK, length)
+        yield begin, end, end
+
+
+def _attend_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """One scaled query a row (rows, heads, 1, d); returns (rows, 1, heads, d)."""
+    rows, heads, _, width = query.shape
+    folded = query.view(rows, key.shape[1], -1, width)
+    # with few queries torch copies the transposed keys; transposing the queries copies next to nothing
+    scores = torch.matmul(key, folded.transpose(2, 3).contiguous()).transpose(2, 3)
+    scores = scores.reshape(rows, heads, 1, key.shape[2])
+    if mask is not None:
+        _mask_in_place(scores, mask)
+    weights = torch.softmax(scores, dim=-1).view(rows, key.shape[1], -1, key.shape[2])
+    return torch.matmul(weights, value).view(rows, 1, heads, -1)
+
+
+def _mask_in_place(scores: Tensor, mask: Tensor) -> None:
     """Apply a mask of True (seen) or of numbers to add. A query that sees nothing (padding) gets equal weights."""
     if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores + mask
+        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores += mask

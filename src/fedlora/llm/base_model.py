@@ -21,6 +21,7 @@ from torch import Tensor
 from fedlora.config.train import Quantization
 from fedlora.errors import UsageError
 from fedlora.llm import embedded_model
+from fedlora.llm.allocator import keep_freed_memory
 from fedlora.llm.attention import use_batched_attention
 from fedlora.llm.quantization import check_checkpoint, loading_options, replace_layers
 
@@ -91,6 +92,7 @@ def load_base_model(
         replace_layers(model, name, quantization)
     model.eval()
     if where.type == "cpu":
+        keep_freed_memory()
         use_batched_attention(model)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     base = BaseModel(model, tokenizer, name, where, kind, pad_id if pad_id is not None else 0)

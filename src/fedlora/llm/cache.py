@@ -66,7 +66,10 @@ class RoomyLayer(DynamicLayer):
         return (room if needed <= room else room_for(needed)), 0
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Put row `indices[i]` in place i and forget the rows behind; a row that stays in place is not touched."""
+        """Row `indices[i]` in place i; when rows leave, one that stays in place is not touched."""
+        if len(indices) > len(self.keys):
+            self.keys, self.values = self.keys[indices], self.values[indices]
+            return
         moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
         for buffer in (self.keys, self.values):
             buffer[moved, :, : self.length] = buffer[indices[moved], :, : self.length]

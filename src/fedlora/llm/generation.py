@@ -1,12 +1,14 @@
 """Answers to many prompts with one resident model.
 
 Prompts are sorted by length and batched under a token budget; what all prompts of a batch begin with is
-computed once; finished rows leave the batch; the results come back in the order of the input.
+computed once; rows of several adapters may share a batch, so that the base's weights are read once for all;
+finished rows leave; the results come back in the order of the input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,54 +18,68 @@ from fedlora.llm.base_model import BaseModel
 from fedlora.llm.cache import can_share_rows, make_cache, room_for
 from fedlora.llm.decoding import Decoding, choose_tokens, draw_uniforms
 from fedlora.llm.examples import cut_passes
+from fedlora.llm.lora import LoraModel
 from fedlora.llm.memory import is_out_of_memory
 
 BATCH_OVERHEAD_TOKENS = 4096
 """What another batch costs in tokens of padding: every decode step reads all weights again."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """A prompt, the number of its row (a sampled answer belongs to it), and which stacked adapter answers."""
+
+    prompt: Sequence[int]
+    row: int
+    adapter: int = 0
+
+
 def generate_answers(
     base: BaseModel,
-    prompts: Sequence[Sequence[int]],
+    requests: Sequence[Request],
     decoding: Decoding,
     *,
     tokens_per_pass: int,
     most_rows: int | None = None,
+    lora: LoraModel | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[list[int]]:
-    """Token ids of the answer to every prompt (without the end token), in the prompts' order."""
-    answers: list[list[int]] = [[] for _ in prompts]
+    """Token ids of the answer to every request (without the end token), in the requests' order.
+
+    With `lora`, which then holds stacked adapters, each request is answered by its own; else by what is set.
+    """
+    answers: list[list[int]] = [[] for _ in requests]
     batches = cut_passes(
-        [len(prompt) + decoding.max_new_tokens for prompt in prompts],
+        [len(request.prompt) + decoding.max_new_tokens for request in requests],
         token_budget=tokens_per_pass,
         most_rows=most_rows,
         overhead=BATCH_OVERHEAD_TOKENS,
     )
     ahead = batches[::-1]
     while ahead:
-        rows = ahead.pop()
-        done = _answer_rows(base, prompts, rows, decoding)
+        numbers = ahead.pop()
+        done = _answer_together(base, [requests[number] for number in numbers], decoding, lora)
         if done is None:
-            ahead += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
+            ahead += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
             continue
-        for row, answer in zip(rows, done, strict=True):
-            answers[row] = answer
-        on_rows(len(rows))
+        for number, answer in zip(numbers, done, strict=True):
+            answers[number] = answer
+        on_rows(len(numbers))
     return answers
 
 
-def _answer_rows(
-    base: BaseModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], decoding: Decoding
+def _answer_together(
+    base: BaseModel, requests: Sequence[Request], decoding: Decoding, lora: LoraModel | None
 ) -> list[list[int]] | None:
-    """The rows' answers; None when memory runs out. TrainingError when it does for a single row."""
+    """The answers; None when memory runs out. TrainingError when it does for a single request."""
     try:
-        return Batch(base, [prompts[row] for row in rows], rows, decoding).answer()
+        return Batch(base, requests, decoding, lora).answer()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        if len(rows) == 1:
+        if len(requests) == 1:
             raise TrainingError(
-                f"row {rows[0] + 1}: out of memory with one prompt of {len(prompts[rows[0]])} tokens",
+                f"row {requests[0].row + 1}: out of memory with one prompt of {len(requests[0].prompt)} tokens",
                 hint="use a smaller --cutoff_len or --max_new_tokens, or a smaller model",
             ) from error
     # outside the handler: the exception's frames hold the tensors of the failed batch
@@ -76,10 +92,13 @@ class Batch:
     """Rows that are answered together: a shared prefix, left-padded ids behind it, and who is still writing."""
 
     def __init__(
-        self, base: BaseModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], decoding: Decoding
+        self, base: BaseModel, requests: Sequence[Request], decoding: Decoding, lora: LoraModel | None = None
     ) -> None:
         self.base = base
         self.decoding = decoding
+        self.lora = lora
+        self.adapters = torch.tensor([request.adapter if lora else 0 for request in requests], device=base.device)
+        prompts = [request.prompt for request in requests]
         self.stop_ids = torch.tensor(sorted(stop_tokens(base)), device=base.device)
         skip = self._count_shared(prompts)
         longest = max(len(prompt) for prompt in prompts) - skip
@@ -95,7 +114,7 @@ class Batch:
         self.ids, self.mask = ids.to(base.device), mask.to(base.device)
         self.length = skip + longest
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, skip : self.length]
-        self.uniforms = draw_uniforms(decoding, rows).to(base.device)
+        self.uniforms = draw_uniforms(decoding, [request.row for request in requests]).to(base.device)
         self.seen = self._mark_prompts()
         self.alive = torch.arange(len(prompts), device=base.device)
         self.written: list[list[int]] = [[] for _ in prompts]
@@ -133,15 +152,25 @@ class Batch:
         return self.written
 
     def _start_cache(self) -> None:
-        """The prefix passes through the model once and is copied to every row."""
+        """The prefix passes through the model once per adapter and is copied to every row."""
         self.cache = make_cache(self.base.model.config)
         if len(self.prefix):
-            self.base.model.base_model(input_ids=self.prefix[None], past_key_values=self.cache, use_cache=True)
-            self.cache.batch_repeat_interleave(len(self.ids))
+            owners, places = self.adapters.unique(return_inverse=True)
+            self._choose(owners)
+            ids = self.prefix.expand(len(owners), -1)
+            self.base.model.base_model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+            self.cache.batch_select_indices(places)
+        self._choose(self.adapters)
+
+    def _choose(self, adapters: Tensor) -> None:
+        if self.lora is not None:
+            self.lora.choose_rows(adapters)
 
     def _keep(self, kept: Tensor) -> None:
         self.cache.batch_select_indices(kept)
         self.alive, self.mask, self.seen = self.alive[kept], self.mask[kept], self.seen[kept]
+        self.adapters = self.adapters[kept]
+        self._choose(self.adapters)
 
     def _count_shared(self, prompts: Sequence[Sequence[int]]) -> int:
         """How many tokens all prompts begin with; every row keeps one of its own."""

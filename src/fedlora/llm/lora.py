@@ -8,9 +8,9 @@ In float32 the two compute the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -76,10 +76,17 @@ class LowRankLinear(torch.autograd.Function):
         return to_x, None, None, to_a, to_b, None, None
 
 
+@dataclass
+class Answerers:
+    """Which of several stacked adapters answers each row: `mask` (rows, 1, adapters * r), ones for the row's own."""
+
+    mask: Tensor = field(default_factory=lambda: torch.ones(()))
+
+
 class LoraLinear(nn.Module):
     """A frozen linear layer plus `scaling * (dropout(x) @ A.T) @ B.T`; A: (r, d_in), B: (d_out, r) in float32."""
 
-    def __init__(self, base: nn.Module, d_in: int, d_out: int, spec: LoraSpec) -> None:
+    def __init__(self, base: nn.Module, d_in: int, d_out: int, spec: LoraSpec, answerers: Answerers) -> None:
         super().__init__()
         device = next(base.parameters()).device
         self.base = base
@@ -88,11 +95,15 @@ class LoraLinear(nn.Module):
         self.scaling = spec.scaling
         self.dropout = spec.dropout
         self.active = True
+        self.answerers = answerers
+        self.stack: tuple[Tensor, Tensor] | None = None
         self._casts: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return self.base(x)
+        if self.stack is not None:
+            return self._forward_stacked(x, *self.stack)
         with_dropout = self.training and self.dropout > 0
         if type(self.base) is nn.Linear and not with_dropout:
             casts = self._cast_factors(x.dtype)
@@ -103,6 +114,12 @@ class LoraLinear(nn.Module):
         low = F.linear(x, self.a.to(x.dtype)).flatten(0, -2)
         total = torch.addmm(result.flatten(0, -2), low, self.b.to(x.dtype).t(), alpha=self.scaling)
         return total.view_as(result)
+
+    def _forward_stacked(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Every row through its own of several adapters: all of A at once, then only the row's part goes on to B."""
+        low = (F.linear(x, a) * self.answerers.mask).flatten(0, -2)
+        result = self.base(x)
+        return torch.addmm(result.flatten(0, -2), low, b.t(), alpha=self.scaling).view_as(result)
 
     def _cast_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A and B in `dtype`, cast once per change of the factors and not once per pass or decode step."""
@@ -120,9 +137,10 @@ class LoraModel:
         self.model = model
         self.spec = spec
         self.layers: dict[str, LoraLinear] = {}
+        self._answerers = Answerers()
         model.requires_grad_(False)
         for name, base, d_in, d_out in find_targets(model, spec.target_modules):
-            layer = LoraLinear(base, d_in, d_out, spec)
+            layer = LoraLinear(base, d_in, d_out, spec, self._answerers)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer)
             self.layers[name] = layer
@@ -144,13 +162,39 @@ class LoraModel:
     def set_adapter(self, state: AdapterState | None) -> None:
         """Copy an adapter into the layers, or switch them off (None: the base model)."""
         for layer in self.layers.values():
-            layer.active = state is not None
+            layer.active, layer.stack = state is not None, None
         if state is None:
             return
         for key, factor in self.named_factors():
             if state[key].shape != factor.shape:
                 raise ValueError(f"{key}: shape {tuple(state[key].shape)}, expected {tuple(factor.shape)}")
             factor.copy_(state[key])
+
+    @torch.no_grad()
+    def stack_adapters(self, states: Sequence[AdapterState | None], dtype: torch.dtype) -> None:
+        """Hold several adapters at once, cast to the base's `dtype`; None is the base model. `choose_rows` comes next.
+
+        Until `set_adapter` the model answers with these, and cannot be trained.
+        """
+        r = self.spec.r
+        for name, layer in self.layers.items():
+            a = torch.zeros(len(states) * r, layer.a.shape[1], dtype=dtype, device=layer.a.device)
+            b = torch.zeros(layer.b.shape[0], len(states) * r, dtype=dtype, device=layer.b.device)
+            for index, state in enumerate(states):
+                if state is not None:
+                    own = slice(index * r, (index + 1) * r)
+                    a[own] = state[f"{KEY_PREFIX}{name}.lora_A.weight"]
+                    b[:, own] = state[f"{KEY_PREFIX}{name}.lora_B.weight"]
+            layer.active, layer.stack = True, (a, b)
+
+    def choose_rows(self, adapters: Tensor) -> None:
+        """Row i of what comes next is answered by stacked adapter `adapters[i]`."""
+        layer = next(iter(self.layers.values()))
+        if layer.stack is None:
+            raise ValueError("choose_rows needs stacked adapters")
+        a = layer.stack[0]
+        owners = torch.arange(len(a), device=a.device) // self.spec.r
+        self._answerers.mask = (owners == adapters[:, None]).to(a.dtype)[:, None]
 
     def get_adapter(self) -> dict[str, Tensor]:
         """A float32 CPU copy of the factors (never live views)."""

@@ -15,11 +15,11 @@ from torch import Tensor
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Batch
 
-LOGIT_BYTES = 400_000_000
-"""About what the logits of one chunk take, with what is computed from them."""
+LOGIT_BYTES = {"cpu": 150_000_000, "cuda": 600_000_000}
+"""About what the logits of one chunk take, with what is computed from them; a GPU wants larger products."""
 
-CHUNK_LOGITS = LOGIT_BYTES // 12
-"""Logits of a chunk: each once in the base's type, once in float32, and once more while one becomes the other."""
+BYTES_PER_LOGIT = 12
+"""Each once in the base's type, once in float32, and once more while one becomes the other."""
 
 
 def backward_loss(base: BaseModel, batch: Batch, *, scale: float) -> Tensor:
@@ -71,7 +71,8 @@ def _loss_and_gradient(base: BaseModel, hidden: Tensor, targets: Tensor, scale: 
 
 def _chunks(base: BaseModel, batch: Batch) -> Iterator[slice]:
     """Slices of the labels whose logits fit into memory together."""
-    size = max(1, CHUNK_LOGITS // base.model.get_output_embeddings().weight.shape[0])
+    vocabulary = base.model.get_output_embeddings().weight.shape[0]
+    size = max(1, LOGIT_BYTES[base.device.type] // (BYTES_PER_LOGIT * vocabulary))
     for start in range(0, len(batch.targets), size):
         yield slice(start, start + size)
 

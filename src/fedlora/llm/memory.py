@@ -26,8 +26,11 @@ from fedlora.llm.loss import LOGIT_BYTES
 
 Result = TypeVar("Result")
 
-USEFUL_TOKENS = {"cpu": 4096, "cuda": 16384}
+USEFUL_TOKENS = {"cpu": 2048, "cuda": 16384}
 """A larger pass fills the device no better, only its memory."""
+
+USEFUL_CACHE_TOKENS = {"cpu": 16384, "cuda": 131072}
+"""The same for generation, where a batch holds so many tokens of prompts and answers."""
 
 SHARE = {"cpu": 0.5, "cuda": 0.85}
 """Part of the free memory that a pass may take; a CPU's is shared with the rest of the machine."""
@@ -42,7 +45,8 @@ STEP_TOKENS = 256
 def plan_layout(base: BaseModel, lora: LoraModel, config: TrainConfig) -> Layout:
     """The layout of a run: as the flags say, else what fits into the memory that is free now.
 
-    Checkpointing is chosen when less than four of the longest rows would fit into a pass without it.
+    Checkpointing, which costs a third of the speed, is chosen when not even two of the longest rows fit into a
+    pass without it.
     Raises UsageError when it is asked of a model that has none.
     """
     wanted = config.gradient_checkpointing
@@ -53,18 +57,35 @@ def plan_layout(base: BaseModel, lora: LoraModel, config: TrainConfig) -> Layout
     if config.tokens_per_pass and wanted != "auto":
         return Layout(config.tokens_per_pass, wanted == "on")
     useful = config.tokens_per_pass or USEFUL_TOKENS[base.device.type]
-    room = available_memory(base.device) * SHARE[base.device.type] - LOGIT_BYTES
+    room = available_memory(base.device) * SHARE[base.device.type] - LOGIT_BYTES[base.device.type]
     # plain attention keeps the square of a row, up to the length at which the fused kernel takes over
     longest = min(config.cutoff_len, LONGEST)
     whole = count_kept_bytes(base, lora, longest)
     fits = room / (TEMPORARIES * whole)
     checkpoints = wanted == "on"
     if wanted == "auto" and base.model.supports_gradient_checkpointing:
-        checkpoints = fits < min(useful, 4 * longest)
+        checkpoints = fits < min(useful, 2 * longest)
     if checkpoints:
         fits = room / (TEMPORARIES * kept_with_checkpointing(base, whole))
     found = max(config.cutoff_len, int(min(useful, fits)) // STEP_TOKENS * STEP_TOKENS)
     return Layout(config.tokens_per_pass or found, checkpoints)
+
+
+def plan_batch(base: BaseModel) -> int:
+    """Tokens, prompts and answers together, that a batch of generation may hold in the memory that is free now."""
+    room = available_memory(base.device) * SHARE[base.device.type]
+    # as much again for what a prompt's first pass holds at a time
+    fits = int(room / (2 * count_cache_bytes(base)))
+    return max(STEP_TOKENS, min(USEFUL_CACHE_TOKENS[base.device.type], fits // STEP_TOKENS * STEP_TOKENS))
+
+
+@torch.no_grad()
+def count_cache_bytes(base: BaseModel) -> float:
+    """Bytes of keys and values per token."""
+    ids = torch.zeros((1, 4), dtype=torch.long, device=base.device)
+    cache = base.model.base_model(input_ids=ids, use_cache=True).past_key_values
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / ids.shape[1]
 
 
 def count_kept_bytes(base: BaseModel, lora: LoraModel, length: int) -> float:

@@ -1,13 +1,14 @@
 """Answer every row of a test file with the base model, the global adapter or a client's.
 
-The base is loaded once and adapters are swapped in it, never merged: merging into bfloat16 weights
-loses most of an adapter. Beside each file of answers stands a sidecar that says what produced it; a
-second call with the same settings finds it and answers nothing twice.
+The base is loaded once; adapters are swapped in it, or answer side by side when the rows are few, and are
+never merged: merging into bfloat16 weights loses most of an adapter. Beside each file of answers stands a
+sidecar that says what produced it; a second call with the same settings finds it and answers nothing twice.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,21 @@ from fedlora.files import json_lines, read_json, sha256_of, write_json, write_te
 from fedlora.llm.adapter_files import load_adapter
 from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.decoding import choose_decoding
-from fedlora.llm.generation import generate_answers
+from fedlora.llm.generation import Request, generate_answers
 from fedlora.llm.lora import LoraModel
+from fedlora.llm.memory import plan_batch
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName, ResultPaths, RunPaths
 from fedlora.runs.adapters import adapter_file, adapter_spec, names_in_round
 from fedlora.runs.round_store import read_run
 from fedlora.stages.train import library_versions
-from fedlora.types import Row
+from fedlora.types import AdapterState, Row
+
+TOGETHER_ROWS = 512
+"""About so many prompts, of one adapter or of several together, keep batches full."""
+
+TOGETHER_RANK = 128
+"""Most ranks of adapters that answer together: every row pays for all of them."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +70,11 @@ def run(config: GenerateConfig) -> list[Path]:
             trust_remote_code=config.trust_remote_code,
         )
         lora = _add_lora(base, paths, config, missing)
-        for name in missing:
-            _set_adapter(lora, adapters.get(name))
-            _answer(config, source, base, rows, results, name, facts[name])
+        answering = Answering(config, source, base, lora, rows)
+        for group in _group_names(missing, len(rows), lora):
+            answers = answering.answer(group, [_load(adapters.get(name), lora) for name in group])
+            for name in group:
+                _write_answers(results, name, rows, answers, facts[name])
     written = [results.predictions(name) for name in names]
     for file in written:
         print(file)
@@ -142,52 +152,93 @@ def _add_lora(base: BaseModel, paths: RunPaths, config: GenerateConfig, names: l
     return LoraModel(base.model, adapter_spec(paths, config.communication_rounds, trained[0]))
 
 
-def _set_adapter(lora: LoraModel | None, file: Path | None) -> None:
+def _group_names(names: list[OutputName], num_rows: int, lora: LoraModel | None) -> list[list[OutputName]]:
+    """Who answers together: as many as it takes to fill batches when rows are few, so that a kill loses little."""
+    size = 1
     if lora is not None:
-        lora.set_adapter(load_adapter(file, lora.shapes()) if file else None)
+        size = max(1, min(TOGETHER_ROWS // num_rows, TOGETHER_RANK // lora.spec.r))
+    return [names[start : start + size] for start in range(0, len(names), size)]
 
 
-def _answer(
-    config: GenerateConfig,
-    source: Source,
-    base: BaseModel,
-    rows: list[Row],
-    results: ResultPaths,
-    name: OutputName,
-    facts: dict[str, Any],
-) -> None:
-    """Generate one file of answers and its sidecar; the sidecar, which vouches for the file, comes last."""
-    encoder = PromptEncoder(base.tokenizer, source.prompt_template)
-    decoding = choose_decoding(config)
-    prompts = [encoder.prompt(row, cutoff=source.cutoff_len, response_length=decoding.max_new_tokens) for row in rows]
-    began = time.monotonic()
-    with Progress(f"answers of {config.exp_name} {name}", len(rows)) as progress:
-        answers = generate_answers(
-            base,
-            [prompt.ids for prompt in prompts],
-            decoding,
-            tokens_per_pass=config.tokens_per_pass,
-            most_rows=config.batch_size,
-            on_rows=progress.advance,
-        )
-    lines = [
-        {
-            "instruction": row.instruction,
-            "input": row.input,
-            "answer": encoder.decode(answer),
-            "category": row.category,
+def _load(file: Path | None, lora: LoraModel | None) -> AdapterState | None:
+    return load_adapter(file, lora.shapes()) if file is not None and lora is not None else None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a group of adapters said, and how."""
+
+    texts: dict[OutputName, list[str]]
+    num_new_tokens: dict[OutputName, int]
+    how: dict[str, Any]
+
+
+class Answering:
+    """One loaded model and one test file: who answers changes, what is asked does not."""
+
+    def __init__(
+        self, config: GenerateConfig, source: Source, base: BaseModel, lora: LoraModel | None, rows: Sequence[Row]
+    ) -> None:
+        self.config = config
+        self.base = base
+        self.lora = lora
+        self.encoder = PromptEncoder(base.tokenizer, source.prompt_template)
+        self.decoding = choose_decoding(config)
+        # measured once, before adapters are stacked
+        self.tokens = config.tokens_per_pass or plan_batch(base)
+        longest = self.decoding.max_new_tokens
+        self.prompts = [self.encoder.prompt(row, cutoff=source.cutoff_len, response_length=longest) for row in rows]
+
+    def answer(self, names: Sequence[OutputName], states: Sequence[AdapterState | None]) -> Answers:
+        """Answer every row with every adapter of a group, in shared batches when there are several."""
+        requests = [
+            Request(prompt.ids, row, adapter)
+            for adapter in range(len(names))
+            for row, prompt in enumerate(self.prompts)
+        ]
+        together = self.lora if len(names) > 1 else None
+        if together is not None:
+            together.stack_adapters(states, self.base.dtype)
+        elif self.lora is not None:
+            self.lora.set_adapter(states[0])
+        began = time.monotonic()
+        with Progress(f"answers of {self.config.exp_name} {', '.join(map(str, names))}", len(requests)) as progress:
+            found = generate_answers(
+                self.base,
+                requests,
+                self.decoding,
+                tokens_per_pass=self.tokens,
+                most_rows=self.config.batch_size,
+                lora=together,
+                on_rows=progress.advance,
+            )
+        how = {
+            "answered_together": [str(name) for name in names],
+            "base_dtype": self.base.dtype_name,
+            "device": str(self.base.device),
+            "num_shortened": sum(prompt.num_removed > 0 for prompt in self.prompts),
+            "seconds": round(time.monotonic() - began, 3),
         }
-        for row, answer in zip(rows, answers, strict=True)
+        size = len(self.prompts)
+        parts = {name: found[index * size : (index + 1) * size] for index, name in enumerate(names)}
+        texts = {name: [self.encoder.decode(answer) for answer in part] for name, part in parts.items()}
+        return Answers(texts, {name: sum(map(len, part)) for name, part in parts.items()}, how)
+
+
+def _write_answers(
+    results: ResultPaths, name: OutputName, rows: list[Row], answers: Answers, facts: dict[str, Any]
+) -> None:
+    """One file of answers and its sidecar; the sidecar, which vouches for the file, comes last."""
+    lines = [
+        {"instruction": row.instruction, "input": row.input, "answer": text, "category": row.category}
+        for row, text in zip(rows, answers.texts[name], strict=True)
     ]
     file = results.predictions(name)
     write_text(file, json_lines(lines))
     sidecar = {
         **facts,
-        "base_dtype": base.dtype_name,
-        "device": str(base.device),
+        **answers.how,
+        "num_new_tokens": answers.num_new_tokens[name],
         "predictions_sha256": sha256_of(file),
-        "num_shortened": sum(prompt.num_removed > 0 for prompt in prompts),
-        "num_new_tokens": sum(len(answer) for answer in answers),
-        "seconds": round(time.monotonic() - began, 3),
     }
     write_json(results.predictions_meta(name), sidecar)
