@@ -178,6 +178,29 @@ def test_the_fused_layer_has_the_gradients_of_the_plain_formula_in_float64(bias,
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_the_fused_layer_drops_what_the_plain_formula_drops_and_has_its_gradients():
+    from fedlora.llm.lora import LowRankLinear
+
+    torch.manual_seed(1)
+    x = torch.randn(50, 8, dtype=torch.float64)
+    x[:, 3] = 0.0  # a value of zero is not a dropped one: its gradient goes on
+    x.requires_grad_()
+    weight, outer = torch.randn(6, 8, dtype=torch.float64), torch.randn(50, 6, dtype=torch.float64)
+    a, b = (
+        torch.randn(4, 8, dtype=torch.float64, requires_grad=True),
+        torch.randn(6, 4, dtype=torch.float64).requires_grad_(),
+    )
+    torch.manual_seed(2)
+    dropped = torch.nn.functional.dropout(x, 0.4)
+    plain = x @ weight.t() + 0.7 * (dropped @ a.t()) @ b.t()
+    torch.manual_seed(2)
+    fused = LowRankLinear.apply(x, weight, None, a, b, (a.detach(), b.detach()), 0.7, 0.4)
+    torch.testing.assert_close(fused, plain)
+    expected = torch.autograd.grad(plain, (x, a, b), outer)
+    for found, wanted in zip(torch.autograd.grad(fused, (x, a, b), outer), expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     layer = LoraLinear(nn.Linear(8, 6), 8, 6, spec_of(dropout=0.5), Answerers())

@@ -38,10 +38,11 @@ class LoraSpec:
 
 
 class LowRankLinear(torch.autograd.Function):
-    """`x W.T + bias + s (x A.T) B.T` for a frozen W: (d_out, d_in), with the fewest products and no sum of its own.
+    """`x W.T + bias + s (drop(x) A.T) B.T` for a frozen W: (d_out, d_in), in the fewest products.
 
     Backwards the two paths into x are one accumulating product, and nothing is computed for x when it needs no
-    gradient (the first layer's input). x: (..., d_in) in the base's type; A and B float32, `casts` the two in x's type.
+    gradient (the first layer's input). x: (..., d_in) in the base's type; A and B float32, `casts` the two in x's
+    type. With `dropout` a share of x's entries does not reach A, and the others are scaled up.
     """
 
     @staticmethod
@@ -54,26 +55,33 @@ class LowRankLinear(torch.autograd.Function):
         b: Tensor,
         casts: tuple[Tensor, Tensor],
         scaling: float,
+        dropout: float = 0.0,
     ) -> Tensor:
         flat = x.flatten(0, -2)
         a_cast, b_cast = casts
-        low = flat @ a_cast.t()
+        seen, stays = torch.native_dropout(flat, dropout, True) if dropout else (flat, None)
+        low = seen @ a_cast.t()
         result = F.linear(flat, weight, bias).addmm_(low, b_cast.t(), alpha=scaling)
-        ctx.save_for_backward(flat, low, weight, a_cast, b_cast)
-        ctx.scaling = scaling
+        ctx.save_for_backward(seen, low, weight, a_cast, b_cast, stays)
+        ctx.scaling, ctx.dropout = scaling, dropout
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        flat, low, weight, a_cast, b_cast = ctx.saved_tensors
+        seen, low, weight, a_cast, b_cast, stays = ctx.saved_tensors
         gradient = gradients[0].flatten(0, -2)
         to_low = (gradient @ b_cast).mul_(ctx.scaling)
-        to_a = (to_low.t() @ flat).float()
+        to_a = (to_low.t() @ seen).float()
         to_b = (gradient.t() @ low).float().mul_(ctx.scaling)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = (gradient @ weight).addmm_(to_low, a_cast).view(*gradients[0].shape[:-1], -1)
-        return to_x, None, None, to_a, to_b, None, None
+            to_x = gradient @ weight
+            if stays is None:
+                to_x.addmm_(to_low, a_cast)
+            else:
+                to_x.addcmul_(to_low @ a_cast, stays, value=1 / (1 - ctx.dropout))
+            to_x = to_x.view(*gradients[0].shape[:-1], -1)
+        return to_x, None, None, to_a, to_b, None, None, None
 
 
 @dataclass
@@ -104,13 +112,13 @@ class LoraLinear(nn.Module):
             return self.base(x)
         if self.stack is not None:
             return self._forward_stacked(x, *self.stack)
-        with_dropout = self.training and self.dropout > 0
-        if type(self.base) is nn.Linear and not with_dropout:
-            casts = self._cast_factors(x.dtype)
-            return LowRankLinear.apply(x, self.base.weight, self.base.bias, self.a, self.b, casts, self.scaling)  # type: ignore[return-value]
+        dropout = self.dropout if self.training else 0.0
+        if type(self.base) is nn.Linear:
+            factors = (self.a, self.b, self._cast_factors(x.dtype))
+            return LowRankLinear.apply(x, self.base.weight, self.base.bias, *factors, self.scaling, dropout)  # type: ignore[return-value]
         result = self.base(x)
-        if with_dropout:
-            x = F.dropout(x, self.dropout)
+        if dropout:
+            x = F.dropout(x, dropout)
         low = F.linear(x, self.a.to(x.dtype)).flatten(0, -2)
         total = torch.addmm(result.flatten(0, -2), low, self.b.to(x.dtype).t(), alpha=self.scaling)
         return total.view_as(result)
