@@ -156,12 +156,13 @@ def make_batch(
         positions.extend(range(offset + example.labels_from, offset + len(example.ids)))
         targets.extend(example.ids[example.labels_from :])
     prefix = torch.tensor(examples[0].ids[:skip], dtype=torch.long)
-    return Batch(
-        prefix.to(device),
-        ids.to(device),
-        torch.tensor(positions, device=device),
-        torch.tensor(targets, device=device),
-    )
+    parts = (prefix, ids, torch.tensor(positions), torch.tensor(targets))
+    return Batch(*(_send(part, torch.device(device)) for part in parts))
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """To a GPU from pinned memory, so that the copy does not hold up the host."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:
