@@ -3,12 +3,15 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-slow lint format clean-venv
+.PHONY: help demo test test-slow bench bench-gpu bench-quality lint format clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
 	@echo "make test        run the default tests"
 	@echo "make test-slow   run the tests on the embedded model and Dolly: minutes (FEDLORA_DOLLY names the file)"
+	@echo "make bench       measure everything on the CPU and write docs/benchmarks.md: 20 minutes (FEDLORA_DOLLY as above)"
+	@echo "make bench-gpu   the same on a CUDA device"
+	@echo "make bench-quality  held-out loss against the usual way, 3 seeds: 20 minutes (FEDLORA_DOLLY as above)"
 	@echo "make lint        check style and types"
 	@echo "make format      rewrite the code in the project's style"
 	@echo "make clean-venv  delete .venv"
@@ -23,6 +26,16 @@ test: .venv/installed-dev
 # -rs shows why a test was skipped: what it needs is not in the repository
 test-slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow -rs
+
+# without a file of Dolly rows only short rows are timed
+bench: .venv/installed
+	.venv/bin/python benchmarks/bench.py $(if $(FEDLORA_DOLLY),--data "$(FEDLORA_DOLLY)")
+
+bench-gpu: .venv/installed
+	.venv/bin/python benchmarks/bench.py --device cuda $(if $(FEDLORA_DOLLY),--data "$(FEDLORA_DOLLY)")
+
+bench-quality: .venv/installed
+	.venv/bin/python benchmarks/quality.py $(if $(FEDLORA_DOLLY),--data "$(FEDLORA_DOLLY)")
 
 lint: .venv/installed-dev
 	$(RUFF) check .
