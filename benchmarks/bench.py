@@ -27,6 +27,8 @@ from table import render
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 PARTS = ("training", "outside", "generation", "memory", "aggregation", "limit")
+ON_REQUEST = ("continuous_batching",)
+"""Parts that decided something once, and run with --only."""
 ON_CPU_ONLY = ("aggregation",)
 """Parts that measure nothing of a GPU."""
 
@@ -60,17 +62,18 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--data", help="file of Dolly rows; without it only short rows are timed")
-    parser.add_argument("--only", help=f"comma-separated parts: {', '.join(PARTS)}")
+    parser.add_argument("--only", help=f"comma-separated parts: {', '.join((*PARTS, *ON_REQUEST))}")
     parser.add_argument("--quick", action="store_true", help="least sizes, to check the scripts; nothing is written")
     arguments = parser.parse_args()
     if arguments.data and not Path(arguments.data).is_file():
         parser.error(f"--data {arguments.data}: no such file")
     wanted = [name.strip() for name in arguments.only.split(",")] if arguments.only else list(PARTS)
-    if unknown := set(wanted) - set(PARTS):
-        parser.error(f"--only: no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
+    known = (*PARTS, *ON_REQUEST)
+    if unknown := set(wanted) - set(known):
+        parser.error(f"--only: no part {', '.join(sorted(unknown))}; the parts are {', '.join(known)}")
     if arguments.device == "cuda" and not arguments.only:
         wanted = [part for part in wanted if part not in ON_CPU_ONLY]
-    arguments.only = [part for part in PARTS if part in wanted]
+    arguments.only = [part for part in known if part in wanted]
     return arguments
 
 
@@ -99,9 +102,19 @@ def write_results(file: Path, found: dict[str, Any]) -> None:
     earlier = json.loads(file.read_text()) if file.is_file() else {}
     merged = {**earlier, **found}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({part: merged[part] for part in PARTS if part in merged}, indent=1) + "\n")
-    stored = {kind: file.parent / name for kind, name in {"cpu": "cpu.json", "cuda": "gpu.json"}.items()}
+    kept = {part: merged[part] for part in (*PARTS, *ON_REQUEST) if part in merged}
+    file.write_text(json.dumps(kept, indent=1) + "\n")
+    write_page(file.parent)
+
+
+def write_page(folder: Path) -> None:
+    """docs/benchmarks.md from whatever results lie in the folder."""
+    import quality
+
+    stored = {kind: folder / name for kind, name in {"cpu": "cpu.json", "cuda": "gpu.json"}.items()}
     page = render({kind: json.loads(path.read_text()) for kind, path in stored.items() if path.is_file()})
+    if quality.RESULT.is_file():
+        page += "\n## Quality\n\n" + quality.table(json.loads(quality.RESULT.read_text()))
     (DOCS / "benchmarks.md").write_text(page)
 
 

@@ -205,6 +205,9 @@ def main() -> None:
         result = {"part": "quality", "sides": sides, "ratios": gain, "notes": notes, "machine": machine}
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
+        from bench import write_page
+
+        write_page(RESULT.parent)
         say(table(result))
     emit("quality", sides, gain, notes, machine=machine)
 

@@ -17,6 +17,7 @@ TITLES = {
     "memory": "Peak memory",
     "aggregation": "Aggregation of 1,000 adapters",
     "limit": "How close training comes to the machine",
+    "continuous_batching": "transformers' continuous batching against our batches",
 }
 HEADS = {"cpu": "On a CPU", "cuda": "On a GPU"}
 

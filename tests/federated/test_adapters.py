@@ -92,6 +92,12 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_stands(value, positi
     assert find_fault(state, shapes) == "non-finite tensor l.lora_A.weight"
 
 
+def test_values_so_large_that_their_sum_overflows_are_finite_all_the_same():
+    state = {key: torch.full_like(value, 3e38) for key, value in adapter(0).items()}
+    assert not math.isfinite(float(state["l.lora_A.weight"].sum()))
+    assert find_fault(state, {key: tuple(value.shape) for key, value in state.items()}) is None
+
+
 def test_an_update_that_would_broadcast_is_found():
     shapes = {key: tuple(tensor.shape) for key, tensor in adapter(0).items()}
     for shape in ((1, 6), (6,), (), (6, 4), (0, 6), (1, 4, 6)):

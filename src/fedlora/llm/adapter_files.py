@@ -18,6 +18,7 @@ from fedlora.errors import UsageError
 from fedlora.federated.adapters import Shapes
 from fedlora.federated.validation import find_fault
 from fedlora.files import json_text
+from fedlora.llm.bin_layout import BinLayout
 from fedlora.llm.lora import LoraSpec
 from fedlora.types import AdapterState
 
@@ -59,14 +60,17 @@ def make_peft_config(spec: LoraSpec, base_model: str, *, fan_in_fan_out: bool, l
     return json_text(value)
 
 
-def load_adapter(path: Path, expected: Shapes) -> dict[str, torch.Tensor]:
-    """Read `.safetensors` or `.bin`; UsageError when missing, unreadable, or not an adapter for this model."""
+def load_adapter(path: Path, expected: Shapes, *, layout: BinLayout | None = None) -> dict[str, torch.Tensor]:
+    """Read `.safetensors` or `.bin`; UsageError when missing, unreadable, or not an adapter for this model.
+
+    With `layout`, a `.bin` as this project writes it is read without unpickling.
+    """
     if not path.is_file():
         raise UsageError(f"{path}: no such adapter", hint="train first, or check exp_name, round and client")
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
-        else:
+        elif layout is None or (state := layout.read(path)) is None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many kinds; every one means the file is not an adapter
         raise UsageError(f"{path}: not a readable adapter ({type(error).__name__})", hint="train again") from None

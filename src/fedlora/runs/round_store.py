@@ -1,8 +1,8 @@
 """What a run leaves under `model_dir`: client updates and rounds, each committed as a whole.
 
 A round is put together in `<round>.partial` and renamed to `<round>` once its manifest, written last,
-names every file with its SHA-256: a round folder that exists is complete. Updates are read back one at
-a time, so memory does not grow with the number of clients.
+names every file with its SHA-256: a round folder that exists is complete. Updates are read back one after
+another, so memory does not grow with the number of clients.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fedlora.llm.adapter_files import (
     to_bin,
     to_safetensors,
 )
+from fedlora.llm.bin_layout import BinLayout
 from fedlora.paths import RunPaths, client_name
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate
 
@@ -45,6 +46,7 @@ class RoundStore:
         self.peft_config = peft_config
         self.header = dict(header)
         self._parent: str | None = None
+        self._layout: BinLayout | None = None
 
     def begin_round(self, round_number: int) -> None:
         """An empty working folder; what an interrupted attempt left there is removed."""
@@ -88,7 +90,9 @@ class RoundStore:
         """One update with its tensors, from the open round unless a committed `folder` is given."""
         place = (folder or self.paths.partial_folder(round_number)) / client_name(client_id)
         facts = read_json(place / UPDATE_NAME)
-        adapter = load_adapter(place / BIN_NAME, self.shapes)
+        if self._layout is None:
+            self._layout = BinLayout(self.shapes)
+        adapter = load_adapter(place / BIN_NAME, self.shapes, layout=self._layout)
         optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
         return ClientUpdate(
             round=round_number,
@@ -167,6 +171,7 @@ class StoredUpdates:
         return len(self._clients)
 
     def __iter__(self) -> Iterator[ClientUpdate]:
+        # not one ahead in a thread: reading and summing then fight for the same cores, and both are slower
         for client_id in self._clients:
             yield self._store.read_update(self._round, client_id)
 
