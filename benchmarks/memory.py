@@ -12,6 +12,7 @@ it, and once from the loaded model on, since loading is a peak of its own.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 from model import model_for
 from part import emit, parse_arguments, say
-from point import answer_points, forget_peak, peak_megabytes, resident_megabytes, run_point
+from point import answer_points, forget_peak, peak_megabytes, run_point
 from rows import load_rows, write_client_file
 
 CLIENTS = (8, 64, 512)
@@ -30,14 +31,17 @@ MICRO_BATCHES = (1, 8, 64)
 COMMON = {"lora_r": 8, "lora_dropout": 0.0, "local_num_epochs": 1, "gradient_checkpointing": "off"}
 
 
-def write_clients(folder: str, count: int, rows: int) -> None:
-    """Short rows, every client's different from the others', so that no two files share their cached tokens."""
+def write_clients(folder: str, count: int, rows: int) -> dict[str, Any]:
+    """Short rows, every client's different from the others', so that no two files share their cached tokens, but
+    of the same lengths, so that whoever is drawn trains on the same shapes. In a process of its own: the rows of
+    512 clients would leave their mark on the memory that is measured."""
     from dataclasses import replace
 
     drawn = load_rows(None, rows)
     for client in range(count):
-        own = [replace(row, instruction=f"{client}. {row.instruction}") for row in drawn]
+        own = [replace(row, instruction=f"{client:03}. {row.instruction}") for row in drawn]
         write_client_file(own, Path(folder) / str(count) / f"local_training_{client}.json")
+    return {}
 
 
 def train(folder: str, model: str, device: str, count: int, rows: int, hold: bool, **options: Any) -> dict[str, Any]:
@@ -50,8 +54,8 @@ def train(folder: str, model: str, device: str, count: int, rows: int, hold: boo
     from fedlora.config.train import TrainConfig
     from fedlora.stages import train as stage
 
-    write_clients(folder, count, rows)
-    values = {**COMMON, "local_batch_size": 8, "tokens_per_pass": 1024, "num_communication_rounds": 2, **options}
+    # all rows in one step: its passes do not depend on the order in which a client's seed puts them
+    values = {**COMMON, "local_batch_size": rows, "tokens_per_pass": 1024, "num_communication_rounds": 2, **options}
     config = TrainConfig.of(
         exp_name=f"memory-{count}",
         base_model=model,
@@ -103,7 +107,7 @@ def _with_models(folder: str) -> str:
 
 
 def _hold_tokens(config: Any, count: int) -> float:
-    """Megabytes by which this process grows when it holds the training examples of all clients."""
+    """Megabytes that the lists and numbers of all clients' training examples take together."""
     from model import source_of
     from transformers import AutoTokenizer
 
@@ -116,10 +120,11 @@ def _hold_tokens(config: Any, count: int) -> float:
     files = find_client_files(config.data_path, count, chosen=True)
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(source_of(config.base_model)), config.prompt_template)
     examples = ClientExamples(files, encoder, config, TokenFiles(tokens_folder()))
-    before = resident_megabytes()
-    held = [examples.training(client) for client in examples.clients()]
-    grown = resident_megabytes() - before
-    return grown if held else 0.0
+    size = 0
+    for client in examples.clients():
+        for example in examples.training(client):
+            size += sys.getsizeof(example.ids) + sum(sys.getsizeof(token) for token in example.ids)
+    return size / 1e6
 
 
 def measure(folder: str, model: str, device: str, *, quick: bool) -> dict[str, dict[str, Any]]:
@@ -138,6 +143,7 @@ def measure(folder: str, model: str, device: str, *, quick: bool) -> dict[str, d
         points[f"micro-batch {most}"] = {**step, "tokens_per_pass": 1 << 20, "local_micro_batch_size": most}
     found = {}
     for name, options in points.items():
+        run_point(__file__, kind="write", folder=folder, count=options["count"], rows=options["rows"])
         found[name] = run_point(__file__, **here, **options)
         peak, training, seconds = (found[name][key] for key in ("peak_mb", "training_peak_mb", "seconds"))
         say(f"  {name}: {peak:.0f} MB, {training:.0f} MB in training, {seconds:.0f} s")
@@ -162,12 +168,12 @@ def main() -> None:
         "peak_mb: the whole process, loading included; training_peak_mb: from the loaded model on",
         f"{last}: the tokens of all of them held at once would take {held:.0f} MB more, "
         f"{held / sides[first]['training_peak_mb']:.0%} of training's peak with {first}",
-        "client points: 100 short rows a client, one client per round, two rounds, passes of 1,024 tokens",
+        "client points: 100 short rows a client, one client per round, two rounds of one step, passes of 1,024 tokens",
         f"pass points: one optimizer step of {STEP_ROWS} short rows, no gradient checkpointing",
     ]
     emit("memory", sides, ratios, notes)
 
 
 if __name__ == "__main__":
-    if not answer_points({"train": train}):
+    if not answer_points({"train": train, "write": write_clients}):
         main()
