@@ -7,7 +7,7 @@ from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
 from fedlora.paths import RunPaths
-from fedlora.runs.round_store import read_run
+from fedlora.runs.run_folder import read_run
 
 
 def test_hyphens_and_text_numbers_are_what_they_look_like(tmp_path):

@@ -55,12 +55,17 @@ def json_lines(rows: Any) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
+def json_line(value: Any) -> str:
+    """One compact JSON object with sorted keys and a newline: a line of a log."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True) + "\n"
+
+
 def append_line(path: Path, value: Any) -> None:
     """Append one JSON line and flush it to disk: for logs that must survive a kill."""
     with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True) + "\n")
+            handle.write(json_line(value))
             handle.flush()
             os.fsync(handle.fileno())
 

@@ -42,6 +42,11 @@ def client_name(client_id: int) -> str:
     return "pooled" if client_id == POOLED else f"client_{client_id}"
 
 
+def client_number(name: str) -> int:
+    """The client whose folder is called `name`."""
+    return POOLED if name == client_name(POOLED) else int(name.removeprefix("client_"))
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """The tree of one experiment under `model_dir`."""
@@ -71,6 +76,10 @@ class RunPaths:
     def partial_folder(self, round_number: int) -> Path:
         """Where a round is put together before it is renamed to its final place."""
         return self.root / f"{round_number}.partial"
+
+    def damaged_folder(self, round_number: int) -> Path:
+        """Where a committed round goes whose files are not what was written."""
+        return self.root / f"{round_number}.damaged"
 
     def committed_rounds(self) -> list[int]:
         """Rounds whose folder is complete, ascending."""

@@ -37,6 +37,9 @@ class MemoryStore:
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
         return self.kept[accepted, client_id].memory if accepted is not None else ClientMemory()
 
+    def find_kept(self, round_number: int, client_id: ClientId) -> None:
+        return None
+
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
         self.carried.append((round_number, client_id, accepted))
 

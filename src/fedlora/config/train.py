@@ -15,7 +15,7 @@ Template = Literal["alpaca", "chat"]
 Quantization = Literal["none", "int8", "nf4"]
 
 PLACEMENT_FIELDS = frozenset(
-    {"data_path", "model_dir", "overwrite", "device", "devices", "token_cache", "val_data_path"}
+    {"allow_drift", "data_path", "device", "devices", "model_dir", "overwrite", "token_cache", "val_data_path"}
 )
 """Fields that say where a run happens, not what it computes."""
 
@@ -72,6 +72,7 @@ class TrainConfig(Config):
     token_cache: bool = flag(True, "keep tokenised rows on disk, readable by the owner only, for the next run")
     trust_remote_code: bool = flag(False, "run code that a model repository ships (only this flag can allow it)")
     overwrite: bool = flag(False, "delete an existing run of this name and start anew")
+    allow_drift: bool = flag(False, "go on with a run that was begun with other versions or on another machine")
 
     @field_validator("client_selection_frac", "local_learning_rate", "lora_alpha")
     @classmethod

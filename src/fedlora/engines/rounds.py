@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError
+from fedlora.federated.adapters import fingerprint
 from fedlora.federated.modes import Mode, Wave
 from fedlora.federated.sampling import draw_cohort
 from fedlora.types import (
@@ -35,6 +36,8 @@ class UpdateStore(Protocol):
 
     def begin_round(self, round_number: int) -> None: ...
     def keep_update(self, update: ClientUpdate) -> None: ...
+    def find_kept(self, round_number: int, client_id: ClientId) -> ClientUpdate | None: ...
+    def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory: ...
     def updates(self, round_number: int, clients: Sequence[ClientId]) -> Updates: ...
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None: ...
     def commit_round(
@@ -42,11 +45,29 @@ class UpdateStore(Protocol):
     ) -> Path: ...
 
 
+class Standing(Protocol):
+    """The last round of an interrupted run, and in which round each client was last accepted."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def global_adapter(self) -> AdapterState | None: ...
+    @property
+    def accepted(self) -> Mapping[ClientId, int]: ...
+
+
 class FederatedRun:
     """State of one run between its rounds."""
 
     def __init__(
-        self, mode: Mode, pool: ClientPool, store: UpdateStore, config: TrainConfig, adapter: AdapterState
+        self,
+        mode: Mode,
+        pool: ClientPool,
+        store: UpdateStore,
+        config: TrainConfig,
+        adapter: AdapterState,
+        *,
+        start: Standing | None = None,
     ) -> None:
         self.mode = mode
         self.pool = pool
@@ -57,10 +78,15 @@ class FederatedRun:
             raise TrainingError("no client has a row to train on", hint="check the client files")
         self.state = mode.strategy.init(adapter, self.clients)
         self.accepted: dict[ClientId, int] = {}
+        self.done = 0
+        if start is not None:
+            self.state = mode.strategy.restore(self.state, start.global_adapter)
+            self.accepted = dict(start.accepted)
+            self.done = start.number
 
     def rounds(self) -> Iterator[RoundResult]:
         """Every round of the run, each committed before it is yielded."""
-        for number in range(1, self.config.num_communication_rounds + 1):
+        for number in range(self.done + 1, self.config.num_communication_rounds + 1):
             yield self._run_round(number)
 
     def _run_round(self, number: int) -> RoundResult:
@@ -77,11 +103,13 @@ class FederatedRun:
         failures: list[ClientFailure] = []
         waves = self.mode.waves(cohort, shuffle=config.seq_order == "shuffled", seed=config.seed, round_number=number)
         for index, wave in enumerate(waves):
-            updates = ArrivingUpdates(self.pool, self._make_tasks(number, index, wave), self.store)
+            tasks = self._make_tasks(number, index, wave)
+            kept = {task.client_id: update for task in tasks if (update := self._find_kept(task)) is not None}
+            updates = ArrivingUpdates(self.pool, tasks, self.store, kept)
             context = RoundContext(number, index, self.clients, cohort)
             self.state = self.mode.strategy.aggregate(self.state, updates, context)
             updates.finish()
-            records.extend(_record(update, index) for update in updates.done)
+            records.extend(record_of(update, index) for update in updates.done)
             failures.extend(updates.failures)
         if not records:
             reasons = "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in failures)
@@ -106,6 +134,15 @@ class FederatedRun:
             for client, rows_of in wave
         ]
 
+    def _find_kept(self, task: TrainTask) -> ClientUpdate | None:
+        """What this client committed to the open round before an interruption, if it answers this very task."""
+        kept = self.store.find_kept(task.round, task.client_id)
+        if kept is None:
+            return None
+        memory = self.store.read_memory(task.client_id, task.accepted)
+        start = self.mode.rule.phases(task.download, memory)[-1].start
+        return kept if kept.started_from == fingerprint(start) else None
+
     def _commit(
         self,
         number: int,
@@ -129,16 +166,23 @@ class ArrivingUpdates:
 
     The first iteration pulls the pool, keeps every update in the store and hands it on in client-id order, so a
     strategy that sums holds one adapter and its sum and no file is read back. An update that arrives before its
-    turn is read from the store when its turn comes; so are all of them in later iterations.
+    turn is read from the store when its turn comes; so are all of them in later iterations. What was `kept` before
+    an interruption is not trained again.
     """
 
-    def __init__(self, pool: ClientPool, tasks: Sequence[TrainTask], store: UpdateStore) -> None:
-        self._outcomes = iter(pool.train(tasks))
+    def __init__(
+        self,
+        pool: ClientPool,
+        tasks: Sequence[TrainTask],
+        store: UpdateStore,
+        kept: Mapping[ClientId, ClientUpdate] | None = None,
+    ) -> None:
+        self._kept: dict[ClientId, ClientUpdate] = dict(kept or {})
+        self._outcomes = iter(pool.train([task for task in tasks if task.client_id not in self._kept]))
         self._store = store
         self._round = tasks[0].round
         self._ahead = sorted(task.client_id for task in tasks)
         self._is_begun = False
-        self._kept: dict[ClientId, ClientUpdate] = {}
         self.failures: list[ClientFailure] = []
 
     @property
@@ -164,6 +208,7 @@ class ArrivingUpdates:
             pass
 
     def _arrive(self) -> Iterator[ClientUpdate]:
+        yield from self._hand_on_stored()
         for outcome in self._outcomes:
             if isinstance(outcome, ClientFailure):
                 self.failures.append(outcome)
@@ -176,11 +221,15 @@ class ArrivingUpdates:
                     self._ahead.pop(0)
                     yield outcome
             del outcome
-            while self._ahead and self._ahead[0] in self._kept:
-                yield from self._store.updates(self._round, [self._ahead.pop(0)])
+            yield from self._hand_on_stored()
+
+    def _hand_on_stored(self) -> Iterator[ClientUpdate]:
+        """Those that are there already and whose turn has come."""
+        while self._ahead and self._ahead[0] in self._kept:
+            yield from self._store.updates(self._round, [self._ahead.pop(0)])
 
 
-def _record(update: ClientUpdate, wave: int) -> dict[str, Any]:
+def record_of(update: ClientUpdate, wave: int) -> dict[str, Any]:
     """An update without its tensors: the client's line in the metrics."""
     return {
         "kind": "client",

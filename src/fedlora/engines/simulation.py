@@ -114,5 +114,6 @@ class SimulatedClients:
                 "bytes_down": num_bytes(task.download.adapter) if travels else 0,
                 "bytes_up": num_bytes(upload) if travels else 0,
                 "update_norm": difference_norm(adapter, start),
+                "wave": task.wave,
             },
         )

@@ -7,18 +7,18 @@ another, so memory does not grow with the number of clients.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
-from fedlora.errors import StorageError, UsageError
+from fedlora.errors import StorageError
 from fedlora.federated.adapters import Shapes
-from fedlora.files import append_line, json_text, read_json, sha256_of, sync_folder, write_bytes, write_json, write_text
+from fedlora.files import read_json, sync_folder, write_bytes, write_json, write_text
 from fedlora.llm.adapter_files import (
     BIN_NAME,
     CONFIG_NAME,
@@ -30,32 +30,62 @@ from fedlora.llm.adapter_files import (
 )
 from fedlora.llm.bin_layout import BinLayout
 from fedlora.paths import RunPaths, client_name
+from fedlora.runs.checking import (
+    MANIFEST_NAME,
+    UPDATE_NAME,
+    describe_files,
+    manifest_sha256,
+    read_kept_update,
+)
+from fedlora.runs.metrics_log import MetricsLog
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate
 
-UPDATE_NAME = "update.json"
-MANIFEST_NAME = "manifest.json"
 OPTIMIZER_NAME = "private/optimizer.safetensors"
 
 
 class RoundStore:
-    """The files of one run; `shapes` and `peft_config` describe its adapters."""
+    """The files of one run; `shapes` and `peft_config` describe its adapters, `parent_sha256` is the manifest of the
+    round that comes before what is written next."""
 
-    def __init__(self, paths: RunPaths, *, shapes: Shapes, peft_config: str, header: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        paths: RunPaths,
+        *,
+        shapes: Shapes,
+        peft_config: str,
+        header: Mapping[str, Any],
+        log: MetricsLog,
+        parent_sha256: str | None = None,
+    ) -> None:
         self.paths = paths
         self.shapes = shapes
         self.peft_config = peft_config
         self.header = dict(header)
-        self._parent: str | None = None
+        self.log = log
+        self._parent = parent_sha256
         self._layout: BinLayout | None = None
 
     def begin_round(self, round_number: int) -> None:
-        """An empty working folder; what an interrupted attempt left there is removed."""
+        """A working folder with nothing in it but the updates that an interrupted attempt committed there."""
         folder = self.paths.partial_folder(round_number)
         try:
-            shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            for entry in sorted(folder.iterdir()):
+                if not entry.is_dir() or entry.is_symlink():
+                    entry.unlink()
+                elif read_kept_update(entry) is None:
+                    shutil.rmtree(entry)
         except OSError as error:
             raise StorageError(f"{folder}: {error.strerror}", hint="check space and permissions") from error
+
+    def find_kept(self, round_number: int, client_id: ClientId) -> ClientUpdate | None:
+        """The update that this client committed to the open round before an interruption, without its tensors."""
+        facts = read_kept_update(self.paths.partial_folder(round_number) / client_name(client_id))
+        if facts is None:
+            return None
+        update = update_of(facts, upload=None, memory=ClientMemory())
+        seconds = self.log.seconds(round_number, client_id)
+        return replace(update, metrics={**update.metrics, "seconds": seconds})
 
     def keep_update(self, update: ClientUpdate) -> None:
         """Write one client's update and memory into the open round; `update.json` last."""
@@ -67,12 +97,17 @@ class RoundStore:
         write_text(folder / CONFIG_NAME, self.peft_config)
         if update.memory.optimizer:
             write_bytes(folder / OPTIMIZER_NAME, safetensors.torch.save(dict(update.memory.optimizer)))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        self.log.note_update(update.round, update.client_id, update.metrics.get("seconds", 0.0))
         write_json(
             folder / UPDATE_NAME,
             {
                 "client_id": update.client_id,
+                "files": describe_files(folder, files),
                 "keeps_adapter": update.memory.adapter is not None,
                 "keeps_optimizer": bool(update.memory.optimizer),
+                # what the clock says differs from one training to the next, and these bytes must not
+                "metrics": {name: value for name, value in update.metrics.items() if name != "seconds"},
                 "num_examples": update.num_examples,
                 "num_steps": update.num_steps,
                 "num_tokens": update.num_tokens,
@@ -94,16 +129,8 @@ class RoundStore:
             self._layout = BinLayout(self.shapes)
         adapter = load_adapter(place / BIN_NAME, self.shapes, layout=self._layout)
         optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
-        return ClientUpdate(
-            round=round_number,
-            client_id=client_id,
-            upload=adapter if facts["sends_adapter"] else None,
-            memory=ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer),
-            num_examples=facts["num_examples"],
-            num_tokens=facts["num_tokens"],
-            num_steps=facts["num_steps"],
-            started_from=facts["started_from"],
-        )
+        memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer)
+        return update_of(facts, upload=adapter if facts["sends_adapter"] else None, memory=memory)
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
         """What a client kept with its last committed update; empty before its first."""
@@ -135,10 +162,7 @@ class RoundStore:
             **facts,
             "round": round_number,
             "parent_sha256": self._parent,
-            "files": {
-                path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-                for path in files
-            },
+            "files": describe_files(folder, files),
         }
         write_json(folder / MANIFEST_NAME, manifest)
         final = self.paths.round_folder(round_number)
@@ -147,12 +171,8 @@ class RoundStore:
             sync_folder(final.parent)
         except OSError as error:
             raise StorageError(f"{final}: {error.strerror}", hint="check the folder") from error
-        self._parent = hashlib.sha256(json_text(manifest).encode()).hexdigest()
+        self._parent = manifest_sha256(manifest)
         return final
-
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """One line more in metrics.jsonl."""
-        append_line(self.paths.metrics_file, dict(row))
 
     def write_run(self, value: Mapping[str, Any]) -> None:
         """Replace run.json."""
@@ -176,48 +196,9 @@ class StoredUpdates:
             yield self._store.read_update(self._round, client_id)
 
 
-def read_run(paths: RunPaths) -> dict[str, Any]:
-    """run.json of an experiment; UsageError when there is none."""
-    if not paths.run_file.is_file():
-        raise UsageError(
-            f"{paths.root}: no run of this name", hint="check --model_dir and --exp_name, or run `fedlora train` first"
-        )
-    value = read_json(paths.run_file)
-    wanted = {"base_model": str, "config": dict}
-    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in wanted.items()):
-        raise UsageError(f"{paths.run_file}: not the record of a run", hint="restore the file, or train again")
-    return value
-
-
-def check_free(paths: RunPaths, *, overwrite: bool) -> None:
-    """UsageError when a run of this name exists and may not be replaced, or the folder is not a run's at all."""
-    if not paths.root.is_dir():
-        return
-    foreign = sorted(entry.name for entry in paths.root.iterdir() if not _belongs_to_run(entry))
-    if foreign or (paths.committed_rounds() and not paths.run_file.exists()):
-        what = ", ".join(foreign[:3]) or "rounds without a run.json"
-        raise UsageError(
-            f"{paths.root}: holds what no run has written ({what})",
-            hint="choose another --exp_name or --model_dir; nothing there is touched, with or without --overwrite",
-        )
-    if paths.run_file.exists() and not overwrite:
-        raise UsageError(
-            f"{paths.root}: a run of this name exists",
-            hint="choose another --exp_name, or give --overwrite to delete it and start anew",
-        )
-
-
-def clear_run(paths: RunPaths) -> None:
-    """Remove what an earlier run left in this folder, all but the lock."""
-    for entry in sorted(paths.root.iterdir()):
-        if entry == paths.lock_file or not _belongs_to_run(entry):
-            continue
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-
-
-def _belongs_to_run(entry: Path) -> bool:
-    """Whether a run writes something of this name: its own files, their temporary forms, rounds open or closed."""
-    if entry.is_dir():
-        return entry.name.removesuffix(".partial").isdigit()
-    names = ("run.json", "metrics.jsonl", ".lock")
-    return entry.name in names or any(entry.name.startswith(f".{name}.tmp-") for name in names)
+def update_of(facts: Mapping[str, Any], *, upload: AdapterState | None, memory: ClientMemory) -> ClientUpdate:
+    """An update from its record and its tensors."""
+    counts = {name: facts[name] for name in ("round", "client_id", "num_examples", "num_tokens", "num_steps")}
+    return ClientUpdate(
+        **counts, upload=upload, memory=memory, started_from=facts["started_from"], metrics=facts["metrics"]
+    )

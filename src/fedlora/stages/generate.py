@@ -28,8 +28,8 @@ from fedlora.llm.memory import plan_batch
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName, ResultPaths, RunPaths
 from fedlora.runs.adapters import adapter_file, adapter_spec, names_in_round
-from fedlora.runs.round_store import read_run
-from fedlora.stages.train import library_versions
+from fedlora.runs.run_folder import read_run
+from fedlora.stages.environment import library_versions
 from fedlora.types import AdapterState, Row
 
 TOGETHER_ROWS = 512

@@ -21,6 +21,9 @@ class FedAvg:
     def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> AdapterState:
         return adapter
 
+    def restore(self, state: AdapterState, global_adapter: AdapterState | None) -> AdapterState:
+        return global_adapter if global_adapter is not None else state
+
     def broadcast(self, state: AdapterState, client_id: ClientId) -> Download:
         return Download(adapter=state)
 

@@ -19,6 +19,9 @@ class NoServer:
     def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> AdapterState:
         return adapter
 
+    def restore(self, state: AdapterState, global_adapter: AdapterState | None) -> AdapterState:
+        return state
+
     def broadcast(self, state: AdapterState, client_id: ClientId) -> Download:
         return Download(adapter=state)
 

@@ -1,0 +1,79 @@
+"""Whether what lies in a run's folder is what was committed: manifests and update records against their hashes.
+
+A bit that flips in a tensor loads silently, so nothing is used again, neither to resume nor to verify, before
+its SHA-256 has been compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlora.files import json_text, sha256_of
+
+MANIFEST_NAME = "manifest.json"
+UPDATE_NAME = "update.json"
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a round; None when there is none or it is not one."""
+    return _read_record(folder / MANIFEST_NAME, {"round": int, "files": dict})
+
+
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """What the next round's manifest holds as `parent_sha256`."""
+    return hashlib.sha256(json_text(manifest).encode()).hexdigest()
+
+
+def find_round_fault(folder: Path, round_number: int) -> str | None:
+    """The first reason why a committed round cannot be used, or None: manifest, then every file it names."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"{folder / MANIFEST_NAME} is missing or damaged"
+    if manifest["round"] != round_number:
+        return f"{folder / MANIFEST_NAME} is of round {manifest['round']}"
+    return _find_file_fault(folder, manifest["files"])
+
+
+def read_kept_update(folder: Path) -> dict[str, Any] | None:
+    """The record of a client's update whose files are all as they were written; None otherwise."""
+    facts = _read_record(folder / UPDATE_NAME, {"client_id": int, "files": dict, "metrics": dict, "started_from": str})
+    if facts is None or _find_file_fault(folder, facts["files"]):
+        return None
+    return facts
+
+
+def describe_files(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
+    """Path below `folder` -> SHA-256 and bytes of each file."""
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in files
+    }
+
+
+def _find_file_fault(folder: Path, files: Mapping[str, Any]) -> str | None:
+    for name, facts in sorted(files.items()):
+        path = folder / name
+        if not isinstance(facts, dict) or Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{folder}: the record of {name} is damaged"
+        if path.is_symlink() or not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != facts.get("bytes") or sha256_of(path) != facts.get("sha256"):
+            return f"{path} is not what was written"
+    return None
+
+
+def _read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any] | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        # a record is hashed by its value: other bytes of the same value are not what was written
+        if text != json_text(value):
+            return None
+    except (OSError, ValueError):
+        return None
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in wanted.items()):
+        return None
+    return value

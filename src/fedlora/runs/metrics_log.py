@@ -1,0 +1,64 @@
+"""metrics.jsonl: one line per update as it is committed, then those of its clients and of the round.
+
+A line of kind `update` tells what the clock said; it is there so that a resumed run still knows how long the
+updates took that were made before the interruption.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlora.files import append_line, json_line, write_text
+from fedlora.types import ClientId
+
+
+class MetricsLog:
+    """The log of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seconds: dict[tuple[int, ClientId], float] = {}
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """One line more, flushed to disk."""
+        append_line(self.path, dict(row))
+
+    def note_update(self, round_number: int, client_id: ClientId, seconds: float) -> None:
+        """An update is about to be committed, and this is how long it took; of several lines the last one counts."""
+        self._seconds[round_number, client_id] = seconds
+        self.append({"kind": "update", "round": round_number, "client_id": client_id, "seconds": seconds})
+
+    def seconds(self, round_number: int, client_id: ClientId) -> float:
+        """How long an update took that was committed, in this process or before an interruption."""
+        return self._seconds[round_number, client_id]
+
+    def go_on(self, last_round: int) -> list[dict[str, Any]]:
+        """The rows up to a committed round; what a kill cut off or left incomplete is removed from the file.
+
+        The lines of a round count once its closing line is there; those of kind `update` stay.
+        """
+        rows = self._read()
+        closed = {row["round"] for row in rows if row["kind"] == "round" and row["round"] <= last_round}
+        self._seconds = {
+            (row["round"], row["client_id"]): float(row["seconds"]) for row in rows if row["kind"] == "update"
+        }
+        kept = [row for row in rows if row["kind"] == "update" or row["round"] in closed]
+        if self.path.exists():
+            write_text(self.path, "".join(json_line(row) for row in kept))
+        return kept
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Rows up to the first line that is not whole: a kill may cut the last one."""
+        rows: list[dict[str, Any]] = []
+        if not self.path.is_file():
+            return rows
+        for line in self.path.read_bytes().split(b"\n"):
+            try:
+                row = json.loads(line)
+                rows.append({**row, "kind": str(row["kind"]), "round": int(row["round"])})
+            except (ValueError, KeyError, TypeError):
+                break
+        return rows

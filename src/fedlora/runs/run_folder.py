@@ -1,0 +1,78 @@
+"""The folder of a run as a whole: its record, who may use it, and whether a new call goes on with it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.train import TrainConfig
+from fedlora.errors import UsageError
+from fedlora.files import read_json
+from fedlora.paths import RunPaths
+
+
+def read_run(paths: RunPaths) -> dict[str, Any]:
+    """run.json of an experiment; UsageError when there is none."""
+    if not paths.run_file.is_file():
+        raise UsageError(
+            f"{paths.root}: no run of this name", hint="check --model_dir and --exp_name, or run `fedlora train` first"
+        )
+    value = read_json(paths.run_file)
+    wanted = {"base_model": str, "config": dict}
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in wanted.items()):
+        raise UsageError(f"{paths.run_file}: not the record of a run", hint="restore the file, or train again")
+    return value
+
+
+def check_free(paths: RunPaths) -> None:
+    """UsageError when the folder holds what no run has written."""
+    if not paths.root.is_dir():
+        return
+    foreign = sorted(entry.name for entry in paths.root.iterdir() if not _belongs_to_run(entry))
+    if foreign or (paths.committed_rounds() and not paths.run_file.exists()):
+        what = ", ".join(foreign[:3]) or "rounds without a run.json"
+        raise UsageError(
+            f"{paths.root}: holds what no run has written ({what})",
+            hint="choose another --exp_name or --model_dir; nothing there is touched, with or without --overwrite",
+        )
+
+
+def clear_run(paths: RunPaths) -> None:
+    """Remove what an earlier run left in this folder, all but the lock."""
+    for entry in sorted(paths.root.iterdir()):
+        if entry == paths.lock_file or not _belongs_to_run(entry):
+            continue
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _belongs_to_run(entry: Path) -> bool:
+    """Whether a run writes something of this name: its own files, their temporary forms, rounds open or closed."""
+    if entry.is_dir():
+        return entry.name.removesuffix(".partial").removesuffix(".damaged").isdigit()
+    names = ("run.json", "metrics.jsonl", ".lock")
+    return entry.name in names or any(entry.name.startswith(f".{name}.tmp-") for name in names)
+
+
+def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """`field: then -> now` for every field that would change what a recorded run computes.
+
+    More rounds are no difference where no client's learning rate depends on their number.
+    """
+    now = config.record()
+    differing = sorted(name for name in now.keys() | recorded.keys() if now.get(name) != recorded.get(name))
+    rounds = "num_communication_rounds"
+    grows = now[rounds] > recorded.get(rounds, 0)
+    if rounds in differing and grows and config.lr_schedule in ("constant", "linear_per_round"):
+        differing.remove(rounds)
+    return [f"{name}: {recorded.get(name)!r} -> {now.get(name)!r}" for name in differing]
+
+
+def check_same(paths: RunPaths, config: TrainConfig) -> None:
+    """UsageError with the difference when the recorded run is not the one that `config` asks for."""
+    if differences := find_differences(read_run(paths)["config"], config):
+        raise UsageError(
+            f"{paths.root}: a run of this name exists with another configuration ({'; '.join(differences)})",
+            hint="choose another --exp_name, or give --overwrite to delete it and start anew",
+        )

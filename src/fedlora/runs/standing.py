@@ -1,0 +1,101 @@
+"""Where an interrupted run stands: its last sound round, and what the clients keep.
+
+Rounds are tried newest first. One is sound when every file is what its manifest says, the manifests before it
+are those it was built on, and what its clients keep from earlier rounds is whole. A round that is not is moved
+aside, told of, and trained again to the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedlora.console import say
+from fedlora.errors import StorageError
+from fedlora.federated.adapters import Shapes
+from fedlora.files import read_json
+from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
+from fedlora.paths import RunPaths, client_name, client_number
+from fedlora.runs.checking import UPDATE_NAME, find_round_fault, manifest_sha256, read_kept_update, read_manifest
+from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.round_store import update_of
+from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The last sound round, what it left, and in which round each client was last accepted."""
+
+    number: int
+    manifest: Mapping[str, Any]
+    global_adapter: AdapterState | None
+    accepted: Mapping[ClientId, int]
+
+    @property
+    def manifest_sha256(self) -> str:
+        return manifest_sha256(self.manifest)
+
+
+def find_standing(paths: RunPaths, shapes: Shapes) -> Standing | None:
+    """The round from which a run goes on, None before its first; rounds above it are moved aside."""
+    found = None
+    for number in reversed(paths.committed_rounds()):
+        folder = paths.round_folder(number)
+        fault = find_round_fault(folder, number) or _find_chain_fault(paths, number)
+        if fault is None:
+            file = folder / SAFETENSORS_NAME
+            adapter = load_adapter(file, shapes) if file.is_file() else None
+            found = Standing(number, read_manifest(folder) or {}, adapter, _find_accepted(paths, number))
+            break
+        say(f"round {number} is not used and trained again: {fault}")
+        _move_aside(folder, paths.damaged_folder(number))
+    coming = paths.partial_folder(found.number + 1 if found else 1)
+    for entry in sorted(paths.root.glob("*.partial")):
+        if entry.name != coming.name:
+            shutil.rmtree(entry)
+    return found
+
+
+def read_committed(paths: RunPaths, round_number: int, log: MetricsLog) -> list[ClientUpdate]:
+    """The updates of a committed round without their tensors, in client-id order."""
+    found = [read_json(path) for path in paths.round_folder(round_number).glob(f"*/{UPDATE_NAME}")]
+    updates = [update_of(facts, upload=None, memory=ClientMemory()) for facts in found]
+    timed = [
+        replace(update, metrics={**update.metrics, "seconds": log.seconds(round_number, update.client_id)})
+        for update in updates
+    ]
+    return sorted(timed, key=lambda update: update.client_id)
+
+
+def _find_accepted(paths: RunPaths, round_number: int) -> dict[ClientId, int]:
+    """Client -> the last round, up to this one, in which its update was accepted."""
+    accepted: dict[ClientId, int] = {}
+    for number in paths.committed_rounds():
+        if number <= round_number:
+            for path in paths.round_folder(number).glob(f"*/{UPDATE_NAME}"):
+                accepted[client_number(path.parent.name)] = number
+    return accepted
+
+
+def _find_chain_fault(paths: RunPaths, round_number: int) -> str | None:
+    for number in range(round_number, 1, -1):
+        manifest, parent = (read_manifest(paths.round_folder(each)) for each in (number, number - 1))
+        if manifest is None or parent is None or manifest.get("parent_sha256") != manifest_sha256(parent):
+            return f"round {number} does not stand on round {number - 1} as it is now"
+    for client, number in _find_accepted(paths, round_number).items():
+        folder = paths.round_folder(number) / client_name(client)
+        if read_kept_update(folder) is None:
+            return f"{folder} is damaged"
+    return None
+
+
+def _move_aside(folder: Path, aside: Path) -> None:
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.rename(aside)
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror}", hint="check the folder") from error

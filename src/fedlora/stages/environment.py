@@ -1,0 +1,56 @@
+"""What a result depends on besides its configuration: versions, device, type of the base, threads.
+
+With all of it equal a run gives the same bytes; with any of it changed the last bits may differ, so a run that
+was begun elsewhere goes on only when the user allows it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+
+import fedlora
+from fedlora.config.train import Quantization
+from fedlora.errors import UsageError
+from fedlora.llm.base_model import BaseModel
+
+
+def library_versions(quantization: Quantization) -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ["torch", "transformers", "safetensors"]
+    if quantization != "none":
+        names.append("bitsandbytes")
+    libraries = {name: metadata.version(name) for name in names}
+    return {"fedlora": fedlora.__version__, "python": platform.python_version(), **libraries}
+
+
+def describe_environment(base: BaseModel) -> dict[str, Any]:
+    """What run.json keeps besides versions."""
+    on_gpu = base.device.type == "cuda"
+    features = getattr(torch.cpu, "get_capabilities", dict)()
+    processor = sorted(name for name, there in features.items() if there is True)
+    return {
+        "device": torch.cuda.get_device_name(base.device) if on_gpu else "cpu",
+        "cpu_features": [] if on_gpu else processor,
+        "threads": torch.get_num_threads(),
+        "base_dtype": base.dtype_name,
+    }
+
+
+def check_environment(recorded: Mapping[str, Any], now: Mapping[str, Any], *, allow_drift: bool) -> list[str]:
+    """What differs from the recorded environment; UsageError unless drift is allowed."""
+    differing = [
+        f"{name}: {recorded.get(name)} -> {now.get(name)}"
+        for name in sorted(recorded.keys() | now.keys())
+        if recorded.get(name) != now.get(name)
+    ]
+    if differing and not allow_drift:
+        raise UsageError(
+            f"this run was begun in another environment ({'; '.join(differing)})",
+            hint="go on there, or give --allow_drift: the result is then no longer the same to the last bit",
+        )
+    return differing

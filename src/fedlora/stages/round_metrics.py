@@ -1,0 +1,87 @@
+"""What is measured after a round: the held-out loss, and the lines of metrics.jsonl.
+
+The held-out rows of `val_data_path` are only looked at, never trained on: their loss is measured before the
+first round and after each, for the global adapter or, in `none`, for every client's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedlora.engines.client_data import ClientExamples
+from fedlora.llm.examples import Example
+from fedlora.llm.local_training import Trainer
+from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.round_store import RoundStore
+from fedlora.types import RoundResult
+
+
+class RoundMetrics:
+    """Measures rounds and writes them down; `best` is the round that validated best so far."""
+
+    def __init__(
+        self, trainer: Trainer, clients: ClientExamples, held_out: Sequence[Example], store: RoundStore, log: MetricsLog
+    ) -> None:
+        self.trainer = trainer
+        self.clients = clients
+        self.held_out = list(held_out)
+        self.store = store
+        self.log = log
+        self.best: dict[str, Any] | None = None
+
+    def start(self) -> None:
+        """The base model's own loss, as round 0."""
+        if self._has_validation():
+            self.log.append(
+                {"kind": "round", "round": 0, "val_loss": self.trainer.validate(None, self._shared_validation())}
+            )
+
+    def remember(self, row: Mapping[str, Any]) -> None:
+        """Compare a round's line with the best so far."""
+        if row["round"] > 0 and "val_loss" in row and (self.best is None or row["val_loss"] < self.best["val_loss"]):
+            self.best = {"round": row["round"], "val_loss": row["val_loss"]}
+
+    def record(self, result: RoundResult, seconds: float) -> dict[str, Any]:
+        """Validate what a round left and write its lines; returns the round's line."""
+        records = [dict(record) for record in result.records]
+        row: dict[str, Any] = {
+            "kind": "round",
+            "round": result.round,
+            "cohort": [record["client_id"] for record in records],
+            "quarantined": [{"client_id": fail.client_id, "reason": fail.reason} for fail in result.failures],
+            "loss": sum(r["loss"] * r["num_response_tokens"] for r in records)
+            / sum(r["num_response_tokens"] for r in records),
+            "seconds": seconds,
+        }
+        for name in ("num_steps", "num_tokens", "bytes_down", "bytes_up"):
+            row[name] = sum(record[name] for record in records)
+        if result.global_adapter is not None:
+            if self._has_validation():
+                row["val_loss"] = self.trainer.validate(result.global_adapter, self._shared_validation())
+        else:
+            self._validate_clients(result.round, records)
+            losses = [record["val_loss"] for record in records if "val_loss" in record]
+            if losses:
+                row["val_loss"] = sum(losses) / len(losses)
+        for record in records:
+            self.log.append(record)
+        self.log.append(row)
+        self.remember(row)
+        return row
+
+    def _validate_clients(self, round_number: int, records: list[dict[str, Any]]) -> None:
+        """Without a global adapter every client of the cohort is validated on the held-out rows, or on its own."""
+        for record in records:
+            client = record["client_id"]
+            examples = self.held_out or self.clients.own_validation(client)
+            if examples:
+                adapter = self.store.read_memory(client, round_number).adapter
+                record["val_loss"] = self.trainer.validate(adapter, [examples])
+
+    def _has_validation(self) -> bool:
+        return bool(self.held_out) or any(facts.num_validation for facts in self.clients.facts.values())
+
+    def _shared_validation(self) -> Iterable[list[Example]]:
+        """The held-out rows; without them what the clients held back, one client after another."""
+        return [self.held_out] if self.held_out else self.clients.validation()

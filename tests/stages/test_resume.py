@@ -1,0 +1,234 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedlora.config.train import TrainConfig
+from fedlora.errors import DataError, UsageError
+from fedlora.files import sha256_of
+from fedlora.stages import train
+
+MODES = ("homo", "seq", "none", "pooled")
+
+
+class CrashError(BaseException):
+    """Ends a run from inside; not an Exception, so that nothing on the way takes it for its own."""
+
+
+@pytest.fixture
+def start(tiny_model, make_clients, tmp_path):
+    """Train three small clients for two rounds into a folder of one's choice."""
+    data = make_clients([5, 4, 3])
+
+    def run(folder: str, mode: str = "homo", **changes) -> Path:
+        options = {
+            "exp_name": "run",
+            "federation_mode": mode,
+            "base_model": str(tiny_model),
+            "base_dtype": "float32",
+            "data_path": data,
+            "model_dir": tmp_path / folder,
+            "client_selection_frac": 0.7,
+            "num_communication_rounds": 2,
+            "num_clients": 3,
+            "local_batch_size": 2,
+            "local_num_epochs": 1,
+            "local_val_set_size": 1,
+            "local_learning_rate": 1e-2,
+            "prompt_template": "chat",
+            "optimizer_state": "keep",
+            "device": "cpu",
+            **changes,
+        }
+        return train.run(TrainConfig.of(**options)).root
+
+    run.data = data
+    return run
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """Every file of the rounds; run.json and metrics.jsonl hold what the clock said."""
+    return {
+        path.relative_to(run).as_posix(): sha256_of(path)
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and path.parent != run
+    }
+
+
+def measured(run: Path) -> list[dict]:
+    """The metrics without the clock and without the lines that only tell of it."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in row.items() if name != "seconds"} for row in rows if row["kind"] != "update"
+    ]
+
+
+def crash_at(monkeypatch, call: int) -> None:
+    """The n-th flush to disk ends the run."""
+    flush, count = os.fsync, iter(range(10**9))
+
+    def crashing(descriptor: int) -> None:
+        if next(count) == call:
+            raise CrashError
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", crashing)
+
+
+def count_flushes(monkeypatch, run) -> int:
+    calls = []
+    flush = os.fsync
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: (calls.append(1), flush(descriptor)))
+        run()
+    return len(calls)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_ends_anywhere_goes_on_to_the_same_bytes(start, mode, monkeypatch, tmp_path):
+    whole = []
+    flushes = count_flushes(monkeypatch, lambda: whole.append(start("whole", mode)))
+    expected, metrics = hashes(whole[0]), measured(whole[0])
+    assert flushes > 40
+    for number, call in enumerate(range(0, flushes, 7)):
+        with monkeypatch.context() as patch:
+            crash_at(patch, call)
+            with pytest.raises(CrashError):
+                start(f"broken{number}", mode)
+        again = start(f"broken{number}", mode)
+        assert hashes(again) == expected, f"flush {call} of {flushes}"
+        assert measured(again) == metrics
+        assert json.loads((again / "run.json").read_text())["state"] == "finished"
+
+
+def test_what_a_client_has_finished_is_not_trained_again(start, monkeypatch):
+    from fedlora.engines.simulation import SimulatedClients
+
+    trained = []
+    train_one = SimulatedClients.train_one
+
+    def counting(self, task):
+        if len(trained) == 3:
+            raise CrashError
+        trained.append((task.round, task.client_id))
+        return train_one(self, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulatedClients, "train_one", counting)
+        with pytest.raises(CrashError):
+            start("models", client_selection_frac=1.0)
+    assert trained == [(1, 0), (1, 1), (1, 2)]
+    trained.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            SimulatedClients,
+            "train_one",
+            lambda self, task: (trained.append((task.round, task.client_id)), train_one(self, task))[1],
+        )
+        start("models", client_selection_frac=1.0)
+    assert trained == [(2, 0), (2, 1), (2, 2)]
+
+
+def test_a_finished_run_called_again_stays_as_it_is(start):
+    run = start("models")
+    before, metrics = hashes(run), (run / "metrics.jsonl").read_bytes()
+    assert hashes(start("models")) == before
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_finished_run_takes_more_rounds_where_no_learning_rate_depends_on_them(start):
+    short = start("grown", num_communication_rounds=1)
+    assert hashes(short).items() <= hashes(start("grown", num_communication_rounds=2)).items()
+    assert hashes(short) == hashes(start("whole"))
+    start("cosine", num_communication_rounds=1, lr_schedule="cosine")
+    with pytest.raises(UsageError, match="num_communication_rounds: 1 -> 2"):
+        start("cosine", num_communication_rounds=2, lr_schedule="cosine")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 7),
+        ("local_learning_rate", 2e-2),
+        ("local_batch_size", 3),
+        ("local_num_epochs", 2),
+        ("lora_r", 8),
+        ("lora_alpha", 8.0),
+        ("lora_dropout", 0.0),
+        ("cutoff_len", 100),
+        ("client_selection_frac", 1.0),
+        ("optimizer_state", "reset"),
+        ("federation_mode", "seq"),
+        ("num_communication_rounds", 1),
+    ],
+)
+def test_another_configuration_in_the_same_place_is_refused_with_the_difference(start, name, value):
+    run = start("models")
+    before = hashes(run)
+    with pytest.raises(UsageError, match=rf"another configuration \({name}: .* -> {value!r}\)") as caught:
+        start("models", **({"mode": value} if name == "federation_mode" else {name: value}))
+    assert "--overwrite" in caught.value.hint
+    assert hashes(run) == before
+
+
+def test_a_client_s_file_that_changed_is_refused(start):
+    start("models", num_communication_rounds=1)
+    file = start.data / "3/local_training_1.json"
+    file.write_text(file.read_text().replace("say", "tell"))
+    with pytest.raises(DataError, match=r"local_training_1\.json: not the file that this run was begun with"):
+        start("models")
+
+
+def test_another_environment_is_refused_unless_drift_is_allowed(start, capsys):
+    run = start("models", num_communication_rounds=1)
+    record = json.loads((run / "run.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"another environment \(torch: 1\.0 -> "):
+        start("models")
+    start("models", allow_drift=True)
+    assert "going on in another environment: torch: 1.0 -> " in capsys.readouterr().err
+
+
+def damaged_files() -> list[str]:
+    return [
+        "2/adapter_model.safetensors",
+        "2/global_adapter_model.bin",
+        "2/adapter_config.json",
+        "2/manifest.json",
+        "2/client_0/adapter_model.bin",
+        "2/client_0/update.json",
+        "2/client_0/private/optimizer.safetensors",
+        "1/manifest.json",
+    ]
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "remove", "empty"])
+@pytest.mark.parametrize("name", damaged_files())
+def test_a_damaged_round_is_moved_aside_and_trained_again_to_the_same_bytes(start, tmp_path, name, how, capsys):
+    whole = start("models", client_selection_frac=1.0)
+    expected = hashes(whole)
+    file = whole / name
+    content = bytearray(file.read_bytes())
+    if how == "flip":
+        content[len(content) // 2] ^= 1
+    file.write_bytes(b"" if how == "empty" else content[: -1 if how == "cut" else None])
+    if how == "remove":
+        file.unlink()
+    again = start("models", client_selection_frac=1.0)
+    assert "is not used and trained again" in capsys.readouterr().err
+    aside = {entry.name for entry in again.iterdir() if entry.name.endswith(".damaged")}
+    assert aside
+    for entry in aside:
+        shutil.rmtree(again / entry)
+    assert hashes(again) == expected
+
+
+def test_a_torn_metrics_line_is_dropped(start):
+    run = start("models", num_communication_rounds=1)
+    expected = measured(start("whole"))
+    with (run / "metrics.jsonl").open("a") as handle:
+        handle.write('{"kind": "client", "round": 2, "clie')
+    assert measured(start("models")) == expected
