@@ -40,9 +40,12 @@ def adapter_shapes() -> dict[str, tuple[int, ...]]:
 def open_store(folder: str) -> Any:
     """The round store whose open round 1 holds the updates."""
     from fedlora.paths import RunPaths
+    from fedlora.runs.metrics_log import MetricsLog
     from fedlora.runs.round_store import RoundStore
 
-    return RoundStore(RunPaths(Path(folder), "aggregation"), shapes=adapter_shapes(), peft_config="{}\n", header={})
+    paths = RunPaths(Path(folder), "aggregation")
+    log = MetricsLog(paths.metrics_file)
+    return RoundStore(paths, shapes=adapter_shapes(), peft_config="{}\n", header={}, log=log)
 
 
 def write_updates(folder: str) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
     from fedlora.llm.base_model import load_base_model
     from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
     from fedlora.paths import RunPaths
+    from fedlora.runs.metrics_log import MetricsLog
     from fedlora.runs.round_store import RoundStore
     from fedlora.types import ClientMemory, ClientUpdate
 
@@ -58,7 +59,9 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
         LoraSpec(8, 16.0, config.lora_scaling, 0.0, config.lora_target_modules),
     )
     peft_config = make_peft_config(lora.spec, source_of(model), fan_in_fan_out=False, layers=list(lora.layers))
-    store = RoundStore(RunPaths(Path(folder), NAME), shapes=lora.shapes(), peft_config=peft_config, header={})
+    paths = RunPaths(Path(folder), NAME)
+    log = MetricsLog(paths.metrics_file)
+    store = RoundStore(paths, shapes=lora.shapes(), peft_config=peft_config, header={}, log=log)
 
     def draw(seed: int) -> dict[str, torch.Tensor]:
         adapter = make_adapter(lora.shapes(), seed)

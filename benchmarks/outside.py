@@ -78,6 +78,7 @@ def timers(device: str) -> Iterator[dict[str, float]]:
     from fedlora.engines.client_data import ClientExamples
     from fedlora.llm import local_training
     from fedlora.llm.lora import LoraModel
+    from fedlora.runs.metrics_log import MetricsLog
     from fedlora.runs.round_store import RoundStore
 
     places: list[tuple[str, Any, str]] = [
@@ -89,7 +90,7 @@ def timers(device: str) -> Iterator[dict[str, float]]:
         ("adapter in and out", LoraModel, "get_adapter"),
         ("writing updates", RoundStore, "keep_update"),
         ("committing the round", RoundStore, "commit_round"),
-        ("metrics and run.json", RoundStore, "append_metrics"),
+        ("metrics and run.json", MetricsLog, "append"),
         ("metrics and run.json", RoundStore, "write_run"),
     ]
     spent: dict[str, float] = defaultdict(float)
