@@ -107,14 +107,35 @@ def test_the_reference_preset_is_the_earlier_codes_sampling_and_flags_go_on_top(
     assert choose_decoding(GenerateConfig.of()) == Decoding(128)
 
 
-def test_logits_of_generation_equal_those_of_training(base, prompts):
-    prompt = prompts[0]
-    batch = torch.tensor([[0] * 5 + prompt])
-    mask = torch.tensor([[0] * 5 + [1] * len(prompt)])
-    with torch.no_grad():
-        padded = base.model(batch, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits[0, 5:]
-        trained = base.head(base.hidden(torch.tensor([prompt])))[0]
-    torch.testing.assert_close(padded, trained, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(("dtype", "noise"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_logits_of_generation_equal_those_of_training(tiny_model, prompts, monkeypatch, dtype, noise):
+    """Every decode step, behind a shared prefix, padding, a growing cache and two stacked adapters."""
+    base = load_base_model(str(tiny_model), device="cpu", dtype=dtype)
+    lora = LoraModel(base.model, LoraSpec(4, 8, 2.0, 0.05, ("q_proj", "v_proj", "down_proj")))
+    generator = torch.Generator().manual_seed(3)
+    states = [
+        {key: 0.3 * torch.randn(shape, generator=generator) for key, shape in lora.shapes().items()} for _ in range(2)
+    ]
+    seen = []
+
+    def record(logits, *rest):
+        seen.append(logits.float().clone())
+        return choose_tokens(logits, *rest)
+
+    monkeypatch.setattr(generation, "choose_tokens", record)
+    monkeypatch.setattr(generation, "stop_tokens", lambda base: {-1})
+    requests = [Request([7, 77, 177, *prompt], row, row % 2) for row, prompt in enumerate(prompts)]
+    lora.stack_adapters(states, base.dtype)
+    batch = generation.Batch(base, requests, Decoding(70), lora)
+    answers = batch.answer()
+    steps = torch.stack(seen, dim=1)  # (rows, steps, vocabulary): nobody leaves
+    for row, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+        lora.set_adapter(states[request.adapter])
+        ids = torch.tensor([[*request.prompt, *answer[:-1]]])
+        with torch.no_grad():
+            expected = base.head(base.hidden(ids))[0, len(request.prompt) - 1 :].float()
+        difference = (steps[row] - expected).norm() / expected.norm()
+        assert float(difference) < noise
 
 
 def test_a_memorised_row_is_reproduced(tiny_model):
