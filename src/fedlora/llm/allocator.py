@@ -1,8 +1,7 @@
 """Freed memory stays with the process on a CPU, so that the next pass finds it mapped.
 
-glibc gives every block above 32 MiB back to the system when it is freed, and the system zeroes it page by
-page when it is asked for again: with tensors of that size, which a full pass is made of, up to half of the
-time went there (benchmarks/allocator.py).
+glibc gives every block above 32 MiB back to the system when it is freed, and the system zeroes it page by page
+when it is asked for again; a large batch of prompts is made of tensors of that size (benchmarks/allocator.py).
 """
 
 from __future__ import annotations
