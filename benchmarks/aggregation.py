@@ -59,7 +59,7 @@ def write_updates(folder: str) -> dict[str, Any]:
     for client in range(CLIENTS):
         draw = torch.Generator().manual_seed(client)
         adapter = {key: torch.randn(shape, generator=draw) for key, shape in store.shapes.items()}
-        store.keep_update(ClientUpdate(1, client, adapter, ClientMemory(), 10 + client, 1, 1, "start"))
+        store.keep_update(ClientUpdate("", 1, client, adapter, ClientMemory(), 10 + client, 1, 1, "start"))
     return {}
 
 

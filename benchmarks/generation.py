@@ -45,7 +45,7 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
 
     from fedlora.config.train import TrainConfig
     from fedlora.files import json_lines, write_text
-    from fedlora.llm.adapter_files import make_peft_config
+    from fedlora.llm.adapter_config import make_peft_config
     from fedlora.llm.base_model import load_base_model
     from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
     from fedlora.paths import RunPaths
@@ -73,7 +73,7 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
 
     store.begin_round(1)
     for client in range(CLIENTS):
-        store.keep_update(ClientUpdate(1, client, draw(client + 1), ClientMemory(), 1, 1, 1, "start"))
+        store.keep_update(ClientUpdate("", 1, client, draw(client + 1), ClientMemory(), 1, 1, 1, "start"))
     store.commit_round(1, draw(0), {})
     store.write_run({"base_model": model, "config": config.record(), "state": "finished"})
     rows = [row.as_dict() for row in load_rows(data, count)]

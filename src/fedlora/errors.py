@@ -34,6 +34,10 @@ class TrainingError(FedloraError):
     exit_code = 4
 
 
+class OutOfMemoryError(TrainingError):
+    """Not even one row fits into the memory that is free; at another moment it may."""
+
+
 class StorageError(FedloraError):
     """The file system refused: no space, no permission, an input or output error."""
 

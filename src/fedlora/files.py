@@ -95,6 +95,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_json(value: Any) -> str:
+    """Hex SHA-256 of a value as one line of JSON with sorted keys."""
+    return hashlib.sha256(json_line(value).encode()).hexdigest()
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it; StorageError when the file system refuses."""
     with _storage_errors(folder):

@@ -16,7 +16,9 @@ AdapterState = Mapping[str, "Tensor"]
 """PEFT key -> float32 CPU tensor, A: (r, d_in), B: (d_out, r); never mutated."""
 
 ClientId = int
-FailureKind = Literal["diverged"]
+FailureKind = Literal["diverged", "invalid", "data", "crashed", "out_of_memory", "lost"]
+RETRYABLE: frozenset[FailureKind] = frozenset({"out_of_memory", "lost"})
+"""Failures of the infrastructure. Any other repeats itself: every draw of a client comes from its seed."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,27 @@ class Row:
             "output": self.output,
             "category": self.category,
         }
+
+
+@dataclass(frozen=True)
+class ReadRules:
+    """How rows are read from a file: what is tolerated, and what is mended rather than refused.
+
+    `skip_bad` is how many bad rows of a file are left out, each named, before one is an error.
+    """
+
+    max_record_bytes: int = 4 << 20
+    skip_bad: int = 0
+    numbers_as_text: bool = False
+    surrogates: Literal["refuse", "replace"] = "refuse"
+
+    def record(self) -> dict[str, Any]:
+        """The rules that differ from the default, as JSON values: what decides the rows besides the file."""
+        return {name: value for name, value in vars(self).items() if value != getattr(ReadRules, name)}
+
+
+STRICT = ReadRules()
+"""Every row counts and nothing is mended."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +91,13 @@ class ClientMemory:
 class TrainTask:
     """One client's work in one wave of one round.
 
-    `rows_of` names the clients whose rows are used (the client itself, except in `pooled`);
-    `accepted` is the round of this client's last committed update, whose memory it starts from.
+    `id` is a hash of everything the answer depends on, which the client sends back: an update that answers another
+    task, however much it looks like this one's, is told from it. `rows_of` names the clients whose rows are used (the
+    client itself, except in `pooled`); `accepted` is the round of this client's last committed update, whose memory it
+    starts from.
     """
 
+    id: str
     round: int
     wave: int
     client_id: ClientId
@@ -84,6 +110,7 @@ class TrainTask:
 class ClientUpdate:
     """What one client's training left: `upload` goes to the server, `memory` stays with the client."""
 
+    task_id: str
     round: int
     client_id: ClientId
     upload: AdapterState | None
@@ -102,6 +129,15 @@ class ClientFailure:
     client_id: ClientId
     kind: FailureKind
     reason: str
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same task may succeed at another moment."""
+        return self.kind in RETRYABLE
+
+    def record(self) -> dict[str, Any]:
+        """The failure as JSON values, for manifest and metrics."""
+        return {"client_id": self.client_id, "kind": self.kind, "reason": self.reason}
 
 
 class Updates(Protocol):

@@ -3,14 +3,15 @@ import weakref
 import pytest
 import torch
 
-from fedlora.engines.rounds import ArrivingUpdates
+from fedlora.engines.arriving import ArrivingUpdates
 from fedlora.federated.adapters import weighted_mean
 from fedlora.types import ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
 
 
 def update_of(client: int) -> ClientUpdate:
     state = {"x": torch.full((3,), float(client))}
-    return ClientUpdate(1, client, state, ClientMemory(), 1 + client, 10, 1, "start")
+    metrics = {"loss": 1.0, "num_response_tokens": 5, "update_norm": 1.0}
+    return ClientUpdate(f"task {client}", 1, client, state, ClientMemory(), 1 + client, 10, 1, "start", metrics)
 
 
 class Pool:
@@ -49,9 +50,12 @@ class Store:
 
 
 def arriving(order, failing=()):
-    tasks = [TrainTask(1, 0, client, (client,), Download({})) for client in sorted(order)]
+    tasks = [
+        TrainTask(f"task {client}", 1, 0, client, (client,), Download({"x": torch.zeros(3)}))
+        for client in sorted(order)
+    ]
     pool, store = Pool(order, failing), Store()
-    return ArrivingUpdates(pool, tasks, store), pool, store
+    return ArrivingUpdates(pool, tasks, store, {"x": (3,)}), pool, store
 
 
 def ids(updates) -> list[int]:

@@ -86,7 +86,7 @@ def test_a_client_s_file_that_changes_is_noticed(read):
         if cache:
             assert examples.training(0) == before  # the tokens of the file that was counted
         else:
-            with pytest.raises(DataError, match=r"local_training_0\.json: changed since the run began"):
+            with pytest.raises(DataError, match=r"local_training_0\.json: changed or gone since the run began"):
                 examples.training(0)
 
 

@@ -12,7 +12,8 @@ from fedlora.config.train import TrainConfig
 from fedlora.engines import worker
 from fedlora.engines.devices import DeviceClients
 from fedlora.engines.messages import pack_outcome, pack_task, unpack_outcome, unpack_task
-from fedlora.errors import StorageError, TrainingError, UsageError
+from fedlora.engines.workbench import make_workbench
+from fedlora.errors import TrainingError, UsageError
 from fedlora.files import sha256_of
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
 from fedlora.paths import tokens_folder
@@ -112,11 +113,11 @@ class Remote:
 
 
 def update_of(task) -> ClientUpdate:
-    return ClientUpdate(1, task.client_id, {"x": torch.ones(1)}, ClientMemory(), 1, 1, 1, "start")
+    return ClientUpdate(task.id, 1, task.client_id, {"x": torch.ones(1)}, ClientMemory(), 1, 1, 1, "start")
 
 
 def tasks_of(count: int) -> list[TrainTask]:
-    return [TrainTask(1, 0, client, (client,), Download({})) for client in range(count)]
+    return [TrainTask("", 1, 0, client, (client,), Download({})) for client in range(count)]
 
 
 def test_work_is_shared_and_handed_on_in_order():
@@ -164,11 +165,12 @@ def test_reductions_elsewhere_are_kept_here():
 def real_worker(options):
     config = TrainConfig.of(**options)
     files = sorted((options["data_path"] / "5").iterdir())
-    bench = train.make_workbench(config, files, device="cpu")
+    bench = make_workbench(config, files, device="cpu")
     made = []
 
-    def make(files=files, facts=bench.examples.facts):
-        made.append(worker.Worker("cpu", config, files, facts, bench.book.layout))
+    def make(files=files, facts=bench.examples.facts, **changes):
+        chosen = config.model_copy(update=changes)
+        made.append(worker.Worker("cpu", chosen, files, facts, bench.book.layout))
         return made[-1], bench
 
     yield make
@@ -176,9 +178,14 @@ def real_worker(options):
         each.close()
 
 
+def task_of(bench) -> TrainTask:
+    zeros = {key: torch.zeros(shape) for key, shape in bench.lora.shapes().items()}
+    return TrainTask("", 1, 0, 0, (0,), Download(zeros))
+
+
 def test_a_killed_worker_is_lost_and_not_waited_for(real_worker):
     process, bench = real_worker()
-    task = TrainTask(1, 0, 0, (0,), Download({key: torch.zeros(shape) for key, shape in bench.lora.shapes().items()}))
+    task = task_of(bench)
     outcome, _ = process.train(task, ClientMemory(), bench.book.layout)
     assert isinstance(outcome, ClientUpdate)
     os.kill(process.process.pid, signal.SIGKILL)
@@ -186,18 +193,25 @@ def test_a_killed_worker_is_lost_and_not_waited_for(real_worker):
         process.train(task, ClientMemory(), bench.book.layout)
 
 
-def test_what_goes_wrong_in_a_worker_is_told_here(real_worker, tmp_path):
-    broken = [tmp_path / "gone.json"] * 5
-    process, bench = real_worker(files=broken)
-    task = TrainTask(1, 0, 0, (0,), Download({key: torch.zeros(shape) for key, shape in bench.lora.shapes().items()}))
+def test_a_client_whose_file_is_gone_fails_alone(real_worker, tmp_path):
+    process, bench = real_worker(files=[tmp_path / "gone.json"] * 5)
+    task = task_of(bench)
     shutil.rmtree(tokens_folder(), ignore_errors=True)
-    with pytest.raises(StorageError, match=r"device cpu: .*gone\.json"):
-        process.train(task, ClientMemory(), bench.book.layout)
+    outcome, _ = process.train(task, ClientMemory(), bench.book.layout)
+    assert isinstance(outcome, ClientFailure)
+    assert outcome.kind == "data"
+    assert "gone.json: changed or gone since the run began" in outcome.reason
+
+
+def test_what_goes_wrong_with_a_worker_itself_is_told_here(real_worker, tmp_path):
+    process, bench = real_worker(base_model=str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match=r"device cpu: .*nowhere"):
+        process.train(task_of(bench), ClientMemory(), bench.book.layout)
 
 
 def test_messages_keep_every_bit_and_every_field():
     state = {"a": torch.tensor([1.0, -0.0, 1e-45]), "b/c": torch.tensor([[1.5]], dtype=torch.bfloat16)}
-    task = TrainTask(3, 1, 7, (7, 8), Download(state), accepted=2)
+    task = TrainTask("name", 3, 1, 7, (7, 8), Download(state), accepted=2)
     memory = ClientMemory(None, {"a:step": torch.tensor(4.0)})
     found, kept, more = unpack_task(pack_task(task, memory, {"layout": 1}))
     assert (found.round, found.wave, found.client_id, found.rows_of, found.accepted) == (3, 1, 7, (7, 8), 2)
@@ -209,7 +223,7 @@ def test_messages_keep_every_bit_and_every_field():
     assert kept.optimizer["a:step"] == 4.0
     assert more == {"layout": 1}
 
-    update = ClientUpdate(3, 7, None, ClientMemory(state), 5, 6, 7, "start", {"loss": 0.1})
+    update = ClientUpdate("name", 3, 7, None, ClientMemory(state), 5, 6, 7, "start", {"loss": 0.1})
     again, _ = unpack_outcome(pack_outcome(update, {}))
     assert (again.upload, again.metrics, again.num_tokens) == (None, {"loss": 0.1}, 6)
     assert again.memory.adapter.keys() == state.keys()

@@ -70,8 +70,9 @@ class FakeClients:
             move = sum(self.amounts[client] for client in task.rows_of)
             trained = {key: value + move for key, value in phase.start.items()}
             upload, memory = self.rule.upload(trained, memory)
-            metrics = {"loss": 1.0}
+            metrics = {"loss": 1.0, "num_response_tokens": 5, "update_norm": 1.0}
             yield ClientUpdate(
+                task.id,
                 task.round,
                 task.client_id,
                 upload,
@@ -184,7 +185,7 @@ def test_a_failed_client_leaves_its_round_and_the_others_are_as_if_it_were_not_t
     store, _, results = run_mode(mode, rounds=1, failing=[(1, 2)])
     without = run_mode(mode, rounds=1, amounts={0: 0.1, 1: 0.7, 3: 0.01})
     assert [failure.client_id for failure in results[0].failures] == [2]
-    assert store.committed[0][2]["quarantined"] == [{"client_id": 2, "reason": "planned"}]
+    assert store.committed[0][2]["quarantined"] == [{"client_id": 2, "kind": "diverged", "reason": "planned"}]
     for client in (0, 1, 3):
         kept, other = store.kept[1, client], without[0].kept[1, client]
         assert fingerprint(kept.upload or kept.memory.adapter) == fingerprint(other.upload or other.memory.adapter)

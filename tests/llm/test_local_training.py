@@ -158,10 +158,10 @@ def test_two_kept_rounds_equal_one_round_of_an_unbroken_optimizer(tiny_model):
     assert close(two.adapter, one.adapter)
 
 
-def test_divergence_is_an_error_that_names_the_client(tiny_model):
+def test_divergence_is_an_error_that_names_the_step(tiny_model):
     trainer = make_trainer(tiny_model)
     start = {key: value + float("inf") for key, value in make_adapter(trainer.lora.shapes(), 0).items()}
-    with pytest.raises(TrainingError, match="client 3: the loss is not a number") as caught:
+    with pytest.raises(TrainingError, match="the loss is not a number in step 1 of round 1") as caught:
         trainer.train(start, examples_of(trainer), round_number=1, client_id=3)
     assert "local_learning_rate" in caught.value.hint
 

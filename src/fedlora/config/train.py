@@ -8,16 +8,27 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from fedlora.config.schema import Config, Names, OptionalInt, flag
+from fedlora.config.schema import Config, Names, OptionalFloat, OptionalInt, flag
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Template = Literal["alpaca", "chat"]
 Quantization = Literal["none", "int8", "nf4"]
 
 PLACEMENT_FIELDS = frozenset(
-    {"allow_drift", "data_path", "device", "devices", "model_dir", "overwrite", "token_cache", "val_data_path"}
+    {
+        "allow_drift",
+        "client_retries",
+        "data_path",
+        "device",
+        "devices",
+        "min_clients",
+        "model_dir",
+        "overwrite",
+        "token_cache",
+        "val_data_path",
+    }
 )
-"""Fields that say where a run happens, not what it computes."""
+"""Fields that say where a run happens or when it stops, not what it computes."""
 
 
 class TrainConfig(Config):
@@ -51,8 +62,8 @@ class TrainConfig(Config):
     weight_decay: float = flag(0.0, "AdamW weight decay", ge=0)
     max_grad_norm: float = flag(1.0, "clip the gradient of a step to this norm; 0 turns clipping off", ge=0)
 
-    lora_r: int = flag(4, "rank of the adapter", ge=1)
-    lora_alpha: float = flag(16.0, "scaling numerator: the update is alpha / r * B @ A", gt=0)
+    lora_r: int = flag(4, "rank of the adapter", ge=1, le=4096)
+    lora_alpha: float = flag(16.0, "scaling numerator: the update is alpha / r * B @ A", gt=0, allow_inf_nan=False)
     lora_dropout: float = flag(0.05, "dropout before A while training", ge=0, lt=1)
     lora_target_modules: Names = flag(("q_proj", "v_proj"), "names of the adapted layers, or all-linear")
     use_rslora: bool = flag(False, "scale by alpha / sqrt(r) instead of alpha / r")
@@ -61,6 +72,13 @@ class TrainConfig(Config):
     cutoff_len: int = flag(512, "most tokens of a row", ge=8)
     train_on_inputs: bool = flag(False, "take the loss on prompt tokens as well")
     group_by_length: bool = flag(False, "form optimizer steps from rows of similar length")
+
+    min_clients: int = flag(1, "fewest usable updates of a round; with fewer the run stops, to be resumed", ge=1)
+    client_retries: int = flag(2, "how often a client is asked again that was lost or ran out of memory", ge=0)
+    max_update_norm: OptionalFloat = flag(None, "longest update (Euclidean norm); unset: no limit", gt=0)
+    max_update_norm_ratio: OptionalFloat = flag(None, "the same as a multiple of the cohort's median norm", gt=0)
+    norm_action: Literal["clip", "quarantine"] = flag("clip", "what becomes of an update above max_update_norm")
+    max_client_weight: float = flag(1.0, "largest share of the weights that one client may have", gt=0, le=1)
 
     local_val_set_size: int = flag(0, "rows of each client held back for validation", ge=0)
     val_data_path: str = flag("", "file of rows on which every round's adapters are validated")
@@ -74,10 +92,12 @@ class TrainConfig(Config):
     overwrite: bool = flag(False, "delete an existing run of this name and start anew")
     allow_drift: bool = flag(False, "go on with a run that was begun with other versions or on another machine")
 
-    @field_validator("client_selection_frac", "local_learning_rate", "lora_alpha")
+    @field_validator(
+        "client_selection_frac", "local_learning_rate", "lora_alpha", "max_update_norm", "max_update_norm_ratio"
+    )
     @classmethod
-    def _finite(cls, value: float) -> float:
-        if not math.isfinite(value):
+    def _finite(cls, value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
             raise ValueError("must be a finite number")
         return value
 
@@ -115,6 +135,24 @@ class TrainConfig(Config):
             raise ValueError("give device or devices, not both")
         return self
 
+    @model_validator(mode="after")
+    def _limits_need_a_sum(self) -> TrainConfig:
+        if self.federation_mode == "none" and self.limits_clients:
+            raise ValueError("federation_mode=none combines nothing: leave max_update_norm and max_client_weight out")
+        if self.federation_mode in ("seq", "pooled") and (self.max_update_norm_ratio or self.max_client_weight < 1):
+            raise ValueError(
+                f"federation_mode={self.federation_mode} takes one update after another, so there is no median norm "
+                "and no share of weights: use max_update_norm"
+            )
+        if self.norm_action == "quarantine" and (self.max_update_norm_ratio or not self.max_update_norm):
+            raise ValueError("norm_action=quarantine needs max_update_norm, and max_update_norm_ratio can only clip")
+        return self
+
+    @property
+    def limits_clients(self) -> bool:
+        """Whether what one client may contribute is limited."""
+        return bool(self.max_update_norm or self.max_update_norm_ratio or self.max_client_weight < 1)
+
     @property
     def lora_scaling(self) -> float:
         """`s` in `dW = s * B @ A`."""
@@ -123,6 +161,13 @@ class TrainConfig(Config):
     def record(self) -> dict[str, Any]:
         """The fields that decide the result, as JSON values: what run.json keeps."""
         return self.model_dump(mode="json", exclude=set(PLACEMENT_FIELDS))
+
+    def identity(self) -> dict[str, Any]:
+        """What a round computes from: `record` without the name, and without the number of rounds where no client's
+        learning rate depends on it, for such a run may grow."""
+        may_grow = self.lr_schedule in ("constant", "linear_per_round")
+        free = {"exp_name", "num_communication_rounds"} if may_grow else {"exp_name"}
+        return {name: value for name, value in self.record().items() if name not in free}
 
 
 MODE_NAMES = ("homo", "seq", "none", "pooled")

@@ -110,9 +110,10 @@ class ClientExamples:
         if kept := self._kept(client_id, digest):
             return kept
         file = self.files[client_id]
-        if sha256_of(file) != digest:
+        if not file.is_file() or sha256_of(file) != digest:
             raise DataError(
-                f"{file}: changed since the run began", hint="restore the file, or start the run anew with --overwrite"
+                f"{file}: changed or gone since the run began",
+                hint="restore the file, or start the run anew with --overwrite",
             )
         return self._encode(client_id, digest, *self._read(client_id))
 

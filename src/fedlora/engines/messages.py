@@ -45,6 +45,7 @@ def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, dict[str, Tensor] 
 def pack_task(task: TrainTask, memory: ClientMemory, more: Mapping[str, Any]) -> bytes:
     """One client's task with the memory it starts from."""
     header = {
+        "id": task.id,
         "round": task.round,
         "wave": task.wave,
         "client_id": task.client_id,

@@ -1,44 +1,42 @@
 """The one federated loop: cohort, waves, aggregation, commit; a generator of finished rounds.
 
 It knows neither how clients train nor where: a pool does that, and a store keeps what they send. A
-client without a usable update is left out of its round; a round without any update ends the run and
-leaves the rounds before it as they are.
+client without a usable update is left out of its round, with the reason in the manifest; a round with fewer than
+`min_clients` updates ends the run and leaves the rounds before it as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedlora.config.train import TrainConfig
-from fedlora.errors import TrainingError
-from fedlora.federated.adapters import fingerprint
+from fedlora.engines.arriving import ArrivingUpdates, LimitedUpdates, WaveStore
+from fedlora.errors import TrainingError, UsageError
+from fedlora.federated.adapters import fingerprint, shapes_of
+from fedlora.federated.limits import Limits
 from fedlora.federated.modes import Mode, Wave
 from fedlora.federated.sampling import draw_cohort
+from fedlora.files import sha256_of_json
 from fedlora.types import (
     AdapterState,
     ClientFailure,
     ClientId,
-    ClientMemory,
     ClientPool,
     ClientUpdate,
     RoundContext,
     RoundResult,
     TrainTask,
-    Updates,
 )
 
 
-class UpdateStore(Protocol):
+class UpdateStore(WaveStore, Protocol):
     """Where updates and rounds are committed."""
 
     def begin_round(self, round_number: int) -> None: ...
-    def keep_update(self, update: ClientUpdate) -> None: ...
     def find_kept(self, round_number: int, client_id: ClientId) -> ClientUpdate | None: ...
-    def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory: ...
-    def updates(self, round_number: int, clients: Sequence[ClientId]) -> Updates: ...
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None: ...
     def commit_round(
         self, round_number: int, global_adapter: AdapterState | None, facts: Mapping[str, Any]
@@ -54,6 +52,29 @@ class Standing(Protocol):
     def global_adapter(self) -> AdapterState | None: ...
     @property
     def accepted(self) -> Mapping[ClientId, int]: ...
+
+
+def choose_cohort(config: TrainConfig, clients: Sequence[ClientId], number: int) -> tuple[ClientId, ...]:
+    """Who takes part in a round of a run over these clients."""
+    return draw_cohort(
+        clients,
+        how=config.client_selection_strategy,
+        fraction=config.client_selection_frac,
+        seed=config.seed,
+        round_number=number,
+    )
+
+
+def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) -> None:
+    """TrainingError when nobody has a row to train on, UsageError when no cohort can hold `min_clients`."""
+    if not clients:
+        raise TrainingError("no client has a row to train on", hint="check the client files")
+    size, fewest = len(choose_cohort(config, clients, 1)), config.min_clients
+    if mode.order != "pooled" and size < fewest:
+        raise UsageError(
+            f"min_clients={fewest}, but a cohort has {size} of the {len(clients)} clients",
+            hint="lower --min_clients or raise --client_selection_frac",
+        )
 
 
 class FederatedRun:
@@ -74,8 +95,11 @@ class FederatedRun:
         self.store = store
         self.config = config
         self.clients = tuple(pool.clients())
-        if not self.clients:
-            raise TrainingError("no client has a row to train on", hint="check the client files")
+        self.expected = shapes_of(adapter)
+        self.limits = Limits(config.max_update_norm, config.max_update_norm_ratio, config.max_client_weight)
+        # what a task's id begins with: an update of another run answers none of this one's
+        self._run_id = sha256_of_json(config.identity())
+        check_clients(config, mode, self.clients)
         self.state = mode.strategy.init(adapter, self.clients)
         self.accepted: dict[ClientId, int] = {}
         self.done = 0
@@ -89,144 +113,112 @@ class FederatedRun:
         for number in range(self.done + 1, self.config.num_communication_rounds + 1):
             yield self._run_round(number)
 
+    def _draw_cohort(self, number: int) -> tuple[ClientId, ...]:
+        return choose_cohort(self.config, self.clients, number)
+
     def _run_round(self, number: int) -> RoundResult:
-        config = self.config
-        cohort = draw_cohort(
-            self.clients,
-            how=config.client_selection_strategy,
-            fraction=config.client_selection_frac,
-            seed=config.seed,
-            round_number=number,
-        )
+        config, cohort = self.config, self._draw_cohort(number)
         self.store.begin_round(number)
-        records: list[Mapping[str, Any]] = []
-        failures: list[ClientFailure] = []
+        done = _Done()
         waves = self.mode.waves(cohort, shuffle=config.seq_order == "shuffled", seed=config.seed, round_number=number)
         for index, wave in enumerate(waves):
-            tasks = self._make_tasks(number, index, wave)
-            kept = {task.client_id: update for task in tasks if (update := self._find_kept(task)) is not None}
-            updates = ArrivingUpdates(self.pool, tasks, self.store, kept)
-            context = RoundContext(number, index, self.clients, cohort)
-            self.state = self.mode.strategy.aggregate(self.state, updates, context)
-            updates.finish()
-            records.extend(record_of(update, index) for update in updates.done)
-            failures.extend(updates.failures)
-        if not records:
-            reasons = "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in failures)
-            raise TrainingError(
-                f"round {number}: no client gave a usable update: {reasons}",
-                hint="the rounds before it are intact; fix the cause and start again under another exp_name",
-            )
+            self._run_wave(RoundContext(number, index, self.clients, cohort), wave, done)
+        self._check_quorum(number, done)
         global_adapter = self.mode.strategy.global_adapter(self.state)
-        self._commit(number, cohort, global_adapter, records, failures)
-        return RoundResult(number, global_adapter, records, failures)
+        self._commit(number, cohort, global_adapter, done)
+        return RoundResult(number, global_adapter, done.records, done.failures)
 
-    def _make_tasks(self, number: int, index: int, wave: Wave) -> list[TrainTask]:
-        return [
-            TrainTask(
-                round=number,
-                wave=index,
-                client_id=client,
-                rows_of=rows_of,
-                download=self.mode.strategy.broadcast(self.state, client),
-                accepted=self.accepted.get(client),
+    def _run_wave(self, context: RoundContext, wave: Wave, done: _Done) -> None:
+        """Train one wave and aggregate what is usable of it; what became of everybody is added to `done`."""
+        config = self.config
+        tasks = self._make_tasks(context, wave)
+        kept = {task.client_id: update for task in tasks if (update := self._find_kept(task)) is not None}
+        refuses_long = config.norm_action == "quarantine"
+        arriving = ArrivingUpdates(
+            self.pool,
+            tasks,
+            self.store,
+            self.expected,
+            kept,
+            retries=config.client_retries,
+            longest=config.max_update_norm if refuses_long else None,
+        )
+        limited = None
+        if config.limits_clients and not refuses_long:
+            limited = LimitedUpdates(arriving, tasks, self.limits)
+        self.state = self.mode.strategy.aggregate(self.state, limited or arriving, context)
+        arriving.finish()
+        changes = limited.changes if limited else {}
+        for update in arriving.done:
+            done.records.append({**record_of(update, context.wave), **changes.get(update.client_id, {})})
+        done.limited.extend({"client_id": client, **change} for client, change in sorted(changes.items()))
+        done.failures.extend(arriving.failures)
+
+    def _check_quorum(self, number: int, done: _Done) -> None:
+        fewest = 1 if self.mode.order == "pooled" else self.config.min_clients
+        if len(done.records) >= fewest:
+            return
+        reasons = "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in done.failures)
+        what = (
+            f"{len(done.records)} usable updates of the {fewest} that min_clients asks for"
+            if fewest > 1
+            else ("no client gave a usable update")
+        )
+        raise TrainingError(
+            f"round {number}: {what}: {reasons}",
+            hint="the rounds before it are intact: mend the cause and give the same command again, or lower "
+            "--min_clients; a loss that is no number comes back until --local_learning_rate is lower, in a new run",
+        )
+
+    def _make_tasks(self, context: RoundContext, wave: Wave) -> list[TrainTask]:
+        """One task per member; its id stands for the run, the place in it, the rows and what is sent."""
+        tasks = []
+        known: dict[int, str] = {}
+        for client, rows_of in wave:
+            download, accepted = self.mode.strategy.broadcast(self.state, client), self.accepted.get(client)
+            # the same tensors mostly go to everybody, and are hashed once
+            if id(download.adapter) not in known:
+                known[id(download.adapter)] = fingerprint(download.adapter)
+            sent = known[id(download.adapter)]
+            facts = [self._run_id, context.round, context.wave, client, rows_of, accepted, sent]
+            tasks.append(
+                TrainTask(sha256_of_json(facts), context.round, context.wave, client, rows_of, download, accepted)
             )
-            for client, rows_of in wave
-        ]
+        return tasks
 
     def _find_kept(self, task: TrainTask) -> ClientUpdate | None:
         """What this client committed to the open round before an interruption, if it answers this very task."""
         kept = self.store.find_kept(task.round, task.client_id)
-        if kept is None:
-            return None
-        memory = self.store.read_memory(task.client_id, task.accepted)
-        start = self.mode.rule.phases(task.download, memory)[-1].start
-        return kept if kept.started_from == fingerprint(start) else None
+        return kept if kept is not None and kept.task_id == task.id else None
 
     def _commit(
         self,
         number: int,
         cohort: Sequence[ClientId],
         global_adapter: AdapterState | None,
-        records: Sequence[Mapping[str, Any]],
-        failures: Sequence[ClientFailure],
+        done: _Done,
     ) -> None:
-        fresh = {int(record["client_id"]) for record in records}
+        fresh = {int(record["client_id"]) for record in done.records}
         if global_adapter is None:
             for client, accepted in sorted(self.accepted.items()):
                 if client not in fresh:
                     self.store.carry_forward(number, client, accepted)
-        quarantined = [{"client_id": failure.client_id, "reason": failure.reason} for failure in failures]
-        self.store.commit_round(number, global_adapter, {"cohort": list(cohort), "quarantined": quarantined})
+        facts = {
+            "cohort": list(cohort),
+            "limited": done.limited,
+            "quarantined": [failure.record() for failure in done.failures],
+        }
+        self.store.commit_round(number, global_adapter, facts)
         self.accepted.update(dict.fromkeys(fresh, number))
 
 
-class ArrivingUpdates:
-    """The updates of one wave, trained as they are asked for: `aggregate` sees each one while it is in memory.
+@dataclass
+class _Done:
+    """What has become of the members of a round so far."""
 
-    The first iteration pulls the pool, keeps every update in the store and hands it on in client-id order, so a
-    strategy that sums holds one adapter and its sum and no file is read back. An update that arrives before its
-    turn is read from the store when its turn comes; so are all of them in later iterations. What was `kept` before
-    an interruption is not trained again.
-    """
-
-    def __init__(
-        self,
-        pool: ClientPool,
-        tasks: Sequence[TrainTask],
-        store: UpdateStore,
-        kept: Mapping[ClientId, ClientUpdate] | None = None,
-    ) -> None:
-        self._kept: dict[ClientId, ClientUpdate] = dict(kept or {})
-        self._outcomes = iter(pool.train([task for task in tasks if task.client_id not in self._kept]))
-        self._store = store
-        self._round = tasks[0].round
-        self._ahead = sorted(task.client_id for task in tasks)
-        self._is_begun = False
-        self.failures: list[ClientFailure] = []
-
-    @property
-    def done(self) -> list[ClientUpdate]:
-        """What has arrived so far, without tensors, in client-id order."""
-        return [update for _, update in sorted(self._kept.items())]
-
-    def __iter__(self) -> Iterator[ClientUpdate]:
-        if not self._is_begun:
-            self._is_begun = True
-            return self._arrive()
-        self.finish()
-        return iter(self._store.updates(self._round, list(self._kept)))
-
-    def __len__(self) -> int:
-        self.finish()
-        return len(self._kept)
-
-    def finish(self) -> None:
-        """Train whoever has not been asked for."""
-        self._is_begun = True
-        for _ in self._arrive():
-            pass
-
-    def _arrive(self) -> Iterator[ClientUpdate]:
-        yield from self._hand_on_stored()
-        for outcome in self._outcomes:
-            if isinstance(outcome, ClientFailure):
-                self.failures.append(outcome)
-                self._ahead.remove(outcome.client_id)
-            else:
-                self._store.keep_update(outcome)
-                # without its tensors: those of the update that is handed on are the only ones held
-                self._kept[outcome.client_id] = replace(outcome, upload=None, memory=ClientMemory())
-                if self._ahead[0] == outcome.client_id:
-                    self._ahead.pop(0)
-                    yield outcome
-            del outcome
-            yield from self._hand_on_stored()
-
-    def _hand_on_stored(self) -> Iterator[ClientUpdate]:
-        """Those that are there already and whose turn has come."""
-        while self._ahead and self._ahead[0] in self._kept:
-            yield from self._store.updates(self._round, [self._ahead.pop(0)])
+    records: list[Mapping[str, Any]] = field(default_factory=list)
+    failures: list[ClientFailure] = field(default_factory=list)
+    limited: list[Mapping[str, Any]] = field(default_factory=list)
 
 
 def record_of(update: ClientUpdate, wave: int) -> dict[str, Any]:

@@ -1,21 +1,25 @@
 """Simulated clients: one resident base model, adapters swapped in and out, one client after another.
 
-A client that diverges is a failure of that client, not of the run. Failures of the machine (no
-memory, no disk) are not caught here: they end the run, which keeps every committed round.
+Whatever goes wrong with one client is a failure of that client, not of the run: a loss that is no number, a file
+that has changed, an exception that nobody foresaw, memory that ran out. Only the file system's refusal ends the run,
+which keeps what it has committed.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from fedlora.errors import TrainingError
+from fedlora.console import say
+from fedlora.errors import FedloraError, OutOfMemoryError, StorageError, TrainingError
 from fedlora.federated.adapters import difference_norm, fingerprint, num_bytes
 from fedlora.federated.strategy import ClientRule
 from fedlora.federated.validation import find_fault
 from fedlora.llm.examples import Example
 from fedlora.llm.local_training import Trained, Trainer
+from fedlora.llm.memory import is_out_of_memory
 from fedlora.paths import POOLED
 from fedlora.types import (
     AdapterState,
@@ -23,6 +27,7 @@ from fedlora.types import (
     ClientId,
     ClientMemory,
     ClientUpdate,
+    FailureKind,
     TrainTask,
 )
 
@@ -71,8 +76,14 @@ class SimulatedClients:
         """One client's update, or why there is none."""
         try:
             return self._train_one(task)
-        except TrainingError as error:
-            return ClientFailure(task.client_id, "diverged", f"{error} ({error.hint})")
+        except (StorageError, OSError):
+            raise
+        except Exception as error:  # whatever it is, it is this client's: the others go on
+            kind = _kind_of(error)
+            if kind == "crashed":
+                say(f"client {task.client_id} failed:\n{traceback.format_exc()}")
+            hint = f" ({error.hint})" if isinstance(error, FedloraError) and error.hint else ""
+            return ClientFailure(task.client_id, kind, f"{_describe(error)}{hint}")
 
     def _train_one(self, task: TrainTask) -> ClientUpdate | ClientFailure:
         examples = [example for client in task.rows_of for example in self.data.training(client)]
@@ -95,10 +106,11 @@ class SimulatedClients:
         if trained is None:
             raise ValueError("a client rule without a phase trains nothing")
         if fault := find_fault(adapter, self.trainer.lora.shapes()):
-            return ClientFailure(task.client_id, "diverged", f"client {task.client_id}: {fault}")
+            return ClientFailure(task.client_id, "diverged", fault)
         upload, memory = self.rule.upload(adapter, memory)
         travels = task.client_id != POOLED and upload is not None
         return ClientUpdate(
+            task_id=task.id,
             round=task.round,
             client_id=task.client_id,
             upload=upload,
@@ -117,3 +129,17 @@ class SimulatedClients:
                 "wave": task.wave,
             },
         )
+
+
+def _kind_of(error: Exception) -> FailureKind:
+    if isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
+        return "out_of_memory"
+    if isinstance(error, TrainingError):
+        return "diverged"
+    return "data" if isinstance(error, FedloraError) else "crashed"
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, FedloraError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -1,33 +1,88 @@
 """What an update must be before it may touch the global adapter.
 
-Loaders accept missing keys and NaN silently, and broadcasting accepts wrong shapes; nothing here does.
+Loaders accept missing keys and NaN silently, and broadcasting accepts wrong shapes; nothing here does. Nothing is cast
+either: a client that sends another type than float32 is told so. Shapes are compared before any value is touched, so
+a view that would expand to terabytes costs nothing.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from fedlora.federated.adapters import Shapes
-from fedlora.types import AdapterState
+from fedlora.types import AdapterState, ClientUpdate, TrainTask
+
+COUNTS = {"num_examples": (1, 10**9), "num_steps": (0, 10**12), "num_tokens": (0, 10**15)}
+"""Fewest and most of what a client counts; a claim beyond is not believed."""
+
+NEEDED_METRICS = ("loss", "num_response_tokens", "update_norm")
+"""What a round's own line is computed from, and how far the client moved."""
+
+
+def find_update_fault(update: ClientUpdate, task: TrainTask, expected: Shapes) -> str | None:
+    """The first reason why `update` cannot be used as the answer to `task`, or None: task, counts, metrics, tensors."""
+    if (update.round, update.client_id, update.task_id) != (task.round, task.client_id, task.id):
+        return f"it answers another task, of round {update.round!r} and client {update.client_id!r}"
+    if fault := _find_count_fault(update) or _find_metric_fault(update.metrics):
+        return fault
+    adapters = [state for state in (update.upload, update.memory.adapter) if state is not None]
+    if not adapters:
+        return "it holds no adapter"
+    return next((fault for state in adapters if (fault := find_fault(state, expected))), None)
 
 
 def find_fault(state: AdapterState, expected: Shapes) -> str | None:
     """The first reason why `state` cannot be used, or None: keys, shapes, type, finiteness, in this order."""
     missing = sorted(expected.keys() - state.keys())
-    foreign = sorted(state.keys() - expected.keys())
+    foreign = sorted(map(str, state.keys() - expected.keys()))
     if missing:
         return f"{len(missing)} missing keys: {', '.join(missing[:3])}"
     if foreign:
         return f"{len(foreign)} unknown keys: {', '.join(foreign[:3])}"
     for key in sorted(expected):
-        value = state[key]
-        if tuple(value.shape) != tuple(expected[key]):
-            return f"{key} has shape {tuple(value.shape)}, expected {tuple(expected[key])}"
-        if value.dtype != torch.float32:
-            return f"{key} has type {value.dtype}, expected torch.float32"
-        # a finite sum has finite terms, and costs a tenth of looking at each; finite terms may still overflow it
-        if not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
-            return f"non-finite tensor {key}"
+        if fault := _find_tensor_fault(key, state[key], expected[key]):
+            return fault
+    return None
+
+
+def _find_tensor_fault(key: str, value: Any, shape: tuple[int, ...]) -> str | None:
+    if not isinstance(value, torch.Tensor):
+        return f"{key} is no tensor but {type(value).__name__}"
+    if tuple(value.shape) != tuple(shape):
+        return f"{key} has shape {tuple(value.shape)}, expected {tuple(shape)}"
+    if value.dtype != torch.float32:
+        return f"{key} has type {value.dtype}, expected torch.float32"
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return f"{key} is {value.layout} on {value.device}, expected a dense tensor in memory"
+    # a finite sum has finite terms, and costs a tenth of looking at each; finite terms may still overflow it
+    if not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
+        return f"non-finite tensor {key}"
+    return None
+
+
+def _find_count_fault(update: ClientUpdate) -> str | None:
+    for name, (fewest, most) in COUNTS.items():
+        value = getattr(update, name)
+        # True is an int to Python, and "7" or 7.0 may be one to a careless server
+        if type(value) is not int:
+            return f"{name}={value!r} is not a whole number"
+        if not fewest <= value <= most:
+            return f"{name}={value} is not between {fewest} and {most}"
+    return None
+
+
+def _find_metric_fault(metrics: Mapping[str, Any]) -> str | None:
+    for name in NEEDED_METRICS:
+        if name not in metrics:
+            return f"the metric {name} is missing"
+    for name, value in metrics.items():
+        # JSON has no NaN: one would end the run when the round is written down
+        if type(value) not in (int, float) or not math.isfinite(value):
+            return f"the metric {name} is {value!r}, not a finite number"
+    if metrics["num_response_tokens"] <= 0:
+        return f"num_response_tokens={metrics['num_response_tokens']} is not positive"
     return None

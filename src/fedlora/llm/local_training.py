@@ -89,7 +89,7 @@ class Trainer:
                 self._update(optimizer, self._rate(round_number, index, len(steps)))
                 if not math.isfinite(loss_sum):
                     raise TrainingError(
-                        f"client {client_id}: the loss is not a number in step {index + 1} of round {round_number}",
+                        f"the loss is not a number in step {index + 1} of round {round_number}",
                         hint="lower --local_learning_rate, or use --base_dtype float32",
                     )
                 num_labels += sum(example.num_labels for example in rows)
@@ -144,10 +144,10 @@ class Trainer:
 
         planned = self.book.layout.budget(round_number, client_id, step)
         longest = max(len(example.ids) for example in rows)
-        what = f"client {client_id}, step {step + 1} of round {round_number}"
+        what = f"step {step + 1} of round {round_number}"
         loss, used = with_less_memory(attempt, planned, longest, what)
         if used < planned:
-            say(f"{what}: out of memory with {planned} tokens in a pass; going on with {used}")
+            say(f"client {client_id}, {what}: out of memory with {planned} tokens in a pass; going on with {used}")
             self.book.add(Reduction(round_number, client_id, step, used))
         return loss
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedlora.config.train import TrainConfig
-from fedlora.errors import TrainingError, UsageError
+from fedlora.errors import OutOfMemoryError, UsageError
 from fedlora.llm.attention import LONGEST
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Example, make_batch
@@ -101,7 +101,7 @@ def count_kept_bytes(base: BaseModel, lora: LoraModel, length: int) -> float:
 
     vocabulary = base.model.get_input_embeddings().weight.shape[0]
     example = Example([index % vocabulary for index in range(length)], length - 1)
-    batch = make_batch([example], pad_id=base.pad_id, device=base.device)
+    batch = make_batch([example], pad_id=base.pad_id, device=base.model.device)
     with (
         torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []),
         lora.train_mode(),
@@ -138,7 +138,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def with_less_memory(attempt: Callable[[int], Result], budget: int, smallest: int, what: str) -> tuple[Result, int]:
     """`attempt(budget)`, with half the budget each time memory runs out; returns its result and the budget used.
 
-    Raises TrainingError when passes of a single row (`smallest` tokens) do not fit either.
+    Raises OutOfMemoryError when passes of a single row (`smallest` tokens) do not fit either.
     """
     while True:
         try:
@@ -147,7 +147,7 @@ def with_less_memory(attempt: Callable[[int], Result], budget: int, smallest: in
             if not is_out_of_memory(error):
                 raise
             if budget <= smallest:
-                raise TrainingError(
+                raise OutOfMemoryError(
                     f"{what}: out of memory with one row of {smallest} tokens in a pass",
                     hint="use --gradient_checkpointing on, a smaller --cutoff_len, or a smaller model",
                 ) from error

@@ -52,6 +52,7 @@ class Findings:
     """Experiment, in the order of the rows -> `training`, `held_out` -> (round, loss) points."""
     judgements: Sequence[Judgement]
     quarantined: Sequence[str]
+    limited: Sequence[str]
     runs: Mapping[str, Mapping[str, Any]]
     """Experiment -> its run.json."""
     config_differences: Mapping[str, Mapping[str, Any]]
@@ -75,6 +76,7 @@ class Findings:
             "curves": self.curves,
             "judgements": [asdict(judgement) for judgement in self.judgements],
             "quarantined": self.quarantined,
+            "limited": self.limited,
             "experiments": self.runs,
             "config_differences": self.config_differences,
             "answers": self.answers,
@@ -101,6 +103,7 @@ def gather_findings(experiments: Sequence[Experiment], absent: Sequence[str]) ->
             if answers.judge is not None
         ],
         quarantined=[text for one in experiments for text in _quarantined(one)],
+        limited=[text for one in experiments for text in _limited(one)],
         runs={one.name: one.run for one in experiments},
         config_differences=config_differences(experiments),
         answers=answer_sources(experiments),
@@ -131,3 +134,14 @@ def _quarantined(experiment: Experiment) -> list[str]:
         for row in experiment.round_rows
         for entry in row.get("quarantined", ())
     ]
+
+
+def _limited(experiment: Experiment) -> list[str]:
+    texts = []
+    for row in experiment.client_rows:
+        place = f"{experiment.name}, round {row['round']}, client {row['client_id']}"
+        if "clipped_to" in row:
+            texts.append(f"{place}: update of norm {row['norm']:.4g} clipped to {row['clipped_to']:.4g}")
+        if "counted_as" in row:
+            texts.append(f"{place}: {row['num_examples']} rows counted as {row['counted_as']}")
+    return texts

@@ -48,6 +48,9 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
     if findings.quarantined:
         parts += ["## Quarantined clients", "Left out of the round in which their update could not be used:"]
         parts.append("\n".join(f"- {escape(text)}" for text in findings.quarantined))
+    if findings.limited:
+        parts += ["## Limited clients", "Counted for less than they sent, as the limits of the run say:"]
+        parts.append("\n".join(f"- {escape(text)}" for text in findings.limited))
     parts += ["## Where the numbers come from", _run_table(findings)]
     if findings.config_differences:
         parts += ["Configuration fields that are not the same everywhere:", _difference_table(findings)]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedlora.files import json_text, sha256_of
+from fedlora.files import json_text, sha256_of, sha256_of_json
 
 MANIFEST_NAME = "manifest.json"
 UPDATE_NAME = "update.json"
@@ -20,12 +20,22 @@ UPDATE_NAME = "update.json"
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a round; None when there is none or it is not one."""
-    return _read_record(folder / MANIFEST_NAME, {"round": int, "files": dict})
+    return read_record(folder / MANIFEST_NAME, {"round": int, "files": dict})
 
 
 def manifest_sha256(manifest: Mapping[str, Any]) -> str:
     """What the next round's manifest holds as `parent_sha256`."""
     return hashlib.sha256(json_text(manifest).encode()).hexdigest()
+
+
+def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with the SHA-256 of all its other fields, for a file that no manifest names."""
+    return {**record, "sha256": sha256_of_json({name: value for name, value in record.items() if name != "sha256"})}
+
+
+def is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether a sealed record is what was written; one from before there was a seal is taken as it is."""
+    return "sha256" not in record or seal(record) == record
 
 
 def find_round_fault(folder: Path, round_number: int) -> str | None:
@@ -40,7 +50,7 @@ def find_round_fault(folder: Path, round_number: int) -> str | None:
 
 def read_kept_update(folder: Path) -> dict[str, Any] | None:
     """The record of a client's update whose files are all as they were written; None otherwise."""
-    facts = _read_record(folder / UPDATE_NAME, {"client_id": int, "files": dict, "metrics": dict, "started_from": str})
+    facts = read_record(folder / UPDATE_NAME, {"client_id": int, "files": dict, "metrics": dict, "task_id": str})
     if facts is None or _find_file_fault(folder, facts["files"]):
         return None
     return facts
@@ -65,7 +75,8 @@ def _find_file_fault(folder: Path, files: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any] | None:
+def read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any] | None:
+    """A JSON object written by this project that has the `wanted` fields; None when it is damaged or missing."""
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)

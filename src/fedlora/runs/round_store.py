@@ -36,6 +36,7 @@ from fedlora.runs.checking import (
     describe_files,
     manifest_sha256,
     read_kept_update,
+    seal,
 )
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate
@@ -114,6 +115,7 @@ class RoundStore:
                 "round": update.round,
                 "sends_adapter": update.upload is not None,
                 "started_from": update.started_from,
+                "task_id": update.task_id,
             },
         )
 
@@ -176,7 +178,7 @@ class RoundStore:
 
     def write_run(self, value: Mapping[str, Any]) -> None:
         """Replace run.json."""
-        write_json(self.paths.run_file, dict(value))
+        write_json(self.paths.run_file, seal(value))
 
 
 class StoredUpdates:
@@ -200,5 +202,10 @@ def update_of(facts: Mapping[str, Any], *, upload: AdapterState | None, memory: 
     """An update from its record and its tensors."""
     counts = {name: facts[name] for name in ("round", "client_id", "num_examples", "num_tokens", "num_steps")}
     return ClientUpdate(
-        **counts, upload=upload, memory=memory, started_from=facts["started_from"], metrics=facts["metrics"]
+        **counts,
+        task_id=facts["task_id"],
+        upload=upload,
+        memory=memory,
+        started_from=facts["started_from"],
+        metrics=facts["metrics"],
     )

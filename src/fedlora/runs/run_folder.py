@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.train import TrainConfig
-from fedlora.errors import UsageError
+from fedlora.errors import StorageError, UsageError
 from fedlora.files import read_json
 from fedlora.paths import RunPaths
+from fedlora.runs.checking import is_whole
 
 
 def read_run(paths: RunPaths) -> dict[str, Any]:
@@ -23,6 +24,11 @@ def read_run(paths: RunPaths) -> dict[str, Any]:
     wanted = {"base_model": str, "config": dict}
     if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in wanted.items()):
         raise UsageError(f"{paths.run_file}: not the record of a run", hint="restore the file, or train again")
+    if not is_whole(value):
+        raise UsageError(
+            f"{paths.run_file}: damaged: its fields are not those that were written",
+            hint="restore the file, or train again with --overwrite",
+        )
     return value
 
 
@@ -40,33 +46,45 @@ def check_free(paths: RunPaths) -> None:
 
 
 def clear_run(paths: RunPaths) -> None:
-    """Remove what an earlier run left in this folder, all but the lock."""
-    for entry in sorted(paths.root.iterdir()):
-        if entry == paths.lock_file or not _belongs_to_run(entry):
-            continue
+    """Remove what an earlier run left in this folder, all but the lock; run.json goes last, so that what is left
+    when the process is killed half-way is still known as a run's."""
+    kept = (paths.lock_file, paths.holder_file)
+    entries = [entry for entry in paths.root.iterdir() if entry not in kept and _belongs_to_run(entry)]
+    for entry in sorted(entries, key=lambda entry: (entry == paths.run_file, entry.name)):
+        remove_entry(entry)
+
+
+def remove_entry(entry: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; StorageError when the file system refuses."""
+    try:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or entry}: {error.strerror}", hint="check the permissions of the folder"
+        ) from error
 
 
 def _belongs_to_run(entry: Path) -> bool:
     """Whether a run writes something of this name: its own files, their temporary forms, rounds open or closed."""
     if entry.is_dir():
         return entry.name.removesuffix(".partial").removesuffix(".damaged").isdigit()
-    names = ("run.json", "metrics.jsonl", ".lock")
+    names = ("run.json", "metrics.jsonl", ".lock", ".holder.json")
     return entry.name in names or any(entry.name.startswith(f".{name}.tmp-") for name in names)
 
 
 def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """`field: then -> now` for every field that would change what a recorded run computes.
 
-    More rounds are no difference where no client's learning rate depends on their number.
+    More rounds are no difference where no client's learning rate depends on their number. A field that is younger
+    than the record had its default's effect.
     """
-    now = config.record()
-    differing = sorted(name for name in now.keys() | recorded.keys() if now.get(name) != recorded.get(name))
     rounds = "num_communication_rounds"
-    grows = now[rounds] > recorded.get(rounds, 0)
-    if rounds in differing and grows and config.lr_schedule in ("constant", "linear_per_round"):
+    now = config.record()
+    then = {name: TrainConfig.model_fields[name].default for name in now.keys() - recorded.keys()} | dict(recorded)
+    differing = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    if rounds in differing and rounds not in config.identity() and now[rounds] > then[rounds]:
         differing.remove(rounds)
-    return [f"{name}: {recorded.get(name)!r} -> {now.get(name)!r}" for name in differing]
+    return [f"{name}: {then.get(name)!r} -> {now.get(name)!r}" for name in differing]
 
 
 def check_same(paths: RunPaths, config: TrainConfig) -> None:

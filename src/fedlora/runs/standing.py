@@ -7,7 +7,6 @@ aside, told of, and trained again to the same bytes.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from fedlora.paths import RunPaths, client_name, client_number
 from fedlora.runs.checking import UPDATE_NAME, find_round_fault, manifest_sha256, read_kept_update, read_manifest
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import update_of
+from fedlora.runs.run_folder import remove_entry
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate
 
 
@@ -55,19 +55,19 @@ def find_standing(paths: RunPaths, shapes: Shapes) -> Standing | None:
     coming = paths.partial_folder(found.number + 1 if found else 1)
     for entry in sorted(paths.root.glob("*.partial")):
         if entry.name != coming.name:
-            shutil.rmtree(entry)
+            remove_entry(entry)
     return found
 
 
 def read_committed(paths: RunPaths, round_number: int, log: MetricsLog) -> list[ClientUpdate]:
-    """The updates of a committed round without their tensors, in client-id order."""
+    """The updates of a committed round without their tensors, wave by wave in client-id order."""
     found = [read_json(path) for path in paths.round_folder(round_number).glob(f"*/{UPDATE_NAME}")]
     updates = [update_of(facts, upload=None, memory=ClientMemory()) for facts in found]
     timed = [
         replace(update, metrics={**update.metrics, "seconds": log.seconds(round_number, update.client_id)})
         for update in updates
     ]
-    return sorted(timed, key=lambda update: update.client_id)
+    return sorted(timed, key=lambda update: (update.metrics["wave"], update.client_id))
 
 
 def _find_accepted(paths: RunPaths, round_number: int) -> dict[ClientId, int]:
@@ -95,7 +95,7 @@ def _find_chain_fault(paths: RunPaths, round_number: int) -> str | None:
 def _move_aside(folder: Path, aside: Path) -> None:
     try:
         if aside.exists():
-            shutil.rmtree(aside)
+            remove_entry(aside)
         folder.rename(aside)
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}", hint="check the folder") from error

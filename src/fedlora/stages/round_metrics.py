@@ -49,7 +49,7 @@ class RoundMetrics:
             "kind": "round",
             "round": result.round,
             "cohort": [record["client_id"] for record in records],
-            "quarantined": [{"client_id": fail.client_id, "reason": fail.reason} for fail in result.failures],
+            "quarantined": [failure.record() for failure in result.failures],
             "loss": sum(r["loss"] * r["num_response_tokens"] for r in records)
             / sum(r["num_response_tokens"] for r in records),
             "seconds": seconds,

@@ -1,0 +1,224 @@
+"""One run in the process that trains it: what stands, the pool, the rounds, what is measured.
+
+It is a module apart because it imports torch: a start that is refused, or finds that another process trains the run,
+ends before that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.train import TrainConfig
+from fedlora.console import Progress, say
+from fedlora.engines.devices import DeviceClients
+from fedlora.engines.rounds import FederatedRun, record_of
+from fedlora.engines.simulation import SimulatedClients
+from fedlora.engines.workbench import Workbench, make_workbench
+from fedlora.engines.worker import Worker
+from fedlora.errors import DataError
+from fedlora.federated.adapters import num_bytes
+from fedlora.federated.modes import MODES, Mode
+from fedlora.federated.sampling import cohort_size
+from fedlora.files import sha256_of_json
+from fedlora.llm.adapter_config import make_peft_config
+from fedlora.llm.examples import encode_rows
+from fedlora.llm.layout import Layout
+from fedlora.llm.lora import is_fan_in_fan_out, make_adapter
+from fedlora.paths import RunPaths
+from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.round_store import RoundStore
+from fedlora.runs.standing import Standing, find_standing, read_committed
+from fedlora.stages.environment import check_environment, describe_environment, library_versions
+from fedlora.stages.round_metrics import RoundMetrics
+from fedlora.types import AdapterState, ClientFailure, ClientPool, RoundResult, Row
+
+LONG_UPDATE = 10
+"""An update so many times as long as the cohort's median is told of."""
+
+
+def open_bench(
+    config: TrainConfig, files: Sequence[Path], recorded: Mapping[str, Any] | None, *, outline: bool = False
+) -> Workbench:
+    """Load the model, or its outline, onto the run's first device, with the layout that the run was begun with."""
+    device = config.devices[0] if config.devices else config.device
+    layout = Layout.from_record(recorded["layout"]) if recorded else None
+    return make_workbench(config, files, device=device, layout=layout, outline=outline)
+
+
+class Training:
+    """One run from its clients' files, or from where it was interrupted, to its last round."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        paths: RunPaths,
+        bench: Workbench,
+        held_out: Sequence[Row],
+        recorded: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        self.paths = paths
+        self.bench = bench
+        self.lora = bench.lora
+        self.trainer = bench.trainer
+        self.clients = bench.examples
+        self.held_out = encode_rows(held_out, bench.encoder, cutoff=config.cutoff_len).examples
+        if held_out and not self.held_out:
+            raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
+        self.adapter = make_adapter(self.lora.shapes(), config.seed)
+        self.run_facts = self._describe()
+        if recorded is not None:
+            self._check_unchanged(recorded)
+        self.is_resumed = recorded is not None
+
+    def run(self) -> None:
+        """The rounds that are left, with progress; run.json says at the end which round validated best."""
+        config, mode = self.config, MODES[self.config.federation_mode]
+        standing = find_standing(self.paths, self.lora.shapes()) if self.is_resumed else None
+        done = standing.number if standing else 0
+        log = MetricsLog(self.paths.metrics_file)
+        rows = log.go_on(done)
+        store = self._make_store(log, standing)
+        store.write_run(self.run_facts)
+        self.bench.book.on_change = lambda layout: self._record_layout(store, layout)
+        self._warn()
+        metrics = RoundMetrics(self.trainer, self.clients, self.held_out, store, log)
+        self._catch_up(metrics, standing, rows)
+        with (
+            Progress(f"train {config.exp_name} ({config.federation_mode})", self._rows_ahead(done)) as progress,
+            self._open_pool(mode, store, progress.advance) as pool,
+        ):
+            federated = FederatedRun(mode, pool, store, config, self.adapter, start=standing)
+            began = time.monotonic()
+            for result in federated.rounds():
+                row = metrics.record(result, time.monotonic() - began)
+                _say_round(row, result.records, config.num_communication_rounds)
+                began = time.monotonic()
+        store.write_run({**self.run_facts, "state": "finished", "best_round": metrics.best})
+
+    def _check_unchanged(self, recorded: Mapping[str, Any]) -> None:
+        """The clients' files and the environment are those the run was begun with."""
+        files = {client["client_id"]: client["sha256"] for client in recorded["clients"]}
+        for client, facts in self.clients.facts.items():
+            if files.get(client) != facts.sha256:
+                raise DataError(
+                    f"{self.clients.files[client]}: not the file that this run was begun with",
+                    hint="restore it, or start the run anew with --overwrite",
+                )
+        then, now = ({**facts["environment"], **facts["versions"]} for facts in (recorded, self.run_facts))
+        for change in check_environment(then, now, allow_drift=self.config.allow_drift):
+            say(f"going on in another environment: {change}")
+
+    def _catch_up(self, metrics: RoundMetrics, standing: Standing | None, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What an interrupted run had measured, and what it had not come to measure."""
+        closed = [row for row in rows if row["kind"] == "round"]
+        for row in closed:
+            metrics.remember(row)
+        if not any(row["round"] == 0 for row in closed):
+            metrics.start()
+        if standing is None:
+            return
+        say(f"going on behind round {standing.number} of {self.config.num_communication_rounds}")
+        if not any(row["round"] == standing.number for row in closed):
+            limited = {entry["client_id"]: entry for entry in standing.manifest["limited"]}
+            committed = read_committed(self.paths, standing.number, metrics.log)
+            records = [{**record_of(update, 0), **limited.get(update.client_id, {})} for update in committed]
+            failures = [ClientFailure(**entry) for entry in standing.manifest["quarantined"]]
+            result = RoundResult(standing.number, standing.global_adapter, records, failures)
+            metrics.record(result, sum(record["seconds"] for record in records))
+
+    @contextlib.contextmanager
+    def _open_pool(self, mode: Mode, store: RoundStore, on_rows: Callable[[int], None]) -> Iterator[ClientPool]:
+        """The clients of this process, and those of a worker process per further device."""
+        local = SimulatedClients(self.trainer, mode.rule, self.clients, store, on_rows=on_rows)
+        if len(self.config.devices) < 2:
+            yield local
+            return
+        if mode.order != "parallel":
+            say(f"{self.config.federation_mode} trains one client after another: only {self.config.devices[0]} is used")
+            yield local
+            return
+        layout, facts, files = self.bench.book.layout, self.clients.facts, self.clients.files
+        workers = [Worker(device, self.config, files, facts, layout) for device in self.config.devices[1:]]
+        try:
+            yield DeviceClients(local, workers, on_rows)
+        finally:
+            for worker in workers:
+                worker.close()
+
+    def _record_layout(self, store: RoundStore, layout: Layout) -> None:
+        self.run_facts = {**self.run_facts, "layout": layout.record()}
+        store.write_run(self.run_facts)
+
+    def _make_store(self, log: MetricsLog, standing: Standing | None) -> RoundStore:
+        peft_config = make_peft_config(
+            self.lora.spec,
+            self.config.base_model,
+            fan_in_fan_out=is_fan_in_fan_out(self.bench.base.model),
+            layers=list(self.lora.layers),
+        )
+        header = {key: self.run_facts[key] for key in ("exp_name", "mode", "base_model", "base_dtype", "versions")}
+        header["config_sha256"] = sha256_of_json(self.config.identity())
+        return RoundStore(
+            self.paths,
+            shapes=self.lora.shapes(),
+            peft_config=peft_config,
+            header=header,
+            log=log,
+            parent_sha256=standing.manifest_sha256 if standing else None,
+        )
+
+    def _rows_ahead(self, done: int) -> int:
+        """Rows the run will train on, about: cohorts are drawn round by round."""
+        sizes = [facts.num_examples for facts in self.clients.facts.values() if facts.num_examples]
+        config = self.config
+        share = 1.0
+        if sizes and config.client_selection_strategy != "all":
+            share = cohort_size(config.client_selection_frac, len(sizes)) / len(sizes)
+        return max(1, round(sum(sizes) * share * config.local_num_epochs * (config.num_communication_rounds - done)))
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "exp_name": self.config.exp_name,
+            "mode": self.config.federation_mode,
+            "state": "training",
+            "base_model": self.config.base_model,
+            "config": self.config.record(),
+            "versions": library_versions(self.config.quantization),
+            "environment": describe_environment(self.bench.base),
+            "device": str(self.bench.base.device),
+            "base_dtype": self.bench.base.dtype_name,
+            "layout": self.bench.book.layout.record(),
+            "lora_scaling": self.config.lora_scaling,
+            "adapter": _size(self.adapter),
+            "clients": [facts.record() for facts in self.clients.facts.values()],
+        }
+
+    def _warn(self) -> None:
+        for client, facts in self.clients.facts.items():
+            if not facts.num_examples:
+                say(f"warning: client {client} ({facts.file}) has no row to train on and is never selected")
+            elif facts.num_empty:
+                say(f"client {client}: {facts.num_empty} rows with an empty response are left out")
+
+
+def _size(adapter: AdapterState) -> dict[str, int]:
+    return {"num_parameters": sum(value.numel() for value in adapter.values()), "num_bytes": num_bytes(adapter)}
+
+
+def _say_round(row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int) -> None:
+    held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
+    say(f"round {row['round']} of {rounds}: training loss {row['loss']:.3f}{held_out}, {row['seconds']:.0f} s")
+    for failure in row["quarantined"]:
+        say(f"  client {failure['client_id']} is left out of the round: {failure['reason']}")
+    median = statistics.median(record["update_norm"] for record in records)
+    for record in records:
+        if record["update_norm"] > LONG_UPDATE * median and "clipped_to" not in record:
+            times = f"{record['update_norm'] / median:.0f} times as long as the median" if median else "not zero"
+            say(f"  the update of client {record['client_id']} is {times}: --max_update_norm_ratio would limit it")
