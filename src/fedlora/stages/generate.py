@@ -153,11 +153,17 @@ def _add_lora(base: BaseModel, paths: RunPaths, config: GenerateConfig, names: l
 
 
 def _group_names(names: list[OutputName], num_rows: int, lora: LoraModel | None) -> list[list[OutputName]]:
-    """Who answers together: as many as it takes to fill batches when rows are few, so that a kill loses little."""
+    """Who answers together: as many as it takes to fill batches when rows are few, so that a kill loses little.
+
+    The base answers alone: in other company the last bits of its sums differ, and with them now and then a word,
+    while runs that are compared must find the same base.
+    """
     size = 1
     if lora is not None:
         size = max(1, min(TOGETHER_ROWS // num_rows, TOGETHER_RANK // lora.spec.r))
-    return [names[start : start + size] for start in range(0, len(names), size)]
+    trained = [name for name in names if name.kind != "base"]
+    alone = [[name] for name in names if name.kind == "base"]
+    return alone + [trained[start : start + size] for start in range(0, len(trained), size)]
 
 
 def _load(file: Path | None, lora: LoraModel | None) -> AdapterState | None:
