@@ -11,6 +11,8 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from fedlora.redaction import redact
+
 
 def printable(text: str) -> str:
     """`text` with control, bidirectional and surrogate characters escaped."""
@@ -18,8 +20,8 @@ def printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """One line to standard error."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """One line to standard error, without the keys this process knows."""
+    print(printable(redact(text)), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

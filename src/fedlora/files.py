@@ -7,6 +7,7 @@ umask (libraries that write temporary files leave 0600, which locks out the grou
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,14 +17,18 @@ from typing import Any
 
 from fedlora.errors import StorageError, UsageError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Replace `path` by `content` atomically; makes the folder. Raises StorageError and leaves the old file."""
-    with _storage_errors(path):
+    with _storage_errors(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            # what lies there under this name is not ours: a link would be followed, an old file would keep its mode
+            temporary.unlink(missing_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(descriptor, "wb") as handle:
                 handle.write(content)
                 handle.flush()
@@ -62,10 +67,11 @@ def json_line(value: Any) -> str:
 
 def append_line(path: Path, value: Any) -> None:
     """Append one JSON line and flush it to disk: for logs that must survive a kill."""
-    with _storage_errors(path):
+    line = json_line(value)
+    with _storage_errors(path, len(line)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as handle:
-            handle.write(json_line(value))
+            handle.write(line)
             handle.flush()
             os.fsync(handle.fileno())
 
@@ -82,7 +88,7 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file that fedlora wrote itself; anything else is a UsageError with the position."""
     try:
         return json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid JSON ({error})", hint="restore or regenerate the file") from error
 
 
@@ -116,9 +122,11 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def _storage_errors(path: Path, size: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(f"{path}: {reason}", hint="free space or fix permissions, then run again") from error
+        hint = "free space or fix permissions, then run again"
+        if error.errno in NO_SPACE:
+            hint = f"free space, {max(size / 1e6, 0.01):.2f} MB for this file alone, then run again"
+        raise StorageError(f"{path}: {error.strerror or error}", hint=hint) from error

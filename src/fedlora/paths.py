@@ -17,24 +17,31 @@ POOLED = -1
 """The client id under which `pooled` trains: all rows of a cohort together."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
-_RESERVED = {"con", "prn", "aux", "nul"}
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+"""Names that are devices, not folders, on some systems."""
 
 
 def check_name(name: str, what: str) -> str:
     """`name` itself when it can be a folder name; UsageError otherwise."""
-    if _NAME.fullmatch(name) is None or name.split(".")[0].lower() in _RESERVED:
+    if _NAME.fullmatch(name) is None or name.endswith(".") or name.split(".")[0].lower() in _RESERVED:
         raise UsageError(
             f"{what}={name!r} cannot be a folder name",
-            hint="use 1 to 100 letters, digits, '.', '_' or '-', not starting with a dot",
+            hint="use 1 to 100 letters, digits, '.', '_' or '-', no dot first or last",
         )
     return name
 
 
 def _below(root: Path, *parts: str) -> Path:
+    """`root` and `parts`; UsageError when a symbolic link takes the way out of `root`."""
     path = root.joinpath(*parts)
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise UsageError(f"{path} leads outside {root}", hint="remove the symbolic link")
     return path
+
+
+def is_number(name: str) -> bool:
+    """Whether `name` is a number as this project writes it into names: `12`, but not `012` nor other digits."""
+    return name.isascii() and name.isdigit() and (name == "0" or not name.startswith("0"))
 
 
 def client_name(client_id: int) -> str:
@@ -56,36 +63,45 @@ class RunPaths:
 
     @property
     def root(self) -> Path:
-        return _below(self.model_dir, check_name(self.exp_name, "exp_name"))
+        return _below(self.model_dir, self._name)
+
+    @property
+    def _name(self) -> str:
+        return check_name(self.exp_name, "exp_name")
 
     @property
     def run_file(self) -> Path:
-        return self.root / "run.json"
+        return _below(self.model_dir, self._name, "run.json")
 
     @property
     def metrics_file(self) -> Path:
-        return self.root / "metrics.jsonl"
+        return _below(self.model_dir, self._name, "metrics.jsonl")
 
     @property
     def lock_file(self) -> Path:
-        return self.root / ".lock"
+        return _below(self.model_dir, self._name, ".lock")
+
+    @property
+    def holder_file(self) -> Path:
+        """Tells which process holds the lock; it means nothing when nobody does."""
+        return _below(self.model_dir, self._name, ".holder.json")
 
     def round_folder(self, round_number: int) -> Path:
-        return self.root / str(round_number)
+        return _below(self.model_dir, self._name, str(round_number))
 
     def partial_folder(self, round_number: int) -> Path:
         """Where a round is put together before it is renamed to its final place."""
-        return self.root / f"{round_number}.partial"
+        return _below(self.model_dir, self._name, f"{round_number}.partial")
 
     def damaged_folder(self, round_number: int) -> Path:
         """Where a committed round goes whose files are not what was written."""
-        return self.root / f"{round_number}.damaged"
+        return _below(self.model_dir, self._name, f"{round_number}.damaged")
 
     def committed_rounds(self) -> list[int]:
         """Rounds whose folder is complete, ascending."""
         if not self.root.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self.root.iterdir() if entry.name.isdigit() and entry.is_dir())
+        return sorted(int(entry.name) for entry in self.root.iterdir() if is_number(entry.name) and entry.is_dir())
 
 
 @dataclass(frozen=True)
@@ -131,7 +147,14 @@ class ResultPaths:
         return self.folder / f"{name}_results.json"
 
     def verdicts(self, name: OutputName) -> Path:
-        return self.folder / f"{name}_verdicts.jsonl"
+        return self._below_root(f"{name}_verdicts.jsonl")
+
+    def judge_lock(self, name: OutputName) -> Path:
+        """Held while verdicts are asked for and stored."""
+        return self._below_root(f".{name}_verdicts.lock")
+
+    def _below_root(self, file: str) -> Path:
+        return _below(self.root, check_name(self.exp_name, "exp_name"), str(self.round_number), file)
 
 
 @dataclass(frozen=True)
@@ -146,13 +169,16 @@ class DataPaths:
         return _below(self.output_root, check_name(self.dataset_name, "dataset_name"))
 
     def client_file(self, num_clients: int, client_id: int) -> Path:
-        return self.folder / str(num_clients) / f"local_training_{client_id}.json"
+        return self._clients_folder(num_clients) / f"local_training_{client_id}.json"
 
     def test_file(self, test_per_cat: int) -> Path:
         return self.folder / f"dolly_test_{test_per_cat}.jsonl"
 
     def manifest(self, num_clients: int) -> Path:
-        return self.folder / str(num_clients) / "manifest.json"
+        return self._clients_folder(num_clients) / "manifest.json"
+
+    def _clients_folder(self, num_clients: int) -> Path:
+        return _below(self.output_root, check_name(self.dataset_name, "dataset_name"), str(num_clients))
 
 
 def report_file(report_dir: Path, name: str, suffix: str) -> Path:

@@ -6,13 +6,8 @@ from torch import nn
 
 from fedlora.errors import UsageError
 from fedlora.federated.adapters import shapes_of
-from fedlora.llm.adapter_files import (
-    load_adapter,
-    load_spec,
-    make_peft_config,
-    to_bin,
-    to_safetensors,
-)
+from fedlora.llm.adapter_config import load_spec, make_peft_config
+from fedlora.llm.adapter_files import load_adapter, to_bin, to_safetensors
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.lora import Answerers, LoraLinear, LoraModel, LoraSpec, find_targets, is_fan_in_fan_out, make_adapter
 
@@ -241,7 +236,7 @@ def test_a_file_that_is_no_fitting_adapter_is_refused(lora, tmp_path):
         "missing": {name: value for name, value in state.items() if name != key},
         "unknown": {**state, "base_model.model.other.lora_A.weight": torch.zeros(1)},
         "shape": {**state, key: state[key].t().contiguous()},
-        "type": {**state, key: state[key].half()},
+        "type": {**state, key: state[key].int()},
         "non-finite": {**state, key: state[key].clone().fill_(float("nan"))},
     }
     for word, content in bad.items():

@@ -28,7 +28,7 @@ from judge_server import (
 )
 
 from fedlora.config.evaluate import EvaluateLlmConfig
-from fedlora.errors import BudgetError, DataError, JudgeError, UsageError
+from fedlora.errors import BudgetError, DataError, JudgeError, LockedError, UsageError
 from fedlora.stages import evaluate_llm
 
 KEY = "sk-CANARY-0123456789abcdef"
@@ -392,7 +392,8 @@ def test_the_key_reaches_no_file_no_output_and_no_process_list(tmp_path: Path) -
     assert output.count("Traceback") == len(scripts) - 1
     assert output.count("fedlora.errors.JudgeError") == len(scripts) - 1
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(written) == 4  # two files of predictions, the verdicts and the result of the one run that succeeds
+    # two files of predictions, the verdicts and the result of the one run that succeeds; a lock for each run
+    assert len([path for path in written if path.suffix != ".lock"]) == 4
     assert "[key]" in (tmp_path / "echo/base-1B/3/global_results.json").read_text()
     for part in (KEY, KEY[:16]):
         assert part not in output
@@ -463,3 +464,64 @@ def test_no_sample_judged_is_an_error_and_leaves_no_result() -> None:
         assert server.calls == 4
     assert caught.value.exit_code == 7
     assert not RESULT.exists()
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_certificates_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    predictions(["quality 10"], ["quality 90"])
+    monkeypatch.setenv(name, "/no/such/certificates")
+    values = config(JudgeServer(honest), base_url="https://127.0.0.1:9/v1", max_retries=0)
+    if name == "SSL_CERT_DIR":
+        # a folder that is not there counts as empty: then no server is trusted, which is said when one is called
+        with pytest.raises(JudgeError):
+            evaluate_llm.run(values, sleep=no_sleep)
+        return
+    with pytest.raises(UsageError, match=r"SSL_CERT_FILE=/no/such/certificates") as caught:
+        evaluate_llm.run(values, sleep=no_sleep)
+    assert "unset" in caught.value.hint
+
+
+def test_a_proxy_that_is_none_is_an_error_that_does_not_quote_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions(["quality 10"], ["quality 90"])
+    monkeypatch.setenv("HTTPS_PROXY", "gopher://me:hunter2@proxy.example:99")
+    with pytest.raises(UsageError, match="the proxy that the environment names") as caught:
+        evaluate_llm.run(config(JudgeServer(honest), base_url="https://127.0.0.1:9/v1"), sleep=no_sleep)
+    assert "hunter2" not in f"{caught.value}{caught.value.hint}{caught.value.__cause__}"
+
+
+def test_a_second_judge_of_one_baseline_is_kept_out_and_asks_nothing() -> None:
+    predictions(["quality 10"] * 2, ["quality 90"] * 2)
+    others: list[LockedError] = []
+
+    def script(request: Request) -> Answer:
+        with pytest.raises(LockedError, match="another process judges this baseline") as caught:
+            evaluate_llm.run(config(server), sleep=no_sleep)
+        others.append(caught.value)
+        return honest(request)
+
+    with serve(script) as server:
+        result = run(server)
+        calls = server.calls
+        run(server)
+    assert result["num_samples"] == 2
+    assert calls == server.calls == len(others) == 2
+    assert {error.exit_code for error in others} == {6}
+
+
+def test_a_judge_that_was_killed_leaves_no_lock_behind() -> None:
+    predictions(["quality 10"] * 2, ["quality 90"] * 2)
+    lock = Path("evaluations_llm/base-1B/3/.global_verdicts.lock")
+    code = (
+        "import sys\nfrom filelock import FileLock\nlock = FileLock(sys.argv[1])\nlock.acquire()\n"
+        "print('held', flush=True)\nsys.stdin.read()"
+    )
+    lock.parent.mkdir(parents=True)
+    process = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process, serve(honest) as server:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(LockedError):
+            run(server)
+        process.kill()
+        process.wait()
+        assert run(server)["num_samples"] == 2

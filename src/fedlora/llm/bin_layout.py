@@ -1,8 +1,8 @@
 """The layout of the `.bin` files that this project writes, and a reader for files that have exactly this layout.
 
-`torch.load` spends most of its time unpickling names and shapes that are the same for every adapter of a run. Here
+Most of the time that reading takes goes into names and shapes that are the same for every adapter of a run. Here
 the layout is taken once from a file of zeros; a file that agrees with it in every byte but the tensors' values and
-the checksums over them needs no unpickling. Anything else is left to `torch.load(weights_only=True)`.
+the checksums over them needs no look at its listing. Anything else is left to `bin_contents`.
 """
 
 from __future__ import annotations

@@ -77,6 +77,13 @@ class PromptEncoder:
         """The response's ids with the end-of-sequence token behind them."""
         return [*self._encode(text, is_data=True), self.eos_id]
 
+    def marks(self) -> list[str]:
+        """The texts that mean something in a prompt: the tokenizer's control tokens and the template's headings."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        headings = {line for part in ALPACA_WITH_INPUT for line in part.splitlines() if line.startswith("###")}
+        return sorted(tokens | headings)
+
     def decode(self, ids: list[int]) -> str:
         """Generated ids as text, without control tokens and without white space at the ends."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()

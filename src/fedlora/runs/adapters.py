@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedlora.errors import UsageError
-from fedlora.llm.adapter_files import BIN_NAME, CONFIG_NAME, GLOBAL_BIN_NAME, SAFETENSORS_NAME, load_spec
+from fedlora.llm.adapter_config import load_spec
+from fedlora.llm.adapter_files import BIN_NAME, CONFIG_NAME, GLOBAL_BIN_NAME, SAFETENSORS_NAME
 from fedlora.llm.lora import LoraSpec
-from fedlora.paths import OutputName, RunPaths
+from fedlora.paths import OutputName, RunPaths, is_number
+from fedlora.runs.checking import find_listed_fault
 
 
 def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
@@ -23,9 +25,16 @@ def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
     raise UsageError(f"{folder}: no {what}; {known}", hint="check --communication_rounds and --client_id")
 
 
-def adapter_spec(paths: RunPaths, round_number: int, name: OutputName) -> LoraSpec:
-    """The LoRA settings beside an adapter."""
-    return load_spec(adapter_file(paths, round_number, name).with_name(CONFIG_NAME))
+def check_committed(paths: RunPaths, round_number: int, file: Path) -> None:
+    """UsageError unless an adapter and the settings beside it are, byte for byte, what the round's manifest names."""
+    folder = paths.round_folder(round_number)
+    if fault := find_listed_fault(folder, [file, file.with_name(CONFIG_NAME)]):
+        raise UsageError(fault, hint="restore the file, or train that round again: the same train command does")
+
+
+def adapter_spec(paths: RunPaths, round_number: int, name: OutputName, *, base_model: str | None = None) -> LoraSpec:
+    """The LoRA settings beside an adapter; another base than `base_model` in them is said, and not followed."""
+    return load_spec(adapter_file(paths, round_number, name).with_name(CONFIG_NAME), base_model=base_model)
 
 
 def names_in_round(paths: RunPaths, round_number: int) -> list[OutputName]:
@@ -35,7 +44,7 @@ def names_in_round(paths: RunPaths, round_number: int) -> list[OutputName]:
         known = _ranges(paths.committed_rounds()) or "none"
         raise UsageError(f"{folder}: no such round; there are rounds {known}", hint="check --communication_rounds")
     numbers = [entry.name.removeprefix("client_") for entry in folder.iterdir() if entry.name.startswith("client_")]
-    clients = [OutputName("client", number) for number in sorted(int(text) for text in numbers if text.isdigit())]
+    clients = [OutputName("client", number) for number in sorted(int(text) for text in numbers if is_number(text))]
     named = [OutputName("global"), *clients]
     return [name for name in named if _exists(folder, name)]
 

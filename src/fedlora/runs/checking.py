@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ UPDATE_NAME = "update.json"
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a round; None when there is none or it is not one."""
-    return read_record(folder / MANIFEST_NAME, {"round": int, "files": dict})
+    return _read_sealed(folder / MANIFEST_NAME, {"round": int, "files": dict})
 
 
 def manifest_sha256(manifest: Mapping[str, Any]) -> str:
@@ -29,7 +29,7 @@ def manifest_sha256(manifest: Mapping[str, Any]) -> str:
 
 
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
-    """`record` with the SHA-256 of all its other fields, for a file that no manifest names."""
+    """`record` with the SHA-256 of all its other fields, for a file that no manifest names, or not yet."""
     return {**record, "sha256": sha256_of_json({name: value for name, value in record.items() if name != "sha256"})}
 
 
@@ -48,9 +48,20 @@ def find_round_fault(folder: Path, round_number: int) -> str | None:
     return _find_file_fault(folder, manifest["files"])
 
 
+def find_listed_fault(folder: Path, paths: list[Path]) -> str | None:
+    """The first reason why one of these files of a committed round cannot be used, or None."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"{folder / MANIFEST_NAME} is missing or damaged"
+    listed = {name: facts for name, facts in manifest["files"].items() if folder / name in paths}
+    if missing := [path for path in paths if path.relative_to(folder).as_posix() not in listed]:
+        return f"{missing[0]} is not a file of its round: {folder / MANIFEST_NAME} does not name it"
+    return _find_file_fault(folder, listed)
+
+
 def read_kept_update(folder: Path) -> dict[str, Any] | None:
     """The record of a client's update whose files are all as they were written; None otherwise."""
-    facts = read_record(folder / UPDATE_NAME, {"client_id": int, "files": dict, "metrics": dict, "task_id": str})
+    facts = _read_sealed(folder / UPDATE_NAME, {"client_id": int, "files": dict, "metrics": dict, "task_id": str})
     if facts is None or _find_file_fault(folder, facts["files"]):
         return None
     return facts
@@ -63,16 +74,31 @@ def describe_files(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]
     }
 
 
-def _find_file_fault(folder: Path, files: Mapping[str, Any]) -> str | None:
+def find_file_faults(folder: Path, files: Mapping[str, Any]) -> Iterator[str]:
+    """Every listed file that is not what was written, in the order of the names; read as they are asked for."""
     for name, facts in sorted(files.items()):
         path = folder / name
-        if not isinstance(facts, dict) or Path(name).is_absolute() or ".." in Path(name).parts:
-            return f"{folder}: the record of {name} is damaged"
-        if path.is_symlink() or not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != facts.get("bytes") or sha256_of(path) != facts.get("sha256"):
-            return f"{path} is not what was written"
-    return None
+        if not isinstance(facts, dict) or not _is_path_below(name):
+            yield f"{folder}: the record of {name[:100]!r} is damaged"
+        elif path.is_symlink() or not path.is_file():
+            yield f"{path} is missing"
+        elif path.stat().st_size != facts.get("bytes") or sha256_of(path) != facts.get("sha256"):
+            yield f"{path} is not what was written"
+
+
+def _find_file_fault(folder: Path, files: Mapping[str, Any]) -> str | None:
+    return next(find_file_faults(folder, files), None)
+
+
+def _is_path_below(name: str) -> bool:
+    """Whether `name` is a path as `describe_files` writes it: plain parts, of a length that file systems have."""
+    parts = name.split("/")
+    return name.isprintable() and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
+
+
+def _read_sealed(path: Path, wanted: Mapping[str, type]) -> dict[str, Any] | None:
+    record = read_record(path, {**wanted, "sha256": str})
+    return record if record is not None and is_whole(record) else None
 
 
 def read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any] | None:
@@ -83,7 +109,7 @@ def read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any] | None
         # a record is hashed by its value: other bytes of the same value are not what was written
         if text != json_text(value):
             return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in wanted.items()):
         return None

@@ -7,23 +7,28 @@ second run asks nothing. Samples without a verdict are counted by kind and asked
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from filelock import FileLock, Timeout
+
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.console import Progress, say
-from fedlora.errors import BudgetError, JudgeError
+from fedlora.errors import BudgetError, JudgeError, LockedError, StorageError
 from fedlora.evaluation.judge.key import load_key
 from fedlora.evaluation.judge.protocol import ORDERS, PROMPT_VERSION, Question, Sample, make_question
 from fedlora.evaluation.judge.results import combine, describe_judges, results_table, summarise
 from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
 from fedlora.evaluation.judge.verdict_log import VerdictLog
-from fedlora.files import json_text, write_json
+from fedlora.files import json_text, make_folder, write_json
 from fedlora.paths import OutputName, ResultPaths
+from fedlora.redaction import redacted_logs
 
 if TYPE_CHECKING:
     from fedlora.evaluation.judge.client import Sleep
@@ -52,14 +57,43 @@ def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> dict[str,
     """Judge what `config` names, write the result file, print its table; returns the result.
 
     `sleep` waits between retries. Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the
-    endpoint refuses, or no sample got a verdict), BudgetError (max_calls); verdicts up to then are kept.
+    endpoint refuses, or no sample got a verdict), BudgetError (max_calls), LockedError (another process asks); verdicts
+    up to then are kept.
     """
     name = OutputName.choose(
         is_base_model=config.is_base_model, is_global_model=config.is_global_model, client_id=config.client_id
     )
     target = ResultPaths(config.evaluation_dir, config.exp_name, config.communication_rounds)
-    result_file = target.judge(name)
     comparison = _read_comparison(config, name)
+    with _hold(target.judge_lock(name)):
+        return _judge(config, comparison, target, name, sleep)
+
+
+@contextlib.contextmanager
+def _hold(lock_file: Path) -> Iterator[None]:
+    """Keep a second judge of the same baseline out: both would pay for the same verdicts, and one log lose lines."""
+    make_folder(lock_file.parent)
+    lock = FileLock(lock_file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LockedError(
+            f"{lock_file.parent}: another process judges this baseline",
+            hint="wait until it has ended, or choose another --evaluation_dir",
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{lock_file}: {error.strerror}", hint="fix permissions, then run again") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _judge(
+    config: EvaluateLlmConfig, comparison: _Comparison, target: ResultPaths, name: OutputName, sleep: Sleep
+) -> dict[str, Any]:
+    """Ask what has no verdict yet, write the result and print its table."""
+    result_file = target.judge(name)
     log = VerdictLog(target.verdicts(name))
     if config.overwrite:
         log.forget({question.key for pair in comparison.questions for question in pair})
@@ -78,7 +112,9 @@ def _read_comparison(config: EvaluateLlmConfig, name: OutputName) -> _Comparison
     source = ResultPaths(config.prediction_dir, config.exp_name, config.communication_rounds)
     proposed = config.prediction_dir / config.proposed_file
     files = ComparedFiles(source.predictions(name), proposed, config.target_file)
-    samples = read_samples(files, prediction_key=config.prediction_key, target_key=config.target_key)
+    samples = read_samples(
+        files, prediction_key=config.prediction_key, target_key=config.target_key, rules=config.read_rules
+    )
     host = urlsplit(config.base_url).hostname or ""
     questions = [
         tuple(make_question(sample, order, judge=config.gpt_model, host=host) for order in ORDERS) for sample in samples
@@ -113,7 +149,7 @@ def _ask_open_questions(
             return judging.failures
 
     try:
-        with Progress("judge", len(waiting)) as progress:
+        with redacted_logs(), Progress("judge", len(waiting)) as progress:
             return asyncio.run(ask_all(progress))
     except BudgetError as error:
         left = f"{comparison.left(log)} of {len(comparison.samples)} samples are left"

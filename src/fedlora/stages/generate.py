@@ -8,13 +8,13 @@ sidecar that says what produced it; a second call with the same settings finds i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from fedlora.config.generate import GenerateConfig
-from fedlora.config.train import Quantization
+from fedlora.config.train import Quantization, Template
 from fedlora.console import Progress, say
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
@@ -27,7 +27,7 @@ from fedlora.llm.lora import LoraModel
 from fedlora.llm.memory import plan_batch
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName, ResultPaths, RunPaths
-from fedlora.runs.adapters import adapter_file, adapter_spec, names_in_round
+from fedlora.runs.adapters import adapter_file, adapter_spec, check_committed, names_in_round
 from fedlora.runs.run_folder import read_run
 from fedlora.stages.environment import library_versions
 from fedlora.types import AdapterState, Row
@@ -53,11 +53,13 @@ def run(config: GenerateConfig) -> list[Path]:
     """Write the predictions of the chosen adapters; returns the files."""
     paths = RunPaths(config.model_dir, config.exp_name)
     source = _find_source(config, paths)
-    rows = read_rows(config.test_file_path)
+    rows = read_rows(config.test_file_path, rules=config.read_rules)
     if not rows:
         raise DataError(f"{config.test_file_path}: no rows", hint="give a test file with rows")
     names = _choose_names(config, paths)
     adapters = {name: adapter_file(paths, config.communication_rounds, name) for name in names if name.kind != "base"}
+    for file in adapters.values():
+        check_committed(paths, config.communication_rounds, file)
     results = ResultPaths(config.prediction_dir, config.exp_name, config.communication_rounds)
     facts = {name: _facts(config, source, adapters.get(name), len(rows)) for name in names}
     missing = [name for name in names if not _is_answered(results, name, facts[name], overwrite=config.overwrite)]
@@ -94,12 +96,26 @@ def _find_source(config: GenerateConfig, paths: RunPaths) -> Source:
             f"base_model={config.base_model!r}, but run {config.exp_name} was trained on {trained_on!r}",
             hint="leave --base_model out, or name the model the adapters belong to",
         )
-    chosen = config.prompt_template
-    template = recorded["config"]["prompt_template"] if chosen == "auto" else chosen
+    template, quantization, cutoff_len = _read_training(recorded["config"], paths)
+    return Source(
+        trained_on,
+        template if config.prompt_template == "auto" else config.prompt_template,
+        config.cutoff_len or cutoff_len,
+        quantization if config.quantization == "auto" else config.quantization,
+    )
+
+
+def _read_training(recorded: Mapping[str, Any], paths: RunPaths) -> tuple[str, Quantization, int]:
+    """Template, quantization and cutoff that a run was trained with; UsageError for values no run can have."""
     # runs older than the field were trained on the base as it is
-    trained_in = recorded["config"].get("quantization", "none")
-    quantization = trained_in if config.quantization == "auto" else config.quantization
-    return Source(trained_on, template, config.cutoff_len or recorded["config"]["cutoff_len"], quantization)
+    found = {"quantization": "none", **recorded}
+    template, quantization, cutoff_len = (found.get(name) for name in ("prompt_template", "quantization", "cutoff_len"))
+    if template in get_args(Template) and quantization in get_args(Quantization) and type(cutoff_len) is int:
+        return str(template), cast(Quantization, quantization), cutoff_len
+    raise UsageError(
+        f"{paths.run_file}: damaged: prompt_template, quantization or cutoff_len is none that a run can have",
+        hint="restore the file, or train again with --overwrite",
+    )
 
 
 def _choose_names(config: GenerateConfig, paths: RunPaths) -> list[OutputName]:
@@ -124,6 +140,8 @@ def _facts(config: GenerateConfig, source: Source, adapter: Path | None, num_row
         "test_file": config.test_file_path.name,
         "test_file_sha256": sha256_of(config.test_file_path),
         "num_rows": num_rows,
+        # left out where nothing was asked for, as in sidecars older than the rules
+        **({"reading": rules} if (rules := config.read_rules.record()) else {}),
         "base_dtype_asked": config.base_dtype,
         "versions": library_versions(source.quantization),
     }
@@ -149,7 +167,8 @@ def _add_lora(base: BaseModel, paths: RunPaths, config: GenerateConfig, names: l
     trained = [name for name in names if name.kind != "base"]
     if not trained:
         return None
-    return LoraModel(base.model, adapter_spec(paths, config.communication_rounds, trained[0]))
+    spec = adapter_spec(paths, config.communication_rounds, trained[0], base_model=base.name)
+    return LoraModel(base.model, spec)
 
 
 def _group_names(names: list[OutputName], num_rows: int, lora: LoraModel | None) -> list[list[OutputName]]:

@@ -8,6 +8,7 @@ the library leaves this module: it holds the request, and with it the key.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, cast
@@ -17,7 +18,7 @@ import openai
 from pydantic import SecretStr
 
 from fedlora.config.evaluate import EvaluateLlmConfig
-from fedlora.errors import BudgetError, JudgeError
+from fedlora.errors import BudgetError, JudgeError, UsageError
 from fedlora.evaluation.judge.key import Redactor
 from fedlora.evaluation.judge.protocol import RESPONSE_FORMAT
 from fedlora.evaluation.judge.replies import (
@@ -59,7 +60,7 @@ class JudgeClient:
         address = urlsplit(config.base_url)
         self._host = address.netloc
         # http:// is for this machine alone; a proxy from the environment would see the key in the clear
-        client = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=address.scheme != "http")
+        client = _make_http_client(trust_env=address.scheme != "http")
         self._openai = openai.AsyncOpenAI(
             api_key=key.get_secret_value(),
             base_url=config.base_url,
@@ -150,3 +151,22 @@ class JudgeClient:
             sleeping.cancel()
             halting.cancel()
             await asyncio.gather(sleeping, halting, return_exceptions=True)
+
+
+def _make_http_client(*, trust_env: bool) -> Any:
+    """The HTTP client; UsageError when the environment names certificates or proxies that cannot be used."""
+    try:
+        return openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=trust_env)
+    except OSError as error:
+        named = [f"{name}={os.environ[name]}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
+        what = f"the certificates for HTTPS cannot be read ({error.strerror or type(error).__name__})"
+        raise UsageError(
+            f"{what}: {', '.join(named) or 'those of this system'}",
+            hint="let SSL_CERT_FILE name a file of certificates, or unset it",
+        ) from None
+    except (ValueError, ImportError) as error:
+        # the address of a proxy may hold a password, so it is not quoted
+        raise UsageError(
+            f"the proxy that the environment names cannot be used ({type(error).__name__})",
+            hint="correct or unset HTTPS_PROXY, HTTP_PROXY and ALL_PROXY",
+        ) from None

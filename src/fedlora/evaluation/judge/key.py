@@ -14,11 +14,9 @@ from pydantic import SecretStr
 from fedlora.console import printable
 from fedlora.errors import UsageError
 from fedlora.files import read_text
+from fedlora.redaction import SHORTEST_SECRET, hold_secret
 
 ENVIRONMENT_NAMES = ("api_key", "OPENAI_API_KEY")
-
-_SHORTEST_SECRET = 8
-"""Shorter keys (`none`, say, for a server on this machine) are no secrets, and would be found in any text."""
 
 
 def load_key(key_file: Path | None, environment: Mapping[str, str]) -> SecretStr:
@@ -47,6 +45,7 @@ def _check(key: str, where: str) -> SecretStr:
     if not key or not all("!" <= char <= "~" for char in key):
         what = "is empty" if not key else "holds more than one key, or characters that no key has"
         raise UsageError(f"{where} {what}", hint="it holds the key and nothing else")
+    hold_secret(key)
     return SecretStr(key)
 
 
@@ -59,6 +58,6 @@ class Redactor:
     def clean(self, text: str, limit: int = 300) -> str:
         """`text` on one line of at most `limit` characters. The key goes first: no part of it survives the cut."""
         key = self._key.get_secret_value()
-        if len(key) >= _SHORTEST_SECRET:
+        if len(key) >= SHORTEST_SECRET:
             text = text.replace(key, "[key]")
         return printable(" ".join(text.split()))[:limit]

@@ -16,7 +16,7 @@ from fedlora.errors import DataError, UsageError
 from fedlora.evaluation.judge.protocol import Sample
 from fedlora.evaluation.matching import pair_rows, read_predictions
 from fedlora.files import sha256_of
-from fedlora.types import Row
+from fedlora.types import STRICT, ReadRules, Row
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,13 @@ class ComparedFiles:
         return {name: path and {"path": str(path), "sha256": sha256_of(path)} for name, path in named.items()}
 
 
-def read_samples(files: ComparedFiles, *, prediction_key: str, target_key: str) -> list[Sample]:
-    """All samples, at least one. Raises UsageError for a missing file, DataError for rows that do not match."""
+def read_samples(
+    files: ComparedFiles, *, prediction_key: str, target_key: str, rules: ReadRules = STRICT
+) -> list[Sample]:
+    """All samples, at least one; `rules` hold for the target file alone, which may be the user's own.
+
+    Raises UsageError for a missing file, DataError for rows that do not match.
+    """
     baseline = read_predictions(files.baseline, prediction_key)
     proposed = read_predictions(files.proposed, prediction_key)
     if files.baseline.samefile(files.proposed):
@@ -45,7 +50,7 @@ def read_samples(files: ComparedFiles, *, prediction_key: str, target_key: str) 
     if files.target is None:
         pairs = pair_predictions(baseline, proposed, baseline_name=str(files.baseline), name=str(files.proposed))
         return [_make_sample(row, ours, theirs, None) for row, (theirs, ours) in enumerate(pairs, start=1)]
-    targets = read_rows(files.target, output_key=target_key)
+    targets = read_rows(files.target, output_key=target_key, rules=rules)
     theirs = pair_rows(baseline, targets, predictions_name=str(files.baseline), targets_name=str(files.target))
     ours = pair_rows(proposed, targets, predictions_name=str(files.proposed), targets_name=str(files.target))
     triples = zip(ours, theirs, targets, strict=True)
