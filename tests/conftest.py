@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from fedlora.cli import SPIN_COUNT
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # read by OpenMP when torch is first imported, so before any test imports it
 os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+# the same examples every time, and nothing kept between runs
+settings.register_profile("fedlora", derandomize=True, deadline=None, database=None)
+settings.load_profile("fedlora")
+# its tables of characters too: set here, because test modules make strategies while they are imported
+HYPOTHESIS_HOME = tempfile.mkdtemp(prefix="fedlora-hypothesis-")
+atexit.register(shutil.rmtree, HYPOTHESIS_HOME, ignore_errors=True)
+set_hypothesis_home_dir(HYPOTHESIS_HOME)
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 

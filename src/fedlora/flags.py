@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from fedlora.config.reading import READING_FIELDS
 from fedlora.config.schema import Config
 from fedlora.errors import UsageError
 
@@ -30,11 +31,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(name: str, config: type[Config], positional: str = "") -> Parser:
-    """The parser of one command; `positional` is the field that is given without a flag."""
-    place = f" [{positional}]" if positional else ""
+    """The parser of one command; `positional` is the field that is given without a flag, or `config` for the file."""
+    place = f"[{positional}] " if positional else ""
+    file = "[FILE.yaml]" if positional == "config" else f"{place}[--config FILE.yaml]"
     parser = Parser(
         prog=f"fedlora {name}",
-        usage=f"fedlora {name}{place} [--config FILE.yaml] [--flag value ...]",
+        usage=f"fedlora {name} {file} [--flag value ...]",
         allow_abbrev=False,
     )
     _add_flags(parser, config, positional)
@@ -79,8 +81,20 @@ def _add_flags(parser: argparse.ArgumentParser, config: type[Config], positional
     parser.description = inspect.cleandoc(config.__doc__ or "")
     parser.formatter_class = _Formatter
     file_help = "YAML file of `field: value` lines; flags win over it"
-    actions = [parser.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=file_help)]
-    for name, field in config.model_fields.items():
+    # the file may stand without its flag, but not twice
+    group = parser.add_mutually_exclusive_group()
+    actions = [group.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=file_help)]
+    if positional == "config":
+        file = group.add_argument(
+            "config",
+            nargs="?",
+            metavar="PATH",
+            default=argparse.SUPPRESS,
+            help="the file of --config, without the flag",
+        )
+        actions.append(file)
+    # inherited first, but shown last; the order is otherwise the configuration's
+    for name, field in sorted(config.model_fields.items(), key=lambda item: item[0] in READING_FIELDS):
         shape = _shape(field.annotation)
         help_text = f"{field.description} (default: {_shown(field.default)})".replace("%", "%%")
         if name == positional:

@@ -75,6 +75,20 @@ def test_own_silos_set_the_count_in_natural_order(tmp_path: Path, capsys: pytest
     assert "3 files" in capsys.readouterr().err
 
 
+def test_own_silos_may_be_of_any_format_that_is_read(tmp_path: Path) -> None:
+    names = ["a.json", "b.jsonl", "c.csv", "d.parquet", "e.json.gz", "f.jsonl.gz", "g.csv.gz"]
+    _touch(tmp_path, *names, "h.pkl", "i.parquet.gz", "j.gz", "README", "k.npy")
+    assert [file.name for file in find_client_files(tmp_path, 8, chosen=False)] == names
+
+
+@pytest.mark.parametrize("other", ["site1.csv", "site1.jsonl", "site1.json.gz", "site1.parquet"])
+def test_one_client_in_two_formats_is_refused_with_both_files(tmp_path: Path, other: str) -> None:
+    _touch(tmp_path, "site1.json", "site2.json", other)
+    with pytest.raises(UsageError, match="one client in several formats") as caught:
+        find_client_files(tmp_path, 3, chosen=True)
+    assert all(str(tmp_path / name) in str(caught.value) for name in ("site1.json", other))
+
+
 def test_a_chosen_count_that_differs_from_the_silos_is_refused_with_both_numbers(tmp_path: Path) -> None:
     _touch(tmp_path, "a.json", "b.json")
     with pytest.raises(UsageError, match=r"num_clients=5, but .* holds 2 client files"):

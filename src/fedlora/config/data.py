@@ -7,13 +7,16 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Config, OptionalInt, flag
 
 
-class AllocateConfig(Config):
+class AllocateConfig(ReadingConfig):
     """Split one file of rows into client files and a global test set."""
 
-    input_file: Path = flag(Path("./data/new-databricks-dolly-15k.json"), "JSON array or JSON lines, Dolly schema")
+    input_file: Path = flag(
+        Path("./data/new-databricks-dolly-15k.json"), "JSON array, JSON lines (also .gz), CSV or Parquet, Dolly schema"
+    )
     output_root: Path = flag(Path("./data"), "root of all data sets")
     dataset_name: str = flag("dataset1", "folder of the data set under output_root")
     train_per_cat: int = flag(300, "training rows per category", ge=1)

@@ -7,10 +7,11 @@ from urllib.parse import urlsplit
 
 from pydantic import field_validator
 
+from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Config, Names, OptionalInt, flag
 
 
-class EvaluateRougeConfig(Config):
+class EvaluateRougeConfig(ReadingConfig):
     """Score predictions against the test file's answers with ROUGE and exact match."""
 
     exp_name: str = flag("fedavg-1B", "experiment whose predictions are scored")
@@ -25,7 +26,7 @@ class EvaluateRougeConfig(Config):
     evaluation_dir: Path = flag(Path("./evaluations_rouge"), "root of all ROUGE results")
 
 
-class EvaluateLlmConfig(Config):
+class EvaluateLlmConfig(ReadingConfig):
     """Ask an OpenAI-compatible judge to compare our predictions with a baseline's, in both orders.
 
     The key comes from the environment (`api_key` or OPENAI_API_KEY) or from api_key_file, never from a flag.

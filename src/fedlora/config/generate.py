@@ -7,11 +7,12 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from fedlora.config.schema import Config, OptionalFloat, OptionalInt, flag
+from fedlora.config.reading import ReadingConfig
+from fedlora.config.schema import OptionalFloat, OptionalInt, flag
 from fedlora.config.train import Precision
 
 
-class GenerateConfig(Config):
+class GenerateConfig(ReadingConfig):
     """Answer every row of a test file with the base model, the global adapter or a client's."""
 
     exp_name: str = flag("fedavg-1B", "experiment whose adapters answer")

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from fedlora.config.schema import Config, Names, OptionalFloat, OptionalInt, flag
+from fedlora.config.reading import ReadingConfig
+from fedlora.config.schema import Names, OptionalFloat, OptionalInt, flag
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Template = Literal["alpaca", "chat"]
@@ -31,7 +32,7 @@ PLACEMENT_FIELDS = frozenset(
 """Fields that say where a run happens or when it stops, not what it computes."""
 
 
-class TrainConfig(Config):
+class TrainConfig(ReadingConfig):
     """Train one federated mode over all rounds and leave its adapters under `model_dir/exp_name`."""
 
     exp_name: str = flag("fedavg-1B", "name of the experiment: the folder of the run under model_dir")

@@ -10,11 +10,12 @@ import re
 from pathlib import Path
 
 from fedlora.console import say
+from fedlora.data.streams import split_name
 from fedlora.errors import UsageError
 
 _MAKE_DATA = (
     "make rows with `fedlora data skills` (or `fedlora data dolly`) and split them with client_data_allocation.py, "
-    "or give a folder with one .json or .jsonl file per client"
+    "or give a folder with one file per client (.json, .jsonl, .csv, also as .gz, or .parquet)"
 )
 
 
@@ -22,9 +23,9 @@ def find_client_files(data_path: Path, num_clients: int, *, chosen: bool) -> lis
     """The training file of every client, in client-id order.
 
     First `<data_path>/<num_clients>/local_training_<i>.json`, then the only `<data_path>/*/<num_clients>/`
-    there is, then the .json and .jsonl files directly in `data_path`, one client each, names in natural order
-    (2 before 10). `chosen` says whether the user gave `num_clients`: silos set the count only
-    when not. Raises UsageError.
+    there is, then the files of rows directly in `data_path` in any format that is read, one client each, names in
+    natural order (2 before 10). `chosen` says whether the user gave `num_clients`: silos set the count only when not.
+    Raises UsageError.
     """
     if not data_path.is_dir():
         raise UsageError(f"{data_path}: no such folder", hint=_MAKE_DATA)
@@ -72,6 +73,7 @@ def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path
     files = sorted((file for file in data_path.iterdir() if _is_silo(file)), key=_natural)
     if not files:
         raise UsageError(f"{data_path} holds no client files", hint=_MAKE_DATA)
+    _refuse_twice(files)
     if chosen and len(files) != num_clients:
         raise UsageError(
             f"num_clients={num_clients}, but {data_path} holds {len(files)} client files",
@@ -88,7 +90,20 @@ def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path
 
 def _is_silo(file: Path) -> bool:
     hidden = file.name.startswith(".") or file.name == "manifest.json"
-    return file.suffix in {".json", ".jsonl"} and not hidden and file.is_file()
+    return split_name(file) is not None and not hidden and file.is_file()
+
+
+def _refuse_twice(files: list[Path]) -> None:
+    """One client's rows in two formats would count twice."""
+    by_stem: dict[str, list[Path]] = {}
+    for file in files:
+        named = split_name(file)
+        by_stem.setdefault(named[0] if named else file.name, []).append(file)
+    if twice := next((group for group in by_stem.values() if len(group) > 1), None):
+        raise UsageError(
+            f"one client in several formats: {', '.join(map(str, twice))}",
+            hint="keep one of the files, or give them different names",
+        )
 
 
 def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:

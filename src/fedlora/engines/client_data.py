@@ -135,11 +135,13 @@ class ClientExamples:
         config = self.config
         drawn = [config.local_val_set_size, config.seed, client_id] if config.local_val_set_size else []
         settings = [self.encoder.template, config.cutoff_len, config.train_on_inputs]
-        return [digest, self._tokenizer, *settings, *drawn]
+        return [digest, self._tokenizer, *settings, *drawn, *sorted(config.read_rules.record().items())]
 
     def _read(self, client_id: ClientId) -> tuple[Sequence[Row], Sequence[Row]]:
         """Rows to train on and rows held back: `local_val_set_size` of them, drawn by the seed."""
-        rows = read_rows(self.files[client_id], may_be_empty=True)
+        rules = self.config.read_rules
+        # which rows are left out was said when the files were checked
+        rows = read_rows(self.files[client_id], may_be_empty=True, rules=rules, on_skip=lambda message: None)
         size = self.config.local_val_set_size
         if not size:
             return rows, []

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.data import AllocateConfig
+from fedlora.config.reading import READING_FIELDS
 from fedlora.console import printable, say
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, StorageError, UsageError
@@ -59,16 +60,31 @@ def run(config: AllocateConfig) -> Mapping[str, Any]:
             hint="make it with `fedlora data dolly` (needs a network) or `fedlora data skills` (does not)",
         )
     source = {"file": config.input_file.name, "sha256": sha256_of(config.input_file)}
-    cleaned = clean_rows(read_rows(config.input_file, require_category=True))
+    rows, num_skipped = _read_input(config)
+    cleaned = clean_rows(rows)
     allocation = allocate_rows(cleaned.rows, config)
     paths = DataPaths(config.output_root, config.dataset_name)
     num_clients = len(allocation.clients)
     contents = _data_files(allocation, paths, config.test_per_cat)
     manifest = _manifest(config, source, cleaned, allocation, contents)
+    if config.skip_bad:
+        manifest["num_skipped"] = num_skipped
     contents[paths.manifest(num_clients)] = json_text(manifest)
     _write(contents, paths, manifest, overwrite=config.overwrite)
     print(_summary(manifest, paths, config.test_per_cat))
     return manifest
+
+
+def _read_input(config: AllocateConfig) -> tuple[list[Row], int]:
+    """The rows, and how many bad ones were left out."""
+    skipped: list[str] = []
+
+    def note(message: str) -> None:
+        skipped.append(message)
+        say(message)
+
+    rows = read_rows(config.input_file, require_category=True, rules=config.read_rules, on_skip=note)
+    return rows, len(skipped)
 
 
 def clean_rows(rows: Sequence[Row]) -> Cleaned:
@@ -133,6 +149,8 @@ def _manifest(
     """No time, no path and no machine in it: the same data gives the same manifest anywhere."""
     fields = {"train_per_cat", "test_per_cat", "partition", "seed"}
     fields |= {"dirichlet": {"alpha"}, "shards": {"shards_per_client"}}.get(config.partition, set())
+    # rules at their default leave no trace, so a data set is the same as before there were any
+    fields |= config.read_rules.record().keys()
     tables = [_describe(path, text) for path, text in contents.items()]
     for table, rows in zip(tables, (allocation.test, *allocation.clients), strict=True):
         table |= {"num_examples": len(rows), "categories": dict(Counter(row.category for row in rows))}
@@ -179,7 +197,7 @@ def _refuse_other_split(paths: DataPaths, manifest: Mapping[str, Any]) -> None:
     for path in sorted(paths.folder.glob("*/manifest.json")):
         if path != own and _split(read_json(path)) != _split(manifest):
             raise UsageError(
-                f"{path.parent} was allocated with another input, seed or test_per_cat: "
+                f"{path.parent} was allocated with another input, seed, test_per_cat or other reading rules: "
                 "training rows there could be test rows here",
                 hint=f"choose another dataset_name, or delete {path.parent}",
             )
@@ -188,7 +206,9 @@ def _refuse_other_split(paths: DataPaths, manifest: Mapping[str, Any]) -> None:
 def _split(manifest: Any) -> tuple[Any, ...] | None:
     """What decides which prompts are test prompts; None for a manifest that is not ours."""
     try:
-        return manifest["input"]["sha256"], manifest["seed"], manifest["config"]["test_per_cat"]
+        config = manifest["config"]
+        reading = [config.get(name) for name in sorted(READING_FIELDS)]
+        return manifest["input"]["sha256"], manifest["seed"], config["test_per_cat"], reading
     except (KeyError, TypeError):
         return None
 
@@ -212,6 +232,7 @@ def _summary(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat: int) -
         f"  test  {manifest['test']['num_examples']:>6}  {_mix(manifest['test']['categories'])}",
         f"input: {manifest['input']['num_rows']} rows, {manifest['num_empty']} without an answer left out, "
         f"{dropped['dropped']} repeated prompts dropped ({dropped['under_another_category']} under another category)",
+        *([f"bad rows left out: {manifest['num_skipped']}"] if "num_skipped" in manifest else []),
         f"label skew: {manifest['label_skew']:.3f} (0 is the pool's mix at every client)",
         f"clients: {paths.client_file(len(clients), 0).parent}",
         f"test set: {paths.test_file(test_per_cat)}",

@@ -30,7 +30,7 @@ def run(config: EvaluateRougeConfig) -> dict[str, Any]:
     source = ResultPaths(config.prediction_dir, config.exp_name, config.communication_rounds).predictions(name)
     result_file = ResultPaths(config.evaluation_dir, config.exp_name, config.communication_rounds).rouge(name)
     predictions = read_predictions(source, config.prediction_key)
-    targets = read_rows(config.target_file, output_key=config.target_key)
+    targets = read_rows(config.target_file, output_key=config.target_key, rules=config.read_rules)
     check_categories([row.category for row in targets], str(config.target_file))
     pairs = pair_rows(predictions, targets, predictions_name=str(source), targets_name=str(config.target_file))
 

@@ -1,0 +1,30 @@
+"""The fields of every configuration whose stage reads rows from a user's files.
+
+They stand behind a stage's own fields in its help (`flags.py`), although a base class comes first.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedlora.config.schema import Config, flag
+from fedlora.types import STRICT, ReadRules
+
+
+class ReadingConfig(Config):
+    """How strictly rows are read; the defaults refuse the first bad one."""
+
+    skip_bad: int = flag(STRICT.skip_bad, "bad rows of a file that are left out, each named", ge=0)
+    max_record_bytes: int = flag(STRICT.max_record_bytes, "largest row that is read, in bytes", ge=1024, le=1 << 30)
+    numbers_as_text: bool = flag(STRICT.numbers_as_text, "take a number where text belongs, as it is written")
+    surrogates: Literal["refuse", "replace"] = flag(
+        STRICT.surrogates, "half a surrogate pair in a text: an error, or replaced by U+FFFD"
+    )
+
+    @property
+    def read_rules(self) -> ReadRules:
+        """The rules as the readers take them."""
+        return ReadRules(**{name: getattr(self, name) for name in READING_FIELDS})
+
+
+READING_FIELDS = frozenset(ReadingConfig.model_fields)

@@ -1,0 +1,96 @@
+"""A row of 200 MB costs no more memory than the largest row that is allowed, whatever the format."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+MEBIBYTE = 1 << 20
+SIZE = 200
+ALLOWED = 64 * MEBIBYTE
+
+MEASURE = """
+import sys
+from pathlib import Path
+from fedlora.data.records import read_rows
+from fedlora.errors import DataError
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+read_rows(Path(sys.argv[1]))  # what the libraries take is there before
+before = peak()
+try:
+    read_rows(Path(sys.argv[2]))
+    message = "no error"
+except DataError as error:
+    message = str(error).splitlines()[0]
+print(peak() - before, message)
+"""
+
+
+def repeat(first: str, last: str = "", *, piece: str = "x" * MEBIBYTE) -> Iterator[bytes]:
+    yield first.encode()
+    yield from [piece.encode()] * SIZE
+    yield last.encode()
+
+
+def table(texts: list[str]) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"instruction": texts, "output": ["o"] * len(texts)}), sink)
+    return sink.getvalue()
+
+
+LINE = '{"instruction": "i", "output": "o"}'
+PIECES = {
+    "line.jsonl": lambda: repeat(f'{LINE}\n{{"instruction": "', '"}\n'),
+    "wide.jsonl": lambda: repeat(f'{LINE}\n{{"instruction": "', '"}\n', piece="𝄞" * (MEBIBYTE // 4)),
+    "array.json": lambda: repeat(f'[{LINE},\n{{"instruction": "', '"}]'),
+    "wide.json": lambda: repeat(f'[{LINE},\n{{"instruction": "', '"}]', piece="𝄞" * (MEBIBYTE // 4)),
+    "fields.json": lambda: repeat(f'[{LINE},\n{{"a": 0', "}]", piece=', "b": [{}]' * (MEBIBYTE // 11)),
+    "field.csv": lambda: repeat("instruction,output\ni,", "\n"),
+    "lines.csv": lambda: repeat('instruction,output\ni,"', '"\n', piece="x\n" * (MEBIBYTE // 2)),
+}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "rows.parquet"
+    path.write_bytes(table(["i"]))
+    return path
+
+
+def measure(sound: Path, path: Path) -> tuple[int, str]:
+    command = [sys.executable, "-c", MEASURE, str(sound), str(path)]
+    growth, message = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(" ", 1)
+    return int(growth), message.strip()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.parametrize("name", [*PIECES, "line.jsonl.gz", "cell.parquet"])
+def test_a_gigantic_row_is_refused_in_bounded_memory(tmp_path: Path, sound: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith(".gz"):
+        with gzip.open(path, "wb", compresslevel=1) as packed:
+            packed.writelines(PIECES["line.jsonl"]())
+    elif name.endswith(".parquet"):
+        path.write_bytes(table(["i", "x" * (SIZE * MEBIBYTE), "i"]))
+    else:
+        with path.open("wb") as file:
+            file.writelines(PIECES[name]())
+    growth, message = measure(sound, path)
+    path.unlink()
+    assert growth < ALLOWED, f"{growth / MEBIBYTE:.0f} MiB"
+    if name == "cell.parquet":
+        assert message.startswith(f"{path}: a page of the column 'instruction' takes 2097")
+    else:
+        assert message == f"{path}:2:1: the row is larger than 4194304 bytes"
