@@ -2,7 +2,7 @@
 
 A command's modules are named as text and imported when it is called, so that `fedlora --help` loads
 neither pydantic nor torch. Every error leaves through `main`: those a user can cause as one message
-and one hint, those nobody expected as a traceback, both without the keys found in the environment.
+and one hint, those nobody expected as a traceback, both without the keys this process knows.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 from fedlora import __version__
 from fedlora.console import printable
 from fedlora.errors import FedloraError, StorageError, UsageError
+from fedlora.redaction import redact
 
 SHELLS = ("bash", "zsh", "tcsh")
 SPIN_COUNT = "10000"
 """How long OpenMP threads spin before they sleep. torch's default, 300,000, costs a factor of ten or more as soon as
 another process wants the same cores; sleeping at once costs a quarter of the speed of an idle machine. See
 docs/architecture.md."""
-SECRET_VARIABLES = ("api_key", "OPENAI_API_KEY")
 HELP = {"-h", "--help"}
 
 
@@ -45,6 +45,12 @@ COMMANDS = {
         "split one file of rows into client files and a test set",
         "fedlora.config.data:AllocateConfig",
         "fedlora.stages.allocate:run",
+    ),
+    "plan": Command(
+        "what a run will take and what is wrong with its data, before training",
+        "fedlora.config.plan:PlanConfig",
+        "fedlora.stages.plan:run",
+        positional="config",
     ),
     "train": Command(
         "train a federation: homo, seq, none or pooled",
@@ -70,6 +76,17 @@ COMMANDS = {
         "tables and a plot over several experiments",
         "fedlora.config.evaluate:ReportConfig",
         "fedlora.stages.report:run",
+    ),
+    "runs": Command(
+        "list the runs: state, progress, best round, size",
+        "fedlora.config.runs:RunsConfig",
+        "fedlora.stages.runs:run",
+    ),
+    "verify": Command(
+        "recheck the hashes of a run and recompute its aggregates",
+        "fedlora.config.runs:VerifyConfig",
+        "fedlora.stages.verify:run",
+        positional="exp_name",
     ),
     "data skills": Command(
         "write the skills data: short tasks with one right answer",
@@ -241,10 +258,7 @@ def _show_unexpected(error: Exception) -> int:
 
 
 def _print_error(text: str) -> None:
-    for variable in SECRET_VARIABLES:
-        if secret := os.environ.get(variable):
-            text = text.replace(secret, "[redacted]")
-    print(printable(text), file=sys.stderr, flush=True)
+    print(printable(redact(text)), file=sys.stderr, flush=True)
 
 
 def _silence_stdout() -> None:

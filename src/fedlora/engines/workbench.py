@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedlora.config.train import TrainConfig
 from fedlora.engines.client_data import ClientExamples, ClientFacts
-from fedlora.llm.base_model import BaseModel, load_base_model
+from fedlora.llm.base_model import BaseModel, load_base_model, load_outline
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
@@ -45,15 +45,17 @@ def make_workbench(
     device: str,
     layout: Layout | None = None,
     facts: Mapping[ClientId, ClientFacts] | None = None,
+    outline: bool = False,
 ) -> Workbench:
-    """Load the base onto `device`; without a layout one is planned, without facts the clients are counted."""
-    base = load_base_model(
-        config.base_model,
-        device=device,
-        dtype=config.base_dtype,
-        quantization=config.quantization,
-        trust_remote_code=config.trust_remote_code,
-    )
+    """Load the base onto `device`; without a layout one is planned, without facts the clients are counted.
+
+    With `outline` the base has no weights: everything can be counted, nothing computed.
+    """
+    source = {"device": device, "dtype": config.base_dtype, "trust_remote_code": config.trust_remote_code}
+    if outline:
+        base = load_outline(config.base_model, **source)
+    else:
+        base = load_base_model(config.base_model, quantization=config.quantization, **source)
     spec = LoraSpec(
         config.lora_r,
         config.lora_alpha,

@@ -109,7 +109,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             hint = "the last line may be cut: delete it, or train again"
             raise UsageError(f"{path}:{number}: not a JSON object", hint=hint) from None
     return rows

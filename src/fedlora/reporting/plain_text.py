@@ -5,6 +5,8 @@ A number that was not measured is shown as `-`, and a line below says which comm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedlora.console import printable
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.summary import COSTS_ARE_TOTALS, ModelRow
@@ -26,15 +28,21 @@ NOTHING = "-"
 
 def main_table_text(findings: Findings) -> str:
     """The main table as aligned plain text, with warnings, gaps and notes below."""
-    lines = [COLUMNS, *(main_cells(row) for row in findings.rows)]
+    table = table_text(COLUMNS, [main_cells(row) for row in findings.rows])
+    remarks = remarks_text(findings)
+    return "\n".join([table, remarks] if remarks else [table])
+
+
+def table_text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns under their names, the first to the left and the others to the right."""
+    lines = [columns, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [
         "  ".join(_align(cell, width, index) for index, (cell, width) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     ]
     shown.insert(1, "  ".join("-" * width for width in widths))
-    remarks = remarks_text(findings)
-    return "\n".join([line.rstrip() for line in shown] + ([remarks] if remarks else []))
+    return "\n".join(line.rstrip() for line in shown)
 
 
 def remarks_text(findings: Findings) -> str:
@@ -57,7 +65,7 @@ def main_cells(row: ModelRow) -> tuple[str, ...]:
     if row.costs is None:
         return (one_line(row.label), *scores, *[NOTHING] * 4)
     costs = row.costs
-    amounts = (f"{costs.steps:,}", f"{costs.tokens:,}", _size(costs.bytes_sent), f"{costs.seconds:,.1f}")
+    amounts = (f"{costs.steps:,}", f"{costs.tokens:,}", size_text(costs.bytes_sent), f"{costs.seconds:,.1f}")
     return (one_line(row.label), *scores, *amounts)
 
 
@@ -76,7 +84,8 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
-def _size(num_bytes: float) -> str:
+def size_text(num_bytes: float) -> str:
+    """Bytes as `12 B`, `3.4 kB`, `5.6 MB` or `7.8 GB`, in thousands."""
     if num_bytes < 1000:
         return f"{num_bytes} B"
     for unit in ("kB", "MB"):

@@ -15,8 +15,9 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
+from fedlora.engines.committed import read_result
 from fedlora.engines.devices import DeviceClients
-from fedlora.engines.rounds import FederatedRun, record_of
+from fedlora.engines.rounds import FederatedRun, check_clients, choose_cohort
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.engines.worker import Worker
@@ -32,10 +33,11 @@ from fedlora.llm.lora import is_fan_in_fan_out, make_adapter
 from fedlora.paths import RunPaths
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import RoundStore
-from fedlora.runs.standing import Standing, find_standing, read_committed
+from fedlora.runs.space import SpaceNeed, estimate_round_bytes
+from fedlora.runs.standing import Standing, find_standing
 from fedlora.stages.environment import check_environment, describe_environment, library_versions
 from fedlora.stages.round_metrics import RoundMetrics
-from fedlora.types import AdapterState, ClientFailure, ClientPool, RoundResult, Row
+from fedlora.types import AdapterState, ClientPool, Row
 
 LONG_UPDATE = 10
 """An update so many times as long as the cohort's median is told of."""
@@ -75,9 +77,15 @@ class Training:
         if recorded is not None:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
+        check_clients(config, MODES[config.federation_mode], self.clients.clients())
+        self.space = self._estimate_space(MODES[config.federation_mode])
 
     def run(self) -> None:
         """The rounds that are left, with progress; run.json says at the end which round validated best."""
+        with self.space.told():
+            self._run()
+
+    def _run(self) -> None:
         config, mode = self.config, MODES[self.config.federation_mode]
         standing = find_standing(self.paths, self.lora.shapes()) if self.is_resumed else None
         done = standing.number if standing else 0
@@ -94,10 +102,12 @@ class Training:
             self._open_pool(mode, store, progress.advance) as pool,
         ):
             federated = FederatedRun(mode, pool, store, config, self.adapter, start=standing)
+            self.space.check(done)
             began = time.monotonic()
             for result in federated.rounds():
                 row = metrics.record(result, time.monotonic() - began)
                 _say_round(row, result.records, config.num_communication_rounds)
+                self.space.check(result.round)
                 began = time.monotonic()
         store.write_run({**self.run_facts, "state": "finished", "best_round": metrics.best})
 
@@ -124,13 +134,9 @@ class Training:
         if standing is None:
             return
         say(f"going on behind round {standing.number} of {self.config.num_communication_rounds}")
-        if not any(row["round"] == standing.number for row in closed):
-            limited = {entry["client_id"]: entry for entry in standing.manifest["limited"]}
-            committed = read_committed(self.paths, standing.number, metrics.log)
-            records = [{**record_of(update, 0), **limited.get(update.client_id, {})} for update in committed]
-            failures = [ClientFailure(**entry) for entry in standing.manifest["quarantined"]]
-            result = RoundResult(standing.number, standing.global_adapter, records, failures)
-            metrics.record(result, sum(record["seconds"] for record in records))
+        for number in sorted(set(range(1, standing.number + 1)) - {row["round"] for row in closed}):
+            result = read_result(self.paths, number, metrics.log, self.lora.shapes())
+            metrics.record(result, sum(record["seconds"] for record in result.records))
 
     @contextlib.contextmanager
     def _open_pool(self, mode: Mode, store: RoundStore, on_rows: Callable[[int], None]) -> Iterator[ClientPool]:
@@ -172,6 +178,16 @@ class Training:
             log=log,
             parent_sha256=standing.manifest_sha256 if standing else None,
         )
+
+    def _estimate_space(self, mode: Mode) -> SpaceNeed:
+        members = choose_cohort(self.config, self.clients.clients(), 1)
+        needed = estimate_round_bytes(
+            self.lora.shapes(),
+            updates=1 if mode.order == "pooled" else len(members),
+            keeps_optimizer=self.config.optimizer_state == "keep",
+            has_global=mode.strategy.global_adapter(self.adapter) is not None,
+        )
+        return SpaceNeed(self.paths, self.config.num_communication_rounds, needed)
 
     def _rows_ahead(self, done: int) -> int:
         """Rows the run will train on, about: cohorts are drawn round by round."""

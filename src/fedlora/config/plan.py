@@ -1,0 +1,53 @@
+"""Configuration of the `plan` stage."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from pydantic import field_validator, model_validator
+
+from fedlora.config.schema import OptionalFloat, flag
+from fedlora.config.train import TrainConfig
+
+
+class PlanConfig(TrainConfig):
+    """Say before any training what a run will take and what is wrong with its data; writes nothing.
+
+    Takes the configuration of `train`, as a file, as flags, or both.
+    """
+
+    test_file_path: Path | None = flag(None, "test file: compared with the training rows, and judged in the end")
+    probe: bool = flag(True, "load the model and train two steps to tell the time; false: only read its outline")
+    plan_file: Path | None = flag(None, "JSON file for everything the plan says")
+    gpt_model: str = flag("gpt-4.1", "the judge whose prices are given", min_length=1)
+    judge_batch_size: int = flag(20, "samples per request to the judge: batch_size of evaluate_llm", ge=1, le=100)
+    judge_price_in: OptionalFloat = flag(None, "price of a million tokens sent to the judge", ge=0)
+    judge_price_out: OptionalFloat = flag(None, "price of a million tokens that the judge writes", ge=0)
+
+    @field_validator("test_file_path", "plan_file", mode="before")
+    @classmethod
+    def _empty_path_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("judge_price_in", "judge_price_out")
+    @classmethod
+    def _finite_price(cls, value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
+
+    @model_validator(mode="after")
+    def _judge_needs_rows_and_both_prices(self) -> PlanConfig:
+        fields = [name for name in PlanConfig.model_fields if name.startswith("judge_") or name == "gpt_model"]
+        given = [name for name in fields if self.chosen(name)]
+        if given and self.test_file_path is None:
+            raise ValueError(f"{', '.join(given)}: the judge is planned for the rows of test_file_path")
+        if (self.judge_price_in is None) != (self.judge_price_out is None):
+            raise ValueError("give judge_price_in and judge_price_out, or neither")
+        return self
+
+    def training(self) -> TrainConfig:
+        """The configuration that `train` would be called with."""
+        fields = self.model_fields_set & TrainConfig.model_fields.keys()
+        return TrainConfig.model_validate({name: getattr(self, name) for name in fields})

@@ -1,0 +1,185 @@
+"""Rows that repeat earlier ones: exactly, in the prompt alone, or nearly.
+
+Near means a Jaccard similarity of at least NEAR between the sets of word triples of two rows. Pairs are found by
+prefix filtering (Bayardo et al., 2007, "Scaling Up All Pairs Similarity Search") rather than by MinHash: two sets that
+similar must share one of the rarest few triples of each, so looking only there loses no pair, draws nothing at
+random, and is quick, as most triples of real text occur once. What is found is compared in full.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fedlora.types import Row
+
+NEAR = 0.8
+"""Least share of common word triples, of all triples of either row."""
+
+SHORTEST = 10
+"""Words a row must have to be compared: one word more or less is most of what a shorter row says."""
+
+MOST_TRIES = 200
+"""Full comparisons without a find, per row and scope, after which the row counts as unlike all others. Text that
+hundreds of rows share in part and none nearly repeats would otherwise take quadratic time."""
+
+Kind = Literal["row", "prompt", "near"]
+Scope = Literal["inside", "across"]
+
+_ID_BITS = 21
+# scripts that set no spaces between words count each character as one
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A row (`source`, `row`, both from 0) and an earlier one that it repeats.
+
+    The scope says whether the earlier one is of the same source. A row has at most one repeat per scope, of the
+    strictest kind there is.
+    """
+
+    kind: Kind
+    scope: Scope
+    source: int
+    row: int
+    first_source: int
+    first_row: int
+
+
+def find_repeats(sources: Sequence[Sequence[Row]]) -> list[Repeat]:
+    """Every row that repeats an earlier one of its own source or of an earlier source, in order of the rows."""
+    found: dict[tuple[int, int, Scope], Repeat] = {}
+    for kind, key in (("row", _row_key), ("prompt", _prompt_key)):
+        for repeat in _find_equal(kind, sources, key):
+            found.setdefault((repeat.source, repeat.row, repeat.scope), repeat)
+    for repeat in _find_near(sources, set(found)):
+        found[repeat.source, repeat.row, repeat.scope] = repeat
+    return [found[key] for key in sorted(found)]
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text without case, punctuation and differences of Unicode notation."""
+    return _WORD.findall(_fold(text))
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _row_key(row: Row) -> Hashable:
+    return (*_prompt_key(row), " ".join(_fold(row.output).split()))
+
+
+def _prompt_key(row: Row) -> tuple[str, ...]:
+    return tuple(" ".join(_fold(text).split()) for text in row.prompt)
+
+
+def _find_equal(kind: Any, sources: Sequence[Sequence[Row]], key: Callable[[Row], Hashable]) -> Iterator[Repeat]:
+    firsts: defaultdict[Hashable, dict[int, int]] = defaultdict(dict)
+    for source, rows in enumerate(sources):
+        for number, row in enumerate(rows):
+            held = firsts[key(row)]
+            if source in held:
+                yield Repeat(kind, "inside", source, number, source, held[source])
+            other = next((place for place in held.items() if place[0] != source), None)
+            if other is not None:
+                yield Repeat(kind, "across", source, number, *other)
+            held.setdefault(source, number)
+
+
+def _find_near(sources: Sequence[Sequence[Row]], settled: set[tuple[int, int, Scope]]) -> Iterator[Repeat]:
+    places = [(source, number) for source, rows in enumerate(sources) for number in range(len(rows))]
+    triples = _Triples([split_words(" ".join((*sources[s][n].prompt, sources[s][n].output))) for s, n in places])
+    index = _Index(triples)
+    for document, (source, number) in enumerate(places):
+        if not triples.is_long(document):
+            continue
+        for scope in ("inside", "across"):
+            if (source, number, scope) not in settled:
+                first = index.find(document, source, inside=scope == "inside")
+                if first is not None:
+                    yield Repeat("near", scope, source, number, *places[first])
+        index.add(document, source)
+
+
+class _Triples:
+    """The word triples of every document, as ascending ranks: the rarest triple of all documents has rank 0."""
+
+    def __init__(self, documents: Sequence[Sequence[str]]) -> None:
+        ids: dict[str, int] = {}
+        codes = [_triple_codes([ids.setdefault(word, len(ids)) for word in words]) for words in documents]
+        self.lengths = [len(words) for words in documents]
+        every = np.concatenate(codes) if codes else np.empty(0, np.int64)
+        _, inverse, counts = np.unique(every, return_inverse=True, return_counts=True)
+        order = np.argsort(counts, kind="stable")
+        rank_of = np.empty(len(order), np.int64)
+        rank_of[order] = np.arange(len(order))
+        ends = np.cumsum([len(part) for part in codes])
+        self.ranks = [np.sort(part) for part in np.split(rank_of[inverse], ends[:-1])] if codes else []
+        # ranks below this occur in one document only and can start no comparison
+        self.first_shared = int(np.count_nonzero(counts == 1))
+
+    def is_long(self, document: int) -> bool:
+        return self.lengths[document] >= SHORTEST
+
+    def prefix(self, document: int) -> list[int]:
+        """The rarest triples, of which one must be shared by any document that is near, as far as others have them."""
+        ranks = self.ranks[document]
+        size = len(ranks) - math.ceil(NEAR * len(ranks) - 1e-9) + 1
+        kept = ranks[:size]
+        return kept[kept >= self.first_shared].tolist()
+
+    def is_near(self, one: int, other: int) -> bool:
+        """Whether two documents are near, by their whole sets."""
+        a, b = self.ranks[one], self.ranks[other]
+        if min(len(a), len(b)) < NEAR * max(len(a), len(b)) - 1e-9:
+            return False
+        common = len(np.intersect1d(a, b, assume_unique=True))
+        return common >= NEAR * (len(a) + len(b) - common) - 1e-9
+
+
+class _Index:
+    """Documents by the rare triples they begin with, kept apart by source, in the order they were added."""
+
+    def __init__(self, triples: _Triples) -> None:
+        self._triples = triples
+        self._postings: defaultdict[int, dict[int, list[int]]] = defaultdict(dict)
+
+    def add(self, document: int, source: int) -> None:
+        for rank in self._triples.prefix(document):
+            self._postings[rank].setdefault(source, []).append(document)
+
+    def find(self, document: int, source: int, *, inside: bool) -> int | None:
+        """The first document found near, of the same source or of any other; None when there is none."""
+        tried: set[int] = set()
+        for rank in self._triples.prefix(document):
+            for owner, documents in self._postings.get(rank, {}).items():
+                if (owner == source) is not inside:
+                    continue
+                for other in documents:
+                    if other in tried:
+                        continue
+                    if self._triples.is_near(document, other):
+                        return other
+                    tried.add(other)
+                    if len(tried) >= MOST_TRIES:
+                        return None
+        return None
+
+
+def _triple_codes(words: Sequence[int]) -> Any:
+    """The distinct triples of a document, each as one number (n,) int64: 21 bits a word, so two million words."""
+    # beyond that, words share their numbers, and an overlap may be taken for larger than it is
+    held = np.asarray(words, np.int64) & ((1 << _ID_BITS) - 1)
+    if len(held) < 3:
+        return np.empty(0, np.int64)
+    return np.unique((held[:-2] << (2 * _ID_BITS)) | (held[1:-1] << _ID_BITS) | held[2:])

@@ -1,0 +1,167 @@
+"""What a run will do, counted before it begins: steps, tokens, passes, bytes on the way and on disk.
+
+Nothing here is estimated: cohorts, steps and passes come from the functions that the run itself draws them with. Work
+is counted in the units by which passes are cut, padded tokens and what starting a pass costs, so that a probe of one
+client speaks for clients with shorter rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fedlora.config.train import TrainConfig
+from fedlora.engines.rounds import choose_cohort
+from fedlora.federated.adapters import num_bytes
+from fedlora.federated.modes import MODES, Mode, Wave
+from fedlora.llm.adapter_files import to_bin, to_safetensors
+from fedlora.llm.examples import PASS_OVERHEAD_TOKENS, Example, cut_passes, order_steps
+from fedlora.llm.layout import Layout
+from fedlora.types import AdapterState, ClientId, ClientMemory
+
+RECORD_BYTES = 8192
+"""Room for the small files of an update or a round: configuration, record, manifest, the lines of the log."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One epoch over some rows; the heaviest pass holds `pass_tokens` padded tokens in rows of `pass_length`."""
+
+    num_steps: int
+    num_tokens: int
+    units: int
+    pass_tokens: int
+    pass_length: int
+    pass_labels: int
+
+
+def measure_epoch(examples: Sequence[Example], config: TrainConfig, layout: Layout, client_id: ClientId) -> Work:
+    """The first epoch of a client's first round, cut into passes as the run will cut it."""
+    steps = order_steps(
+        examples,
+        batch_size=config.local_batch_size,
+        seed=config.seed,
+        round_number=1,
+        client_id=client_id,
+        epoch=0,
+        by_length=config.group_by_length,
+    )
+    passes = [group for step in steps for group in cut_step(step, config, layout)]
+    heaviest = max(passes, key=lambda group: (_padded(group), _longest(group)))
+    return Work(
+        num_steps=len(steps),
+        num_tokens=sum(len(example.ids) for example in examples),
+        units=count_units(passes),
+        pass_tokens=_padded(heaviest),
+        pass_length=_longest(heaviest),
+        pass_labels=sum(example.num_labels for example in heaviest),
+    )
+
+
+def cut_step(rows: Sequence[Example], config: TrainConfig, layout: Layout) -> list[list[Example]]:
+    """The passes of one step."""
+    passes = cut_passes(
+        [len(example.ids) for example in rows],
+        token_budget=layout.tokens_per_pass,
+        most_rows=config.local_micro_batch_size,
+    )
+    return [[rows[index] for index in group] for group in passes]
+
+
+def count_units(passes: Iterable[Sequence[Example]]) -> int:
+    """The work of some passes, in tokens."""
+    return sum(_padded(group) + PASS_OVERHEAD_TOKENS for group in passes)
+
+
+@dataclass(frozen=True)
+class RunForecast:
+    """A whole run. Bytes down and up are those of the busiest round, `disk_bytes` what the run's folder will take."""
+
+    num_steps: int
+    num_tokens: int
+    num_updates: int
+    most_updates: int
+    bytes_down: int
+    bytes_up: int
+    disk_bytes: int
+    steps_of: dict[ClientId, int]
+    rounds_of: dict[ClientId, int]
+    waves: list[Wave]
+
+
+def draw_waves(config: TrainConfig, clients: Sequence[ClientId]) -> list[list[Wave]]:
+    """Every round's waves, as the run will draw them."""
+    mode, shuffle = MODES[config.federation_mode], config.seq_order == "shuffled"
+    return [
+        list(mode.waves(choose_cohort(config, clients, number), shuffle=shuffle, seed=config.seed, round_number=number))
+        for number in range(1, config.num_communication_rounds + 1)
+    ]
+
+
+def forecast_run(
+    config: TrainConfig,
+    rounds: Sequence[Sequence[Wave]],
+    work: dict[tuple[ClientId, ...], Work],
+    adapter: AdapterState,
+) -> RunForecast:
+    """`work` has one epoch of every task's rows, by the clients whose rows they are."""
+    steps_of: Counter[ClientId] = Counter()
+    rounds_of: Counter[ClientId] = Counter()
+    num_tokens = 0
+    for waves in rounds:
+        for client, rows_of in (member for wave in waves for member in wave):
+            epoch = work[rows_of]
+            steps_of[client] += epoch.num_steps * config.local_num_epochs
+            num_tokens += epoch.num_tokens * config.local_num_epochs
+            rounds_of.update(rows_of)
+    mode = MODES[config.federation_mode]
+    updates = [sum(len(wave) for wave in waves) for waves in rounds]
+    sent = num_bytes(adapter) if config.federation_mode != "pooled" and _sends(mode, adapter) else 0
+    return RunForecast(
+        num_steps=steps_of.total(),
+        num_tokens=num_tokens,
+        num_updates=sum(updates),
+        most_updates=max(updates),
+        bytes_down=max(updates) * sent,
+        bytes_up=max(updates) * sent,
+        disk_bytes=_disk_bytes(config, mode, adapter, sum(updates)),
+        steps_of=dict(sorted(steps_of.items())),
+        rounds_of=dict(sorted(rounds_of.items())),
+        waves=[wave for waves in rounds for wave in waves],
+    )
+
+
+def count_run_units(
+    config: TrainConfig, waves: Iterable[Wave], work: dict[tuple[ClientId, ...], Work], devices: int = 1
+) -> float:
+    """Units of work from the run's begin to its end; a wave's clients share the devices."""
+    total = 0.0
+    for wave in waves:
+        units = [work[rows_of].units * config.local_num_epochs for _, rows_of in wave]
+        # at best evenly shared, and never faster than the client that takes longest
+        total += max(sum(units) / max(1, devices), max(units))
+    return total
+
+
+def _disk_bytes(config: TrainConfig, mode: Mode, adapter: AdapterState, updates: int) -> int:
+    per_update = len(to_bin(adapter)) + RECORD_BYTES
+    if config.optimizer_state == "keep":
+        # two moments of the adapter's size, and a step count for each factor
+        per_update += 2 * num_bytes(adapter) + RECORD_BYTES
+    per_round = RECORD_BYTES
+    if mode.strategy.global_adapter(mode.strategy.init(adapter, (0,))) is not None:
+        per_round += len(to_bin(adapter)) + len(to_safetensors(adapter))
+    return updates * per_update + config.num_communication_rounds * per_round
+
+
+def _sends(mode: Mode, adapter: AdapterState) -> bool:
+    return mode.rule.upload(adapter, ClientMemory())[0] is not None
+
+
+def _padded(group: Sequence[Example]) -> int:
+    return _longest(group) * len(group)
+
+
+def _longest(group: Sequence[Example]) -> int:
+    return max(len(example.ids) for example in group)

@@ -1,0 +1,56 @@
+"""What judging one set of answers will take, from the test file alone: the stage's own questions and messages.
+
+Answers do not exist yet, so the right answer stands in for both. Repairs and retries come on top, and the judge's own
+tokenizer may count differently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedlora.evaluation.judge.protocol import ORDERS, Sample, make_question, request_code, write_messages
+from fedlora.types import Row
+
+
+@dataclass(frozen=True)
+class JudgeForecast:
+    """For one comparison of two prediction files."""
+
+    num_samples: int
+    num_calls: int
+    tokens_in: int
+    tokens_out: int
+
+    def cost(self, price_in: float, price_out: float) -> float:
+        """In the currency of the prices, which are for a million tokens."""
+        return (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
+
+
+def forecast_judging(
+    rows: Sequence[Row], *, batch_size: int, judge: str, seed: int, count_tokens: Callable[[str], int]
+) -> JudgeForecast:
+    """Calls and tokens of judging an answer to every row against another, in both orders."""
+    # it brings in the client library, which takes a second
+    from fedlora.evaluation.judge.judging import make_batches
+
+    samples = [
+        Sample(number, row.instruction, row.input, row.category, row.output, row.output, row.output)
+        for number, row in enumerate(rows, start=1)
+    ]
+    every = [make_question(sample, order, judge=judge, host="") for sample in samples for order in ORDERS]
+    batches = make_batches(list({question.key: question for question in every}.values()), batch_size)
+    asked = [message["content"] for batch in batches for message in write_messages(batch, request_code(batch, seed, 0))]
+    return JudgeForecast(
+        num_samples=len(samples),
+        num_calls=len(batches),
+        tokens_in=sum(map(count_tokens, asked)),
+        tokens_out=sum(count_tokens(_reply(len(batch))) for batch in batches),
+    )
+
+
+def _reply(num_samples: int) -> str:
+    """A reply of the usual size."""
+    entries = [{"id": f"s{i}", "score_a": 75, "score_b": 50, "verdict": "A"} for i in range(1, num_samples + 1)]
+    return json.dumps({"results": entries})

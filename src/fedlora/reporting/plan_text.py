@@ -1,0 +1,127 @@
+"""A plan as plain text: the clients, the run, what it takes, and the warnings last.
+
+The record is what `--plan_file` holds; nothing is computed here. What needs the probe is shown as `-` without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fedlora.console import duration, printable
+from fedlora.data.doctor import PLACES
+from fedlora.reporting.plain_text import NOTHING, one_line, size_text, table_text
+
+COLUMNS = ("client", "file", "rows", "train", "empty", "cut", "prompt tok", "response tok", "rounds", "steps")
+MOST_CLIENTS = 20
+"""Clients and warnings beyond these numbers are counted, and listed in the plan file only."""
+
+MOST_WARNINGS = 40
+CATEGORIES = 3
+
+
+def plan_text(record: Mapping[str, Any]) -> str:
+    """The whole plan."""
+    clients = record["clients"]
+    table = table_text((*COLUMNS, "categories"), [_client_cells(client) for client in clients[:MOST_CLIENTS]])
+    more = len(clients) - MOST_CLIENTS
+    parts = [
+        one_line(
+            f"plan of {record['exp_name']}: {record['mode']}, {record['rounds']} rounds of {record['base_model']} "
+            f"({record['base_dtype']} on {record['device']})"
+        ),
+        table + (f"\n... and {more} clients more, in --plan_file" if more > 0 else ""),
+        "\n".join(printable(line) for line in _run_lines(record)),
+        "\n".join(_warning_lines(record["warnings"])),
+    ]
+    return "\n\n".join(parts)
+
+
+def _client_cells(client: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(client["client_id"]),
+        one_line(client["file"]),
+        f"{client['num_rows']:,}",
+        f"{client['num_examples']:,}",
+        f"{client['num_empty']:,}",
+        f"{client['num_shortened']:,}",
+        f"{client['num_prompt_tokens']:,}",
+        f"{client['num_response_tokens']:,}",
+        str(client["num_rounds"]),
+        f"{client['num_steps']:,}",
+        _category_text(client["categories"]),
+    )
+
+
+def _category_text(categories: Mapping[str, int]) -> str:
+    """The largest categories with their shares."""
+    total = sum(categories.values())
+    largest = sorted(categories.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{one_line(name) or '(none)'} {count / total:.0%}" for name, count in largest[:CATEGORIES]]
+    return ", ".join([*shown, f"{len(largest) - CATEGORIES} more"] if len(largest) > CATEGORIES else shown) or NOTHING
+
+
+def _run_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    run, adapter, memory, layout = (record[name] for name in ("run", "adapter", "memory", "layout"))
+    if record["label_skew"] is not None:
+        yield f"label skew   {record['label_skew']:.2f} (0: every client has the pool's mix)"
+    if record["test"] is not None:
+        yield f"test file    {record['test']['num_rows']:,} rows ({record['test']['file']})"
+    amounts = [f"{run[name]:,}" for name in ("num_steps", "num_tokens", "num_updates")]
+    yield "steps        {} optimizer steps, {} tokens, {} updates".format(*amounts)
+    yield (
+        f"adapter      {adapter['num_parameters']:,} parameters; .bin {size_text(adapter['bin_bytes'])}, "
+        f".safetensors {size_text(adapter['safetensors_bytes'])}"
+    )
+    yield (
+        f"a round      at most {run['most_updates']} updates, {size_text(run['bytes_down'])} down and "
+        f"{size_text(run['bytes_up'])} up"
+    )
+    yield f"disk         {size_text(run['disk_bytes'])} for all rounds, {size_text(record['disk_free_bytes'])} free"
+    program = f"program {size_text(memory['program'])}, " if memory["program"] else ""
+    yield (
+        f"memory       about {size_text(memory['total'])} at the peak: {program}base {size_text(memory['base'])}, "
+        f"adapter and optimizer {size_text(memory['optimizer'])}, a pass {size_text(memory['one_pass'])}; "
+        f"{size_text(memory['available'])} can be had"
+    )
+    checkpoints = ", layers computed twice" if layout["gradient_checkpointing"] else ""
+    yield f"layout       {layout['tokens_per_pass']:,} tokens in a pass{checkpoints}"
+    yield f"time         {_time_text(record)}"
+    if record["judge"] is not None:
+        yield f"judge        {_judge_text(record['judge'])}"
+
+
+def _time_text(record: Mapping[str, Any]) -> str:
+    probe = record["probe"]
+    if probe is None:
+        return f"{NOTHING} (the probe trains two steps to tell)"
+    return (
+        f"about {duration(record['seconds'])} for the run, as two steps of client {probe['client_id']} went: "
+        f"{probe['num_tokens'] / probe['seconds']:,.0f} tokens a second"
+    )
+
+
+def _judge_text(judge: Mapping[str, Any]) -> str:
+    text = (
+        f"{judge['num_calls']:,} calls to {judge['model']} for each comparison of {judge['num_samples']:,} answers in "
+        f"both orders, about {judge['tokens_in']:,} tokens in and {judge['tokens_out']:,} out"
+    )
+    if judge["cost"] is None:
+        return f"{text}; for the cost give --judge_price_in and --judge_price_out"
+    return f"{text}: {judge['cost']:,.2f} in the currency of the prices; repairs and retries come on top"
+
+
+def _warning_lines(warnings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What was found and where; what to do is said once for all that ask for the same."""
+    if not warnings:
+        yield "no warnings"
+    shown = warnings[:MOST_WARNINGS]
+    for advice in dict.fromkeys(warning["advice"] for warning in shown):
+        for warning in (each for each in shown if each["advice"] == advice):
+            yield f"warning: {one_line(warning['what'])}"
+            if warning["places"]:
+                rest = "; ..." if len(warning["places"]) == PLACES < warning["count"] else ""
+                yield f"    at {one_line('; '.join(warning['places']))}{rest}"
+        yield f"    -> {one_line(advice)}"
+    if len(warnings) > MOST_WARNINGS:
+        yield f"... and {len(warnings) - MOST_WARNINGS} warnings more, in --plan_file"
