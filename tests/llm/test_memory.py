@@ -104,7 +104,7 @@ def test_a_recorded_reduction_gives_the_same_bytes_without_running_out_of_memory
 
 def test_a_row_that_does_not_fit_alone_is_one_clear_error(tiny_model, monkeypatch):
     monkeypatch.setattr(local_training, "backward_loss", Exhausted(0, MemoryError()))
-    with pytest.raises(TrainingError, match=r"client 0, step 1 of round 1: out of memory with one row of \d+ tokens"):
+    with pytest.raises(TrainingError, match=r"step 1 of round 1: out of memory with one row of \d+ tokens"):
         train(make_trainer(tiny_model))
 
 
