@@ -3,15 +3,17 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-slow bench bench-gpu bench-quality lint format clean-venv
+.PHONY: help demo test test-slow crashtest bench bench-gpu bench-quality fuzz lint format clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
 	@echo "make test        run the default tests"
 	@echo "make test-slow   run the tests on the embedded model and Dolly: minutes (FEDLORA_DOLLY names the file)"
+	@echo "make crashtest   200 kills, a full disk, damaged files, signals, parallel starts, each compared: 10 to 30 minutes"
 	@echo "make bench       measure everything on the CPU and write docs/benchmarks.md: 20 minutes (FEDLORA_DOLLY as above)"
 	@echo "make bench-gpu   the same on a CUDA device"
 	@echo "make bench-quality  held-out loss against the usual way, 3 seeds: 20 minutes (FEDLORA_DOLLY as above)"
+	@echo "make fuzz        damage 100,000 adapter files and see that each is refused or read right: a few minutes"
 	@echo "make lint        check style and types"
 	@echo "make format      rewrite the code in the project's style"
 	@echo "make clean-venv  delete .venv"
@@ -27,6 +29,10 @@ test: .venv/installed-dev
 test-slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow -rs
 
+# the part on small disks mounts them, which needs root; without it that part is skipped and says so
+crashtest: .venv/installed
+	.venv/bin/python tools/crashtest.py
+
 # without a file of Dolly rows only short rows are timed
 bench: .venv/installed
 	.venv/bin/python benchmarks/bench.py $(if $(FEDLORA_DOLLY),--data "$(FEDLORA_DOLLY)")
@@ -36,6 +42,10 @@ bench-gpu: .venv/installed
 
 bench-quality: .venv/installed
 	.venv/bin/python benchmarks/quality.py $(if $(FEDLORA_DOLLY),--data "$(FEDLORA_DOLLY)")
+
+# MUTATIONS files of each of four kinds; another SEED damages them in other places
+fuzz: .venv/installed
+	.venv/bin/python tools/fuzz_adapters.py --mutations $(or $(MUTATIONS),25000) --seed $(or $(SEED),0)
 
 lint: .venv/installed-dev
 	$(RUFF) check .

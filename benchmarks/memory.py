@@ -52,7 +52,7 @@ def train(folder: str, model: str, device: str, count: int, rows: int, hold: boo
     import torch
 
     from fedlora.config.train import TrainConfig
-    from fedlora.stages import train as stage
+    from fedlora.stages import train, training
 
     # all rows in one step: its passes do not depend on the order in which a client's seed puts them
     values = {**COMMON, "local_batch_size": rows, "tokens_per_pass": 1024, "num_communication_rounds": 2, **options}
@@ -68,7 +68,7 @@ def train(folder: str, model: str, device: str, count: int, rows: int, hold: boo
         **values,
     )
     loaded: list[float] = []
-    make_workbench = stage.make_workbench
+    make_workbench = training.make_workbench
 
     def make_and_note(*arguments: Any, **named: Any) -> Any:
         """Loading is a peak of its own, which would hide what training takes: training's peak starts behind it."""
@@ -77,14 +77,14 @@ def train(folder: str, model: str, device: str, count: int, rows: int, hold: boo
         forget_peak()
         return bench
 
-    stage.make_workbench = make_and_note
+    training.make_workbench = make_and_note
     began = time.perf_counter()
-    stage.run(config)
+    train.run(config)
     seconds = time.perf_counter() - began
-    training = peak_megabytes()
+    in_training = peak_megabytes()
     found: dict[str, Any] = {
-        "peak_mb": round(max(*loaded, training), 1),
-        "training_peak_mb": round(training, 1),
+        "peak_mb": round(max(*loaded, in_training), 1),
+        "training_peak_mb": round(in_training, 1),
         "seconds": round(seconds, 1),
     }
     if device == "cuda":

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
+from tiny_run import WORDS, make_client_files
 
 from fedlora.cli import SPIN_COUNT
 
@@ -53,53 +54,12 @@ def _own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         os.environ["FEDLORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a two-layer Llama (grouped queries, tied embeddings, float32) with a byte-level tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from tiny_run import make_tiny_model
 
-    folder = tmp_path_factory.mktemp("tiny_model")
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(specials + alphabet)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(specials)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", bos_token="<|im_start|>", unk_token="<|endoftext|>"
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=None,
-        )
-    )
-    model.save_pretrained(folder)
-    return folder
-
-
-WORDS = ("north", "south", "east", "west", "red", "green", "blue", "gold")
+    return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
 
 
 @pytest.fixture
@@ -107,21 +67,7 @@ def make_clients(tmp_path: Path) -> Callable[..., Path]:
     """Write the contract's tree: `sizes` rows per client, one category each; returns the data folder."""
 
     def make(sizes: list[int], folder: str = "data") -> Path:
-        data = tmp_path / folder
-        place = data / str(len(sizes))
-        place.mkdir(parents=True)
-        for client, size in enumerate(sizes):
-            rows = [
-                {
-                    "instruction": f"say {WORDS[(client + row) % 8]} {row}",
-                    "input": "" if row % 2 else f"note {client}",
-                    "output": WORDS[client % 8] * (1 + row % 3),
-                    "category": f"c{client}",
-                }
-                for row in range(size)
-            ]
-            (place / f"local_training_{client}.json").write_text(json.dumps(rows), encoding="utf-8")
-        return data
+        return make_client_files(tmp_path / folder, sizes)
 
     return make
 

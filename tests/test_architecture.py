@@ -83,6 +83,32 @@ def test_only_the_command_line_parses_arguments():
     assert not importers_of("argparse", "shtab") - {"cli", "flags"}
 
 
+def test_nothing_unpickles():
+    """No module asks for code out of a file: not by pickle and its kin, not by those who call it."""
+    unpicklers = ("pickle", "pickletools", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+    assert not importers_of(*unpicklers)
+    called = {
+        f"{module}: {ast.unparse(node)}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) in ("torch.load", "torch.jit.load", "torch.hub.load", "numpy.load", "np.load")
+    }
+    assert not called
+    assert not [name for module in MODULES for name in imports_of(MODULES[module]) if name == "torch.load"]
+
+
+def test_no_module_evaluates_text():
+    called = {
+        f"{module}: {ast.unparse(node)}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("eval", "exec", "compile", "os.system", "__import__")
+    }
+    assert not called
+
+
 def test_no_module_is_longer_than_300_lines():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
     assert not {str(path.relative_to(PACKAGE)): length for path, length in lengths.items() if length > 300}

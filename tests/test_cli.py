@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -345,3 +346,34 @@ def test_a_program_without_the_package_says_how_to_install_it():
     assert result.returncode == 1
     assert "pip install -e ." in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_error_that_a_signal_turned_into_is_the_signal_s(monkeypatch):
+    def swallow(config):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except SystemExit:
+            raise ValueError("the library's own way to say so") from None
+
+    monkeypatch.setattr(cli, "load", lambda place, load=cli.load: swallow if place.endswith(":run") else load(place))
+    assert cli.main(["runs"]) == 128 + signal.SIGTERM
+
+
+def test_a_command_that_swallows_the_signal_is_ended(tmp_path):
+    script = tmp_path / "deaf.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from fedlora import cli\n"
+        "cli.PATIENCE_SECONDS = 0.2\n"
+        "def deaf(arguments):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(1)\n"
+        "    except KeyboardInterrupt:\n"
+        "        pass\n"
+        "    time.sleep(30)\n"
+        "cli._dispatch = deaf\n"
+        "raise SystemExit(cli.main(['runs']))\n"
+    )
+    assert subprocess.run([sys.executable, str(script)], timeout=20).returncode == 128 + signal.SIGINT

@@ -29,6 +29,8 @@ SPIN_COUNT = "10000"
 another process wants the same cores; sleeping at once costs a quarter of the speed of an idle machine. See
 docs/architecture.md."""
 HELP = {"-h", "--help"}
+PATIENCE_SECONDS = 4.0
+"""How long a command may take to end after SIGINT or SIGTERM."""
 
 
 class Command(NamedTuple):
@@ -215,23 +217,39 @@ def _print_completion(arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an exception, so that open work is dropped cleanly; a second one kills."""
+    """Turn SIGINT and SIGTERM into an exception, so that open work is dropped cleanly; a second one kills.
+
+    Code that is not Python's may swallow the exception or turn it into one of its own: an error behind a signal counts
+    as the signal's, and a process that is still there after PATIENCE_SECONDS is ended as it stands.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     caught = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    received: list[int] = []
+    timers: list[threading.Timer] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in caught:
             signal.signal(each, signal.SIG_DFL)
+        received.append(number)
+        timers.append(threading.Timer(PATIENCE_SECONDS, os._exit, (128 + number,)))
+        timers[0].daemon = True
+        timers[0].start()
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     try:
         for number in caught:
             signal.signal(number, stop)
         yield
+    except Exception as error:
+        if received:
+            raise SystemExit(128 + received[0]) from error
+        raise
     finally:
+        for timer in timers:
+            timer.cancel()
         for number in caught:
             signal.signal(number, before[number])
 

@@ -104,3 +104,11 @@ def test_an_update_that_would_broadcast_is_found():
         fault = find_fault({**adapter(0), "l.lora_A.weight": torch.zeros(shape)}, shapes)
         assert fault is not None
         assert "shape" in fault
+
+
+def test_the_norm_of_an_update_does_not_depend_on_the_order_of_its_keys():
+    generator = torch.Generator().manual_seed(0)
+    after = {f"key{number}": torch.randn(7, 3, generator=generator) * 10**number for number in range(-4, 5)}
+    before = {key: torch.zeros_like(value) for key, value in after.items()}
+    orders = [sorted(after, key=lambda key, turn=turn: hash((turn, key))) for turn in range(20)]
+    assert len({difference_norm({key: after[key] for key in order}, before) for order in orders}) == 1

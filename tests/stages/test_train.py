@@ -109,7 +109,7 @@ def test_the_global_adapter_is_the_mean_of_the_client_files_weighted_by_examples
 
 def test_metrics_hold_what_the_report_needs(train_mode, test_file):
     rows = metrics(train_mode("homo", val_data_path=str(test_file)))
-    assert rows[0].keys() == {"kind", "round", "val_loss"}
+    assert rows[0].keys() == {"check", "kind", "round", "val_loss"}
     clients = [row for row in rows if row["kind"] == "client"]
     rounds = [row for row in rows if row["kind"] == "round"][1:]
     assert len(clients) == 6

@@ -44,10 +44,13 @@ def weighted_mean(pairs: Iterable[tuple[AdapterState, float]]) -> dict[str, Tens
 
 
 def difference_norm(after: AdapterState, before: AdapterState) -> float:
-    """Euclidean norm of `after - before` over all tensors together, in float64."""
+    """Euclidean norm of `after - before` over all tensors together, in float64.
+
+    Summed in key order: an adapter that was read from a file has its keys in any.
+    """
     total = 0.0
-    for key, value in after.items():
-        total += float((value.to(torch.float64) - before[key].to(torch.float64)).square().sum())
+    for key in sorted(after):
+        total += float((after[key].to(torch.float64) - before[key].to(torch.float64)).square().sum())
     return math.sqrt(total)
 
 

@@ -53,6 +53,7 @@ def hold_run(paths: RunPaths) -> Iterator[None]:
         yield
     finally:
         paths.holder_file.unlink(missing_ok=True)
+        _leave_nothing_empty(paths)
         lock.release()
 
 
@@ -68,6 +69,15 @@ def find_holder(paths: RunPaths) -> Holder | None:
             return _read_holder(paths)
     lock.release()
     return None
+
+
+def _leave_nothing_empty(paths: RunPaths) -> None:
+    """Remove the folder of a start that was refused before it wrote anything; the lock is still held, and filelock
+    takes no lock on a file that has been removed."""
+    if [entry.name for entry in paths.root.iterdir()] == [paths.lock_file.name]:
+        with contextlib.suppress(OSError):
+            paths.lock_file.unlink()
+            paths.root.rmdir()
 
 
 def _read_holder(paths: RunPaths) -> Holder:

@@ -100,24 +100,22 @@ class RoundStore:
             write_bytes(folder / OPTIMIZER_NAME, safetensors.torch.save(dict(update.memory.optimizer)))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         self.log.note_update(update.round, update.client_id, update.metrics.get("seconds", 0.0))
-        write_json(
-            folder / UPDATE_NAME,
-            {
-                "client_id": update.client_id,
-                "files": describe_files(folder, files),
-                "keeps_adapter": update.memory.adapter is not None,
-                "keeps_optimizer": bool(update.memory.optimizer),
-                # what the clock says differs from one training to the next, and these bytes must not
-                "metrics": {name: value for name, value in update.metrics.items() if name != "seconds"},
-                "num_examples": update.num_examples,
-                "num_steps": update.num_steps,
-                "num_tokens": update.num_tokens,
-                "round": update.round,
-                "sends_adapter": update.upload is not None,
-                "started_from": update.started_from,
-                "task_id": update.task_id,
-            },
-        )
+        record = {
+            "client_id": update.client_id,
+            "files": describe_files(folder, files),
+            "keeps_adapter": update.memory.adapter is not None,
+            "keeps_optimizer": bool(update.memory.optimizer),
+            # what the clock says differs from one training to the next, and these bytes must not
+            "metrics": {name: value for name, value in update.metrics.items() if name != "seconds"},
+            "num_examples": update.num_examples,
+            "num_steps": update.num_steps,
+            "num_tokens": update.num_tokens,
+            "round": update.round,
+            "sends_adapter": update.upload is not None,
+            "started_from": update.started_from,
+            "task_id": update.task_id,
+        }
+        write_json(folder / UPDATE_NAME, seal(record))
 
     def updates(self, round_number: int, clients: Sequence[ClientId]) -> StoredUpdates:
         """The kept updates of the open round, in client-id order."""
@@ -138,7 +136,14 @@ class RoundStore:
         """What a client kept with its last committed update; empty before its first."""
         if accepted is None:
             return ClientMemory()
-        return self.read_update(accepted, client_id, folder=self.paths.round_folder(accepted)).memory
+        folder = self.paths.round_folder(accepted)
+        place = folder / client_name(client_id)
+        if read_kept_update(place) is None:
+            raise StorageError(
+                f"{place}: what the client keeps from round {accepted} is not what was written",
+                hint="give the same command again: the round is then trained again",
+            )
+        return self.read_update(accepted, client_id, folder=folder).memory
 
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
         """Put a client's latest adapter into the open round, as a hard link where the file system has them."""
@@ -159,13 +164,15 @@ class RoundStore:
             write_bytes(folder / SAFETENSORS_NAME, to_safetensors(global_adapter))
             write_text(folder / CONFIG_NAME, self.peft_config)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        manifest = {
-            **self.header,
-            **facts,
-            "round": round_number,
-            "parent_sha256": self._parent,
-            "files": describe_files(folder, files),
-        }
+        manifest = seal(
+            {
+                **self.header,
+                **facts,
+                "round": round_number,
+                "parent_sha256": self._parent,
+                "files": describe_files(folder, files),
+            }
+        )
         write_json(folder / MANIFEST_NAME, manifest)
         final = self.paths.round_folder(round_number)
         try:
@@ -184,9 +191,12 @@ class RoundStore:
 class StoredUpdates:
     """Re-iterable updates of one round; each iteration loads them from the store one after another."""
 
-    def __init__(self, store: RoundStore, round_number: int, clients: Sequence[ClientId]) -> None:
+    def __init__(
+        self, store: RoundStore, round_number: int, clients: Sequence[ClientId], *, folder: Path | None = None
+    ) -> None:
         self._store = store
         self._round = round_number
+        self._folder = folder
         self._clients = list(clients)
 
     def __len__(self) -> int:
@@ -195,7 +205,7 @@ class StoredUpdates:
     def __iter__(self) -> Iterator[ClientUpdate]:
         # not one ahead in a thread: reading and summing then fight for the same cores, and both are slower
         for client_id in self._clients:
-            yield self._store.read_update(self._round, client_id)
+            yield self._store.read_update(self._round, client_id, folder=self._folder)
 
 
 def update_of(facts: Mapping[str, Any], *, upload: AdapterState | None, memory: ClientMemory) -> ClientUpdate:

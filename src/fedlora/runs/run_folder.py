@@ -10,7 +10,7 @@ from typing import Any
 from fedlora.config.train import TrainConfig
 from fedlora.errors import StorageError, UsageError
 from fedlora.files import read_json
-from fedlora.paths import RunPaths
+from fedlora.paths import RunPaths, is_number
 from fedlora.runs.checking import is_whole
 
 
@@ -67,7 +67,7 @@ def remove_entry(entry: Path) -> None:
 def _belongs_to_run(entry: Path) -> bool:
     """Whether a run writes something of this name: its own files, their temporary forms, rounds open or closed."""
     if entry.is_dir():
-        return entry.name.removesuffix(".partial").removesuffix(".damaged").isdigit()
+        return is_number(entry.name.removesuffix(".partial").removesuffix(".damaged"))
     names = ("run.json", "metrics.jsonl", ".lock", ".holder.json")
     return entry.name in names or any(entry.name.startswith(f".{name}.tmp-") for name in names)
 

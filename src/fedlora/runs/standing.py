@@ -48,7 +48,7 @@ def find_standing(paths: RunPaths, shapes: Shapes) -> Standing | None:
         if fault is None:
             file = folder / SAFETENSORS_NAME
             adapter = load_adapter(file, shapes) if file.is_file() else None
-            found = Standing(number, read_manifest(folder) or {}, adapter, _find_accepted(paths, number))
+            found = Standing(number, read_manifest(folder) or {}, adapter, find_accepted(paths, number))
             break
         say(f"round {number} is not used and trained again: {fault}")
         _move_aside(folder, paths.damaged_folder(number))
@@ -70,7 +70,7 @@ def read_committed(paths: RunPaths, round_number: int, log: MetricsLog) -> list[
     return sorted(timed, key=lambda update: (update.metrics["wave"], update.client_id))
 
 
-def _find_accepted(paths: RunPaths, round_number: int) -> dict[ClientId, int]:
+def find_accepted(paths: RunPaths, round_number: int) -> dict[ClientId, int]:
     """Client -> the last round, up to this one, in which its update was accepted."""
     accepted: dict[ClientId, int] = {}
     for number in paths.committed_rounds():
@@ -85,7 +85,7 @@ def _find_chain_fault(paths: RunPaths, round_number: int) -> str | None:
         manifest, parent = (read_manifest(paths.round_folder(each)) for each in (number, number - 1))
         if manifest is None or parent is None or manifest.get("parent_sha256") != manifest_sha256(parent):
             return f"round {number} does not stand on round {number - 1} as it is now"
-    for client, number in _find_accepted(paths, round_number).items():
+    for client, number in find_accepted(paths, round_number).items():
         folder = paths.round_folder(number) / client_name(client)
         if read_kept_update(folder) is None:
             return f"{folder} is damaged"

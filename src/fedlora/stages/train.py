@@ -7,11 +7,12 @@ torch is imported: a second start on the same run ends within a second and has c
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 
 from fedlora.config.train import TrainConfig
 from fedlora.data.client_files import find_client_files
-from fedlora.data.records import read_rows
+from fedlora.data.records import iter_rows, read_rows
 from fedlora.paths import RunPaths
 from fedlora.runs.lock import hold_run
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
@@ -34,9 +35,10 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path]) -> None:
         check_same(paths, config)
         recorded = read_run(paths)
     # a bad row is found before the model is loaded; the rows themselves are read again when a client's turn comes
+    rules = config.read_rules
     for file in files:
-        read_rows(file, may_be_empty=True)
-    held_out = read_rows(Path(config.val_data_path)) if config.val_data_path else []
+        collections.deque(iter_rows(file, may_be_empty=True, rules=rules), maxlen=0)
+    held_out = read_rows(Path(config.val_data_path), rules=rules) if config.val_data_path else []
     from fedlora.stages.training import Training, open_bench
 
     training = Training(config, paths, open_bench(config, files, recorded), held_out, recorded)

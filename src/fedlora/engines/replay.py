@@ -1,0 +1,144 @@
+"""A committed round computed once more from what its clients sent, by the very loop that trained it.
+
+The pool answers each task with the update that lies in the round, and the store compares instead of writing, so no
+rule of the federation is written down a second time. Tensors come from files whose hashes hold; a round starts from
+what the round before it left. One update is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.train import TrainConfig
+from fedlora.engines.rounds import FederatedRun
+from fedlora.errors import FedloraError
+from fedlora.federated.adapters import Shapes, fingerprint
+from fedlora.federated.modes import MODES, Mode
+from fedlora.files import read_json
+from fedlora.llm.adapter_files import (
+    BIN_NAME,
+    CONFIG_NAME,
+    GLOBAL_BIN_NAME,
+    SAFETENSORS_NAME,
+    load_adapter,
+    to_bin,
+    to_safetensors,
+)
+from fedlora.llm.lora import make_adapter
+from fedlora.paths import RunPaths, client_name
+from fedlora.runs.checking import UPDATE_NAME
+from fedlora.runs.round_store import RoundStore, StoredUpdates
+from fedlora.runs.standing import find_accepted
+from fedlora.types import AdapterState, ClientFailure, ClientId, ClientUpdate, TrainTask, Updates
+
+
+@dataclass(frozen=True)
+class Left:
+    """What the round before left: the place to start from."""
+
+    number: int
+    global_adapter: AdapterState | None
+    accepted: Mapping[ClientId, int]
+
+
+@dataclass
+class Replay:
+    """One round as a ClientPool and an UpdateStore at once; `faults` says in what it differs from the files."""
+
+    store: RoundStore
+    mode: Mode
+    ids: Sequence[ClientId]
+    manifest: Mapping[str, Any]
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.store.paths.round_folder(self.manifest["round"])
+
+    def clients(self) -> Sequence[ClientId]:
+        """Those that had something to train on."""
+        return self.ids
+
+    def train(self, tasks: Sequence[TrainTask]) -> Iterator[ClientUpdate | ClientFailure]:
+        """What each client answered then."""
+        failures = {entry["client_id"]: entry for entry in self.manifest["quarantined"]}
+        for task in tasks:
+            if task.client_id in failures:
+                yield ClientFailure(**failures[task.client_id])
+                continue
+            place = self.folder / client_name(task.client_id)
+            if not (place / UPDATE_NAME).is_file():
+                self.faults.append(f"{place}: the client was asked, but neither an update nor a failure is recorded")
+                yield ClientFailure(task.client_id, "data", "no update is recorded")
+                continue
+            update = self.store.read_update(task.round, task.client_id, folder=self.folder)
+            if update.task_id != task.id:
+                self.faults.append(f"{place / UPDATE_NAME} answers another task than the run gives this client")
+            memory = self.store.read_memory(task.client_id, task.accepted)
+            start = self.mode.rule.phases(task.download, memory)[-1].start
+            if update.started_from != fingerprint(start):
+                self.faults.append(f"{place / UPDATE_NAME}: the client started from something else than it was given")
+            yield update
+
+    def begin_round(self, round_number: int) -> None:
+        """Nothing to make room for."""
+
+    def find_kept(self, round_number: int, client_id: ClientId) -> None:
+        """Every update is answered anew, by `train`."""
+
+    def keep_update(self, update: ClientUpdate) -> None:
+        """Compare what the server measured of an update with what it noted then."""
+        file = self.folder / client_name(update.client_id) / UPDATE_NAME
+        if read_json(file)["metrics"] != dict(update.metrics):
+            self.faults.append(f"{file}: the norm of the update is not the one that is noted")
+
+    def updates(self, round_number: int, clients: Sequence[ClientId]) -> Updates:
+        """The updates of the committed round, in client-id order."""
+        return StoredUpdates(self.store, round_number, sorted(clients), folder=self.folder)
+
+    def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
+        """Compare a carried adapter with the one of the round it came from."""
+        for name in (BIN_NAME, CONFIG_NAME):
+            path = self.folder / client_name(client_id) / name
+            source = self.store.paths.round_folder(accepted) / client_name(client_id) / name
+            if not path.is_file() or path.read_bytes() != source.read_bytes():
+                self.faults.append(f"{path} is not the file of round {accepted}, from which it was carried forward")
+
+    def commit_round(self, round_number: int, global_adapter: AdapterState | None, facts: Mapping[str, Any]) -> Path:
+        """Compare the aggregate, and who took part, with the files."""
+        for name, value in facts.items():
+            if self.manifest.get(name) != value:
+                self.faults.append(f"{self.folder / 'manifest.json'}: {name} is not what the run computes")
+        expected: dict[str, str] = {}
+        if global_adapter is not None:
+            for name, write in ((GLOBAL_BIN_NAME, to_bin), (SAFETENSORS_NAME, to_safetensors)):
+                expected[name] = hashlib.sha256(write(global_adapter)).hexdigest()
+        for name in (GLOBAL_BIN_NAME, SAFETENSORS_NAME):
+            if self.manifest["files"].get(name, {}).get("sha256") != expected.get(name):
+                self.faults.append(f"{self.folder / name} is not the aggregate of the clients' files")
+        return self.folder
+
+
+def replay_round(
+    config: TrainConfig, store: RoundStore, ids: Sequence[ClientId], manifest: Mapping[str, Any]
+) -> list[str]:
+    """In what a committed round, whose files and those before it are whole, is not what the run computes."""
+    number, mode = manifest["round"], MODES[config.federation_mode]
+    replay = Replay(store, mode, ids, manifest)
+    try:
+        start = _read_left(store.paths, number - 1, store.shapes) if number > 1 else None
+        adapter = make_adapter(store.shapes, config.seed)
+        config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
+        next(FederatedRun(mode, replay, replay, config, adapter, start=start).rounds())
+    except FedloraError as error:
+        replay.faults.append(f"round {number} cannot be computed again: {error}")
+    return replay.faults
+
+
+def _read_left(paths: RunPaths, number: int, shapes: Shapes) -> Left:
+    file = paths.round_folder(number) / SAFETENSORS_NAME
+    return Left(number, load_adapter(file, shapes) if file.is_file() else None, find_accepted(paths, number))

@@ -1,0 +1,106 @@
+"""The runs under a model_dir at a glance, each from its record, its metrics and the folders of its rounds.
+
+Nothing is hashed: `damaged` here means that a record cannot be read or a round is missing; `fedlora verify` looks at
+every byte. The time of the last change is for people only, nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import FedloraError
+from fedlora.paths import RunPaths
+from fedlora.runs.checking import read_manifest
+from fedlora.runs.lock import find_holder
+from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.run_folder import read_run
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """What there is to say of one run; what is not known is empty, zero or None."""
+
+    name: str
+    state: str
+    mode: str
+    base_model: str
+    rounds_done: int
+    rounds: int
+    best_round: int | None
+    best_loss: float | None
+    changed: float
+    """Seconds since 1970."""
+    num_bytes: int
+
+
+def list_runs(model_dir: Path) -> list[RunLine]:
+    """Every folder with a run.json, by name."""
+    if not model_dir.is_dir():
+        return []
+    found = [entry.name for entry in model_dir.iterdir() if (entry / "run.json").is_file()]
+    return [describe_run(RunPaths(model_dir, name)) for name in sorted(found)]
+
+
+def describe_run(paths: RunPaths) -> RunLine:
+    """One run; a record that cannot be read makes it a damaged one, not an error."""
+    record: Mapping[str, Any] = {"mode": "", "base_model": "", "config": {"num_communication_rounds": 0}}
+    problem = ""
+    try:
+        record = read_run(paths)
+    except FedloraError:
+        problem = "damaged: run.json"
+    done = paths.committed_rounds()
+    lost = [n for n in range(1, max(done, default=0) + 1) if read_manifest(paths.round_folder(n)) is None]
+    if lost and not problem:
+        problem = f"damaged: round {lost[0]}"
+    best_round, best_loss = _find_best(paths)
+    sizes = _sizes(paths.root)
+    return RunLine(
+        name=paths.exp_name,
+        state=_state_of(paths, record, len(done), problem),
+        mode=record["mode"],
+        base_model=record["base_model"],
+        rounds_done=len(done),
+        rounds=record["config"]["num_communication_rounds"],
+        best_round=best_round,
+        best_loss=best_loss,
+        changed=max(path.stat().st_mtime for path in (paths.run_file, paths.metrics_file) if path.exists()),
+        num_bytes=sum(sizes.values()),
+    )
+
+
+def _state_of(paths: RunPaths, record: Mapping[str, Any], done: int, problem: str) -> str:
+    if (holder := find_holder(paths)) is not None:
+        return f"training: {holder}"
+    if problem:
+        return problem
+    is_all = record.get("state") == "finished" and done >= record["config"]["num_communication_rounds"]
+    return "finished" if is_all else "interrupted"
+
+
+def _find_best(paths: RunPaths) -> tuple[int | None, float | None]:
+    """The round with the lowest held-out loss; without held-out rows nothing says which is best."""
+    measured = [
+        (float(row["val_loss"]), row["round"])
+        for row in MetricsLog(paths.metrics_file).rows()
+        if row["kind"] == "round" and row["round"] > 0 and "val_loss" in row
+    ]
+    if not measured:
+        return None, None
+    loss, number = min(measured)
+    return number, loss
+
+
+def _sizes(root: Path) -> dict[tuple[int, int], int]:
+    """Device and inode -> bytes: an adapter that is carried forward as a hard link is there once."""
+    return {(fact.st_dev, fact.st_ino): fact.st_size for fact in _walk(root)}
+
+
+def _walk(folder: Path) -> Iterator[os.stat_result]:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            yield (Path(place) / name).lstat()

@@ -1,0 +1,90 @@
+"""How much room a round takes on disk, and whether there is that much.
+
+A disk that is full ends a run with what is committed intact, but late; what can be known before a round is said before
+it. The estimate takes whole blocks, as file systems do, and counts no hard links: it is a little high.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fedlora.console import say
+from fedlora.errors import StorageError
+from fedlora.federated.adapters import Shapes
+from fedlora.files import NO_SPACE
+from fedlora.paths import RunPaths
+
+BLOCK_BYTES = 4096
+
+
+def estimate_round_bytes(shapes: Shapes, *, updates: int, keeps_optimizer: bool, has_global: bool) -> int:
+    """Bytes that a round with so many updates leaves: adapters, AdamW's two moments, configurations, records."""
+    adapter = 4 * sum(math.prod(shape) for shape in shapes.values())
+    listing = 512 * len(shapes)
+    file = _blocks(adapter + listing)
+    client = file + 2 * BLOCK_BYTES + (_blocks(2 * adapter + 2 * listing) if keeps_optimizer else 0)
+    manifest = _blocks(2048 + 1024 * (updates + 1))
+    return updates * client + (2 * file + BLOCK_BYTES if has_global else 0) + manifest
+
+
+@dataclass(frozen=True)
+class SpaceNeed:
+    """What the rounds of a run take that are not committed yet."""
+
+    paths: RunPaths
+    rounds: int
+    round_bytes: int
+
+    def check(self, done: int) -> None:
+        """StorageError when the next round cannot fit, before anything of it is written; a warning when the rest
+        cannot."""
+        left = self.rounds - done
+        if left <= 0:
+            return
+        free, rest = shutil.disk_usage(self.paths.root).free, self.rest(done)
+        needed = max(0, rest - (left - 1) * self.round_bytes)
+        if needed > free:
+            raise StorageError(
+                f"{self.paths.root}: round {done + 1} needs about {_megabytes(needed)}, {_megabytes(free)} are free",
+                hint=f"free {_megabytes(needed - free)} for this round or {_megabytes(rest - free)} for all that are "
+                "left, then give the same command again: the run goes on from here",
+            )
+        if rest > free:
+            say(
+                f"warning: the {left} rounds that are left need about {_megabytes(rest)}, {_megabytes(free)} are free "
+                f"in {self.paths.root}"
+            )
+
+    def rest(self, done: int) -> int:
+        """Bytes that are still to be written behind round `done`."""
+        partial = self.paths.partial_folder(done + 1)
+        written = sum(_blocks(path.stat().st_size) for path in partial.rglob("*") if path.is_file())
+        return max(0, (self.rounds - done) * self.round_bytes - written)
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Where the disk is full after all, the error says how much the run still needs."""
+        try:
+            yield
+        except StorageError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in NO_SPACE:
+                raise
+            rest = self.rest(max(self.paths.committed_rounds(), default=0))
+            raise StorageError(
+                str(error),
+                hint=f"free about {_megabytes(rest)}, which the rest of the run needs, then give the same command "
+                "again: it goes on from here",
+            ) from error
+
+
+def _blocks(size: int) -> int:
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _megabytes(size: int) -> str:
+    return f"{max(size, 10_000) / 1e6:,.2f} MB" if size < 1e8 else f"{size / 1e6:,.0f} MB"
