@@ -104,7 +104,7 @@ def vouch(world: Path) -> None:
     folder = world / "models/done/2"
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"] = describe_files(folder, [folder / name for name in manifest["files"]])
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", seal(manifest))
 
 
 def vouched(prepare: Callable[[Path], Any]) -> Callable[[Path], None]:

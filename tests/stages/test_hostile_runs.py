@@ -20,7 +20,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
 from fedlora.files import json_text
 from fedlora.llm.base_model import load_base_model
-from fedlora.runs.checking import find_round_fault, read_manifest
+from fedlora.runs.checking import find_round_fault, read_manifest, seal
 from fedlora.stages import generate, train
 
 
@@ -129,7 +129,7 @@ def test_the_name_of_another_base_in_the_configuration_leads_nowhere(answer, tmp
     manifest = json.loads((folder / "manifest.json").read_text())
     facts = manifest["files"]["adapter_config.json"]
     facts["bytes"], facts["sha256"] = path.stat().st_size, generate.sha256_of(path)
-    (folder / "manifest.json").write_text(json_text(manifest))
+    (folder / "manifest.json").write_text(json_text(seal(manifest)))
     assert len(answer()) == 1
     assert '"http://evil.example/model"; ' in capsys.readouterr().err
 
@@ -184,7 +184,7 @@ def test_a_manifest_cannot_name_files_elsewhere(answer, finished, tmp_path, name
     (tmp_path / "models" / "e" / "secret").write_text("mine")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": 4, "sha256": generate.sha256_of(tmp_path / "models" / "e" / "secret")}
-    (folder / "manifest.json").write_text(json_text(manifest))
+    (folder / "manifest.json").write_text(json_text(seal(manifest)))
     fault = find_round_fault(folder, 1)
     assert fault is not None
     assert "is damaged" in fault
@@ -196,7 +196,7 @@ def test_a_manifest_with_other_facts_than_size_and_hash_vouches_for_nothing(answ
     folder = tmp_path / "models" / "e" / "1"
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["adapter_config.json"] = facts
-    (folder / "manifest.json").write_text(json_text(manifest))
+    (folder / "manifest.json").write_text(json_text(seal(manifest)))
     assert find_round_fault(folder, 1)
     with pytest.raises(UsageError, match="adapter_config"):
         answer()
