@@ -348,6 +348,16 @@ def test_a_program_without_the_package_says_how_to_install_it():
     assert "Traceback" not in result.stderr
 
 
+@pytest.fixture
+def handlers():
+    """What this process does on signals, kept from a command that ends by one."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
 def test_an_error_that_a_signal_turned_into_is_the_signal_s(monkeypatch):
     def swallow(config):
         try:
@@ -358,6 +368,8 @@ def test_an_error_that_a_signal_turned_into_is_the_signal_s(monkeypatch):
 
     monkeypatch.setattr(cli, "load", lambda place, load=cli.load: swallow if place.endswith(":run") else load(place))
     assert cli.main(["runs"]) == 128 + signal.SIGTERM
+    # a second signal would now end the process without another word
+    assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_command_that_swallows_the_signal_is_ended(tmp_path):

@@ -250,7 +250,8 @@ def _stop_on_signals() -> Iterator[None]:
     finally:
         for timer in timers:
             timer.cancel()
-        for number in caught:
+        # after a signal the process ends: a second one must kill it then too, and not unwind what is told of the first
+        for number in [] if received else caught:
             signal.signal(number, before[number])
 
 
