@@ -338,6 +338,15 @@ CASES: dict[str, Case] = {
         change("models/done/1/global_adapter_model.bin", flip),
     ),
     "verify without a run": Case("verify none --model_dir models", 2, ("models/none: no run of this name",)),
+    "a share of the weights that nobody can have": train("--max_client_weight 0.1", 2, "max_client_weight=0.1", "1/3"),
+    "a plan in the place of another file": Case(
+        TRAIN.replace("train", "plan", 1) + " --probe false --plan_file test.jsonl",
+        2,
+        ("test.jsonl: a file of this name",),
+    ),
+    "a plan where only runs write": Case(
+        TRAIN.replace("train", "plan", 1) + " --probe false --plan_file models/plan.json", 2, ("lies under model_dir",)
+    ),
     # plan refuses what train would refuse
     "plan without data": Case(TRAIN.replace("train", "plan", 1) + " --data_path none", 2, ("none: no such folder",)),
     "plan with a quorum nobody can reach": Case(
@@ -391,6 +400,7 @@ def test_a_fault_has_its_exit_code_says_where_and_what_to_do_and_loses_nothing(
     assert told.count("error: ") == 1
     assert "\n  hint: " in told
     assert "Traceback" not in told
+    assert "Config=" not in told
     after = hashes(world)
     assert {name: after.get(name) for name in before} == before
     assert not (world / "canary").exists()

@@ -75,6 +75,13 @@ def test_own_silos_set_the_count_in_natural_order(tmp_path: Path, capsys: pytest
     assert "3 files" in capsys.readouterr().err
 
 
+def test_what_is_no_client_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _touch(tmp_path, "a.json", "b.json", "lab.xlsx", ".hidden")
+    (tmp_path / "more").mkdir()
+    find_client_files(tmp_path, 8, chosen=False)
+    assert "not clients, and ignored: lab.xlsx, more\n" in capsys.readouterr().err
+
+
 def test_own_silos_may_be_of_any_format_that_is_read(tmp_path: Path) -> None:
     names = ["a.json", "b.jsonl", "c.csv", "d.parquet", "e.json.gz", "f.jsonl.gz", "g.csv.gz"]
     _touch(tmp_path, *names, "h.pkl", "i.parquet.gz", "j.gz", "README", "k.npy")

@@ -218,7 +218,7 @@ def test_training_rows_in_the_test_file_are_a_leak(world, tmp_path):
 
 def test_empty_and_tiny_clients_are_named_and_the_empty_one_trains_nothing(world, tmp_path):
     write_rows(tmp_path / "data" / "3" / "local_training_0.json", [])
-    write_rows(tmp_path / "data" / "3" / "local_training_2.json", rows_of("west", 4))
+    write_rows(tmp_path / "data" / "3" / "local_training_2.json", rows_of("west", 3))
     record = make_plan(world(), probe=False)
     assert kinds(record) == ["empty_client", "tiny_client"]
     assert [client["num_steps"] for client in record["clients"]] == [0, 2 * 2 * 3, 2 * 2 * 1]

@@ -186,6 +186,27 @@ def test_a_client_s_file_that_changed_is_refused(start):
         start("models")
 
 
+def test_a_client_s_file_that_is_gone_is_named(start):
+    silos = start.data / "silos"
+    silos.mkdir()
+    for client in range(3):
+        shutil.copy(start.data / f"3/local_training_{client}.json", silos / f"site{client}.json")
+    shutil.rmtree(start.data / "3")
+    start("models", data_path=silos)
+    (silos / "site1.json").unlink()
+    with pytest.raises(DataError, match=r"site1\.json: gone since this run was begun"):
+        start("models", data_path=silos, num_clients=2)
+
+
+def test_a_damaged_round_that_nothing_needs_is_told_of(start, capsys):
+    run = start("models", client_selection_frac=1.0)
+    file = run / "1/client_0/adapter_model.bin"
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    start("models", client_selection_frac=1.0)
+    told = capsys.readouterr().err
+    assert f"warning: {file} is not what was written; what comes behind round 1 does not need it" in told
+
+
 def test_another_environment_is_refused_unless_drift_is_allowed(start, capsys):
     run = start("models", num_communication_rounds=1)
     record = json.loads((run / "run.json").read_text())

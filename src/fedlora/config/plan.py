@@ -19,7 +19,7 @@ class PlanConfig(TrainConfig):
 
     test_file_path: Path | None = flag(None, "test file: compared with the training rows, and judged in the end")
     probe: bool = flag(True, "load the model and train two steps to tell the time; false: only read its outline")
-    plan_file: Path | None = flag(None, "JSON file for everything the plan says")
+    plan_file: Path | None = flag(None, "new JSON file for everything the plan says")
     gpt_model: str = flag("gpt-4.1", "the judge whose prices are given", min_length=1)
     judge_batch_size: int = flag(20, "samples per request to the judge: batch_size of evaluate_llm", ge=1, le=100)
     judge_price_in: OptionalFloat = flag(None, "price of a million tokens sent to the judge", ge=0)

@@ -87,7 +87,10 @@ def _fields_of(file: Path, config: type[Config]) -> dict[str, Any]:
 def _explain(error: ValidationError, config: type[Config]) -> str:
     parts = []
     for item in error.errors():
-        name = str(item["loc"][0]) if item["loc"] else config.__name__
+        if not item["loc"]:
+            parts.append(item["msg"].removeprefix("Value error, "))
+            continue
+        name = str(item["loc"][0])
         if item["type"] == "extra_forbidden":
             parts.append(f"unknown field {name!r}")
         elif item["type"] == "missing":

@@ -74,6 +74,8 @@ def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path
     if not files:
         raise UsageError(f"{data_path} holds no client files", hint=_MAKE_DATA)
     _refuse_twice(files)
+    if others := sorted(entry.name for entry in data_path.iterdir() if not _is_silo(entry) and not _is_hidden(entry)):
+        say(f"not clients, and ignored: {', '.join(others)}")
     if chosen and len(files) != num_clients:
         raise UsageError(
             f"num_clients={num_clients}, but {data_path} holds {len(files)} client files",
@@ -89,8 +91,11 @@ def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path
 
 
 def _is_silo(file: Path) -> bool:
-    hidden = file.name.startswith(".") or file.name == "manifest.json"
-    return split_name(file) is not None and not hidden and file.is_file()
+    return split_name(file) is not None and not _is_hidden(file) and file.is_file()
+
+
+def _is_hidden(file: Path) -> bool:
+    return file.name.startswith(".") or file.name == "manifest.json"
 
 
 def _refuse_twice(files: list[Path]) -> None:

@@ -36,8 +36,11 @@ def read_csv(stream: ByteStream, fields: RowFields) -> Iterator[Record | RecordE
         if lines.fault is not None:
             yield lines.fault
         elif len(cells) != len(header):
-            what = f"{len(cells)} fields where the header names {len(header)}"
-            yield RecordError(lines.place, what, excerpt=lines.excerpt, hint="quote a field that holds a comma")
+            what = f"{len(cells)} field{'s' * (len(cells) != 1)} where the header names {len(header)}"
+            hint = (
+                "quote a field that holds a comma" if len(cells) > len(header) else "write every field, empty ones too"
+            )
+            yield RecordError(lines.place, what, excerpt=lines.excerpt, hint=hint)
         else:
             yield Record({name: cells[index] for name, index in columns.items()}, lines.place, lines.excerpt)
 

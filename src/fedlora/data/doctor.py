@@ -21,7 +21,8 @@ PLACES = 3
 
 TINY_ROWS = 10
 TINY_SHARE = 0.1
-"""A client is tiny with fewer labelled rows than TINY_ROWS, or than this share of the median client's."""
+"""A client is tiny with less than this share of the median client's labelled rows, or with fewer than TINY_ROWS that
+are less than half of the median's."""
 
 HIGH_SKEW = 0.5
 """Mean distance of the clients' category shares from the pool's from which on the split counts as skewed."""
@@ -114,7 +115,7 @@ def _sizes(clients: Sequence[Silo]) -> Iterator[Finding]:
             yield Finding(
                 "empty_client", silo.client, len(silo.rows), what, place, "give it rows, or leave its file out"
             )
-        elif count < TINY_ROWS or count < TINY_SHARE * usual:
+        elif count < TINY_SHARE * usual or (count < TINY_ROWS and count < usual / 2):
             what = f"{silo.name} is tiny: {count} rows to train on, the median client has {usual:g}"
             advice = "join it with another client, or give it more rows: its steps are noisy and its weight is small"
             yield Finding("tiny_client", silo.client, count, what, place, advice)

@@ -70,6 +70,12 @@ def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) 
     if not clients:
         raise TrainingError("no client has a row to train on", hint="check the client files")
     size, fewest = len(choose_cohort(config, clients, 1)), config.min_clients
+    if config.max_client_weight * size < 1:
+        raise UsageError(
+            f"max_client_weight={config.max_client_weight:g} cannot be: one of {size} clients has at least "
+            f"1/{size} of the weights",
+            hint=f"raise it to {1 / size:.3g} or more",
+        )
     if mode.order != "pooled" and size < fewest:
         raise UsageError(
             f"min_clients={fewest}, but a cohort has {size} of the {len(clients)} clients",

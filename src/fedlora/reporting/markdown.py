@@ -24,8 +24,8 @@ _DEFINITIONS = """\
   it says nothing about the luck of training, and has no width where every category stands at 0 or 1.
 - **ROUGE-L**: F1 of rouge-score, no stemmer, plain mean over the categories.
 - **held-out loss**: per response token, on rows that nobody trained on.
-- **steps, tokens, bytes sent, seconds**: sums over all rounds and clients; tokens count prompt and response; bytes are
-  adapters up and down; seconds are training alone."""
+- **steps, tokens, bytes sent, seconds**: sums over all rounds and the clients whose update was used; tokens count
+  prompt and response; bytes are adapters up and down; seconds are training alone."""
 
 
 def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:

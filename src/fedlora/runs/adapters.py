@@ -29,7 +29,9 @@ def check_committed(paths: RunPaths, round_number: int, file: Path) -> None:
     """UsageError unless an adapter and the settings beside it are, byte for byte, what the round's manifest names."""
     folder = paths.round_folder(round_number)
     if fault := find_listed_fault(folder, [file, file.with_name(CONFIG_NAME)]):
-        raise UsageError(fault, hint="restore the file, or train that round again: the same train command does")
+        raise UsageError(
+            fault, hint="restore the file from a copy; of the last round the same train command makes it again"
+        )
 
 
 def adapter_spec(paths: RunPaths, round_number: int, name: OutputName, *, base_model: str | None = None) -> LoraSpec:

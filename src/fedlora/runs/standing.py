@@ -52,6 +52,13 @@ def find_standing(paths: RunPaths, shapes: Shapes) -> Standing | None:
             break
         say(f"round {number} is not used and trained again: {fault}")
         _move_aside(folder, paths.damaged_folder(number))
+    for number in paths.committed_rounds():
+        if (
+            found is not None
+            and number < found.number
+            and (fault := find_round_fault(paths.round_folder(number), number))
+        ):
+            say(f"warning: {fault}; what comes behind round {number} does not need it, so it is not trained again")
     coming = paths.partial_folder(found.number + 1 if found else 1)
     for entry in sorted(paths.root.glob("*.partial")):
         if entry.name != coming.name:

@@ -20,7 +20,7 @@ from fedlora.data.records import read_rows
 from fedlora.engines.forecast import RunForecast, Work, count_run_units, draw_waves, forecast_run, measure_epoch
 from fedlora.engines.probe import Probe, run_probe
 from fedlora.engines.rounds import check_clients
-from fedlora.errors import FedloraError, TrainingError
+from fedlora.errors import FedloraError, TrainingError, UsageError
 from fedlora.evaluation.judge.forecast import forecast_judging
 from fedlora.federated.adapters import num_bytes
 from fedlora.federated.modes import MODES
@@ -45,6 +45,7 @@ def run(config: PlanConfig) -> dict[str, Any]:
 
     Raises what `train` would raise before its first round.
     """
+    _check_plan_file(config)
     planning = Planning(config)
     record = planning.make_record()
     print(plan_text(record))
@@ -52,6 +53,17 @@ def run(config: PlanConfig) -> dict[str, Any]:
         write_json(config.plan_file, record)
         say(f"the plan is in {config.plan_file}")
     return record
+
+
+def _check_plan_file(config: PlanConfig) -> None:
+    """UsageError when the plan would take the place of another file, or lie where only runs write."""
+    file = config.plan_file
+    if file is None:
+        return
+    if file.exists():
+        raise UsageError(f"plan_file={file}: a file of this name exists", hint="choose another name, or remove it")
+    if file.resolve().is_relative_to(config.model_dir.resolve()):
+        raise UsageError(f"plan_file={file}: lies under model_dir={config.model_dir}", hint="choose another folder")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ torch is imported: a second start on the same run ends within a second and has c
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.data.client_files import find_client_files
 from fedlora.data.records import iter_rows, read_rows
+from fedlora.errors import DataError
 from fedlora.paths import RunPaths
 from fedlora.runs.lock import hold_run
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
@@ -32,8 +35,9 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path]) -> None:
     check_free(paths)
     recorded = None
     if paths.run_file.exists() and not config.overwrite:
-        check_same(paths, config)
         recorded = read_run(paths)
+        _check_there(config, recorded, files)
+        check_same(paths, config)
     # a bad row is found before the model is loaded; the rows themselves are read again when a client's turn comes
     rules = config.read_rules
     for file in files:
@@ -45,3 +49,13 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path]) -> None:
     if recorded is None:
         clear_run(paths)
     training.run()
+
+
+def _check_there(config: TrainConfig, recorded: Mapping[str, Any], files: list[Path]) -> None:
+    """DataError when a client's file is gone that the run was begun with: otherwise only their number would be told."""
+    gone = sorted({client["file"] for client in recorded["clients"]} - {file.name for file in files})
+    if gone and len(files) < len(recorded["clients"]):
+        raise DataError(
+            f"{files[0].with_name(gone[0])}: gone since this run was begun",
+            hint="restore it, or choose another --exp_name",
+        )

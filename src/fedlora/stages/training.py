@@ -133,7 +133,12 @@ class Training:
             metrics.start()
         if standing is None:
             return
-        say(f"going on behind round {standing.number} of {self.config.num_communication_rounds}")
+        rounds = self.config.num_communication_rounds
+        say(
+            f"going on behind round {standing.number} of {rounds}"
+            if standing.number < rounds
+            else "all rounds are done"
+        )
         for number in sorted(set(range(1, standing.number + 1)) - {row["round"] for row in closed}):
             result = read_result(self.paths, number, metrics.log, self.lora.shapes())
             metrics.record(result, sum(record["seconds"] for record in result.records))

@@ -39,8 +39,8 @@ def run(config: VerifyConfig) -> None:
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise StorageError(
             f"{faults[0]}{more}",
-            hint="`fedlora train` with the same configuration trains a damaged last round again, to the same bytes; "
-            "restore older files from a copy, or train anew with --overwrite",
+            hint="restore the file from a copy; the same train command trains again, to the same bytes, what the run "
+            "has to go on from: its last round and what clients keep; --overwrite trains everything anew",
         )
 
 
