@@ -117,6 +117,7 @@ def test_training_says_once_what_it_leaves_out_and_records_the_rules(
     shown = "".join(capsys.readouterr())
     assert shown.count("b.jsonl:3:1") == shown.count("b.jsonl:4:1") == 1
     assert [client["num_examples"] for client in record["clients"]] == [2, 2]
+    assert [client["num_skipped"] for client in record["clients"]] == [0, 2]
     assert record["config"]["skip_bad"] == 2
     with pytest.raises(UsageError, match=r"numbers_as_text: False -> True"):
         train_on(silos, tiny_model, skip_bad=2, numbers_as_text=True, token_cache=token_cache)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class ClientFacts:
     num_empty: int
     num_shortened: int
     num_validation: int
+    num_skipped: int
     categories: dict[str, int]
 
     def record(self) -> dict[str, Any]:
@@ -84,7 +85,8 @@ class ClientExamples:
     def _count(self, client_id: ClientId) -> ClientFacts:
         file, config = self.files[client_id], self.config
         digest = sha256_of(file)
-        rows, held_back = self._read(client_id)
+        skipped: list[str] = []
+        rows, held_back = self._read(client_id, skipped.append)
         if config.local_val_set_size and not rows:
             raise DataError(
                 f"{file}: local_val_set_size={config.local_val_set_size} leaves client {client_id} "
@@ -102,6 +104,7 @@ class ClientExamples:
             num_empty=training.num_empty,
             num_shortened=training.num_shortened,
             num_validation=len(validation.examples),
+            num_skipped=len(skipped),
             categories=dict(sorted(Counter(row.category for row in rows if row.output.strip()).items())),
         )
 
@@ -137,11 +140,14 @@ class ClientExamples:
         settings = [self.encoder.template, config.cutoff_len, config.train_on_inputs]
         return [digest, self._tokenizer, *settings, *drawn, *sorted(config.read_rules.record().items())]
 
-    def _read(self, client_id: ClientId) -> tuple[Sequence[Row], Sequence[Row]]:
-        """Rows to train on and rows held back: `local_val_set_size` of them, drawn by the seed."""
-        rules = self.config.read_rules
-        # which rows are left out was said when the files were checked
-        rows = read_rows(self.files[client_id], may_be_empty=True, rules=rules, on_skip=lambda message: None)
+    def _read(
+        self, client_id: ClientId, on_skip: Callable[[str], None] = lambda message: None
+    ) -> tuple[Sequence[Row], Sequence[Row]]:
+        """Rows to train on and rows held back: `local_val_set_size` of them, drawn by the seed.
+
+        Which rows are left out was said when the files were checked, and is not said again.
+        """
+        rows = read_rows(self.files[client_id], may_be_empty=True, rules=self.config.read_rules, on_skip=on_skip)
         size = self.config.local_val_set_size
         if not size:
             return rows, []
