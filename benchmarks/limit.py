@@ -64,13 +64,14 @@ def main() -> None:
 def _measure(bench: Any, repeats: int) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
     """A side's entry, its profile (kind -> share of the time) and the operations by kind in 10^12."""
     from fedlora.llm.lora import make_adapter
+    from fedlora.types import Phase
 
     examples = bench.examples.training(0)
     start = make_adapter(bench.lora.shapes(), 0)
 
     def train() -> float:
         began = time.perf_counter()
-        bench.trainer.train(start, examples, round_number=1, client_id=0)
+        bench.trainer.train(Phase(start), examples, round_number=1, client_id=0)
         return time.perf_counter() - began
 
     with record_passes() as passes:

@@ -29,7 +29,7 @@ def train_for_a_while() -> None:
     from fedlora.llm.local_training import Trainer
     from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
     from fedlora.llm.prompts import PromptEncoder
-    from fedlora.types import Row
+    from fedlora.types import Phase, Row
 
     base = load_base_model("smollm2-135m", device="cpu")
     lora = LoraModel(base.model, LoraSpec(8, 16, 2.0, 0.0, ("all-linear",)))
@@ -38,8 +38,8 @@ def train_for_a_while() -> None:
     rows = [Row(r["instruction"], r["context"], r["response"], "") for r in make_skill_rows(2 * STEPS, seed=0)]
     examples = encode_rows(rows, PromptEncoder(base.tokenizer, "chat"), cutoff=512).examples[: 16 * STEPS]
     start = make_adapter(lora.shapes(), 0)
-    trainer.train(start, examples[:16], round_number=1, client_id=0)
-    done = trainer.train(start, examples, round_number=1, client_id=0)
+    trainer.train(Phase(start), examples[:16], round_number=1, client_id=0)
+    done = trainer.train(Phase(start), examples, round_number=1, client_id=0)
     print(json.dumps(done.num_tokens / done.seconds))
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 AdapterState = Mapping[str, "Tensor"]
 """PEFT key -> float32 CPU tensor, A: (r, d_in), B: (d_out, r); never mutated."""
 
+Half = Literal["both", "A", "B"]
+"""Which of the two factors."""
+
 ClientId = int
 FailureKind = Literal["diverged", "invalid", "data", "crashed", "out_of_memory", "lost"]
 RETRYABLE: frozenset[FailureKind] = frozenset({"out_of_memory", "lost"})
@@ -66,17 +69,52 @@ STRICT = ReadRules()
 
 
 @dataclass(frozen=True)
-class Download:
-    """What the server sends to a client for one task."""
+class ServerState:
+    """What a server remembers from round to round: what clients start from, and named tensors of its own.
+
+    `slots` (momentum, control variates, ...) have PEFT keys like the adapter. A checkpoint is these fields.
+    """
 
     adapter: AdapterState
+    slots: Mapping[str, AdapterState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Download:
+    """What the server sends to a client for one task.
+
+    `travels` names the factors that have to be sent (a client has the others already), `trainable` those that are
+    trained and `shared` those that are sent back; `extra` are further tensors with PEFT keys, such as the server's
+    control variate.
+    """
+
+    adapter: AdapterState
+    travels: Half = "both"
+    trainable: Half = "both"
+    shared: Half = "both"
+    extra: Mapping[str, AdapterState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of local training."""
+    """One stretch of local training from `start`.
+
+    Each step's gradient is that of the loss, plus `proximal_mu * (x - anchor)`, plus `correction`.
+    """
 
     start: AdapterState
+    trainable: Half = "both"
+    proximal_mu: float = 0.0
+    anchor: AdapterState | None = None
+    correction: AdapterState | None = None
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a phase left: the adapter, and the mean over its steps of the loss's own gradient where a rule needs it."""
+
+    adapter: AdapterState
+    mean_gradient: AdapterState | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +123,15 @@ class ClientMemory:
 
     adapter: AdapterState | None = None
     optimizer: Mapping[str, Tensor] | None = None
+    slots: Mapping[str, AdapterState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What leaves a client: the shared factors of its adapter, and further tensors that its rule names."""
+
+    adapter: AdapterState
+    extra: Mapping[str, AdapterState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,7 +155,10 @@ class TrainTask:
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What one client's training left: `upload` goes to the server, `memory` stays with the client."""
+    """What one client's training left: `upload` and `extra` go to the server, `memory` stays with the client.
+
+    `upload` holds the factors that the task shares, `extra` what the client's rule sends besides.
+    """
 
     task_id: str
     round: int
@@ -120,6 +170,7 @@ class ClientUpdate:
     num_steps: int
     started_from: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, AdapterState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

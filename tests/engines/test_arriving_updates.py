@@ -40,7 +40,7 @@ class Store:
     def __init__(self):
         self.kept, self.read = [], []
 
-    def keep_update(self, update):
+    def keep_update(self, update, adapter):
         assert update.upload is not None
         self.kept.append(update.client_id)
 

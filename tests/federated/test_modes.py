@@ -10,11 +10,17 @@ import torch
 from fedlora.config.train import MODE_NAMES, TrainConfig
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import TrainingError
-from fedlora.federated.adapters import fingerprint
+from fedlora.federated.adapters import fingerprint, pick_half
 from fedlora.federated.modes import MODES
-from fedlora.types import ClientFailure, ClientId, ClientMemory, ClientUpdate, TrainTask
+from fedlora.types import ClientFailure, ClientId, ClientMemory, ClientUpdate, LocalResult, TrainTask
 
 START = {"l.lora_A.weight": torch.arange(6.0).view(2, 3), "l.lora_B.weight": torch.zeros(4, 2)}
+
+
+def amounts_of(mode: str) -> dict[int, float]:
+    """What each client moves by; Krum needs five of them."""
+    amounts = (0.1, 0.7, -1.3, 0.01, 0.4, 0.2)
+    return dict(enumerate(amounts if "krum" in mode else amounts[:4]))
 
 
 class MemoryStore:
@@ -28,7 +34,7 @@ class MemoryStore:
     def begin_round(self, round_number: int) -> None:
         pass
 
-    def keep_update(self, update: ClientUpdate) -> None:
+    def keep_update(self, update: ClientUpdate, adapter) -> None:
         self.kept[update.round, update.client_id] = update
 
     def updates(self, round_number: int, clients: Sequence[ClientId]) -> list[ClientUpdate]:
@@ -43,7 +49,7 @@ class MemoryStore:
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
         self.carried.append((round_number, client_id, accepted))
 
-    def commit_round(self, round_number: int, global_adapter: Any, facts: Any) -> Path:
+    def commit_round(self, round_number: int, global_adapter: Any, state: Any, facts: Any) -> Path:
         self.committed.append((round_number, global_adapter, dict(facts)))
         return Path(str(round_number))
 
@@ -69,27 +75,28 @@ class FakeClients:
             (phase,) = self.rule.phases(task.download, memory)
             move = sum(self.amounts[client] for client in task.rows_of)
             trained = {key: value + move for key, value in phase.start.items()}
-            upload, memory = self.rule.upload(trained, memory)
+            trained = {**phase.start, **pick_half(trained, phase.trainable)}
+            result = LocalResult(trained, {key: value * 0 + move for key, value in trained.items()})
+            upload, memory = self.rule.upload(result, task.download, memory)
             metrics = {"loss": 1.0, "num_response_tokens": 5, "update_norm": 1.0}
             yield ClientUpdate(
                 task.id,
                 task.round,
                 task.client_id,
-                upload,
+                upload.adapter if upload else None,
                 memory,
                 10 + task.client_id % 3,
                 5,
                 2,
                 fingerprint(phase.start),
                 metrics,
+                upload.extra if upload else {},
             )
 
 
 def run_mode(mode: str, *, rounds=3, amounts=None, reverse=False, failing=(), **changes):
     store = MemoryStore()
-    pool = FakeClients(
-        mode, store, amounts=amounts or {0: 0.1, 1: 0.7, 2: -1.3, 3: 0.01}, reverse=reverse, failing=failing
-    )
+    pool = FakeClients(mode, store, amounts=amounts or amounts_of(mode), reverse=reverse, failing=failing)
     options = {"client_selection_frac": 1.0, "num_communication_rounds": rounds, **changes}
     config = TrainConfig.of(federation_mode=mode, **options)
     results = list(FederatedRun(MODES[mode], pool, store, config, START).rounds())
@@ -211,6 +218,7 @@ def test_a_round_in_which_everybody_fails_ends_the_run_and_commits_nothing():
 
 @pytest.mark.parametrize("mode", MODE_NAMES)
 def test_every_mode_gets_the_same_cohorts(mode):
-    store, _, _ = run_mode(mode, rounds=5, client_selection_frac=0.5)
-    reference, _, _ = run_mode("homo", rounds=5, client_selection_frac=0.5)
+    ten = {client: 0.1 * client - 0.3 for client in range(10)}
+    store, _, _ = run_mode(mode, rounds=5, client_selection_frac=0.5, amounts=ten)
+    reference, _, _ = run_mode("homo", rounds=5, client_selection_frac=0.5, amounts=ten)
     assert [facts["cohort"] for *_, facts in store.committed] == [facts["cohort"] for *_, facts in reference.committed]

@@ -16,7 +16,7 @@ from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.types import Row
+from fedlora.types import Phase, Row
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,10 @@ def test_a_memorised_row_is_reproduced(tiny_model):
     rows = [Row("ping", "", "pong", ""), Row("up", "", "down", "")]
     trainer = Trainer(base, lora, config, LayoutBook(Layout(4096)))
     trained = trainer.train(
-        make_adapter(lora.shapes(), 0), encode_rows(rows, encoder, cutoff=64).examples, round_number=1, client_id=0
+        Phase(make_adapter(lora.shapes(), 0)),
+        encode_rows(rows, encoder, cutoff=64).examples,
+        round_number=1,
+        client_id=0,
     )
     lora.set_adapter(trained.adapter)
     prompts = [encoder.prompt(row, cutoff=64, response_length=8).ids for row in rows]

@@ -12,7 +12,7 @@ from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
 from fedlora.llm.loss import backward_loss
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.types import Row
+from fedlora.types import Phase, Row
 
 ROWS = [Row("ask " + "x" * (7 * i % 40), "", "yes" * (1 + i % 5), "c") for i in range(12)]
 DEFAULTS = {"local_batch_size": 5, "local_num_epochs": 2, "local_learning_rate": 1e-2, "lora_dropout": 0.0}
@@ -33,7 +33,9 @@ def examples_of(trainer: Trainer, rows=ROWS):
 def train(trainer: Trainer, rounds: int = 1, client: int = 0):
     adapter, moments = make_adapter(trainer.lora.shapes(), 0), None
     for number in range(1, rounds + 1):
-        trained = trainer.train(adapter, examples_of(trainer), round_number=number, client_id=client, moments=moments)
+        trained = trainer.train(
+            Phase(adapter), examples_of(trainer), round_number=number, client_id=client, moments=moments
+        )
         adapter, moments = trained.adapter, trained.moments or None
     return trained
 
@@ -162,7 +164,7 @@ def test_divergence_is_an_error_that_names_the_step(tiny_model):
     trainer = make_trainer(tiny_model)
     start = {key: value + float("inf") for key, value in make_adapter(trainer.lora.shapes(), 0).items()}
     with pytest.raises(TrainingError, match="the loss is not a number in step 1 of round 1") as caught:
-        trainer.train(start, examples_of(trainer), round_number=1, client_id=3)
+        trainer.train(Phase(start), examples_of(trainer), round_number=1, client_id=3)
     assert "local_learning_rate" in caught.value.hint
 
 

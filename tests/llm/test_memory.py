@@ -13,7 +13,7 @@ from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.types import Row
+from fedlora.types import Phase, Row
 
 ROWS = [Row("ask " + "x" * (7 * i % 40), "", "yes" * (1 + i % 5), "c") for i in range(12)]
 
@@ -30,7 +30,7 @@ def make_trainer(tiny_model, tokens_per_pass=4096, on_change=lambda layout: None
 def train(trainer: Trainer, round_number: int = 1):
     examples = encode_rows(ROWS, PromptEncoder(trainer.base.tokenizer, "chat"), cutoff=128).examples
     start = make_adapter(trainer.lora.shapes(), 0)
-    return trainer.train(start, examples, round_number=round_number, client_id=0)
+    return trainer.train(Phase(start), examples, round_number=round_number, client_id=0)
 
 
 def same(first, second, tolerance=0.0) -> bool:

@@ -32,6 +32,14 @@ PLACEMENT_FIELDS = frozenset(
 """Fields that say where a run happens or when it stops, not what it computes."""
 
 
+HYPERPARAMETERS = (
+    *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
+    *("proximal_mu", "rotation_strength"),
+    *("trimmed_share", "num_hostile", "krum_selected", "weiszfeld_steps", "weiszfeld_smoothing"),
+)
+"""Fields that belong to single methods; unset, a method's own default holds. A test holds the names equal."""
+
+
 class TrainConfig(ReadingConfig):
     """Train one federated mode over all rounds and leave its adapters under `model_dir/exp_name`."""
 
@@ -39,7 +47,10 @@ class TrainConfig(ReadingConfig):
     base_model: str = flag("meta-llama/Llama-3.2-1B", "smollm2-135m (embedded), a local folder, or a hub id")
     data_path: Path = flag(Path("./data"), "folder with <num_clients>/local_training_<i>.json, or one file per client")
     model_dir: Path = flag(Path("./models"), "root of all runs")
-    federation_mode: str = flag("homo", "homo (FedAvg), seq (one after another), none (each alone), pooled")
+    federation_mode: str = flag(
+        "homo",
+        "homo (FedAvg), seq (one after another), none (each alone), pooled, or another method: see docs/strategies.md",
+    )
     client_selection_strategy: Literal["random", "all", "round_robin"] = flag("random", "who trains in a round")
     client_selection_frac: float = flag(0.1, "share of clients in a round's cohort: max(1, ceil(frac*n))", gt=0, le=1)
     num_communication_rounds: int = flag(20, "rounds of the run", ge=1)
@@ -56,6 +67,7 @@ class TrainConfig(ReadingConfig):
         "constant", "over the whole run; linear_per_round starts anew each round"
     )
     warmup_steps: int = flag(0, "optimizer steps of linear warm-up", ge=0)
+    local_optimizer: Literal["adamw", "sgd"] = flag("adamw", "of the clients; sgd is plain, as theory has it")
     optimizer_state: Literal["reset", "keep"] = flag("reset", "AdamW moments of a client between its rounds")
     adam_beta1: float = flag(0.9, "AdamW beta1", ge=0, lt=1)
     adam_beta2: float = flag(0.999, "AdamW beta2", ge=0, lt=1)
@@ -80,6 +92,19 @@ class TrainConfig(ReadingConfig):
     max_update_norm_ratio: OptionalFloat = flag(None, "the same as a multiple of the cohort's median norm", gt=0)
     norm_action: Literal["clip", "quarantine"] = flag("clip", "what becomes of an update above max_update_norm")
     max_client_weight: float = flag(1.0, "largest share of the weights that one client may have", gt=0, le=1)
+
+    server_learning_rate: OptionalFloat = flag(None, "of fedavgm, fedadagrad, fedadam, fedyogi, diloco, scaffold", gt=0)
+    server_momentum: OptionalFloat = flag(None, "of fedavgm and diloco", ge=0, lt=1)
+    server_beta1: OptionalFloat = flag(None, "decay of the mean, of fedadagrad, fedadam, fedyogi", ge=0, lt=1)
+    server_beta2: OptionalFloat = flag(None, "decay of the variance, of fedadam and fedyogi", ge=0, lt=1)
+    server_tau: OptionalFloat = flag(None, "adaptivity of fedadagrad, fedadam, fedyogi", gt=0)
+    proximal_mu: OptionalFloat = flag(None, "weight of fedprox's pull to the global adapter", ge=0)
+    rotation_strength: OptionalFloat = flag(None, "of fedrot: 1 turns all the way, 0 not at all", ge=0, le=1)
+    trimmed_share: OptionalFloat = flag(None, "of trimmed_mean: left out at each end", ge=0, lt=0.5)
+    num_hostile: OptionalInt = flag(None, "clients that krum and multi_krum must withstand", ge=0)
+    krum_selected: OptionalInt = flag(None, "clients whose mean multi_krum takes", ge=1)
+    weiszfeld_steps: OptionalInt = flag(None, "of geometric_median", ge=1)
+    weiszfeld_smoothing: OptionalFloat = flag(None, "smallest distance of geometric_median", gt=0)
 
     local_val_set_size: int = flag(0, "rows of each client held back for validation", ge=0)
     val_data_path: str = flag("", "file of rows on which every round's adapters are validated")
@@ -137,6 +162,12 @@ class TrainConfig(ReadingConfig):
         return self
 
     @model_validator(mode="after")
+    def _sgd_has_no_moments(self) -> TrainConfig:
+        if self.local_optimizer == "sgd" and self.optimizer_state == "keep":
+            raise ValueError("local_optimizer=sgd keeps nothing: leave optimizer_state out")
+        return self
+
+    @model_validator(mode="after")
     def _limits_need_a_sum(self) -> TrainConfig:
         if self.federation_mode == "none" and self.limits_clients:
             raise ValueError("federation_mode=none combines nothing: leave max_update_norm and max_client_weight out")
@@ -171,5 +202,10 @@ class TrainConfig(ReadingConfig):
         return {name: value for name, value in self.record().items() if name not in free}
 
 
-MODE_NAMES = ("homo", "seq", "none", "pooled")
+MODE_NAMES = (
+    *("homo", "seq", "none", "pooled"),
+    *("fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco", "fedprox", "scaffold"),
+    *("ffa", "rolora", "fedsvd", "fedrot", "fedsa"),
+    *("median", "trimmed_mean", "krum", "multi_krum", "geometric_median"),
+)
 """Names of the table in federated/modes.py, here because flags must not import torch; a test holds both equal."""

@@ -15,13 +15,22 @@ from fedlora.console import say
 from fedlora.federated.adapters import Shapes, difference_norm
 from fedlora.federated.limits import Limits, cap_counts, clip_update
 from fedlora.federated.validation import find_update_fault
-from fedlora.types import ClientFailure, ClientId, ClientMemory, ClientPool, ClientUpdate, TrainTask, Updates
+from fedlora.types import (
+    AdapterState,
+    ClientFailure,
+    ClientId,
+    ClientMemory,
+    ClientPool,
+    ClientUpdate,
+    TrainTask,
+    Updates,
+)
 
 
 class WaveStore(Protocol):
     """Where the updates of an open round lie."""
 
-    def keep_update(self, update: ClientUpdate) -> None: ...
+    def keep_update(self, update: ClientUpdate, adapter: AdapterState) -> None: ...
     def updates(self, round_number: int, clients: Sequence[ClientId]) -> Updates: ...
 
 
@@ -42,14 +51,17 @@ class ArrivingUpdates:
         expected: Shapes,
         kept: Mapping[ClientId, ClientUpdate] | None = None,
         *,
+        sends: Sequence[str] = (),
         retries: int = 0,
         longest: float | None = None,
     ) -> None:
         self._kept: dict[ClientId, ClientUpdate] = dict(kept or {})
+        self._downloads = {task.client_id: task.download.adapter for task in tasks}
         self._open = {task.client_id: task for task in tasks if task.client_id not in self._kept}
         self._outcomes = self._ask(pool, retries)
         self._store = store
         self._expected = expected
+        self._sends = sends
         self._longest = longest
         self._round = tasks[0].round
         self._ahead = sorted(task.client_id for task in tasks)
@@ -91,15 +103,21 @@ class ArrivingUpdates:
             update = self._admit(outcome)
             del outcome
             if update is not None:
-                self._store.keep_update(update)
+                self._store.keep_update(update, self._complete(update))
                 # without its tensors: those of the update that is handed on are the only ones held
-                self._kept[update.client_id] = replace(update, upload=None, memory=ClientMemory())
+                self._kept[update.client_id] = replace(update, upload=None, memory=ClientMemory(), extra={})
                 if self._ahead[0] == update.client_id:
                     self._ahead.pop(0)
                     yield update
             del update
             yield from self._hand_on_stored()
         yield from self._hand_on_stored()
+
+    def _complete(self, update: ClientUpdate) -> AdapterState:
+        """The client's whole adapter: what it keeps, or what it was sent with what it sends in its place."""
+        if update.memory.adapter is not None:
+            return update.memory.adapter
+        return {**self._downloads[update.client_id], **(update.upload or {})}
 
     def _hand_on_stored(self) -> Iterator[ClientUpdate]:
         """Those that are there already and whose turn has come."""
@@ -130,7 +148,7 @@ class ArrivingUpdates:
             if not outcome.is_retryable:
                 self._give_up(outcome)
             return None
-        reason = find_update_fault(outcome, task, self._expected)
+        reason = find_update_fault(outcome, task, self._expected, self._sends)
         if reason is None:
             outcome = _measure(outcome, task)
             reason = self._find_length_fault(outcome)

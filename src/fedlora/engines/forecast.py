@@ -13,12 +13,22 @@ from dataclasses import dataclass
 
 from fedlora.config.train import TrainConfig
 from fedlora.engines.rounds import choose_cohort
+from fedlora.engines.simulation import count_bytes
 from fedlora.federated.adapters import num_bytes
-from fedlora.federated.modes import MODES, Mode, Wave
+from fedlora.federated.modes import Mode, Wave, choose_mode, has_global_model
 from fedlora.llm.adapter_files import to_bin, to_safetensors
 from fedlora.llm.examples import PASS_OVERHEAD_TOKENS, Example, cut_passes, order_steps
 from fedlora.llm.layout import Layout
-from fedlora.types import AdapterState, ClientId, ClientMemory
+from fedlora.runs.server_state import state_to_bytes
+from fedlora.types import (
+    AdapterState,
+    ClientId,
+    ClientMemory,
+    ClientUpdate,
+    LocalResult,
+    RoundContext,
+    Upload,
+)
 
 RECORD_BYTES = 8192
 """Room for the small files of an update or a round: configuration, record, manifest, the lines of the log."""
@@ -92,7 +102,7 @@ class RunForecast:
 
 def draw_waves(config: TrainConfig, clients: Sequence[ClientId]) -> list[list[Wave]]:
     """Every round's waves, as the run will draw them."""
-    mode, shuffle = MODES[config.federation_mode], config.seq_order == "shuffled"
+    mode, shuffle = choose_mode(config), config.seq_order == "shuffled"
     return [
         list(mode.waves(choose_cohort(config, clients, number), shuffle=shuffle, seed=config.seed, round_number=number))
         for number in range(1, config.num_communication_rounds + 1)
@@ -115,17 +125,17 @@ def forecast_run(
             steps_of[client] += epoch.num_steps * config.local_num_epochs
             num_tokens += epoch.num_tokens * config.local_num_epochs
             rounds_of.update(rows_of)
-    mode = MODES[config.federation_mode]
+    mode = choose_mode(config)
     updates = [sum(len(wave) for wave in waves) for waves in rounds]
-    sent = num_bytes(adapter) if config.federation_mode != "pooled" and _sends(mode, adapter) else 0
+    traffic = measure_traffic(mode, adapter)
     return RunForecast(
         num_steps=steps_of.total(),
         num_tokens=num_tokens,
         num_updates=sum(updates),
         most_updates=max(updates),
-        bytes_down=max(updates) * sent,
-        bytes_up=max(updates) * sent,
-        disk_bytes=_disk_bytes(config, mode, adapter, sum(updates)),
+        bytes_down=max(updates) * traffic.bytes_down,
+        bytes_up=max(updates) * traffic.bytes_up,
+        disk_bytes=_disk_bytes(config, mode, adapter, sum(updates), traffic),
         steps_of=dict(sorted(steps_of.items())),
         rounds_of=dict(sorted(rounds_of.items())),
         waves=[wave for waves in rounds for wave in waves],
@@ -144,19 +154,45 @@ def count_run_units(
     return total
 
 
-def _disk_bytes(config: TrainConfig, mode: Mode, adapter: AdapterState, updates: int) -> int:
-    per_update = len(to_bin(adapter)) + RECORD_BYTES
+def _disk_bytes(config: TrainConfig, mode: Mode, adapter: AdapterState, updates: int, traffic: Traffic) -> int:
+    per_update = len(to_bin(adapter)) + RECORD_BYTES + traffic.extra_bytes
     if config.optimizer_state == "keep":
         # two moments of the adapter's size, and a step count for each factor
         per_update += 2 * num_bytes(adapter) + RECORD_BYTES
-    per_round = RECORD_BYTES
-    if mode.strategy.global_adapter(mode.strategy.init(adapter, (0,))) is not None:
+    per_round = RECORD_BYTES + traffic.state_bytes
+    if has_global_model(mode):
         per_round += len(to_bin(adapter)) + len(to_safetensors(adapter))
     return updates * per_update + config.num_communication_rounds * per_round
 
 
-def _sends(mode: Mode, adapter: AdapterState) -> bool:
-    return mode.rule.upload(adapter, ClientMemory())[0] is not None
+@dataclass(frozen=True)
+class Traffic:
+    """What a method moves and stores, in bytes of tensors: per client down and up (in the heavier of two rounds),
+    beside a client's adapter, and beside the global one."""
+
+    bytes_down: int
+    bytes_up: int
+    extra_bytes: int
+    state_bytes: int
+
+
+def measure_traffic(mode: Mode, adapter: AdapterState) -> Traffic:
+    """The method itself, asked with one client that trained nothing."""
+    state = mode.strategy.init(adapter, (0,))
+    down, up, extra = [], [], 0
+    for number in (1, 2):
+        download = mode.strategy.broadcast(state, 0, number)
+        upload, memory = mode.rule.upload(LocalResult(adapter, adapter), download, ClientMemory())
+        sizes = count_bytes(download, upload) if mode.order != "pooled" else (0, 0)
+        down.append(sizes[0])
+        up.append(sizes[1])
+        sent = upload or Upload({})
+        extra = sum(map(num_bytes, [*sent.extra.values(), *memory.slots.values()]))
+        update = ClientUpdate("", number, 0, sent.adapter, memory, 1, 1, 1, "", {}, sent.extra)
+        if upload is not None:
+            state = mode.strategy.aggregate(state, [update], RoundContext(number, 0, (0,), (0,)))
+    left = mode.strategy.global_adapter(state)
+    return Traffic(max(down), max(up), extra, len(state_to_bytes(state, left) or b""))
 
 
 def _padded(group: Sequence[Example]) -> int:

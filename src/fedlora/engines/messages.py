@@ -13,7 +13,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from fedlora.types import ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
+from fedlora.types import AdapterState, ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
 
 Groups = Mapping[str, Mapping[str, Tensor] | None]
 
@@ -51,9 +51,10 @@ def pack_task(task: TrainTask, memory: ClientMemory, more: Mapping[str, Any]) ->
         "client_id": task.client_id,
         "rows_of": list(task.rows_of),
         "accepted": task.accepted,
+        "halves": [task.download.travels, task.download.trainable, task.download.shared],
         "more": dict(more),
     }
-    groups = {"download": task.download.adapter, "adapter": memory.adapter, "optimizer": memory.optimizer}
+    groups = {"download": task.download.adapter, **_name("extra", task.download.extra), **_memory_groups(memory)}
     return pack(header, groups)
 
 
@@ -62,8 +63,9 @@ def unpack_task(message: bytes) -> tuple[TrainTask, ClientMemory, dict[str, Any]
     header, groups = unpack(message)
     more = header.pop("more")
     header["rows_of"] = tuple(header["rows_of"])
-    task = TrainTask(**header, download=Download(groups["download"] or {}))
-    return task, ClientMemory(groups["adapter"], groups["optimizer"]), more
+    halves = header.pop("halves")
+    task = TrainTask(**header, download=Download(groups["download"] or {}, *halves, extra=_named("extra", groups)))
+    return task, _read_memory(groups), more
 
 
 def pack_outcome(outcome: ClientUpdate | ClientFailure, more: Mapping[str, Any]) -> bytes:
@@ -71,11 +73,12 @@ def pack_outcome(outcome: ClientUpdate | ClientFailure, more: Mapping[str, Any])
     if isinstance(outcome, ClientFailure):
         return pack({"failure": asdict(outcome), "more": dict(more)}, {})
     plain = {
-        field.name: getattr(outcome, field.name) for field in fields(outcome) if field.name not in ("upload", "memory")
+        field.name: getattr(outcome, field.name)
+        for field in fields(outcome)
+        if field.name not in ("upload", "memory", "extra")
     }
     plain["metrics"] = dict(outcome.metrics)
-    memory = outcome.memory
-    groups = {"upload": outcome.upload, "adapter": memory.adapter, "optimizer": memory.optimizer}
+    groups = {"upload": outcome.upload, **_name("extra", outcome.extra), **_memory_groups(outcome.memory)}
     return pack({"update": plain, "more": dict(more)}, groups)
 
 
@@ -84,5 +87,22 @@ def unpack_outcome(message: bytes) -> tuple[ClientUpdate | ClientFailure, dict[s
     header, groups = unpack(message)
     if "failure" in header:
         return ClientFailure(**header["failure"]), header["more"]
-    memory = ClientMemory(groups["adapter"], groups["optimizer"])
-    return ClientUpdate(**header["update"], upload=groups["upload"], memory=memory), header["more"]
+    extra = _named("extra", groups)
+    update = ClientUpdate(**header["update"], upload=groups["upload"], memory=_read_memory(groups), extra=extra)
+    return update, header["more"]
+
+
+def _memory_groups(memory: ClientMemory) -> Groups:
+    return {"adapter": memory.adapter, "optimizer": memory.optimizer, **_name("slot", memory.slots)}
+
+
+def _read_memory(groups: Groups) -> ClientMemory:
+    return ClientMemory(groups["adapter"], groups["optimizer"], _named("slot", groups))
+
+
+def _name(kind: str, named: Mapping[str, AdapterState]) -> Groups:
+    return {f"{kind}:{name}": group for name, group in named.items()}
+
+
+def _named(kind: str, groups: Groups) -> dict[str, AdapterState]:
+    return {name.removeprefix(f"{kind}:"): group or {} for name, group in groups.items() if name.startswith(f"{kind}:")}

@@ -16,7 +16,7 @@ from fedlora.engines.workbench import Workbench
 from fedlora.llm.examples import Example, order_steps
 from fedlora.llm.layout import LayoutBook
 from fedlora.llm.local_training import Trainer
-from fedlora.types import AdapterState, ClientId
+from fedlora.types import AdapterState, ClientId, Phase
 
 PASSES = 4
 """Full passes that a step of the probe holds at most."""
@@ -41,7 +41,7 @@ def run_probe(bench: Workbench, config: TrainConfig, client_id: ClientId, start:
     shortened = config.model_copy(update={"local_batch_size": size, "local_num_epochs": epochs})
     book = LayoutBook(bench.book.layout)
     trained = Trainer(bench.base, bench.lora, shortened, book).train(
-        start, examples, round_number=1, client_id=client_id
+        Phase(start), examples, round_number=1, client_id=client_id
     )
     steps = [step for epoch in range(epochs) for step in _steps(examples, shortened, client_id, epoch)]
     return Probe(

@@ -17,14 +17,13 @@ from fedlora.config.train import TrainConfig
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import FedloraError
 from fedlora.federated.adapters import Shapes, fingerprint
-from fedlora.federated.modes import MODES, Mode
+from fedlora.federated.modes import Mode, choose_mode
 from fedlora.files import read_json
 from fedlora.llm.adapter_files import (
     BIN_NAME,
     CONFIG_NAME,
     GLOBAL_BIN_NAME,
     SAFETENSORS_NAME,
-    load_adapter,
     to_bin,
     to_safetensors,
 )
@@ -32,8 +31,9 @@ from fedlora.llm.lora import make_adapter
 from fedlora.paths import RunPaths, client_name
 from fedlora.runs.checking import UPDATE_NAME
 from fedlora.runs.round_store import RoundStore, StoredUpdates
+from fedlora.runs.server_state import STATE_NAME, load_state, state_to_bytes
 from fedlora.runs.standing import find_accepted
-from fedlora.types import AdapterState, ClientFailure, ClientId, ClientUpdate, TrainTask, Updates
+from fedlora.types import AdapterState, ClientFailure, ClientId, ClientUpdate, ServerState, TrainTask, Updates
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Left:
     """What the round before left: the place to start from."""
 
     number: int
-    global_adapter: AdapterState | None
+    state: ServerState | None
     accepted: Mapping[ClientId, int]
 
 
@@ -90,7 +90,7 @@ class Replay:
     def find_kept(self, round_number: int, client_id: ClientId) -> None:
         """Every update is answered anew, by `train`."""
 
-    def keep_update(self, update: ClientUpdate) -> None:
+    def keep_update(self, update: ClientUpdate, adapter: AdapterState) -> None:
         """Compare what the server measured of an update with what it noted then."""
         file = self.folder / client_name(update.client_id) / UPDATE_NAME
         if read_json(file)["metrics"] != dict(update.metrics):
@@ -108,7 +108,13 @@ class Replay:
             if not path.is_file() or path.read_bytes() != source.read_bytes():
                 self.faults.append(f"{path} is not the file of round {accepted}, from which it was carried forward")
 
-    def commit_round(self, round_number: int, global_adapter: AdapterState | None, facts: Mapping[str, Any]) -> Path:
+    def commit_round(
+        self,
+        round_number: int,
+        global_adapter: AdapterState | None,
+        state: ServerState | None,
+        facts: Mapping[str, Any],
+    ) -> Path:
         """Compare the aggregate, and who took part, with the files."""
         for name, value in facts.items():
             if self.manifest.get(name) != value:
@@ -117,7 +123,9 @@ class Replay:
         if global_adapter is not None:
             for name, write in ((GLOBAL_BIN_NAME, to_bin), (SAFETENSORS_NAME, to_safetensors)):
                 expected[name] = hashlib.sha256(write(global_adapter)).hexdigest()
-        for name in (GLOBAL_BIN_NAME, SAFETENSORS_NAME):
+        if state is not None and (content := state_to_bytes(state, global_adapter)):
+            expected[STATE_NAME] = hashlib.sha256(content).hexdigest()
+        for name in (GLOBAL_BIN_NAME, SAFETENSORS_NAME, STATE_NAME):
             if self.manifest["files"].get(name, {}).get("sha256") != expected.get(name):
                 self.faults.append(f"{self.folder / name} is not the aggregate of the clients' files")
         return self.folder
@@ -127,7 +135,7 @@ def replay_round(
     config: TrainConfig, store: RoundStore, ids: Sequence[ClientId], manifest: Mapping[str, Any]
 ) -> list[str]:
     """In what a committed round, whose files and those before it are whole, is not what the run computes."""
-    number, mode = manifest["round"], MODES[config.federation_mode]
+    number, mode = manifest["round"], choose_mode(config)
     replay = Replay(store, mode, ids, manifest)
     try:
         start = _read_left(store.paths, number - 1, store.shapes) if number > 1 else None
@@ -140,5 +148,4 @@ def replay_round(
 
 
 def _read_left(paths: RunPaths, number: int, shapes: Shapes) -> Left:
-    file = paths.round_folder(number) / SAFETENSORS_NAME
-    return Left(number, load_adapter(file, shapes) if file.is_file() else None, find_accepted(paths, number))
+    return Left(number, load_state(paths.round_folder(number), shapes), find_accepted(paths, number))

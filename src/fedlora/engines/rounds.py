@@ -28,6 +28,7 @@ from fedlora.types import (
     ClientUpdate,
     RoundContext,
     RoundResult,
+    ServerState,
     TrainTask,
 )
 
@@ -39,7 +40,11 @@ class UpdateStore(WaveStore, Protocol):
     def find_kept(self, round_number: int, client_id: ClientId) -> ClientUpdate | None: ...
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None: ...
     def commit_round(
-        self, round_number: int, global_adapter: AdapterState | None, facts: Mapping[str, Any]
+        self,
+        round_number: int,
+        global_adapter: AdapterState | None,
+        state: ServerState | None,
+        facts: Mapping[str, Any],
     ) -> Path: ...
 
 
@@ -49,7 +54,7 @@ class Standing(Protocol):
     @property
     def number(self) -> int: ...
     @property
-    def global_adapter(self) -> AdapterState | None: ...
+    def state(self) -> ServerState | None: ...
     @property
     def accepted(self) -> Mapping[ClientId, int]: ...
 
@@ -69,7 +74,7 @@ def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) 
     """TrainingError when nobody has a row to train on, UsageError when no cohort can hold `min_clients`."""
     if not clients:
         raise TrainingError("no client has a row to train on", hint="check the client files")
-    size, fewest = len(choose_cohort(config, clients, 1)), config.min_clients
+    size, fewest = len(choose_cohort(config, clients, 1)), count_fewest(config, mode)
     if config.max_client_weight * size < 1:
         raise UsageError(
             f"max_client_weight={config.max_client_weight:g} cannot be: one of {size} clients has at least "
@@ -77,10 +82,16 @@ def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) 
             hint=f"raise it to {1 / size:.3g} or more",
         )
     if mode.order != "pooled" and size < fewest:
+        asks = f"min_clients={fewest}" if fewest == config.min_clients else f"{config.federation_mode} needs {fewest}"
         raise UsageError(
-            f"min_clients={fewest}, but a cohort has {size} of the {len(clients)} clients",
-            hint="lower --min_clients or raise --client_selection_frac",
+            f"{asks}, but a cohort has {size} of the {len(clients)} clients",
+            hint="raise --client_selection_frac, or lower what is asked for",
         )
+
+
+def count_fewest(config: TrainConfig, mode: Mode) -> int:
+    """How many usable updates a round needs: what the user asks for, and what the method cannot do without."""
+    return 1 if mode.order == "pooled" else max(config.min_clients, mode.strategy.fewest_clients)
 
 
 class FederatedRun:
@@ -106,11 +117,12 @@ class FederatedRun:
         # what a task's id begins with: an update of another run answers none of this one's
         self._run_id = sha256_of_json(config.identity())
         check_clients(config, mode, self.clients)
+        self._untrained = adapter
         self.state = mode.strategy.init(adapter, self.clients)
         self.accepted: dict[ClientId, int] = {}
         self.done = 0
         if start is not None:
-            self.state = mode.strategy.restore(self.state, start.global_adapter)
+            self.state = start.state or self.state
             self.accepted = dict(start.accepted)
             self.done = start.number
 
@@ -146,6 +158,7 @@ class FederatedRun:
             self.store,
             self.expected,
             kept,
+            sends=self.mode.rule.sends,
             retries=config.client_retries,
             longest=config.max_update_norm if refuses_long else None,
         )
@@ -161,12 +174,12 @@ class FederatedRun:
         done.failures.extend(arriving.failures)
 
     def _check_quorum(self, number: int, done: _Done) -> None:
-        fewest = 1 if self.mode.order == "pooled" else self.config.min_clients
+        fewest = count_fewest(self.config, self.mode)
         if len(done.records) >= fewest:
             return
         reasons = "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in done.failures)
         what = (
-            f"{len(done.records)} usable updates of the {fewest} that min_clients asks for"
+            f"{len(done.records)} usable updates of the {fewest} that a round needs"
             if fewest > 1
             else ("no client gave a usable update")
         )
@@ -181,11 +194,14 @@ class FederatedRun:
         tasks = []
         known: dict[int, str] = {}
         for client, rows_of in wave:
-            download, accepted = self.mode.strategy.broadcast(self.state, client), self.accepted.get(client)
+            download = self.mode.strategy.broadcast(self.state, client, context.round)
+            accepted = self.accepted.get(client)
             # the same tensors mostly go to everybody, and are hashed once
-            if id(download.adapter) not in known:
-                known[id(download.adapter)] = fingerprint(download.adapter)
-            sent = known[id(download.adapter)]
+            sent = [download.travels, download.trainable, download.shared]
+            for name, group in {"": download.adapter, **download.extra}.items():
+                if id(group) not in known:
+                    known[id(group)] = fingerprint(group)
+                sent.append(f"{name}:{known[id(group)]}")
             facts = [self._run_id, context.round, context.wave, client, rows_of, accepted, sent]
             tasks.append(
                 TrainTask(sha256_of_json(facts), context.round, context.wave, client, rows_of, download, accepted)
@@ -214,7 +230,9 @@ class FederatedRun:
             "limited": done.limited,
             "quarantined": [failure.record() for failure in done.failures],
         }
-        self.store.commit_round(number, global_adapter, facts)
+        # a state that nothing has changed is where every run begins, and not kept
+        is_new = bool(self.state.slots) or self.state.adapter is not self._untrained
+        self.store.commit_round(number, global_adapter, self.state if is_new else None, facts)
         self.accepted.update(dict.fromkeys(fresh, number))
 
 

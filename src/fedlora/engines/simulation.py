@@ -14,7 +14,7 @@ from typing import Protocol
 
 from fedlora.console import say
 from fedlora.errors import FedloraError, OutOfMemoryError, StorageError, TrainingError
-from fedlora.federated.adapters import difference_norm, fingerprint, num_bytes
+from fedlora.federated.adapters import difference_norm, fingerprint, num_bytes, pick_half
 from fedlora.federated.strategy import ClientRule
 from fedlora.federated.validation import find_fault
 from fedlora.llm.examples import Example
@@ -27,8 +27,11 @@ from fedlora.types import (
     ClientId,
     ClientMemory,
     ClientUpdate,
+    Download,
     FailureKind,
+    LocalResult,
     TrainTask,
+    Upload,
 )
 
 
@@ -94,11 +97,12 @@ class SimulatedClients:
         for phase in self.rule.phases(task.download, memory):
             start = phase.start
             trained = self.trainer.train(
-                phase.start,
+                phase,
                 examples,
                 round_number=task.round,
                 client_id=task.client_id,
                 moments=memory.optimizer,
+                needs_gradient=self.rule.needs_gradient,
                 on_rows=self.on_rows,
             )
             adapter = trained.adapter
@@ -107,13 +111,15 @@ class SimulatedClients:
             raise ValueError("a client rule without a phase trains nothing")
         if fault := find_fault(adapter, self.trainer.lora.shapes()):
             return ClientFailure(task.client_id, "diverged", fault)
-        upload, memory = self.rule.upload(adapter, memory)
-        travels = task.client_id != POOLED and upload is not None
+        upload, memory = self.rule.upload(LocalResult(adapter, trained.mean_gradient), task.download, memory)
+        # in `pooled` rows travel, and no adapters
+        down, up = count_bytes(task.download, upload) if task.client_id != POOLED else (0, 0)
         return ClientUpdate(
             task_id=task.id,
             round=task.round,
             client_id=task.client_id,
-            upload=upload,
+            upload=upload.adapter if upload else None,
+            extra=upload.extra if upload else {},
             memory=memory,
             num_examples=len(examples),
             num_tokens=trained.num_tokens,
@@ -123,12 +129,21 @@ class SimulatedClients:
                 "loss": trained.loss,
                 "num_response_tokens": trained.num_labels,
                 "seconds": trained.seconds,
-                "bytes_down": num_bytes(task.download.adapter) if travels else 0,
-                "bytes_up": num_bytes(upload) if travels else 0,
+                "bytes_down": down,
+                "bytes_up": up,
                 "update_norm": difference_norm(adapter, start),
                 "wave": task.wave,
             },
         )
+
+
+def count_bytes(download: Download, upload: Upload | None) -> tuple[int, int]:
+    """Bytes of tensors down and up; nothing travels where a client sends nothing."""
+    if upload is None:
+        return 0, 0
+    down = num_bytes(pick_half(download.adapter, download.travels))
+    extra_down, extra_up = (sum(map(num_bytes, part.extra.values())) for part in (download, upload))
+    return down + extra_down, num_bytes(upload.adapter) + extra_up
 
 
 def _kind_of(error: Exception) -> FailureKind:

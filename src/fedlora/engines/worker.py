@@ -20,7 +20,7 @@ from fedlora.engines.client_data import ClientFacts
 from fedlora.engines.messages import pack, pack_outcome, pack_task, unpack, unpack_outcome, unpack_task
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import make_workbench
-from fedlora.federated.modes import MODES
+from fedlora.federated.modes import choose_mode
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
 from fedlora.types import ClientFailure, ClientId, ClientMemory, ClientUpdate, TrainTask
 
@@ -98,7 +98,7 @@ def serve(
         try:
             if clients is None:
                 bench = make_workbench(config, files, device=device, layout=layout, facts=facts)
-                clients = SimulatedClients(bench.trainer, MODES[config.federation_mode].rule, bench.examples, _Given())
+                clients = SimulatedClients(bench.trainer, choose_mode(config).rule, bench.examples, _Given())
             answer = _train(clients, task, memory, Layout.from_record(more["layout"]))
         except Exception as error:  # whatever it is, the first process must hear of it
             if not isinstance(error, errors.FedloraError):

@@ -8,29 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from fedlora.types import AdapterState
+from fedlora.types import AdapterState, Half
 
 Shapes = Mapping[str, tuple[int, ...]]
+Value = TypeVar("Value")
 
 
 def weighted_mean(pairs: Iterable[tuple[AdapterState, float]]) -> dict[str, Tensor] | None:
-    """Mean of adapters with the given positive weights: `sum(w * x) / sum(w)`, float32; None without a pair.
+    """Mean of adapters with the given positive weights: `sum(w * x) / sum(w)`; None without a pair.
 
-    Streams: beside the float64 sum one adapter at a time is held. Raises ValueError on a weight that is not
-    positive or on keys or shapes that differ.
+    Summed in float64 and cast once, to the type of what was given. Streams: beside the sum one adapter at a time is
+    held. Raises ValueError on a weight that is not positive or on keys or shapes that differ.
     """
     totals: dict[str, Tensor] = {}
+    kinds: dict[str, torch.dtype] = {}
     weights = 0.0
     for state, weight in pairs:
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"weight {weight} is not positive")
         if not totals:
             totals = {key: torch.zeros(value.shape, dtype=torch.float64) for key, value in state.items()}
+            kinds = {key: value.dtype for key, value in state.items()}
         if state.keys() != totals.keys():
             raise ValueError("adapters with different keys cannot be averaged")
         for key, total in totals.items():
@@ -40,7 +44,7 @@ def weighted_mean(pairs: Iterable[tuple[AdapterState, float]]) -> dict[str, Tens
         weights += weight
     if not totals:
         return None
-    return {key: (total / weights).to(torch.float32) for key, total in totals.items()}
+    return {key: (total / weights).to(kinds[key]) for key, total in totals.items()}
 
 
 def difference_norm(after: AdapterState, before: AdapterState) -> float:
@@ -72,3 +76,39 @@ def fingerprint(state: AdapterState) -> str:
 def shapes_of(state: AdapterState) -> dict[str, tuple[int, ...]]:
     """Key -> shape."""
     return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def pick_half(state: Mapping[str, Value], half: Half) -> Mapping[str, Value]:
+    """What belongs to the factors A, to the factors B, or to all of them, by PEFT key."""
+    if half == "both":
+        return state
+    return {key: value for key, value in state.items() if f".lora_{half}." in key}
+
+
+def find_half(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Half:
+    """Which of the factors of `whole` are in `part`; ValueError when it is neither A nor B nor both."""
+    halves: tuple[Half, ...] = ("both", "A", "B")
+    for half in halves:
+        if part.keys() == pick_half(whole, half).keys():
+            return half
+    raise ValueError("neither all factors A, nor all factors B, nor both")
+
+
+def layer_pairs(state: AdapterState) -> dict[str, tuple[str, str]]:
+    """Layer -> its keys of A and B."""
+    names = sorted(key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight"))
+    return {name: (f"{name}.lora_A.weight", f"{name}.lora_B.weight") for name in names}
+
+
+def combine(function: Callable[..., Tensor], *states: AdapterState) -> dict[str, Tensor]:
+    """`function` of the tensors under each key, computed in float64 and cast to the type of the first."""
+    first, *others = states
+    return {
+        key: function(value.to(torch.float64), *(other[key].to(torch.float64) for other in others)).to(value.dtype)
+        for key, value in first.items()
+    }
+
+
+def zeros_like(state: AdapterState) -> dict[str, Tensor]:
+    """The same keys and shapes, all zero."""
+    return {key: torch.zeros_like(value) for key, value in state.items()}

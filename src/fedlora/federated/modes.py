@@ -7,16 +7,28 @@ client's adapter and the next client starts from it.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, TypeVar, cast
 
+from fedlora.config.train import HYPERPARAMETERS, TrainConfig
+from fedlora.errors import UsageError
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
+from fedlora.federated.strategies.fedprox import ProximalTraining
+from fedlora.federated.strategies.fedrot import FedRot, RotateAndSend
+from fedlora.federated.strategies.fedsa import FedSa, KeepB
 from fedlora.federated.strategies.local_only import KeepOwn, NoServer
+from fedlora.federated.strategies.one_factor import FedSvd, FfaLora, RoLora
+from fedlora.federated.strategies.robust import CoordinateMedian, GeometricMedian, Krum, TrimmedMean
+from fedlora.federated.strategies.scaffold import ControlledTraining, Scaffold
+from fedlora.federated.strategies.server_adaptive import FedAdagrad, FedAdam, FedYogi
+from fedlora.federated.strategies.server_momentum import DiLoCo, FedAvgM
 from fedlora.federated.strategy import ClientRule, Strategy
 from fedlora.paths import POOLED
 from fedlora.seeds import derive_seed
-from fedlora.types import ClientId
+from fedlora.types import ClientId, ServerState
+
+Half = TypeVar("Half", Strategy, ClientRule)
 
 Wave = tuple[tuple[ClientId, tuple[ClientId, ...]], ...]
 """The members of a wave, each with the clients whose rows it trains on."""
@@ -47,4 +59,65 @@ MODES: dict[str, Mode] = {
     "seq": Mode(FedAvg(), TrainAndSend(), "chain"),
     "none": Mode(NoServer(), KeepOwn(), "parallel"),
     "pooled": Mode(FedAvg(), TrainAndSend(), "pooled"),
+    "fedavgm": Mode(FedAvgM(), TrainAndSend(), "parallel"),
+    "fedadagrad": Mode(FedAdagrad(), TrainAndSend(), "parallel"),
+    "fedadam": Mode(FedAdam(), TrainAndSend(), "parallel"),
+    "fedyogi": Mode(FedYogi(), TrainAndSend(), "parallel"),
+    "diloco": Mode(DiLoCo(), TrainAndSend(), "parallel"),
+    "fedprox": Mode(FedAvg(), ProximalTraining(), "parallel"),
+    "scaffold": Mode(Scaffold(), ControlledTraining(), "parallel"),
+    "ffa": Mode(FfaLora(), TrainAndSend(), "parallel"),
+    "rolora": Mode(RoLora(), TrainAndSend(), "parallel"),
+    "fedsvd": Mode(FedSvd(), TrainAndSend(), "parallel"),
+    "fedrot": Mode(FedRot(), RotateAndSend(), "parallel"),
+    "fedsa": Mode(FedSa(), KeepB(), "parallel"),
+    "median": Mode(CoordinateMedian(), TrainAndSend(), "parallel"),
+    "trimmed_mean": Mode(TrimmedMean(), TrainAndSend(), "parallel"),
+    "krum": Mode(Krum(), TrainAndSend(), "parallel"),
+    "multi_krum": Mode(Krum(krum_selected=5), TrainAndSend(), "parallel"),
+    "geometric_median": Mode(GeometricMedian(), TrainAndSend(), "parallel"),
 }
+
+
+def choose_mode(config: TrainConfig) -> Mode:
+    """The row that a configuration names, with its hyper-parameters in place of the defaults.
+
+    A flag reaches whichever of the two halves has a field of its name. Raises UsageError for one that neither has, and
+    for combinations that cannot be right.
+    """
+    name, mode = config.federation_mode, MODES[config.federation_mode]
+    given = {key: value for key in HYPERPARAMETERS if (value := getattr(config, key)) is not None}
+    known = hyperparameters_of(mode)
+    if foreign := sorted(given.keys() - known.keys()):
+        hint = f"its own are {', '.join(sorted(known))}" if known else "it has none of its own"
+        raise UsageError(f"federation_mode={name} has no {', '.join(foreign)}", hint=hint)
+    if config.max_client_weight < 1 and not mode.strategy.is_weighted:
+        raise UsageError(
+            f"federation_mode={name} gives every client the same weight", hint="leave --max_client_weight out"
+        )
+    if config.optimizer_state == "keep" and mode.strategy.turns_factors:
+        raise UsageError(
+            f"federation_mode={name} hands out other factors than a client left, so kept moments would mean nothing",
+            hint="leave --optimizer_state at reset",
+        )
+    if mode.rule.sends and config.limits_clients:
+        raise UsageError(
+            f"federation_mode={name} sends more than an adapter, and a limit on the adapter alone would not hold",
+            hint="leave max_update_norm, max_update_norm_ratio and max_client_weight out",
+        )
+    return replace(mode, strategy=_with(mode.strategy, given), rule=_with(mode.rule, given))
+
+
+def has_global_model(mode: Mode) -> bool:
+    """Whether a round leaves one adapter for everybody; else every client has its own."""
+    return mode.strategy.global_adapter(ServerState({})) is not None
+
+
+def hyperparameters_of(mode: Mode) -> dict[str, Any]:
+    """Name -> value of everything that the two halves of a mode let one choose."""
+    return {**asdict(cast(Any, mode.strategy)), **asdict(cast(Any, mode.rule))}
+
+
+def _with(half: Half, given: Mapping[str, Any]) -> Half:
+    own = {field.name for field in fields(cast(Any, half))}
+    return replace(cast(Any, half), **{name: value for name, value in given.items() if name in own})

@@ -7,34 +7,52 @@ knows nothing of files, transport or language models, and so runs on every engin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import ClassVar, Protocol
 
 from fedlora.types import (
     AdapterState,
     ClientId,
     ClientMemory,
     Download,
+    LocalResult,
     Phase,
     RoundContext,
+    ServerState,
     Updates,
+    Upload,
 )
 
 
 class Strategy(Protocol):
     """The server: `aggregate` must not mutate its inputs and must not depend on the order of updates.
 
-    `restore` turns the state of `init` into that after a committed round, from what the round left.
+    `broadcast` is given the number of the round, for methods that alternate. `is_weighted` says whether rows weigh,
+    `turns_factors` whether the factors a client starts from are others than those it left, so that its optimizer's
+    memory of them means nothing. With fewer than `fewest_clients` updates `aggregate` leaves the state as it is.
     """
 
-    def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> Any: ...
-    def restore(self, state: Any, global_adapter: AdapterState | None) -> Any: ...
-    def broadcast(self, state: Any, client_id: ClientId) -> Download: ...
-    def aggregate(self, state: Any, updates: Updates, context: RoundContext) -> Any: ...
-    def global_adapter(self, state: Any) -> AdapterState | None: ...
+    is_weighted: ClassVar[bool]
+    turns_factors: ClassVar[bool]
+
+    @property
+    def fewest_clients(self) -> int: ...
+
+    def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState: ...
+    def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download: ...
+    def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState: ...
+    def global_adapter(self, state: ServerState) -> AdapterState | None: ...
 
 
 class ClientRule(Protocol):
-    """The client: what to train from where, what leaves (`upload`) and what stays (`memory`)."""
+    """The client: what to train from where, what leaves (`upload`) and what stays (`ClientMemory`).
+
+    `sends` names the extra tensors of an upload; `needs_gradient` asks for the mean gradient of local training.
+    """
+
+    sends: ClassVar[tuple[str, ...]]
+    needs_gradient: ClassVar[bool]
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]: ...
-    def upload(self, trained: AdapterState, memory: ClientMemory) -> tuple[AdapterState | None, ClientMemory]: ...
+    def upload(
+        self, result: LocalResult, download: Download, memory: ClientMemory
+    ) -> tuple[Upload | None, ClientMemory]: ...

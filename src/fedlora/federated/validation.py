@@ -8,12 +8,12 @@ a view that would expand to terabytes costs nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from fedlora.federated.adapters import Shapes
+from fedlora.federated.adapters import Shapes, pick_half
 from fedlora.types import AdapterState, ClientUpdate, TrainTask
 
 COUNTS = {"num_examples": (1, 10**9), "num_steps": (0, 10**12), "num_tokens": (0, 10**15)}
@@ -23,16 +23,24 @@ NEEDED_METRICS = ("loss", "num_response_tokens", "update_norm")
 """What a round's own line is computed from, and how far the client moved."""
 
 
-def find_update_fault(update: ClientUpdate, task: TrainTask, expected: Shapes) -> str | None:
-    """The first reason why `update` cannot be used as the answer to `task`, or None: task, counts, metrics, tensors."""
+def find_update_fault(update: ClientUpdate, task: TrainTask, expected: Shapes, sends: Sequence[str] = ()) -> str | None:
+    """The first reason why `update` cannot be used as the answer to `task`, or None: task, counts, metrics, tensors.
+
+    `expected` are the shapes of a whole adapter; an upload holds the factors that the task shares, and so does each
+    further group of tensors, which are those named by `sends`.
+    """
     if (update.round, update.client_id, update.task_id) != (task.round, task.client_id, task.id):
         return f"it answers another task, of round {update.round!r} and client {update.client_id!r}"
     if fault := _find_count_fault(update) or _find_metric_fault(update.metrics):
         return fault
-    adapters = [state for state in (update.upload, update.memory.adapter) if state is not None]
-    if not adapters:
+    if update.upload is None and update.memory.adapter is None:
         return "it holds no adapter"
-    return next((fault for state in adapters if (fault := find_fault(state, expected))), None)
+    if sorted(update.extra) != sorted(sends if update.upload is not None else ()):
+        return f"it sends {sorted(update.extra)} besides, where {sorted(sends)} is expected"
+    shared = pick_half(expected, task.download.shared)
+    groups = [(state, shared) for state in (update.upload, *update.extra.values())]
+    groups.append((update.memory.adapter, expected))
+    return next((fault for state, shapes in groups if state is not None and (fault := find_fault(state, shapes))), None)
 
 
 def find_fault(state: AdapterState, expected: Shapes) -> str | None:

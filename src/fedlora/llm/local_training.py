@@ -13,20 +13,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.errors import TrainingError
+from fedlora.federated.adapters import pick_half
 from fedlora.federated.schedule import learning_rate
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Batch, Example, cut_passes, make_batch, order_steps
 from fedlora.llm.layout import LayoutBook, Reduction
+from fedlora.llm.local_gradient import GradientTerms
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.loss import backward_loss, sum_loss
 from fedlora.llm.memory import with_less_memory
 from fedlora.seeds import derive_seed
-from fedlora.types import AdapterState
+from fedlora.types import AdapterState, Phase
 
 Moments = Mapping[str, Tensor]
 
@@ -42,6 +44,7 @@ class Trained:
     num_labels: int
     num_steps: int
     seconds: float
+    mean_gradient: AdapterState | None = None
 
 
 class Trainer:
@@ -55,18 +58,21 @@ class Trainer:
 
     def train(
         self,
-        start: AdapterState,
+        phase: Phase,
         examples: Sequence[Example],
         *,
         round_number: int,
         client_id: int,
         moments: Moments | None = None,
+        needs_gradient: bool = False,
         on_rows: Callable[[int], None] = lambda rows: None,
     ) -> Trained:
-        """All local epochs of one client from `start`; TrainingError when the loss is no longer a number."""
+        """All local epochs of one client's phase; TrainingError when the loss is no longer a number."""
         config, began = self.config, time.monotonic()
-        self.lora.set_adapter(start)
-        optimizer = self._make_optimizer(moments)
+        self.lora.set_adapter(phase.start)
+        factors = pick_half(dict(self.lora.named_factors()), phase.trainable)
+        optimizer = self._make_optimizer(factors, moments)
+        terms = GradientTerms(phase, factors, needs_mean=needs_gradient)
         steps = [
             step
             for epoch in range(config.local_num_epochs)
@@ -86,7 +92,8 @@ class Trainer:
         with torch.random.fork_rng(devices=devices), self.lora.train_mode(checkpointing=checkpointing):
             for index, rows in enumerate(steps):
                 loss_sum += self._add_gradients(rows, round_number, client_id, index)
-                self._update(optimizer, self._rate(round_number, index, len(steps)))
+                terms.add()
+                self._update(optimizer, list(factors.values()), self._rate(round_number, index, len(steps)))
                 if not math.isfinite(loss_sum):
                     raise TrainingError(
                         f"the loss is not a number in step {index + 1} of round {round_number}",
@@ -97,12 +104,13 @@ class Trainer:
                 on_rows(len(rows))
         return Trained(
             adapter=self.lora.get_adapter(),
-            moments=self._read_moments(optimizer) if config.optimizer_state == "keep" else {},
+            moments=_read_moments(factors, optimizer) if config.optimizer_state == "keep" else {},
             loss=loss_sum / num_labels,
             num_tokens=num_tokens,
             num_labels=num_labels,
             num_steps=len(steps),
             seconds=time.monotonic() - began,
+            mean_gradient=terms.mean(),
         )
 
     def validate(self, adapter: AdapterState | None, examples: Iterable[Sequence[Example]]) -> float:
@@ -167,9 +175,8 @@ class Trainer:
             share_prefix=share_prefix and self.base.can_share_prefix,
         )
 
-    def _update(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """Clip, step, forget the gradients."""
-        factors = [factor for _, factor in self.lora.named_factors()]
+    def _update(self, optimizer: torch.optim.Optimizer, factors: list[nn.Parameter], rate: float) -> None:
+        """Clip the gradients of what is trained, step, forget all gradients."""
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(factors, self.config.max_grad_norm)
         for group in optimizer.param_groups:
@@ -195,9 +202,10 @@ class Trainer:
             warmup=config.warmup_steps,
         )
 
-    def _make_optimizer(self, moments: Moments | None) -> torch.optim.Optimizer:
+    def _make_optimizer(self, factors: Mapping[str, nn.Parameter], moments: Moments | None) -> torch.optim.Optimizer:
         config = self.config
-        factors = dict(self.lora.named_factors())
+        if config.local_optimizer == "sgd":
+            return torch.optim.SGD(factors.values(), lr=config.local_learning_rate, weight_decay=config.weight_decay)
         optimizer = torch.optim.AdamW(
             factors.values(),
             lr=config.local_learning_rate,
@@ -215,9 +223,10 @@ class Trainer:
             }
         return optimizer
 
-    def _read_moments(self, optimizer: torch.optim.Optimizer) -> Moments:
-        return {
-            f"{key}:{name}": optimizer.state[factor][name].detach().to("cpu", copy=True)
-            for key, factor in self.lora.named_factors()
-            for name in ("step", "exp_avg", "exp_avg_sq")
-        }
+
+def _read_moments(factors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Moments:
+    return {
+        f"{key}:{name}": optimizer.state[factor][name].detach().to("cpu", copy=True)
+        for key, factor in factors.items()
+        for name in ("step", "exp_avg", "exp_avg_sq")
+    }

@@ -51,7 +51,7 @@ class Experiment:
 
     @property
     def has_global_adapter(self) -> bool:
-        return self.mode != "none"
+        return self.run.get("has_global_model", self.mode != "none")
 
     @property
     def clients(self) -> list[Mapping[str, Any]]:
@@ -93,7 +93,7 @@ def train_command(exp_name: str, rounds: int) -> str:
 
 
 def _subjects(run: Mapping[str, Any]) -> list[OutputName]:
-    if run["mode"] != "none":
+    if run.get("has_global_model", run["mode"] != "none"):
         return [OutputName("global")]
     return [OutputName("client", client["client_id"]) for client in _training_clients(run)]
 

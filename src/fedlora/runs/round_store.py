@@ -17,7 +17,7 @@ from typing import Any
 import safetensors.torch
 
 from fedlora.errors import StorageError
-from fedlora.federated.adapters import Shapes
+from fedlora.federated.adapters import Shapes, find_half, pick_half
 from fedlora.files import read_json, sync_folder, write_bytes, write_json, write_text
 from fedlora.llm.adapter_files import (
     BIN_NAME,
@@ -39,9 +39,12 @@ from fedlora.runs.checking import (
     seal,
 )
 from fedlora.runs.metrics_log import MetricsLog
-from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate
+from fedlora.runs.server_state import STATE_NAME, groups_to_bytes, load_groups, state_to_bytes
+from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, ServerState
 
 OPTIMIZER_NAME = "private/optimizer.safetensors"
+MEMORY_NAME = "private/memory.safetensors"
+EXTRA_NAME = "extra.safetensors"
 
 
 class RoundStore:
@@ -88,16 +91,16 @@ class RoundStore:
         seconds = self.log.seconds(round_number, client_id)
         return replace(update, metrics={**update.metrics, "seconds": seconds})
 
-    def keep_update(self, update: ClientUpdate) -> None:
-        """Write one client's update and memory into the open round; `update.json` last."""
+    def keep_update(self, update: ClientUpdate, adapter: AdapterState) -> None:
+        """Write one client's update, its whole adapter and its memory into the open round; `update.json` last."""
         folder = self.paths.partial_folder(update.round) / client_name(update.client_id)
-        adapter = update.upload if update.upload is not None else update.memory.adapter
-        if adapter is None:
-            raise ValueError(f"client {update.client_id} neither sent nor kept an adapter")
         write_bytes(folder / BIN_NAME, to_bin(adapter))
         write_text(folder / CONFIG_NAME, self.peft_config)
         if update.memory.optimizer:
             write_bytes(folder / OPTIMIZER_NAME, safetensors.torch.save(dict(update.memory.optimizer)))
+        for name, groups in ((MEMORY_NAME, update.memory.slots), (EXTRA_NAME, update.extra)):
+            if groups:
+                write_bytes(folder / name, groups_to_bytes(groups))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         self.log.note_update(update.round, update.client_id, update.metrics.get("seconds", 0.0))
         record = {
@@ -105,13 +108,15 @@ class RoundStore:
             "files": describe_files(folder, files),
             "keeps_adapter": update.memory.adapter is not None,
             "keeps_optimizer": bool(update.memory.optimizer),
+            "keeps_slots": sorted(update.memory.slots),
             # what the clock says differs from one training to the next, and these bytes must not
             "metrics": {name: value for name, value in update.metrics.items() if name != "seconds"},
             "num_examples": update.num_examples,
             "num_steps": update.num_steps,
             "num_tokens": update.num_tokens,
             "round": update.round,
-            "sends_adapter": update.upload is not None,
+            "sends": None if update.upload is None else find_half(update.upload, self.shapes),
+            "sends_extra": sorted(update.extra),
             "started_from": update.started_from,
             "task_id": update.task_id,
         }
@@ -129,8 +134,11 @@ class RoundStore:
             self._layout = BinLayout(self.shapes)
         adapter = load_adapter(place / BIN_NAME, self.shapes, layout=self._layout)
         optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
-        memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer)
-        return update_of(facts, upload=adapter if facts["sends_adapter"] else None, memory=memory)
+        slots = load_groups(place / MEMORY_NAME) if facts["keeps_slots"] else {}
+        memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer, slots)
+        upload = None if facts["sends"] is None else pick_half(adapter, facts["sends"])
+        extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
+        return replace(update_of(facts, upload=upload, memory=memory), extra=extra)
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
         """What a client kept with its last committed update; empty before its first."""
@@ -156,13 +164,21 @@ class RoundStore:
             except OSError:
                 write_bytes(target / name, (source / name).read_bytes())
 
-    def commit_round(self, round_number: int, global_adapter: AdapterState | None, facts: Mapping[str, Any]) -> Path:
-        """Write the global adapter and the manifest, then give the round its final name."""
+    def commit_round(
+        self,
+        round_number: int,
+        global_adapter: AdapterState | None,
+        state: ServerState | None,
+        facts: Mapping[str, Any],
+    ) -> Path:
+        """Write the global adapter, the server's state and the manifest, then give the round its final name."""
         folder = self.paths.partial_folder(round_number)
         if global_adapter is not None:
             write_bytes(folder / GLOBAL_BIN_NAME, to_bin(global_adapter))
             write_bytes(folder / SAFETENSORS_NAME, to_safetensors(global_adapter))
             write_text(folder / CONFIG_NAME, self.peft_config)
+        if state is not None and (content := state_to_bytes(state, global_adapter)):
+            write_bytes(folder / STATE_NAME, content)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         manifest = seal(
             {

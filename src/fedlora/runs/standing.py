@@ -16,22 +16,22 @@ from fedlora.console import say
 from fedlora.errors import StorageError
 from fedlora.federated.adapters import Shapes
 from fedlora.files import read_json
-from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
 from fedlora.paths import RunPaths, client_name, client_number
 from fedlora.runs.checking import UPDATE_NAME, find_round_fault, manifest_sha256, read_kept_update, read_manifest
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import update_of
 from fedlora.runs.run_folder import remove_entry
-from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate
+from fedlora.runs.server_state import load_state
+from fedlora.types import ClientId, ClientMemory, ClientUpdate, ServerState
 
 
 @dataclass(frozen=True)
 class Standing:
-    """The last sound round, what it left, and in which round each client was last accepted."""
+    """The last sound round, what its server remembers, and in which round each client was last accepted."""
 
     number: int
     manifest: Mapping[str, Any]
-    global_adapter: AdapterState | None
+    state: ServerState | None
     accepted: Mapping[ClientId, int]
 
     @property
@@ -46,9 +46,8 @@ def find_standing(paths: RunPaths, shapes: Shapes) -> Standing | None:
         folder = paths.round_folder(number)
         fault = find_round_fault(folder, number) or _find_chain_fault(paths, number)
         if fault is None:
-            file = folder / SAFETENSORS_NAME
-            adapter = load_adapter(file, shapes) if file.is_file() else None
-            found = Standing(number, read_manifest(folder) or {}, adapter, find_accepted(paths, number))
+            state = load_state(folder, shapes)
+            found = Standing(number, read_manifest(folder) or {}, state, find_accepted(paths, number))
             break
         say(f"round {number} is not used and trained again: {fault}")
         _move_aside(folder, paths.damaged_folder(number))

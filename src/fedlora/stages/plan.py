@@ -23,7 +23,7 @@ from fedlora.engines.rounds import check_clients
 from fedlora.errors import FedloraError, TrainingError, UsageError
 from fedlora.evaluation.judge.forecast import forecast_judging
 from fedlora.federated.adapters import num_bytes
-from fedlora.federated.modes import MODES
+from fedlora.federated.modes import choose_mode, has_global_model
 from fedlora.federated.partition import label_skew
 from fedlora.files import write_json
 from fedlora.llm.adapter_files import to_bin, to_safetensors
@@ -101,7 +101,7 @@ class Planning:
         self.room = count_room(self.bench.base, outline=self.outline)
         self.training = Training(train, paths, self.bench, held_out, recorded)
         self.train: TrainConfig = train
-        check_clients(train, MODES[train.federation_mode], self.bench.examples.clients())
+        check_clients(train, choose_mode(train), self.bench.examples.clients())
 
     def make_record(self) -> dict[str, Any]:
         """Everything there is to say, as JSON values."""
@@ -171,7 +171,7 @@ class Planning:
             probe = run_probe(self.bench, self.train, largest, self.training.adapter)
         except TrainingError as error:
             return _Clock(None, None, error)
-        parallel = MODES[self.train.federation_mode].order == "parallel"
+        parallel = choose_mode(self.train).order == "parallel"
         devices = len(self.train.devices) if parallel else 1
         units = count_run_units(self.train, forecast.waves, work, devices)
         units += VALIDATION_COST * self._validation_tokens(forecast)
@@ -183,7 +183,7 @@ class Planning:
         examples = self.bench.examples
         own = {client: sum(len(one.ids) for one in examples.own_validation(client)) for client in examples.facts}
         rounds = self.train.num_communication_rounds
-        if self.train.federation_mode != "none":
+        if has_global_model(choose_mode(self.train)):
             return (rounds + 1) * (shared or sum(own.values()))
         return (shared or sum(own.values())) + sum(
             count * (shared or own[client]) for client, count in forecast.rounds_of.items()

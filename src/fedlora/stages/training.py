@@ -17,13 +17,14 @@ from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
 from fedlora.engines.committed import read_result
 from fedlora.engines.devices import DeviceClients
+from fedlora.engines.forecast import measure_traffic
 from fedlora.engines.rounds import FederatedRun, check_clients, choose_cohort
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.engines.worker import Worker
 from fedlora.errors import DataError
 from fedlora.federated.adapters import num_bytes
-from fedlora.federated.modes import MODES, Mode
+from fedlora.federated.modes import Mode, choose_mode, has_global_model, hyperparameters_of
 from fedlora.federated.sampling import cohort_size
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_config import make_peft_config
@@ -73,12 +74,13 @@ class Training:
         if held_out and not self.held_out:
             raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
         self.adapter = make_adapter(self.lora.shapes(), config.seed)
+        self.mode = mode = choose_mode(config)
         self.run_facts = self._describe()
         if recorded is not None:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
-        check_clients(config, MODES[config.federation_mode], self.clients.clients())
-        self.space = self._estimate_space(MODES[config.federation_mode])
+        check_clients(config, mode, self.clients.clients())
+        self.space = self._estimate_space(mode)
 
     def run(self) -> None:
         """The rounds that are left, with progress; run.json says at the end which round validated best."""
@@ -86,7 +88,7 @@ class Training:
             self._run()
 
     def _run(self) -> None:
-        config, mode = self.config, MODES[self.config.federation_mode]
+        config, mode = self.config, self.mode
         standing = find_standing(self.paths, self.lora.shapes()) if self.is_resumed else None
         done = standing.number if standing else 0
         log = MetricsLog(self.paths.metrics_file)
@@ -190,8 +192,10 @@ class Training:
             self.lora.shapes(),
             updates=1 if mode.order == "pooled" else len(members),
             keeps_optimizer=self.config.optimizer_state == "keep",
-            has_global=mode.strategy.global_adapter(self.adapter) is not None,
+            has_global=has_global_model(mode),
         )
+        traffic = measure_traffic(mode, self.adapter)
+        needed += traffic.state_bytes + len(members) * traffic.extra_bytes
         return SpaceNeed(self.paths, self.config.num_communication_rounds, needed)
 
     def _rows_ahead(self, done: int) -> int:
@@ -208,6 +212,8 @@ class Training:
             "format": 1,
             "exp_name": self.config.exp_name,
             "mode": self.config.federation_mode,
+            "has_global_model": has_global_model(self.mode),
+            "hyperparameters": hyperparameters_of(self.mode),
             "state": "training",
             "base_model": self.config.base_model,
             "config": self.config.record(),

@@ -1,47 +1,68 @@
 """FedAvg on LoRA factors: the weighted mean of the clients' A and B.
 
-McMahan et al., AISTATS 2017 (arXiv 1602.05629); on LoRA as FedIT, Zhang et al. (arXiv 2305.05644).
-The mean of factors is not the mean of products: `mean(B) @ mean(A) != mean(B @ A)` unless all A or
-all B agree. Weights are the clients' numbers of training examples.
+McMahan et al., AISTATS 2017 (arXiv 1602.05629); on LoRA as FedIT, Zhang et al. (arXiv 2305.05644). The mean of
+factors is not the mean of products: `mean(B) @ mean(A) != mean(B @ A)` unless all A or all B agree. Weights are the
+clients' numbers of training examples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from fedlora.federated.adapters import weighted_mean
-from fedlora.types import AdapterState, ClientId, ClientMemory, Download, Phase, RoundContext, Updates
+from fedlora.federated.adapters import pick_half, weighted_mean
+from fedlora.types import (
+    AdapterState,
+    ClientId,
+    ClientMemory,
+    Download,
+    LocalResult,
+    Phase,
+    RoundContext,
+    ServerState,
+    Updates,
+    Upload,
+)
 
 
 @dataclass(frozen=True)
 class FedAvg:
-    """Server half: state is the global adapter itself."""
+    """Server half: the state is the global adapter."""
 
-    def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> AdapterState:
-        return adapter
+    is_weighted: ClassVar[bool] = True
+    turns_factors: ClassVar[bool] = False
 
-    def restore(self, state: AdapterState, global_adapter: AdapterState | None) -> AdapterState:
-        return global_adapter if global_adapter is not None else state
+    @property
+    def fewest_clients(self) -> int:
+        return 1
 
-    def broadcast(self, state: AdapterState, client_id: ClientId) -> Download:
-        return Download(adapter=state)
+    def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState:
+        return ServerState(adapter)
 
-    def aggregate(self, state: AdapterState, updates: Updates, context: RoundContext) -> AdapterState:
-        """`sum(n_k * x_k) / sum(n_k)`; without any update the global adapter stays as it was."""
+    def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
+        return Download(state.adapter)
+
+    def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
+        """`sum(n_k * x_k) / sum(n_k)` of what was sent; without any update the global adapter stays as it was."""
         mean = weighted_mean((update.upload or {}, update.num_examples) for update in updates)
-        return mean if mean is not None else state
+        return replace(state, adapter={**state.adapter, **(mean or {})})
 
-    def global_adapter(self, state: AdapterState) -> AdapterState:
-        return state
+    def global_adapter(self, state: ServerState) -> AdapterState | None:
+        return state.adapter
 
 
 @dataclass(frozen=True)
 class TrainAndSend:
-    """Client half: train what the server sent, send all of it back, keep nothing of it."""
+    """Client half: train what the server says from what it sent, send the shared factors back, keep nothing."""
+
+    sends: ClassVar[tuple[str, ...]] = ()
+    needs_gradient: ClassVar[bool] = False
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
-        return (Phase(start=download.adapter),)
+        return (Phase(start=download.adapter, trainable=download.trainable),)
 
-    def upload(self, trained: AdapterState, memory: ClientMemory) -> tuple[AdapterState, ClientMemory]:
-        return trained, replace(memory, adapter=None)
+    def upload(
+        self, result: LocalResult, download: Download, memory: ClientMemory
+    ) -> tuple[Upload | None, ClientMemory]:
+        return Upload(pick_half(result.adapter, download.shared)), replace(memory, adapter=None)

@@ -1,34 +1,50 @@
 """No federation: every client goes on with its own adapter and nothing is shared.
 
-The row every comparison needs. A client continues from round to round, so it takes as many steps
-as under any other mode; the server only hands out the common starting point.
+The row every comparison needs. A client continues from round to round, so it takes as many steps as under any other
+mode; the server only hands out the common starting point.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from fedlora.types import AdapterState, ClientId, ClientMemory, Download, Phase, RoundContext, Updates
+from fedlora.types import (
+    AdapterState,
+    ClientId,
+    ClientMemory,
+    Download,
+    LocalResult,
+    Phase,
+    RoundContext,
+    ServerState,
+    Updates,
+    Upload,
+)
 
 
 @dataclass(frozen=True)
 class NoServer:
     """Server half: remembers the untrained adapter, combines nothing."""
 
-    def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> AdapterState:
-        return adapter
+    is_weighted: ClassVar[bool] = False
+    turns_factors: ClassVar[bool] = False
 
-    def restore(self, state: AdapterState, global_adapter: AdapterState | None) -> AdapterState:
+    @property
+    def fewest_clients(self) -> int:
+        return 1
+
+    def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState:
+        return ServerState(adapter)
+
+    def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
+        return Download(state.adapter)
+
+    def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
         return state
 
-    def broadcast(self, state: AdapterState, client_id: ClientId) -> Download:
-        return Download(adapter=state)
-
-    def aggregate(self, state: AdapterState, updates: Updates, context: RoundContext) -> AdapterState:
-        return state
-
-    def global_adapter(self, state: AdapterState) -> None:
+    def global_adapter(self, state: ServerState) -> AdapterState | None:
         return None
 
 
@@ -36,8 +52,13 @@ class NoServer:
 class KeepOwn:
     """Client half: start from the own adapter once there is one, send nothing."""
 
+    sends: ClassVar[tuple[str, ...]] = ()
+    needs_gradient: ClassVar[bool] = False
+
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
         return (Phase(start=memory.adapter if memory.adapter is not None else download.adapter),)
 
-    def upload(self, trained: AdapterState, memory: ClientMemory) -> tuple[None, ClientMemory]:
-        return None, replace(memory, adapter=trained)
+    def upload(
+        self, result: LocalResult, download: Download, memory: ClientMemory
+    ) -> tuple[Upload | None, ClientMemory]:
+        return None, replace(memory, adapter=result.adapter)

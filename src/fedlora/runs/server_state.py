@@ -1,0 +1,57 @@
+"""What a server remembers between rounds, as `state.safetensors` of a round, and other named groups of tensors.
+
+Only what the round does not hold anyway is written: a strategy whose whole state is the global adapter leaves no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+
+from fedlora.errors import StorageError
+from fedlora.federated.adapters import Shapes
+from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
+from fedlora.types import AdapterState, ServerState
+
+STATE_NAME = "state.safetensors"
+_ADAPTER = "adapter"
+
+
+def state_to_bytes(state: ServerState, global_adapter: AdapterState | None) -> bytes | None:
+    """The state's slots, and its adapter where the round's global adapter is another; None when nothing is left."""
+    groups = dict(state.slots)
+    if state.adapter is not global_adapter:
+        groups[_ADAPTER] = state.adapter
+    return groups_to_bytes(groups) if groups else None
+
+
+def load_state(folder: Path, shapes: Shapes) -> ServerState | None:
+    """The state that a sound round left; None when it left neither a state nor a global adapter."""
+    file, adapter_file = folder / STATE_NAME, folder / SAFETENSORS_NAME
+    groups = load_groups(file) if file.is_file() else {}
+    if _ADAPTER in groups:
+        return ServerState(groups.pop(_ADAPTER), groups)
+    return ServerState(load_adapter(adapter_file, shapes), groups) if adapter_file.is_file() else None
+
+
+def groups_to_bytes(groups: Mapping[str, AdapterState]) -> bytes:
+    """Named groups of tensors as safetensors with keys `group/key`; equal groups give equal bytes."""
+    tensors = {
+        f"{name}/{key}": groups[name][key].contiguous() for name in sorted(groups) for key in sorted(groups[name])
+    }
+    return safetensors.torch.save(tensors)
+
+
+def load_groups(path: Path) -> dict[str, AdapterState]:
+    """What `groups_to_bytes` wrote. The caller has compared the file's hash; StorageError when it is none of ours."""
+    groups: dict[str, dict] = {}
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except Exception as error:  # the reader raises many kinds
+        raise StorageError(f"{path}: not readable ({type(error).__name__})", hint="train that round again") from None
+    for key, value in tensors.items():
+        name, _, rest = key.partition("/")
+        groups.setdefault(name, {})[rest] = value
+    return {**groups}

@@ -1,0 +1,93 @@
+"""Server optimizers against the papers' arithmetic, worked out by hand, and against torch's optimizers."""
+
+import pytest
+import torch
+from federation_of_one_round import adapter, aggregate, close, scalar
+
+from fedlora.federated.strategies.fedavg import FedAvg
+from fedlora.federated.strategies.server_adaptive import FedAdagrad, FedAdam, FedYogi
+from fedlora.federated.strategies.server_momentum import DiLoCo, FedAvgM
+from fedlora.types import ServerState
+
+CHANGES = (0.5, -0.25, 0.1)
+"""The mean change of three rounds, whatever the server did before."""
+
+
+def follow(strategy) -> list[float]:
+    """Where a server that starts at zero is after each of the three rounds."""
+    state, places = ServerState(scalar(0.0)), []
+    for number, change in enumerate(CHANGES, start=1):
+        here = float(state.adapter["one.lora_B.weight"])
+        state = aggregate(strategy, state, [scalar(here + change)], round_number=number)
+        places.append(float(state.adapter["one.lora_B.weight"]))
+    return places
+
+
+@pytest.mark.parametrize(
+    ("strategy", "places"),
+    [
+        (FedAvgM(), (0.5, 0.7, 0.98)),
+        (DiLoCo(), (0.665, 0.616, 0.8624)),
+        (FedAdagrad(server_learning_rate=0.1, server_beta1=0.9), (0.00998002, 0.01355133, 0.01847319)),
+        (FedAdam(server_learning_rate=0.1), (0.09802019, 0.13330199, 0.18216549)),
+        (FedYogi(server_learning_rate=0.1), (0.09802000, 0.13316281, 0.18160749)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_three_rounds_go_where_the_papers_go(strategy, places):
+    assert follow(strategy) == pytest.approx(places, abs=6e-9)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "nesterov", "kind"), [(0.9, False, FedAvgM), (0.9, True, DiLoCo), (0.3, True, DiLoCo)]
+)
+def test_momentum_is_torch_s_sgd_on_the_negative_change(momentum, nesterov, kind):
+    place = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([place], lr=0.4, momentum=momentum, nesterov=nesterov)
+    places = []
+    for change in CHANGES:
+        place.grad = torch.full_like(place, -change)
+        optimizer.step()
+        places.append(float(place.detach()))
+    assert follow(kind(server_learning_rate=0.4, server_momentum=momentum)) == pytest.approx(places, abs=1e-12)
+
+
+SERVERS = (FedAvgM(server_momentum=0.0), DiLoCo(server_learning_rate=1.0, server_momentum=0.0))
+
+
+@pytest.mark.parametrize("strategy", SERVERS, ids=lambda value: type(value).__name__)
+def test_without_momentum_the_server_is_fedavg(strategy):
+    start = ServerState(adapter(0))
+    sent = [adapter(seed) for seed in (1, 2, 3)]
+    assert close(aggregate(strategy, start, sent).adapter, aggregate(FedAvg(), start, sent).adapter)
+
+
+@pytest.mark.parametrize("kind", [FedAdagrad, FedAdam, FedYogi])
+def test_an_adaptive_server_with_a_large_tau_is_fedavg(kind):
+    start = ServerState(adapter(0))
+    sent = [adapter(seed) for seed in (1, 2, 3)]
+    # v begins at tau ** 2 and decays from there, so sqrt(v) + tau is about 2 tau
+    far = kind(server_learning_rate=2e9, server_tau=1e9, server_beta1=0.0, server_beta2=1 - 1e-12)
+    assert close(aggregate(far, start, sent).adapter, aggregate(FedAvg(), start, sent).adapter, 1e-6)
+
+
+@pytest.mark.parametrize("kind", [FedAvgM, DiLoCo, FedAdagrad, FedAdam, FedYogi])
+def test_nobody_s_change_moves_nothing_and_the_sign_of_a_change_is_the_sign_of_the_move(kind):
+    start = ServerState(adapter(0))
+    assert close(aggregate(kind(), start, [start.adapter] * 3).adapter, start.adapter)
+    assert follow(kind())[0] > 0
+
+
+@pytest.mark.parametrize("kind", [FedAvgM, FedAdagrad, FedAdam, FedYogi])
+def test_the_mean_is_weighted_by_rows_and_diloco_s_is_not(kind):
+    start = ServerState(adapter(0))
+    sent = [adapter(1), adapter(2)]
+    heavy = [adapter(1), adapter(1), adapter(1), adapter(2)]
+    assert close(aggregate(kind(), start, sent, rows=[3, 1]).adapter, aggregate(kind(), start, heavy).adapter)
+    assert close(aggregate(DiLoCo(), start, sent, rows=[3, 1]).adapter, aggregate(DiLoCo(), start, sent).adapter)
+
+
+@pytest.mark.parametrize("kind", [FedAvgM, DiLoCo, FedAdagrad, FedAdam, FedYogi])
+def test_without_any_update_the_state_stays(kind):
+    state = aggregate(kind(), ServerState(adapter(0)), [adapter(1)])
+    assert aggregate(kind(), state, []) is state
