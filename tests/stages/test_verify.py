@@ -56,9 +56,13 @@ def reseal(run, number, **changes) -> None:
     (folder / "manifest.json").write_text(json_text(manifest))
 
 
-@pytest.mark.parametrize("mode", ["homo", "seq", "none", "pooled"])
+PLAIN = ("homo", "seq", "none", "pooled")
+OTHERS = ("fedadam", "diloco", "scaffold", "ffa", "rolora", "fedsvd", "fedrot", "fedsa", "median", "geometric_median")
+
+
+@pytest.mark.parametrize("mode", PLAIN + OTHERS)
 def test_a_run_is_computed_again_without_its_base_model(trained, tiny_model, mode, capsys, monkeypatch):
-    run = trained(mode)
+    run = trained(mode, optimizer_state="keep" if mode in PLAIN else "reset")
     monkeypatch.setattr("fedlora.llm.base_model.load_base_model", lambda *_: pytest.fail("the base was loaded"))
     capsys.readouterr()
     check(run)

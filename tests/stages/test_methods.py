@@ -1,0 +1,262 @@
+"""Every method through the whole of training: what it trains, what travels, what it remembers over an interruption."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedlora.config.train import HYPERPARAMETERS, MODE_NAMES, TrainConfig
+from fedlora.engines.rounds import FederatedRun
+from fedlora.errors import UsageError
+from fedlora.federated.modes import MODES, choose_mode, has_global_model, hyperparameters_of
+from fedlora.files import sha256_of
+from fedlora.runs.server_state import load_groups
+from fedlora.stages import train
+
+NEW = MODE_NAMES[4:]
+STATEFUL = {
+    "fedavgm": {"velocity"},
+    "fedadagrad": {"mean", "variance"},
+    "fedadam": {"mean", "variance"},
+    "fedyogi": {"mean", "variance"},
+    "diloco": {"momentum"},
+    "scaffold": {"control"},
+    "fedsa": {"adapter"},
+}
+"""What lies in a round's state.safetensors."""
+
+
+@pytest.fixture
+def start(tiny_model, make_clients, tmp_path):
+    """Train five small clients for three rounds under a name of one's choice."""
+    data = make_clients([3, 2, 4, 3, 2])
+
+    def run(name: str, mode: str, **changes) -> Path:
+        options = {
+            "exp_name": name,
+            "federation_mode": mode,
+            "base_model": str(tiny_model),
+            "base_dtype": "float32",
+            "data_path": data,
+            "model_dir": tmp_path / "models",
+            "client_selection_strategy": "all",
+            "num_communication_rounds": 3,
+            "num_clients": 5,
+            "local_batch_size": 2,
+            "local_num_epochs": 1,
+            "local_learning_rate": 1e-2,
+            "prompt_template": "chat",
+            "device": "cpu",
+            **changes,
+        }
+        return train.run(TrainConfig.of(**options)).root
+
+    return run
+
+
+def hashes(run: Path) -> dict[str, str]:
+    return {
+        path.relative_to(run).as_posix(): sha256_of(path)
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and path.parent != run and path.name != "manifest.json"
+    }
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def adapter(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("mode", NEW)
+def test_a_method_goes_on_after_an_interruption_to_the_bytes_of_an_unbroken_run(start, mode, monkeypatch):
+    expected = hashes(start("whole", mode))
+    assert ("2/state.safetensors" in expected) == (mode in STATEFUL)
+    flush, calls = os.fsync, []
+
+    class CrashError(BaseException):
+        pass
+
+    def crashing(descriptor: int) -> None:
+        calls.append(1)
+        if len(calls) == crash_at:
+            raise CrashError
+        flush(descriptor)
+
+    # in the middle of the second round, and right behind it
+    for share in (0.45, 0.7):
+        name = f"broken{share}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda descriptor: (calls.append(1), flush(descriptor)))
+            calls.clear()
+            start(f"counted{share}", mode)
+            crash_at = int(len(calls) * share)
+            calls.clear()
+            patch.setattr(os, "fsync", crashing)
+            with pytest.raises(CrashError):
+                start(name, mode)
+        assert hashes(start(name, mode)) == expected
+
+
+@pytest.mark.parametrize("mode", sorted(STATEFUL))
+def test_what_a_server_remembers_lies_in_the_round(start, mode):
+    run = start("run", mode, num_communication_rounds=2)
+    for number in (1, 2):
+        assert load_groups(run / f"{number}/state.safetensors").keys() == STATEFUL[mode]
+        assert "state.safetensors" in json.loads((run / f"{number}/manifest.json").read_text())["files"]
+
+
+@pytest.mark.parametrize("mode", NEW)
+def test_run_json_tells_the_hyperparameters_and_whether_there_is_a_global_model(start, mode):
+    run = start("run", mode, num_communication_rounds=1)
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["hyperparameters"] == hyperparameters_of(MODES[mode])
+    assert facts["has_global_model"] == has_global_model(MODES[mode]) == (run / "1/global_adapter_model.bin").is_file()
+
+
+def count(state, half: str) -> int:
+    return sum(value.numel() for key, value in state.items() if f".lora_{half}." in key)
+
+
+def test_the_bytes_on_the_way_are_those_of_the_factors_that_travel(start):
+    a = b = 0
+    for mode, down, up in [
+        ("homo", "AB", "AB"),
+        ("ffa", "B", "B"),
+        ("fedsvd", "AB", "B"),
+        ("fedsa", "A", "A"),
+        ("scaffold", "ABAB", "ABAB"),
+        ("fedadam", "AB", "AB"),
+    ]:
+        run = start(mode, mode, num_communication_rounds=1)
+        if not a:
+            state = adapter(run / "1/global_adapter_model.bin")
+            a, b = 4 * count(state, "A"), 4 * count(state, "B")
+        (row,) = [row for row in metrics(run) if row["kind"] == "round"]
+        sizes = {"A": a, "B": b}
+        assert row["bytes_down"] == 5 * sum(sizes[half] for half in down), mode
+        assert row["bytes_up"] == 5 * sum(sizes[half] for half in up), mode
+
+
+def test_ffa_leaves_a_alone_and_rolora_changes_one_factor_a_round(start):
+    ffa = [adapter(start("ffa", "ffa") / f"{number}/global_adapter_model.bin") for number in (1, 2, 3)]
+    ro = [adapter(start("rolora", "rolora") / f"{number}/global_adapter_model.bin") for number in (1, 2, 3)]
+
+    def moved(before, after) -> str:
+        return "".join(
+            half
+            for half in "AB"
+            if any(not torch.equal(before[key], after[key]) for key in before if f".lora_{half}." in key)
+        )
+
+    assert [moved(*pair) for pair in itertools.pairwise(ffa)] == ["B", "B"]
+    assert [moved(*pair) for pair in itertools.pairwise(ro)] == ["A", "B"]
+
+
+def test_without_its_term_a_method_is_fedavg_bit_for_bit(start):
+    expected = sha256_of(start("homo", "homo") / "3/adapter_model.safetensors")
+    assert sha256_of(start("prox", "fedprox", proximal_mu=0.0) / "3/adapter_model.safetensors") == expected
+    assert sha256_of(start("far", "fedprox", proximal_mu=1.0) / "3/adapter_model.safetensors") != expected
+
+
+def test_a_strong_pull_keeps_clients_near_the_global_adapter(start):
+    norms = {
+        mu: max(row["update_norm"] for row in metrics(run) if row["kind"] == "client")
+        for mu in (0.0, 100.0)
+        if (run := start(f"mu{mu}", "fedprox", proximal_mu=mu, local_optimizer="sgd", local_num_epochs=4))
+    }
+    assert norms[100.0] < 0.7 * norms[0.0]
+
+
+def test_sgd_takes_plain_steps(start, monkeypatch):
+    """One step of SGD moves by the rate times the clipped gradient: twice the rate, twice the way."""
+    norms = []
+    for rate in (1e-3, 2e-3):
+        options = {"local_optimizer": "sgd", "local_batch_size": 8, "local_learning_rate": rate, "lora_dropout": 0.0}
+        run = start(f"rate{rate}", "homo", num_communication_rounds=1, **options)
+        norms.append([row["update_norm"] for row in metrics(run) if row["kind"] == "client"])
+    assert norms[1] == pytest.approx([2 * norm for norm in norms[0]], rel=1e-4)
+
+
+def test_scaffold_starts_as_fedavg_and_then_corrects(start):
+    plain = start("homo", "homo", client_selection_frac=1.0, max_client_weight=0.2)
+    corrected = start("scaffold", "scaffold")
+    first, last = (
+        [sha256_of(run / f"{number}/adapter_model.safetensors") for run in (plain, corrected)] for number in (1, 3)
+    )
+    a, b = (adapter(run / "1/global_adapter_model.bin") for run in (plain, corrected))
+    assert all(torch.allclose(a[key], b[key], atol=1e-6) for key in a), "all controls are zero in the first round"
+    assert last[0] != last[1]
+    assert len(first) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"federation_mode": "homo", "server_momentum": 0.5}, "homo has no server_momentum"),
+        ({"federation_mode": "fedavgm", "proximal_mu": 0.5}, "fedavgm has no proximal_mu"),
+        ({"federation_mode": "krum", "max_client_weight": 0.5}, "the same weight"),
+        ({"federation_mode": "rolora", "optimizer_state": "keep"}, "other factors than a client left"),
+        ({"federation_mode": "fedsvd", "optimizer_state": "keep"}, "other factors than a client left"),
+        ({"federation_mode": "scaffold", "max_update_norm": 1.0}, "sends more than an adapter"),
+    ],
+)
+def test_combinations_that_cannot_be_right_are_refused(changes, what):
+    with pytest.raises(UsageError, match=what):
+        choose_mode(TrainConfig.of(**changes))
+
+
+def test_a_flag_reaches_the_half_that_has_it(start):
+    mode = choose_mode(TrainConfig.of(federation_mode="fedadam", server_learning_rate=0.5, server_tau=0.25))
+    assert (mode.strategy.server_learning_rate, mode.strategy.server_tau) == (0.5, 0.25)
+    assert choose_mode(TrainConfig.of(federation_mode="fedprox", proximal_mu=0.5)).rule.proximal_mu == 0.5
+    fast, slow = (
+        start(f"rate{rate}", "fedadam", server_learning_rate=rate, num_communication_rounds=1) for rate in (1e-2, 1e-4)
+    )
+    assert sha256_of(fast / "1/adapter_model.safetensors") != sha256_of(slow / "1/adapter_model.safetensors")
+
+
+def test_every_flag_of_a_method_belongs_to_one_and_every_choice_has_its_flag():
+    own = {name for mode in MODES.values() for name in hyperparameters_of(mode)}
+    assert own == set(HYPERPARAMETERS)
+
+
+def test_a_cohort_too_small_for_krum_is_refused_before_any_training(start):
+    with pytest.raises(UsageError, match="krum needs 7, but a cohort has 5 of the 5 clients"):
+        start("few", "krum", num_hostile=2)
+
+
+def test_fedsa_clients_keep_their_own_b(start):
+    run = start("run", "fedsa")
+    clients = [adapter(run / f"3/client_{client}/adapter_model.bin") for client in range(5)]
+    keys = [key for key in clients[0] if ".lora_B." in key]
+    assert any(not torch.equal(clients[0][key], clients[1][key]) for key in keys)
+
+
+def test_the_loop_asks_a_strategy_for_what_each_round_sends(start, monkeypatch):
+    seen = []
+    make_tasks = FederatedRun._make_tasks
+
+    def watch(self, context, wave):
+        tasks = make_tasks(self, context, wave)
+        seen.extend((task.round, task.download.trainable) for task in tasks)
+        return tasks
+
+    monkeypatch.setattr(FederatedRun, "_make_tasks", watch)
+    start("run", "rolora")
+    assert set(seen) == {(1, "B"), (2, "A"), (3, "B")}
+
+
+def test_kept_moments_go_on_where_the_factors_are_those_a_client_left(start):
+    kept, reset = (
+        start(state, "ffa", optimizer_state=state) / "3/adapter_model.safetensors" for state in ("keep", "reset")
+    )
+    assert sha256_of(kept) != sha256_of(reset)
+    assert sha256_of(kept.parents[1] / "1" / kept.name) == sha256_of(reset.parents[1] / "1" / reset.name)
