@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
@@ -30,6 +31,10 @@ settings.load_profile("fedlora")
 HYPOTHESIS_HOME = tempfile.mkdtemp(prefix="fedlora-hypothesis-")
 atexit.register(shutil.rmtree, HYPOTHESIS_HOME, ignore_errors=True)
 set_hypothesis_home_dir(HYPOTHESIS_HOME)
+
+# a shell that starts the tests in the background makes them deaf to interrupts, and all that they start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 

@@ -164,6 +164,8 @@ def main() -> None:
     """Answer one line of JSON after another until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # children shall hear what a shell that started this in the background made it deaf to
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _prepare(Path(sys.argv[1]))
     for line in sys.stdin:
         request = json.loads(line)
