@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import HYPERPARAMETERS, MODE_NAMES, TrainConfig
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import UsageError
 from fedlora.federated.modes import MODES, choose_mode, has_global_model, hyperparameters_of
 from fedlora.files import sha256_of
 from fedlora.runs.server_state import load_groups
-from fedlora.stages import train
+from fedlora.stages import train, verify
 
 NEW = MODE_NAMES[4:]
 STATEFUL = {
@@ -76,8 +77,10 @@ def adapter(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("mode", NEW)
-def test_a_method_goes_on_after_an_interruption_to_the_bytes_of_an_unbroken_run(start, mode, monkeypatch):
-    expected = hashes(start("whole", mode))
+def test_a_method_is_verified_and_resumes_to_the_bytes_of_an_unbroken_run(start, mode, monkeypatch):
+    whole = start("whole", mode)
+    verify.run(VerifyConfig.of(exp_name="whole", model_dir=whole.parent))
+    expected = hashes(whole)
     assert ("2/state.safetensors" in expected) == (mode in STATEFUL)
     flush, calls = os.fsync, []
 
@@ -130,6 +133,7 @@ def test_the_bytes_on_the_way_are_those_of_the_factors_that_travel(start):
     for mode, down, up in [
         ("homo", "AB", "AB"),
         ("ffa", "B", "B"),
+        ("rolora", "AB", "B"),
         ("fedsvd", "AB", "B"),
         ("fedsa", "A", "A"),
         ("scaffold", "ABAB", "ABAB"),

@@ -29,5 +29,6 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         if 4 * sum(math.prod(shape) for shape in shapes.values()) > path.stat().st_size:
             raise Unfit("it lists more than it holds")
     except (Unfit, StopIteration, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        # the last two are zipfile's, of a compression it does not know and of encryption
         raise UsageError(f"{path}: not a readable adapter ({error})", hint="train again") from None
     return shapes

@@ -8,6 +8,7 @@ its lever. All updates are in memory together. Honest clients with unusual data 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -23,14 +24,14 @@ Stack = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class RobustServer(FedAvg):
+class RobustServer(FedAvg, ABC):
     """What they share: gather the changes, combine them, move the global adapter."""
 
     is_weighted: ClassVar[bool] = False
 
+    @abstractmethod
     def combine_changes(self, stack: Stack) -> Mapping[str, Tensor]:
         """Key -> the combined change, from those of at least one client."""
-        raise NotImplementedError
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
         sent = [update.upload or {} for update in updates]

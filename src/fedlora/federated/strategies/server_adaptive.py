@@ -8,6 +8,7 @@ collapses, so the default here is 1e-3.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from fedlora.types import RoundContext, ServerState, Updates
 
 
 @dataclass(frozen=True)
-class AdaptiveServer(FedAvg):
+class AdaptiveServer(FedAvg, ABC):
     """What the three share. Slots `mean` and `variance`; a zero change of everybody from rest moves nothing."""
 
     server_learning_rate: float = 1e-3
@@ -27,9 +28,9 @@ class AdaptiveServer(FedAvg):
     server_beta2: float = 0.99
     server_tau: float = 1e-3
 
+    @abstractmethod
     def grow_variance(self, variance: Tensor, square: Tensor) -> Tensor:
         """The next v from the last one and the square of the change, both float64."""
-        raise NotImplementedError
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
         mean = weighted_mean((update.upload or {}, update.num_examples) for update in updates)
