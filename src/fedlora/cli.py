@@ -79,6 +79,12 @@ COMMANDS = {
         "fedlora.config.evaluate:ReportConfig",
         "fedlora.stages.report:run",
     ),
+    "compare": Command(
+        "methods over seeds and settings under one budget: table, figures, LaTeX",
+        "fedlora.config.compare:CompareConfig",
+        "fedlora.stages.compare:run",
+        positional="config",
+    ),
     "runs": Command(
         "list the runs: state, progress, best round, size",
         "fedlora.config.runs:RunsConfig",

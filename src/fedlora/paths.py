@@ -174,11 +174,55 @@ class DataPaths:
     def test_file(self, test_per_cat: int) -> Path:
         return self.folder / f"dolly_test_{test_per_cat}.jsonl"
 
+    def part_file(self, part: str) -> Path:
+        """`validation`, `test` or `answered`: a part of the test set, where a comparison divides it."""
+        return self.folder / f"{check_name(part, 'part')}.jsonl"
+
     def manifest(self, num_clients: int) -> Path:
         return self._clients_folder(num_clients) / "manifest.json"
 
     def _clients_folder(self, num_clients: int) -> Path:
         return _below(self.output_root, check_name(self.dataset_name, "dataset_name"), str(num_clients))
+
+
+@dataclass(frozen=True)
+class ComparisonPaths:
+    """The tree of one comparison: data sets, runs, what was measured of each, and the result."""
+
+    output_dir: Path
+    name: str
+
+    @property
+    def root(self) -> Path:
+        return _below(self.output_dir, check_name(self.name, "name"))
+
+    @property
+    def data_dir(self) -> Path:
+        return _below(self.root, "data")
+
+    @property
+    def model_dir(self) -> Path:
+        return _below(self.root, "runs")
+
+    @property
+    def lock_file(self) -> Path:
+        return _below(self.root, ".lock")
+
+    def rows_file(self, seed: int) -> Path:
+        """Rows of the skills data, where no file is given."""
+        return _below(self.root, "data", f"skills-{seed}.json")
+
+    def score_file(self, exp_name: str) -> Path:
+        """What was measured of one run."""
+        return _below(self.root, "scores", f"{check_name(exp_name, 'exp_name')}.json")
+
+    def answers_dir(self, kind: str) -> Path:
+        """`predictions` or `rouge`: the trees that generate and evaluate_rouge write."""
+        return _below(self.root, kind)
+
+    def result_file(self, name: str) -> Path:
+        """`comparison.md`, `.json`, `.tex`, or a figure."""
+        return _below(self.root, name)
 
 
 def report_file(report_dir: Path, name: str, suffix: str) -> Path:

@@ -28,6 +28,7 @@ from fedlora.federated.modes import Mode, choose_mode, has_global_model, hyperpa
 from fedlora.federated.sampling import cohort_size
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_config import make_peft_config
+from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
 from fedlora.llm.lora import is_fan_in_fan_out, make_adapter
@@ -45,12 +46,17 @@ LONG_UPDATE = 10
 
 
 def open_bench(
-    config: TrainConfig, files: Sequence[Path], recorded: Mapping[str, Any] | None, *, outline: bool = False
+    config: TrainConfig,
+    files: Sequence[Path],
+    recorded: Mapping[str, Any] | None,
+    *,
+    outline: bool = False,
+    load: Callable[..., BaseModel] = load_base_model,
 ) -> Workbench:
     """Load the model, or its outline, onto the run's first device, with the layout that the run was begun with."""
     device = config.devices[0] if config.devices else config.device
     layout = Layout.from_record(recorded["layout"]) if recorded else None
-    return make_workbench(config, files, device=device, layout=layout, outline=outline)
+    return make_workbench(config, files, device=device, layout=layout, outline=outline, load=load)
 
 
 class Training:
