@@ -42,7 +42,7 @@ CHAT_TEMPLATE = (
 VOCABULARY = 704
 TOKENIZER_ROWS = 6000
 ROWS_PER_STEP = 64
-NUM_STEPS = 800
+NUM_STEPS = 560
 WARMUP_STEPS = 60
 PEAK_RATE = 4e-3
 COPYING_SHARE = 0.25
@@ -160,9 +160,9 @@ def make_model(seed: int, vocabulary: int) -> Any:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=128,
-            intermediate_size=352,
-            num_hidden_layers=5,
+            hidden_size=160,
+            intermediate_size=448,
+            num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=512,
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/small_model"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="more are faster and give other last bits")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     began, cpu = time.monotonic(), time.process_time()
