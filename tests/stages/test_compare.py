@@ -59,6 +59,12 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder / "tiny", compare.run(CompareConfig.of(**options(tiny_model, folder)))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pictures, where they are not what is looked at."""
+    monkeypatch.setattr(compare, "draw_comparison", lambda result: {})
+
+
 def runs_of(root: Path, mode: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted((root / "scores").glob(f"{mode}-*.json"))]
 
@@ -166,6 +172,7 @@ def test_a_second_call_does_nothing_again_and_writes_the_same_bytes(finished, ti
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_comparison_goes_on_to_the_same_result(finished, tiny_model, tmp_path, monkeypatch):
     _, unbroken = finished
     config = CompareConfig.of(**options(tiny_model, tmp_path))
@@ -189,6 +196,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_result(finished, tiny_mod
     assert without_clock(result) == without_clock(unbroken)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_fails_is_told_of_and_ends_no_other(tiny_model, tmp_path, monkeypatch, capsys):
     whole = train.run
 
@@ -213,6 +221,7 @@ def test_a_run_that_fails_is_told_of_and_ends_no_other(tiny_model, tmp_path, mon
     assert not tried["remarks"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_method_that_takes_more_than_its_rows_say_gets_fewer_rounds(tiny_model, tmp_path, monkeypatch):
     from fedlora.stages import compared_run
 
@@ -238,6 +247,7 @@ def test_a_plan_says_what_would_be_done_and_writes_nothing(tiny_model, tmp_path,
     assert "12 runs of at most 8 steps each, 0 of them done" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_settings_are_the_product_of_the_axes_and_refusals_are_rows_without_numbers(tiny_model, tmp_path):
     axes = {"trimmed_share": [0.1, 0.2], "skew": [{"partition": "shards", "shards_per_client": 1}]}
     given = options(tiny_model, tmp_path, learning_rates=[1e-3], seeds=[1], modes=["krum"], axes=axes, curves=[])
@@ -254,6 +264,7 @@ def test_settings_are_the_product_of_the_axes_and_refusals_are_rows_without_numb
     assert len(list((tmp_path / "tiny" / "runs").iterdir())) == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_answers_are_scored_where_asked_for_and_runs_go_when_they_need_not_stay(tiny_model, tmp_path):
     given = options(
         tiny_model, tmp_path, learning_rates=[1e-3], seeds=[1], modes=["homo"], answers_per_cat=1, max_new_tokens=2
