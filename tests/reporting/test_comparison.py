@@ -82,7 +82,7 @@ def test_rows_are_means_over_the_seeds_that_there_are(result):
 def test_differences_are_taken_seed_by_seed_from_the_first_method(result):
     rows = {row["label"]: row for row in result["rows"]}
     assert rows["ffa"]["metrics"]["difference"]["values"] == {"1": pytest.approx(0.6875 - 1.375)}
-    assert rows["none"]["metrics"]["difference"]["n"] == 2
+    assert rows["none"]["metrics"]["difference"]["values"] == {"1": pytest.approx(-0.0625), "2": pytest.approx(0.0625)}
     assert "difference" not in rows["homo"]["metrics"]
 
 
