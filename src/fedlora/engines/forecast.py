@@ -182,7 +182,9 @@ def measure_traffic(mode: Mode, adapter: AdapterState) -> Traffic:
     down, up, extra = [], [], 0
     for number in (1, 2):
         download = mode.strategy.broadcast(state, 0, number)
-        upload, memory = mode.rule.upload(LocalResult(adapter, adapter), download, ClientMemory())
+        phases = mode.rule.phases(download, ClientMemory())
+        results = [LocalResult(phase.start, phase.start) for phase in phases]
+        upload, memory = mode.rule.upload(results, download, ClientMemory())
         sizes = count_bytes(download, upload) if mode.order != "pooled" else (0, 0)
         down.append(sizes[0])
         up.append(sizes[1])

@@ -79,7 +79,7 @@ class Replay:
             if update.task_id != task.id:
                 self.faults.append(f"{place / UPDATE_NAME} answers another task than the run gives this client")
             memory = self.store.read_memory(task.client_id, task.accepted)
-            start = self.mode.rule.phases(task.download, memory)[-1].start
+            start = self.mode.rule.phases(task.download, memory)[0].start
             if update.started_from != fingerprint(start):
                 self.faults.append(f"{place / UPDATE_NAME}: the client started from something else than it was given")
             yield update

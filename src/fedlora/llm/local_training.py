@@ -69,7 +69,8 @@ class Trainer:
     ) -> Trained:
         """All local epochs of one client's phase; TrainingError when the loss is no longer a number."""
         config, began = self.config, time.monotonic()
-        self.lora.set_adapter(phase.start)
+        self.lora.set_background(phase.background)
+        self.lora.set_adapter(phase.start, weight=phase.weight)
         factors = pick_half(dict(self.lora.named_factors()), phase.trainable)
         optimizer = self._make_optimizer(factors, moments)
         terms = GradientTerms(phase, factors, needs_mean=needs_gradient)
@@ -113,8 +114,15 @@ class Trainer:
             mean_gradient=terms.mean(),
         )
 
-    def validate(self, adapter: AdapterState | None, examples: Iterable[Sequence[Example]]) -> float:
+    def validate(
+        self,
+        adapter: AdapterState | None,
+        examples: Iterable[Sequence[Example]],
+        *,
+        background: AdapterState | None = None,
+    ) -> float:
         """Mean cross-entropy per response token over groups of examples, in evaluation mode; None: the base model."""
+        self.lora.set_background(background)
         self.lora.set_adapter(adapter)
         total, num_labels = 0.0, 0
         budget = self.book.layout.tokens_per_pass

@@ -69,8 +69,9 @@ class ControlledTraining(TrainAndSend):
         return (Phase(download.adapter, correction=combine(lambda c, k: c - k, control, own)),)
 
     def upload(
-        self, result: LocalResult, download: Download, memory: ClientMemory
+        self, results: Sequence[LocalResult], download: Download, memory: ClientMemory
     ) -> tuple[Upload | None, ClientMemory]:
+        result = results[0]
         if result.mean_gradient is None:
             raise ValueError("SCAFFOLD needs the mean gradient of local training")
         own = memory.slots.get(CONTROL) or zeros_like(result.mean_gradient)
