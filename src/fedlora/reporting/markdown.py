@@ -30,9 +30,9 @@ _DEFINITIONS = """\
 
 _DRIFT = """\
 **Aggregation error** is the distance of what a round made global from the weighted mean of the clients' products,
-relative to that mean; with robust methods and server optimizers it includes what they do on purpose. **Cosine** is that of a
-client's change to the mean change, **norm** the length of a client's change of the weights, both means over clients. A
-single update has nothing that is averaged. An exact mean is not by itself a better model: see the losses."""
+relative to that mean; with robust methods and server optimizers it includes what they do on purpose. **Cosine** is
+that of a client's change to the mean change, **norm** the length of a client's change of the weights, both means over
+clients. A single update has nothing that is averaged. An exact mean is not by itself a better model: see the losses."""
 
 
 def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
