@@ -168,7 +168,8 @@ class FederatedRun:
         )
         limited = None
         if config.limits_clients and not refuses_long:
-            limited = LimitedUpdates(arriving, tasks, self.limits)
+            starts = {task.client_id: task.download.adapter for task in tasks}
+            limited = LimitedUpdates(arriving, starts, self.limits)
         strategy = self.mode.strategy
         downloads = {task.client_id: task.download for task in tasks}
         meter = ErrorMeter(downloads, is_weighted=strategy.is_weighted, scaling=config.lora_scaling)
