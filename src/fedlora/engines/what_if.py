@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -50,10 +50,10 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Change:
-    """What is done otherwise; `weights` by client, or how clients are weighed, None as the run did."""
+    """What is done otherwise; `weights` by client, or `examples`, `tokens`, `uniform`; None: as the run did."""
 
     leave_out: frozenset[ClientId]
-    weights: Mapping[ClientId, int] | Literal["examples", "tokens", "uniform"] | None
+    weights: Mapping[ClientId, int] | str | None
 
     def count(self, update: ClientUpdate) -> int:
         """What an update weighs."""

@@ -67,7 +67,7 @@ def run(config: ReaggregateConfig) -> RunPaths:
     shapes = read_shapes(first / GLOBAL_BIN_NAME)
     store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=MetricsLog(paths.metrics_file))
     weights = config.client_weights or (config.weights or None)
-    what_if = WhatIf(source, target, Change(config.left_out, weights), store)  # type: ignore[arg-type]
+    what_if = WhatIf(source, target, Change(config.left_out, weights), store)
     with hold_run(new):
         make_room(new, overwrite=config.overwrite)
         validate = _open_validation(config, source, recorded, held_out) if held_out else None
