@@ -214,12 +214,13 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One finished round, without tensors except the global adapter it ended with."""
+    """One finished round, without tensors except the global adapter it ended with; `metrics`: of the error meter."""
 
     round: int
     global_adapter: AdapterState | None
     records: Sequence[Mapping[str, Any]]
     failures: Sequence[ClientFailure]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ClientPool(Protocol):

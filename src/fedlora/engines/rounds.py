@@ -16,7 +16,9 @@ from fedlora.config.train import TrainConfig
 from fedlora.engines.arriving import ArrivingUpdates, LimitedUpdates, WaveStore
 from fedlora.errors import TrainingError, UsageError
 from fedlora.federated.adapters import fingerprint, shapes_of
+from fedlora.federated.error_meter import ErrorMeter
 from fedlora.federated.limits import Limits
+from fedlora.federated.measurement import Measurement, merge_waves
 from fedlora.federated.modes import Mode, Wave
 from fedlora.federated.sampling import draw_cohort
 from fedlora.files import sha256_of_json
@@ -144,7 +146,9 @@ class FederatedRun:
         self._check_quorum(number, done)
         global_adapter = self.mode.strategy.global_adapter(self.state)
         self._commit(number, cohort, global_adapter, done)
-        return RoundResult(number, global_adapter, done.records, done.failures)
+        measured, by_client = merge_waves(done.measured)
+        records = [{**record, **by_client.get(record["client_id"], {})} for record in done.records]
+        return RoundResult(number, global_adapter, records, done.failures, measured)
 
     def _run_wave(self, context: RoundContext, wave: Wave, done: _Done) -> None:
         """Train one wave and aggregate what is usable of it; what became of everybody is added to `done`."""
@@ -164,9 +168,14 @@ class FederatedRun:
         )
         limited = None
         if config.limits_clients and not refuses_long:
-            limited = LimitedUpdates(arriving, tasks, self.limits)
-        self.state = self.mode.strategy.aggregate(self.state, limited or arriving, context)
+            starts = {task.client_id: task.download.adapter for task in tasks}
+            limited = LimitedUpdates(arriving, starts, self.limits)
+        strategy = self.mode.strategy
+        downloads = {task.client_id: task.download for task in tasks}
+        meter = ErrorMeter(downloads, is_weighted=strategy.is_weighted, scaling=config.lora_scaling)
+        self.state = strategy.aggregate(self.state, meter.watch(limited or arriving), context)
         arriving.finish()
+        done.measured.append(meter.measure(strategy.global_adapter(self.state)))
         changes = limited.changes if limited else {}
         for update in arriving.done:
             done.records.append({**record_of(update, context.wave), **changes.get(update.client_id, {})})
@@ -243,6 +252,7 @@ class _Done:
     records: list[Mapping[str, Any]] = field(default_factory=list)
     failures: list[ClientFailure] = field(default_factory=list)
     limited: list[Mapping[str, Any]] = field(default_factory=list)
+    measured: list[Measurement] = field(default_factory=list)
 
 
 def record_of(update: ClientUpdate, wave: int) -> dict[str, Any]:

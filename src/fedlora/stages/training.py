@@ -142,7 +142,8 @@ class Training:
             else "all rounds are done"
         )
         for number in sorted(set(range(1, standing.number + 1)) - {row["round"] for row in closed}):
-            result = read_result(self.paths, number, metrics.log, self.lora.shapes())
+            ids = self.clients.clients()
+            result = read_result(self.config, self.paths, number, metrics.log, self.lora.shapes(), ids)
             metrics.record(result, sum(record["seconds"] for record in result.records))
 
     @contextlib.contextmanager

@@ -24,13 +24,14 @@ from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_ro
 from fedlora.runs.checking import read_manifest
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import RoundStore
-from fedlora.runs.run_folder import read_run
+from fedlora.runs.run_folder import check_trained, read_run
 
 
 def run(config: VerifyConfig) -> None:
     """Print one line per round and fault; StorageError with the first fault when there is one."""
     paths = RunPaths(config.model_dir, config.exp_name)
     recorded = read_run(paths)
+    check_trained(paths, recorded)
     faults: list[str] = []
     for line, found in _look(paths, recorded):
         print(printable(line), *(printable(f"  {fault}") for fault in found), sep="\n")
