@@ -38,7 +38,8 @@ class RobustServer(FedAvg, ABC):
         if len(sent) < self.fewest_clients:
             return state
         start = {key: state.adapter[key].to(torch.float64) for key in sent[0]}
-        stack = {key: torch.stack([one[key].to(torch.float64) - value for one in sent]) for key, value in start.items()}
+        # stacked first, for a difference would spread a smaller update over a larger start
+        stack = {key: torch.stack([one[key].to(torch.float64) for one in sent]) - value for key, value in start.items()}
         moved = self.combine_changes(stack)
         adapter = {key: (start[key] + moved[key]).to(state.adapter[key].dtype) for key in start}
         return replace(state, adapter={**state.adapter, **adapter})

@@ -1,0 +1,42 @@
+"""Every mode is held to its row of method_properties.py."""
+
+import pytest
+from identities import EVERY_MODE, check_controls, check_pull, check_scale
+from method_properties import PROPERTIES
+
+from fedlora.config.train import MODE_NAMES
+from fedlora.federated.modes import MODES, has_global_model
+
+
+def test_every_mode_has_its_row():
+    assert PROPERTIES.keys() == MODES.keys()
+
+
+@pytest.mark.parametrize("mode", MODE_NAMES)
+@pytest.mark.parametrize("check", EVERY_MODE, ids=lambda check: check.__name__)
+def test_a_mode_keeps_its_promises(check, mode):
+    check(MODES[mode], PROPERTIES[mode])
+
+
+@pytest.mark.parametrize("mode", MODE_NAMES)
+def test_a_row_says_what_the_code_says(mode):
+    row, strategy = PROPERTIES[mode], MODES[mode].strategy
+    assert has_global_model(MODES[mode]) == row.has_global
+    assert strategy.fewest_clients == row.fewest
+    if MODES[mode].order == "parallel":
+        assert strategy.is_weighted == row.is_weighted
+
+
+@pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.keeps_control])
+def test_control_variates_are_option_ii_and_their_mean(mode):
+    check_controls(MODES[mode], PROPERTIES[mode])
+
+
+@pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.pulls])
+def test_the_pull_is_the_paper_s(mode):
+    check_pull(MODES[mode], PROPERTIES[mode])
+
+
+@pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.trains == ("B",)])
+def test_a_method_of_b_alone_does_not_feel_how_alpha_and_the_rate_share_the_step(mode):
+    check_scale(MODES[mode], PROPERTIES[mode])
