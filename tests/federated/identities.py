@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 from federation_of_one_round import LAYERS, adapter, close, context, product, update
-from linear_federation import Federation, Setup, gradient_of, hand_in, train
+from linear_federation import Federation, Setup, fresh, gradient_of, hand_in, train
 from method_properties import Properties
 from torch import Tensor
 
@@ -335,16 +335,16 @@ def check_resume(mode: Mode, row: Properties) -> None:
 
 
 def check_fixed_point(mode: Mode, row: Properties) -> None:
-    """Clients that send what they started from leave the product where it was, and a server at rest at rest."""
-    state = begin(mode)
-    for number in (1, 2, 3):
-        download = mode.strategy.broadcast(state, 0, number)
-        after = combine(mode, state, [hand_in(mode, download, download.adapter)] * 7, ROWS, number)
-        if row.alone == "product":
-            near(products(after.adapter), products(state.adapter), "nobody moved")
-        else:
-            near(after.adapter, state.adapter, "nobody moved")
-        state = after
+    """Clients that send what they started from leave the product where it was, and an untrained adapter as it is."""
+    for start in (adapter(0), fresh()):
+        state = begin(mode, start)
+        for number in (1, 2, 3):
+            download = mode.strategy.broadcast(state, 0, number)
+            after = combine(mode, state, [hand_in(mode, download, download.adapter)] * 7, ROWS, number)
+            near(products(after.adapter), products(start), "nobody moved")
+            if row.alone != "product" or not any(bool(product(start, layer).any()) for layer in LAYERS):
+                near(after.adapter, start, "nobody moved")
+            state = after
 
 
 def check_inputs_stay(mode: Mode, row: Properties) -> None:
@@ -426,6 +426,19 @@ def check_scale(mode: Mode, row: Properties) -> None:
         ways.append([{k: setup.scaling * v for k, v in products(wave.after.adapter).items()} for wave in waves])
     for one, other in zip(*ways, strict=True):
         near(one, other, "the same way at another scale")
+
+
+def check_turns(mode: Mode, row: Properties) -> None:
+    """FedRot turns by rotations: of determinant 1, also where a reflection would come nearer."""
+    state, mirror = adapter(1), torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    reference = {key: mirror @ v if ".lora_A." in key else v @ mirror for key, v in state.items()}
+    for number in (1, 2):
+        download = mode.strategy.broadcast(ServerState(reference), 0, number)
+        turned = hand_in(replace(mode, rule=replace(mode.rule, rotation_strength=1.0)), download, state)
+        for layer in LAYERS:
+            key = f"{layer}.lora_A.weight"
+            turn = turned[key] @ torch.linalg.pinv(state[key])
+            assert abs(float(torch.linalg.det(turn)) - 1) <= 1e-9, f"{layer}: a reflection"
 
 
 Check = Callable[[Mode, Properties], None]

@@ -1,7 +1,7 @@
 """Every mode is held to its row of method_properties.py."""
 
 import pytest
-from identities import EVERY_MODE, check_controls, check_pull, check_scale
+from identities import EVERY_MODE, check_controls, check_pull, check_scale, check_turns
 from method_properties import PROPERTIES
 
 from fedlora.config.train import MODE_NAMES
@@ -40,3 +40,7 @@ def test_the_pull_is_the_paper_s(mode):
 @pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.trains == ("B",)])
 def test_a_method_of_b_alone_does_not_feel_how_alpha_and_the_rate_share_the_step(mode):
     check_scale(MODES[mode], PROPERTIES[mode])
+
+
+def test_fedrot_never_reflects():
+    check_turns(MODES["fedrot"], PROPERTIES["fedrot"])

@@ -3,21 +3,11 @@
 import pytest
 import torch
 from federation_of_one_round import adapter, aggregate, close
+from published_values import CLOSE_POINTS, CLOSE_SCORES, POINTS, assert_scores, combined
 
 from fedlora.federated.strategies.fedavg import FedAvg
 from fedlora.federated.strategies.robust import CoordinateMedian, GeometricMedian, Krum, TrimmedMean
 from fedlora.types import ServerState
-
-POINTS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (10.0, 10.0))
-
-
-def point(*values: float) -> dict[str, torch.Tensor]:
-    return {"one.lora_B.weight": torch.tensor([values], dtype=torch.float64)}
-
-
-def combined(strategy, points=POINTS, start=(0.0, 0.0)) -> list[float]:
-    state = aggregate(strategy, ServerState(point(*start)), [point(*values) for values in points])
-    return state.adapter["one.lora_B.weight"][0].tolist()
 
 
 def test_five_points_give_the_published_answers():
@@ -86,10 +76,7 @@ def test_nothing_trimmed_is_the_plain_mean():
 
 
 def test_nearly_equal_changes_keep_their_distances():
-    """Where the Gram matrix in float32 gives zeros and negative squares."""
-    near = [(1e4 + 0.01 * index, 1e4) for index in range(5)]
-    scores = Krum().score({"x": torch.tensor(near, dtype=torch.float64)})
-    assert scores.tolist() == pytest.approx([5e-4, 2e-4, 2e-4, 2e-4, 5e-4], rel=1e-6)
+    assert_scores(Krum(), CLOSE_POINTS, CLOSE_SCORES)
 
 
 @pytest.mark.parametrize(("strategy", "count"), [(Krum(), 4), (Krum(num_hostile=2), 6), (Krum(0), 2)])

@@ -1,0 +1,204 @@
+"""One mutation per known pitfall: the check passes on the method and fails on the method with the fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import identities as laws
+import mutants
+import pytest
+import torch
+from method_properties import PROPERTIES, Properties
+from published_values import (
+    CLOSE_POINTS,
+    CLOSE_SCORES,
+    OPTIONS,
+    OTHER_PLACES,
+    PLACES,
+    POINTS,
+    assert_places,
+    assert_point,
+    assert_scores,
+)
+
+from fedlora.federated.modes import MODES, Mode
+from fedlora.federated.strategies import fedrot, one_factor
+
+split_products = one_factor.split_products
+DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`mutant` replaces the half of the mode that it derives from; `patch` a function of torch's or the package's."""
+
+    pitfall: str
+    mode: str
+    check: Callable[[Mode, Properties], None]
+    mutant: type | None = None
+    patch: tuple[Any, str, Callable[..., Any]] | None = None
+
+    def apply(self, monkeypatch: pytest.MonkeyPatch) -> Mode:
+        mode = MODES[self.mode]
+        if self.patch:
+            monkeypatch.setattr(*self.patch)
+        if self.mutant is None:
+            return mode
+        half = "rule" if hasattr(self.mutant, "phases") else "strategy"
+        return replace(mode, **{half: self.mutant(**asdict(getattr(mode, half)))})
+
+
+def goes_where_published(mode: Mode, row: Properties) -> None:
+    name = next(name for name in PLACES if PROPERTIES[name] is row)
+    assert_places(replace(mode.strategy, **OPTIONS[name]), PLACES[name])
+
+
+def scores_five_points(mode: Mode, row: Properties) -> None:
+    assert_scores(mode.strategy, POINTS, (2, 2, 2, 2, 343))
+
+
+def scores_close_points(mode: Mode, row: Properties) -> None:
+    assert_scores(mode.strategy, CLOSE_POINTS, CLOSE_SCORES)
+
+
+def trims_five_points(mode: Mode, row: Properties) -> None:
+    assert_point(mode.strategy, (2 / 3, 2 / 3))
+
+
+def trims_a_whole_number(mode: Mode, row: Properties) -> None:
+    points = [(float(k * k), 0.0) for k in range(100)]
+    assert_point(replace(mode.strategy, trimmed_share=0.29), (sum(k * k for k in range(29, 71)) / 42, 0.0), points)
+
+
+def halves_an_even_count(mode: Mode, row: Properties) -> None:
+    assert_point(mode.strategy, (1.5, 1.5), [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (10.0, 10.0)])
+
+
+def is_not_moved_by_one_far_away(mode: Mode, row: Properties) -> None:
+    # converged it is 0.7887 at whatever distance; anywhere among the honest is not moved
+    assert_point(mode.strategy, (0.5, 0.5), [*POINTS[:4], (1e6, 1e6)], tolerance=0.5)
+
+
+def v_for_vh(matrix, full_matrices=True, _svd=torch.linalg.svd):
+    u, s, vh = _svd(matrix, full_matrices=full_matrices)
+    return u, s, vh.mT
+
+
+def nearest_orthogonal(match):
+    u, _, vh = torch.linalg.svd(match)
+    return u @ vh
+
+
+def mixed_only(rotation, strength):
+    return strength * rotation + (1 - strength) * torch.eye(len(rotation), dtype=rotation.dtype)
+
+
+def always_split(state):
+    """FedSVD that decomposes a product of zero."""
+    nudged = {key: value + 1e-30 if ".lora_B." in key else value for key, value in state.items()}
+    return split_products(nudged)
+
+
+MUTATIONS = [
+    Mutation("only the first client is kept", "homo", laws.check_order, mutants.FirstClientOnly),
+    Mutation("the order of arrival weighs", "homo", laws.check_order, mutants.LaterCountsMore),
+    Mutation("rows do not weigh where they should", "homo", laws.check_weights, mutants.EvenMean),
+    Mutation("weights that do not sum to 1", "homo", laws.check_weights, mutants.FixedDenominator),
+    Mutation("weights on both factors (w squared)", "ffa", laws.check_equal_clients, mutants.SquaredShares),
+    Mutation("averaging in bfloat16", "homo", laws.check_combination, mutants.MeanOfBfloat16),
+    Mutation("the mean is rounded before the server's step", "diloco", laws.check_one_rounding, mutants.RoundedFirst),
+    Mutation("an input is overwritten", "homo", laws.check_inputs_stay, mutants.AddsInPlace),
+    Mutation("momentum kept on the object, not in the state", "fedavgm", laws.check_resume, mutants.RemembersItself),
+    Mutation("momentum as an exponential average", "fedavgm", goes_where_published, mutants.ExponentialAverage),
+    Mutation("plain momentum for Nesterov's", "diloco", goes_where_published, mutants.PlainMomentum),
+    Mutation("DiLoCo's mean weighted by rows", "diloco", laws.check_weights, mutants.WeightedDiLoCo),
+    Mutation("FedAdagrad from v = 0", "fedadagrad", goes_where_published, mutants.AdagradFromZero),
+    Mutation("FedAdam from v = 0", "fedadam", goes_where_published, mutants.AdamFromZero),
+    Mutation("FedYogi from v = 0", "fedyogi", goes_where_published, mutants.YogiFromZero),
+    Mutation("bias correction with exponent t + 1", "fedadam", goes_where_published, mutants.BiasCorrected),
+    Mutation("second moment of m instead of the change", "fedadam", goes_where_published, mutants.VarianceOfMean),
+    Mutation("controls averaged over the cohort, not all N", "scaffold", laws.check_controls, mutants.OverTheCohort),
+    Mutation("the most steps allowed as E", "scaffold", laws.check_controls, mutants.MostStepsAsE),
+    Mutation("the correction with the wrong sign", "scaffold", laws.check_controls, mutants.CorrectsBackwards),
+    Mutation("a client's control forgotten", "scaffold", laws.check_missed_rounds, mutants.ForgetsControl),
+    Mutation("a pull that matches no tensor", "fedprox", laws.check_pull, mutants.PullsNothing),
+    Mutation("a pull to zero instead of the global adapter", "fedprox", laws.check_pull, mutants.PullsToZero),
+    Mutation("another A for every client", "ffa", laws.check_waves, mutants.OwnA),
+    Mutation("factors told apart by shape", "ffa", laws.check_halves, mutants.FactorByShape),
+    Mutation("RoLoRA begins with A", "rolora", laws.check_first_step, mutants.BeginsWithA),
+    Mutation("a client starts where the last one ended", "rolora", laws.check_nothing_leaks, mutants.GoesOnFromTheLast),
+    Mutation("a transposed product", "fedsvd", laws.check_combination, mutants.TransposedProduct),
+    Mutation("V taken for its transpose", "fedsvd", laws.check_combination, patch=(torch.linalg, "svd", v_for_vh)),
+    Mutation(
+        "a product of zero decomposed",
+        "fedsvd",
+        laws.check_fixed_point,
+        patch=(one_factor, "split_products", always_split),
+    ),
+    Mutation("only A is turned", "fedrot", laws.check_one_client, mutants.TurnsAOnly),
+    Mutation(
+        "a reflection taken for a rotation",
+        "fedrot",
+        laws.check_turns,
+        patch=(fedrot, "_nearest_rotation", nearest_orthogonal),
+    ),
+    Mutation("a mixed rotation that is none", "fedrot", laws.check_one_client, patch=(fedrot, "_mix", mixed_only)),
+    Mutation("a personal B that is sent", "fedsa", laws.check_halves, mutants.SendsBToo),
+    Mutation("a personal B forgotten", "fedsa", laws.check_missed_rounds, mutants.ForgetsB),
+    Mutation("a personal B that goes to the next client", "fedsa", laws.check_nothing_leaks, mutants.OneBForAll),
+    Mutation("local training that sends", "none", laws.check_halves, mutants.SendsItsOwn),
+    Mutation("Krum by the Gram matrix in float32", "krum", scores_close_points, mutants.GramInFloat32),
+    Mutation("Krum counts the distance to itself", "krum", scores_five_points, mutants.CountsItself),
+    Mutation("Krum counts one neighbour more", "krum", scores_five_points, mutants.OneNeighbourMore),
+    Mutation("Multi-Krum weighted by rows", "multi_krum", laws.check_weights, mutants.ExampleWeightedKrum),
+    Mutation("one more trimmed at each end", "trimmed_mean", trims_five_points, mutants.TrimsOneMore),
+    Mutation("a share of 0.29 of 100 cut to 28", "trimmed_mean", trims_a_whole_number, mutants.TrimsByFloor),
+    Mutation("the lower median of an even count", "median", halves_an_even_count, mutants.LowerMedian),
+    Mutation("a rank spread over a larger one", "median", laws.check_ranks_do_not_broadcast, mutants.SpreadsSmallRanks),
+    Mutation(
+        "four Weiszfeld steps from the mean",
+        "geometric_median",
+        is_not_moved_by_one_far_away,
+        mutants.FourStepsFromTheMean,
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _empty_shelves(monkeypatch):
+    """What mutants keep outside of any state."""
+    monkeypatch.setattr(mutants.Shelf, "last", None)
+    monkeypatch.setattr(mutants.Velocity, "kept", None)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.pitfall)
+def test_a_known_fault_is_caught(mutation, monkeypatch):
+    row = PROPERTIES[mutation.mode]
+    mutation.check(MODES[mutation.mode], row)
+    mutated = mutation.apply(monkeypatch)
+    with pytest.raises(AssertionError):
+        mutation.check(mutated, row)
+
+
+@pytest.mark.parametrize(
+    ("name", "server"),
+    [
+        ("an exponential average as FedAvgM (OpenFedLLM)", mutants.ExponentialAverage()),
+        ("FedAdagrad from v = 0", mutants.AdagradFromZero(0.1, 0.9)),
+        ("FedAdam from v = 0", mutants.AdamFromZero(0.1)),
+        ("FedYogi from v = 0", mutants.YogiFromZero(0.1)),
+        ("FedAdam with bias correction of exponent t + 1 (Flower)", mutants.BiasCorrected(0.1)),
+        ("FedAdam with v from m squared and m beginning at delta (OpenFedLLM)", mutants.VarianceOfMean(0.1)),
+    ],
+)
+def test_the_mutants_are_the_published_code(name, server):
+    assert_places(server, OTHER_PLACES[name])
+
+
+def test_the_documentation_names_every_pitfall_and_what_catches_it():
+    text = DOCS.read_text(encoding="utf-8")
+    rows = [f"| {mutation.pitfall} | `{mutation.mode}` | `{mutation.check.__name__}` |" for mutation in MUTATIONS]
+    assert not [row for row in rows if row not in text]
