@@ -1,8 +1,9 @@
 """Every mode is held to its row of method_properties.py."""
 
 import pytest
-from identities import EVERY_MODE, check_controls, check_pull, check_scale, check_turns
+from identities import EVERY_AGGREGATION, check_turns
 from method_properties import PROPERTIES
+from run_laws import EVERY_RUN, check_controls, check_pull, check_scale
 
 from fedlora.config.train import MODE_NAMES
 from fedlora.federated.modes import MODES, has_global_model
@@ -13,7 +14,7 @@ def test_every_mode_has_its_row():
 
 
 @pytest.mark.parametrize("mode", MODE_NAMES)
-@pytest.mark.parametrize("check", EVERY_MODE, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*EVERY_AGGREGATION, *EVERY_RUN], ids=lambda check: check.__name__)
 def test_a_mode_keeps_its_promises(check, mode):
     check(MODES[mode], PROPERTIES[mode])
 

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import identities as laws
-import mutants
+import client_mutants
+import identities
 import pytest
+import robust_mutants
+import run_laws
+import server_mutants
 import torch
 from method_properties import PROPERTIES, Properties
 from published_values import (
@@ -103,66 +106,105 @@ def always_split(state):
 
 
 MUTATIONS = [
-    Mutation("only the first client is kept", "homo", laws.check_order, mutants.FirstClientOnly),
-    Mutation("the order of arrival weighs", "homo", laws.check_order, mutants.LaterCountsMore),
-    Mutation("rows do not weigh where they should", "homo", laws.check_weights, mutants.EvenMean),
-    Mutation("weights that do not sum to 1", "homo", laws.check_weights, mutants.FixedDenominator),
-    Mutation("weights on both factors (w squared)", "ffa", laws.check_equal_clients, mutants.SquaredShares),
-    Mutation("averaging in bfloat16", "homo", laws.check_combination, mutants.MeanOfBfloat16),
-    Mutation("the mean is rounded before the server's step", "diloco", laws.check_one_rounding, mutants.RoundedFirst),
-    Mutation("an input is overwritten", "homo", laws.check_inputs_stay, mutants.AddsInPlace),
-    Mutation("momentum kept on the object, not in the state", "fedavgm", laws.check_resume, mutants.RemembersItself),
-    Mutation("momentum as an exponential average", "fedavgm", goes_where_published, mutants.ExponentialAverage),
-    Mutation("plain momentum for Nesterov's", "diloco", goes_where_published, mutants.PlainMomentum),
-    Mutation("DiLoCo's mean weighted by rows", "diloco", laws.check_weights, mutants.WeightedDiLoCo),
-    Mutation("FedAdagrad from v = 0", "fedadagrad", goes_where_published, mutants.AdagradFromZero),
-    Mutation("FedAdam from v = 0", "fedadam", goes_where_published, mutants.AdamFromZero),
-    Mutation("FedYogi from v = 0", "fedyogi", goes_where_published, mutants.YogiFromZero),
-    Mutation("bias correction with exponent t + 1", "fedadam", goes_where_published, mutants.BiasCorrected),
-    Mutation("second moment of m instead of the change", "fedadam", goes_where_published, mutants.VarianceOfMean),
-    Mutation("controls averaged over the cohort, not all N", "scaffold", laws.check_controls, mutants.OverTheCohort),
-    Mutation("the most steps allowed as E", "scaffold", laws.check_controls, mutants.MostStepsAsE),
-    Mutation("the correction with the wrong sign", "scaffold", laws.check_controls, mutants.CorrectsBackwards),
-    Mutation("a client's control forgotten", "scaffold", laws.check_missed_rounds, mutants.ForgetsControl),
-    Mutation("a pull that matches no tensor", "fedprox", laws.check_pull, mutants.PullsNothing),
-    Mutation("a pull to zero instead of the global adapter", "fedprox", laws.check_pull, mutants.PullsToZero),
-    Mutation("another A for every client", "ffa", laws.check_waves, mutants.OwnA),
-    Mutation("factors told apart by shape", "ffa", laws.check_halves, mutants.FactorByShape),
-    Mutation("RoLoRA begins with A", "rolora", laws.check_first_step, mutants.BeginsWithA),
-    Mutation("a client starts where the last one ended", "rolora", laws.check_nothing_leaks, mutants.GoesOnFromTheLast),
-    Mutation("a transposed product", "fedsvd", laws.check_combination, mutants.TransposedProduct),
-    Mutation("V taken for its transpose", "fedsvd", laws.check_combination, patch=(torch.linalg, "svd", v_for_vh)),
+    Mutation("only the first client is kept", "homo", identities.check_order, server_mutants.FirstClientOnly),
+    Mutation("the order of arrival weighs", "homo", identities.check_order, server_mutants.LaterCountsMore),
+    Mutation("rows do not weigh where they should", "homo", identities.check_weights, server_mutants.EvenMean),
+    Mutation("weights that do not sum to 1", "homo", identities.check_weights, server_mutants.FixedDenominator),
+    Mutation(
+        "weights on both factors (w squared)", "ffa", identities.check_equal_clients, server_mutants.SquaredShares
+    ),
+    Mutation("averaging in bfloat16", "homo", identities.check_combination, server_mutants.MeanOfBfloat16),
+    Mutation(
+        "the mean is rounded before the server's step",
+        "diloco",
+        identities.check_one_rounding,
+        server_mutants.RoundedFirst,
+    ),
+    Mutation("an input is overwritten", "homo", identities.check_inputs_stay, server_mutants.AddsInPlace),
+    Mutation(
+        "momentum kept on the object, not in the state",
+        "fedavgm",
+        run_laws.check_resume,
+        server_mutants.RemembersItself,
+    ),
+    Mutation("momentum as an exponential average", "fedavgm", goes_where_published, server_mutants.ExponentialAverage),
+    Mutation("plain momentum for Nesterov's", "diloco", goes_where_published, server_mutants.PlainMomentum),
+    Mutation("DiLoCo's mean weighted by rows", "diloco", identities.check_weights, server_mutants.WeightedDiLoCo),
+    Mutation("FedAdagrad from v = 0", "fedadagrad", goes_where_published, server_mutants.AdagradFromZero),
+    Mutation("FedAdam from v = 0", "fedadam", goes_where_published, server_mutants.AdamFromZero),
+    Mutation("FedYogi from v = 0", "fedyogi", goes_where_published, server_mutants.YogiFromZero),
+    Mutation("bias correction with exponent t + 1", "fedadam", goes_where_published, server_mutants.BiasCorrected),
+    Mutation(
+        "second moment of m instead of the change", "fedadam", goes_where_published, server_mutants.VarianceOfMean
+    ),
+    Mutation(
+        "controls averaged over the cohort, not all N",
+        "scaffold",
+        run_laws.check_controls,
+        client_mutants.OverTheCohort,
+    ),
+    Mutation("the most steps allowed as E", "scaffold", run_laws.check_controls, client_mutants.MostStepsAsE),
+    Mutation(
+        "the correction with the wrong sign", "scaffold", run_laws.check_controls, client_mutants.CorrectsBackwards
+    ),
+    Mutation("a client's control forgotten", "scaffold", run_laws.check_missed_rounds, client_mutants.ForgetsControl),
+    Mutation("a pull that matches no tensor", "fedprox", run_laws.check_pull, client_mutants.PullsNothing),
+    Mutation(
+        "a pull to zero instead of the global adapter", "fedprox", run_laws.check_pull, client_mutants.PullsToZero
+    ),
+    Mutation("another A for every client", "ffa", run_laws.check_waves, client_mutants.OwnA),
+    Mutation("factors told apart by shape", "ffa", run_laws.check_halves, client_mutants.FactorByShape),
+    Mutation("RoLoRA begins with A", "rolora", run_laws.check_first_step, client_mutants.BeginsWithA),
+    Mutation(
+        "a client starts where the last one ended",
+        "rolora",
+        run_laws.check_nothing_leaks,
+        client_mutants.GoesOnFromTheLast,
+    ),
+    Mutation("a transposed product", "fedsvd", identities.check_combination, client_mutants.TransposedProduct),
+    Mutation(
+        "V taken for its transpose", "fedsvd", identities.check_combination, patch=(torch.linalg, "svd", v_for_vh)
+    ),
     Mutation(
         "a product of zero decomposed",
         "fedsvd",
-        laws.check_fixed_point,
+        identities.check_fixed_point,
         patch=(one_factor, "split_products", always_split),
     ),
-    Mutation("only A is turned", "fedrot", laws.check_one_client, mutants.TurnsAOnly),
+    Mutation("only A is turned", "fedrot", identities.check_one_client, client_mutants.TurnsAOnly),
     Mutation(
         "a reflection taken for a rotation",
         "fedrot",
-        laws.check_turns,
+        identities.check_turns,
         patch=(fedrot, "_nearest_rotation", nearest_orthogonal),
     ),
-    Mutation("a mixed rotation that is none", "fedrot", laws.check_one_client, patch=(fedrot, "_mix", mixed_only)),
-    Mutation("a personal B that is sent", "fedsa", laws.check_halves, mutants.SendsBToo),
-    Mutation("a personal B forgotten", "fedsa", laws.check_missed_rounds, mutants.ForgetsB),
-    Mutation("a personal B that goes to the next client", "fedsa", laws.check_nothing_leaks, mutants.OneBForAll),
-    Mutation("local training that sends", "none", laws.check_halves, mutants.SendsItsOwn),
-    Mutation("Krum by the Gram matrix in float32", "krum", scores_close_points, mutants.GramInFloat32),
-    Mutation("Krum counts the distance to itself", "krum", scores_five_points, mutants.CountsItself),
-    Mutation("Krum counts one neighbour more", "krum", scores_five_points, mutants.OneNeighbourMore),
-    Mutation("Multi-Krum weighted by rows", "multi_krum", laws.check_weights, mutants.ExampleWeightedKrum),
-    Mutation("one more trimmed at each end", "trimmed_mean", trims_five_points, mutants.TrimsOneMore),
-    Mutation("a share of 0.29 of 100 cut to 28", "trimmed_mean", trims_a_whole_number, mutants.TrimsByFloor),
-    Mutation("the lower median of an even count", "median", halves_an_even_count, mutants.LowerMedian),
-    Mutation("a rank spread over a larger one", "median", laws.check_ranks_do_not_broadcast, mutants.SpreadsSmallRanks),
+    Mutation(
+        "a mixed rotation that is none", "fedrot", identities.check_one_client, patch=(fedrot, "_mix", mixed_only)
+    ),
+    Mutation("a personal B that is sent", "fedsa", run_laws.check_halves, client_mutants.SendsBToo),
+    Mutation("a personal B forgotten", "fedsa", run_laws.check_missed_rounds, client_mutants.ForgetsB),
+    Mutation(
+        "a personal B that goes to the next client", "fedsa", run_laws.check_nothing_leaks, client_mutants.OneBForAll
+    ),
+    Mutation("local training that sends", "none", run_laws.check_halves, client_mutants.SendsItsOwn),
+    Mutation("Krum by the Gram matrix in float32", "krum", scores_close_points, robust_mutants.GramInFloat32),
+    Mutation("Krum counts the distance to itself", "krum", scores_five_points, robust_mutants.CountsItself),
+    Mutation("Krum counts one neighbour more", "krum", scores_five_points, robust_mutants.OneNeighbourMore),
+    Mutation("Multi-Krum weighted by rows", "multi_krum", identities.check_weights, robust_mutants.ExampleWeightedKrum),
+    Mutation("one more trimmed at each end", "trimmed_mean", trims_five_points, robust_mutants.TrimsOneMore),
+    Mutation("a share of 0.29 of 100 cut to 28", "trimmed_mean", trims_a_whole_number, robust_mutants.TrimsByFloor),
+    Mutation("the lower median of an even count", "median", halves_an_even_count, robust_mutants.LowerMedian),
+    Mutation(
+        "a rank spread over a larger one",
+        "median",
+        identities.check_ranks_do_not_broadcast,
+        robust_mutants.SpreadsSmallRanks,
+    ),
     Mutation(
         "four Weiszfeld steps from the mean",
         "geometric_median",
         is_not_moved_by_one_far_away,
-        mutants.FourStepsFromTheMean,
+        robust_mutants.FourStepsFromTheMean,
     ),
 ]
 
@@ -170,8 +212,8 @@ MUTATIONS = [
 @pytest.fixture(autouse=True)
 def _empty_shelves(monkeypatch):
     """What mutants keep outside of any state."""
-    monkeypatch.setattr(mutants.Shelf, "last", None)
-    monkeypatch.setattr(mutants.Velocity, "kept", None)
+    monkeypatch.setattr(client_mutants.Shelf, "last", None)
+    monkeypatch.setattr(server_mutants.Velocity, "kept", None)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.pitfall)
@@ -186,12 +228,12 @@ def test_a_known_fault_is_caught(mutation, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "server"),
     [
-        ("an exponential average as FedAvgM (OpenFedLLM)", mutants.ExponentialAverage()),
-        ("FedAdagrad from v = 0", mutants.AdagradFromZero(0.1, 0.9)),
-        ("FedAdam from v = 0", mutants.AdamFromZero(0.1)),
-        ("FedYogi from v = 0", mutants.YogiFromZero(0.1)),
-        ("FedAdam with bias correction of exponent t + 1 (Flower)", mutants.BiasCorrected(0.1)),
-        ("FedAdam with v from m squared and m beginning at delta (OpenFedLLM)", mutants.VarianceOfMean(0.1)),
+        ("an exponential average as FedAvgM (OpenFedLLM)", server_mutants.ExponentialAverage()),
+        ("FedAdagrad from v = 0", server_mutants.AdagradFromZero(0.1, 0.9)),
+        ("FedAdam from v = 0", server_mutants.AdamFromZero(0.1)),
+        ("FedYogi from v = 0", server_mutants.YogiFromZero(0.1)),
+        ("FedAdam with bias correction of exponent t + 1 (Flower)", server_mutants.BiasCorrected(0.1)),
+        ("FedAdam with v from m squared and m beginning at delta (OpenFedLLM)", server_mutants.VarianceOfMean(0.1)),
     ],
 )
 def test_the_mutants_are_the_published_code(name, server):
