@@ -14,7 +14,7 @@ from linear_federation import Federation, Setup, gradient_of, train
 from method_properties import Properties
 
 from fedlora.federated.adapters import fingerprint, pick_half, zeros_like
-from fedlora.federated.modes import Mode
+from fedlora.federated.modes import MODES, Mode
 from fedlora.types import ClientMemory, ServerState
 
 MISSES = {1: (0, 1, 2, 3, 4, 5, 6), 2: (1, 2, 3, 4, 5), 3: (2, 3, 4, 5, 6), 4: (0, 1, 2, 3, 4)}
@@ -55,6 +55,15 @@ def check_first_step(mode: Mode, row: Properties) -> None:
             wanted = mean_of([products(one) for one in moved], rows if row.is_weighted else [1] * len(rows))
             off = max(float((product(wave.after.adapter, layer) - wanted[layer]).abs().max()) for layer in LAYERS)
             assert (off <= 1e-10) == exact, f"{steps} steps: {off:g} from the mean of products"
+
+
+def check_one_step_is_centralised(mode: Mode, row: Properties) -> None:
+    """Equal numbers of rows, B = 0 and one plain step: the product is that of one trainer with everybody's rows."""
+    if row.order_matters or row.combines not in ("products", "factors") or not row.has_global:
+        return
+    together = Federation(MODES["pooled"], Setup(steps=1)).run((1,))
+    apart = Federation(plain(mode, row), Setup(steps=1), rows=lambda _: 10).run((1,))
+    near(products(apart.state.adapter), products(together.state.adapter), "one step on everybody's rows")
 
 
 def check_halves(mode: Mode, row: Properties) -> None:
@@ -217,6 +226,7 @@ def check_scale(mode: Mode, row: Properties) -> None:
 EVERY_RUN: tuple[Check, ...] = (
     check_waves,
     check_first_step,
+    check_one_step_is_centralised,
     check_halves,
     check_everybody_starts_alike,
     check_missed_rounds,

@@ -1,7 +1,8 @@
 """Every mode is held to its row of method_properties.py."""
 
 import pytest
-from identities import EVERY_AGGREGATION, check_turns
+from identities import EVERY_AGGREGATION, check_turns, near
+from linear_federation import Federation
 from method_properties import PROPERTIES
 from run_laws import EVERY_RUN, check_controls, check_pull, check_scale
 
@@ -45,3 +46,10 @@ def test_a_method_of_b_alone_does_not_feel_how_alpha_and_the_rate_share_the_step
 
 def test_fedrot_never_reflects():
     check_turns(MODES["fedrot"], PROPERTIES["fedrot"])
+
+
+@pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.keeps_control])
+def test_with_equal_rows_control_variates_change_nothing(mode):
+    """Nobody drifts from anybody, so the way is FedAvg's."""
+    found = Federation(MODES[mode], owner=lambda _: 3).run((1, 2, 3)).state.adapter
+    near(found, Federation(MODES["homo"], owner=lambda _: 3).run((1, 2, 3)).state.adapter, "equal rows")

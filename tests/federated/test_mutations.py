@@ -81,8 +81,7 @@ def halves_an_even_count(mode: Mode, row: Properties) -> None:
 
 
 def is_not_moved_by_one_far_away(mode: Mode, row: Properties) -> None:
-    # converged it is 0.7887 at whatever distance; anywhere among the honest is not moved
-    assert_point(mode.strategy, (0.5, 0.5), [*POINTS[:4], (1e6, 1e6)], tolerance=0.5)
+    assert_point(mode.strategy, (0.788675, 0.788675), [*POINTS[:4], (1e6, 1e6)], tolerance=2e-5)
 
 
 def v_for_vh(matrix, full_matrices=True, _svd=torch.linalg.svd):
@@ -238,6 +237,11 @@ def test_a_known_fault_is_caught(mutation, monkeypatch):
 )
 def test_the_mutants_are_the_published_code(name, server):
     assert_places(server, OTHER_PLACES[name])
+
+
+def test_four_steps_from_the_mean_end_where_published():
+    assert_point(robust_mutants.FourStepsFromTheMean(), (0.87254125, 0.87254125), tolerance=1e-8)
+    assert_point(robust_mutants.FourStepsFromTheMean(), (976, 976), [*POINTS[:4], (1e6, 1e6)], tolerance=1)
 
 
 def test_the_documentation_names_every_pitfall_and_what_catches_it():

@@ -14,7 +14,7 @@ def test_five_points_give_the_published_answers():
     assert combined(CoordinateMedian()) == [1.0, 1.0]
     assert combined(TrimmedMean(0.2)) == pytest.approx([2 / 3, 2 / 3])
     assert combined(FedAvg()) == pytest.approx([2.4, 2.4])
-    assert combined(GeometricMedian(weiszfeld_steps=500)) == pytest.approx([0.78867513, 0.78867513], abs=1e-6)
+    assert combined(GeometricMedian(weiszfeld_steps=500)) == pytest.approx([0.78867513, 0.78867513], abs=1e-8)
     stack = {"x": torch.tensor(POINTS, dtype=torch.float64)}
     assert Krum().score(stack).tolist() == [2.0, 2.0, 2.0, 2.0, 343.0]
     assert Krum().choose(stack) == [0]
@@ -73,6 +73,16 @@ def test_equal_clients_and_a_single_one_are_themselves(strategy):
 def test_nothing_trimmed_is_the_plain_mean():
     start, sent = ServerState(adapter(0)), [adapter(seed) for seed in range(1, 6)]
     assert close(aggregate(TrimmedMean(0.0), start, sent).adapter, aggregate(FedAvg(), start, sent).adapter)
+
+
+def test_the_geometric_median_leaves_a_client_s_own_point_where_the_way_begins():
+    """The coordinate median of the five points is (1, 1), one of them; how far the fifth is makes no difference."""
+    for far in (10.0, 1e6):
+        found = combined(GeometricMedian(), [*POINTS[:4], (far, far)])
+        assert found == pytest.approx([0.78867513, 0.78867513], abs=2e-5)
+    # and stays at one where three of five are, or where the others pull less than it holds
+    assert combined(GeometricMedian(), [(1.0, 2.0)] * 3 + [(9.0, 0.0), (-5.0, 7.0)]) == [1.0, 2.0]
+    assert combined(GeometricMedian(), [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.1)]) == pytest.approx([0.0, 0.0], abs=1e-9)
 
 
 def test_nearly_equal_changes_keep_their_distances():
