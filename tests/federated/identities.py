@@ -61,6 +61,11 @@ def products(state: AdapterState) -> dict[str, Tensor]:
     return {layer: product(state, layer) for layer in LAYERS}
 
 
+def left_by(state: ServerState) -> dict[str, Tensor]:
+    """What a state adds to the base, layer by layer, in units of `s`: for most modes the product of its factors."""
+    return products(state.adapter)
+
+
 def mean_of(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
     """The plain textbook sum, independent of the package's."""
     shares = [weight / sum(weights) for weight in weights]
@@ -95,7 +100,7 @@ def _check_is_client(after: ServerState, trained: AdapterState, row: Properties)
     if row.alone == "A":
         near(pick_half(after.adapter, "A"), pick_half(trained, "A"), "the client's own A")
         return
-    near(products(after.adapter), products(trained), "the client's own product")
+    near(left_by(after), products(trained), "the client's own product")
     if row.alone == "factors":
         near(after.adapter, trained, "the client's own factors")
 
@@ -144,7 +149,7 @@ def check_combination(mode: Mode, row: Properties) -> None:
         weights = ROWS if row.is_weighted else (1,) * 7
         wanted = mean_of([products(one) for one in trained], weights)
         if row.combines == "products" and not row.order_matters and row.trains != ("both",):
-            near(products(after.adapter), wanted, "the mean of products")
+            near(left_by(after), wanted, "the mean of products")
         elif row.combines == "factors" and row.has_global:
             _check_cross_term(after.adapter, sent, weights)
             off = max(float((product(after.adapter, layer) - wanted[layer]).abs().max()) for layer in LAYERS)
@@ -177,7 +182,7 @@ def check_fixed_point(mode: Mode, row: Properties) -> None:
         for number in (1, 2, 3):
             download = mode.strategy.broadcast(state, 0, number)
             after = combine(mode, state, [hand_in(mode, download, download.adapter)] * 7, ROWS, number)
-            near(products(after.adapter), products(start), "nobody moved")
+            near(left_by(after), products(start), "nobody moved")
             if row.alone != "product" or not any(bool(product(start, layer).any()) for layer in LAYERS):
                 near(after.adapter, start, "nobody moved")
             state = after
@@ -221,18 +226,34 @@ def check_one_rounding(mode: Mode, row: Properties) -> None:
             assert float(apart) <= 2.0**-12 * 1.0001, f"{key} is {float(apart):g} away: rounded more than once"
 
 
-def check_ranks_do_not_broadcast(mode: Mode, row: Properties) -> None:
-    """A client of rank 1 among clients of rank 2 is refused, not spread over both."""
+def check_ranks(mode: Mode, row: Properties) -> None:
+    """A client of rank 1 among clients of rank 2 is refused, not spread over both; or has a place of its own.
+
+    Where ranks may differ, equal clients of rank 1 give their product.
+    """
     state = begin(mode)
-    _, sent = send(mode, state, row, range(1, 8))
+    (trained, *_), sent = send(mode, state, row, range(1, 8))
     if row.combines == "nothing":
         return
     thin = {key: value[:1] if ".lora_A." in key else value[:, :1] for key, value in sent[0].items()}
+    if row.has_unequal_ranks:
+        whole = {key: value[:1] if ".lora_A." in key else value[:, :1] for key, value in trained.items()}
+        near(left_by(combine(mode, state, [thin] * 7, ROWS)), products(whole), "clients of rank 1")
+        return
     try:
         combine(mode, state, [*sent[1:], thin], ROWS)
     except (ValueError, RuntimeError):
         return
     raise AssertionError("a rank-1 update was spread over a rank-2 adapter")
+
+
+def check_key_order(mode: Mode, row: Properties) -> None:
+    """An adapter that comes from a file has its keys in any order; no bit depends on it."""
+    state = begin(mode)
+    _, sent = send(mode, state, row, range(1, 8))
+    straight = combine(mode, state, sent, ROWS)
+    turned = combine(mode, state, [dict(reversed(list(one.items()))) for one in sent], ROWS)
+    assert fingerprint(turned.adapter) == fingerprint(straight.adapter), "the order of keys shows"
 
 
 def check_turns(mode: Mode, row: Properties) -> None:
@@ -257,5 +278,6 @@ EVERY_AGGREGATION: tuple[Check, ...] = (
     check_fixed_point,
     check_inputs_stay,
     check_one_rounding,
-    check_ranks_do_not_broadcast,
+    check_ranks,
+    check_key_order,
 )

@@ -38,6 +38,7 @@ class Properties:
     slots: frozenset[str] = frozenset()
     fewest: int = 1
     order_matters: bool = False
+    has_unequal_ranks: bool = False
     plain: Mapping[str, float] = field(default_factory=dict)
 
     def of_round(self, halves: tuple[Half, ...], number: int) -> Half:

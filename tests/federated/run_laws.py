@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from federation_of_one_round import LAYERS, adapter, product
-from identities import Check, mean_of, near, near_states, plain, products
+from federation_of_one_round import LAYERS, adapter
+from identities import Check, left_by, mean_of, near, near_states, plain, products
 from linear_federation import Federation, Setup, gradient_of, train
 from method_properties import Properties
 
@@ -28,7 +28,7 @@ def check_waves(mode: Mode, row: Properties) -> None:
         clients = sorted(wave.turns)
         trained = [products(wave.turns[client].trained) for client in clients]
         rows = [wave.turns[client].update.num_examples for client in clients]
-        wanted, found = mean_of(trained, rows if row.is_weighted else [1] * len(rows)), products(wave.after.adapter)
+        wanted, found = mean_of(trained, rows if row.is_weighted else [1] * len(rows)), left_by(wave.after)
         if row.combines == "products":
             near(found, wanted, f"round {wave.round}: the mean of products")
         elif row.combines == "factors" and row.has_global:
@@ -53,7 +53,8 @@ def check_first_step(mode: Mode, row: Properties) -> None:
         if row.combines in ("products", "factors") and row.has_global:
             rows = [turn.update.num_examples for _, turn in sorted(wave.turns.items())]
             wanted = mean_of([products(one) for one in moved], rows if row.is_weighted else [1] * len(rows))
-            off = max(float((product(wave.after.adapter, layer) - wanted[layer]).abs().max()) for layer in LAYERS)
+            found = left_by(wave.after)
+            off = max(float((found[layer] - wanted[layer]).abs().max()) for layer in LAYERS)
             assert (off <= 1e-10) == exact, f"{steps} steps: {off:g} from the mean of products"
 
 
@@ -63,7 +64,7 @@ def check_one_step_is_centralised(mode: Mode, row: Properties) -> None:
         return
     together = Federation(MODES["pooled"], Setup(steps=1)).run((1,))
     apart = Federation(plain(mode, row), Setup(steps=1), rows=lambda _: 10).run((1,))
-    near(products(apart.state.adapter), products(together.state.adapter), "one step on everybody's rows")
+    near(left_by(apart.state), left_by(together.state), "one step on everybody's rows")
 
 
 def check_halves(mode: Mode, row: Properties) -> None:
@@ -218,7 +219,7 @@ def check_scale(mode: Mode, row: Properties) -> None:
     for factor in (1.0, 3.0):
         setup = Setup(scaling=1.5 * factor, rate=0.02 / factor**2)
         waves = Federation(mode, setup).run((1, 2, 3)).waves
-        ways.append([{k: setup.scaling * v for k, v in products(wave.after.adapter).items()} for wave in waves])
+        ways.append([{k: setup.scaling * v for k, v in left_by(wave.after).items()} for wave in waves])
     for one, other in zip(*ways, strict=True):
         near(one, other, "the same way at another scale")
 

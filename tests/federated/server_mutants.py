@@ -53,6 +53,17 @@ class FixedDenominator(FedAvg):
         return mean_with(lambda index, one, all_: one.num_examples / 31, state, updates)
 
 
+class SumOfKeys(FedAvg):
+    """A weight from a float32 sum over all tensors, in whatever order they come."""
+
+    def aggregate(self, state, updates, context):
+        def weigh(index, one, all_):
+            return float(sum(value.float().sum() for value in one.upload.values()))
+
+        total = sum(weigh(0, one, updates) for one in updates)
+        return mean_with(lambda index, one, all_: weigh(index, one, all_) / total, state, updates)
+
+
 class MeanOfBfloat16(FedAvg):
     def aggregate(self, state, updates, context):
         narrow = ({key: value.bfloat16() for key, value in one.upload.items()} for one in updates)

@@ -112,6 +112,7 @@ MUTATIONS = [
     Mutation(
         "weights on both factors (w squared)", "ffa", identities.check_equal_clients, server_mutants.SquaredShares
     ),
+    Mutation("a sum in the order of a file's keys", "homo", identities.check_key_order, server_mutants.SumOfKeys),
     Mutation("averaging in bfloat16", "homo", identities.check_combination, server_mutants.MeanOfBfloat16),
     Mutation(
         "the mean is rounded before the server's step",
@@ -196,7 +197,7 @@ MUTATIONS = [
     Mutation(
         "a rank spread over a larger one",
         "median",
-        identities.check_ranks_do_not_broadcast,
+        identities.check_ranks,
         robust_mutants.SpreadsSmallRanks,
     ),
     Mutation(
