@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -44,9 +45,7 @@ def main() -> None:
             write_client_file(rows[client * ROWS_EACH : (client + 1) * ROWS_EACH], Path(folder) / f"{client}.json")
             for client in range(clients)
         ]
-        from tiny_run import make_tiny_model
-
-        tiny = str(make_tiny_model(Path(folder) / "tiny"))
+        tiny = str(import_module("tiny_run").make_tiny_model(Path(folder) / "tiny"))
         models = {"two layers": tiny} if arguments.quick else {"smollm2-135m": name, "two layers": tiny}
         for label, model in models.items():
             config = make_config(model, arguments.device, num_clients=clients, local_batch_size=ROWS_EACH)
