@@ -6,7 +6,7 @@ import pytest
 import torch
 from federation_of_one_round import LAYERS, adapter, context, product, update
 
-from fedlora.federated.adapters import pick_half
+from fedlora.federated.adapters import layer_pairs, pick_half
 from fedlora.federated.error_meter import ErrorMeter
 from fedlora.federated.measurement import merge_waves
 from fedlora.federated.modes import MODES
@@ -189,7 +189,8 @@ def test_a_wave_larger_than_what_may_be_held_is_read_again_to_the_same_numbers()
         made = FedAvg().aggregate(ServerState(start), meter.watch(Counted(updates)), context()).adapter
         found.append((meter.measure(made), len(reads)))
     assert [measurement for measurement, _ in found] == [found[0][0]] * 3
-    assert [count for _, count in found] == [1, 4, 4]
+    once, some, every = (count for _, count in found)
+    assert once == 1 < some <= every == len(layer_pairs(start))
 
 
 def test_what_does_not_exist_is_absent():
