@@ -210,12 +210,16 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One finished round, without tensors except the global adapter it ended with."""
+    """One finished round, without tensors except the global adapter it ended with.
+
+    `privacy` is what the run has spent so far, where it is private.
+    """
 
     round: int
     global_adapter: AdapterState | None
     records: Sequence[Mapping[str, Any]]
     failures: Sequence[ClientFailure]
+    privacy: Mapping[str, Any] | None = None
 
 
 class ClientPool(Protocol):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.train import TrainConfig
+from fedlora.engines.private_run import PrivateRun
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import FedloraError
 from fedlora.federated.adapters import Shapes, fingerprint
@@ -29,7 +30,7 @@ from fedlora.llm.adapter_files import (
 )
 from fedlora.llm.lora import make_adapter
 from fedlora.paths import RunPaths, client_name
-from fedlora.runs.checking import UPDATE_NAME
+from fedlora.runs.checking import UPDATE_NAME, read_manifest
 from fedlora.runs.round_store import RoundStore, StoredUpdates
 from fedlora.runs.server_state import STATE_NAME, load_state, state_to_bytes
 from fedlora.runs.standing import find_accepted
@@ -43,6 +44,7 @@ class Left:
     number: int
     state: ServerState | None
     accepted: Mapping[ClientId, int]
+    manifest: Mapping[str, Any]
 
 
 @dataclass
@@ -132,7 +134,11 @@ class Replay:
 
 
 def replay_round(
-    config: TrainConfig, store: RoundStore, ids: Sequence[ClientId], manifest: Mapping[str, Any]
+    config: TrainConfig,
+    store: RoundStore,
+    ids: Sequence[ClientId],
+    manifest: Mapping[str, Any],
+    private: PrivateRun | None = None,
 ) -> list[str]:
     """In what a committed round, whose files and those before it are whole, is not what the run computes."""
     number, mode = manifest["round"], choose_mode(config)
@@ -141,11 +147,12 @@ def replay_round(
         start = _read_left(store.paths, number - 1, store.shapes) if number > 1 else None
         adapter = make_adapter(store.shapes, config.seed)
         config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
-        next(FederatedRun(mode, replay, replay, config, adapter, start=start).rounds())
+        next(FederatedRun(mode, replay, replay, config, adapter, start=start, private=private).rounds())
     except FedloraError as error:
         replay.faults.append(f"round {number} cannot be computed again: {error}")
     return replay.faults
 
 
 def _read_left(paths: RunPaths, number: int, shapes: Shapes) -> Left:
-    return Left(number, load_state(paths.round_folder(number), shapes), find_accepted(paths, number))
+    folder = paths.round_folder(number)
+    return Left(number, load_state(folder, shapes), find_accepted(paths, number), read_manifest(folder) or {})

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from fedlora.config.train import TrainConfig
 from fedlora.engines.arriving import ArrivingUpdates, LimitedUpdates, WaveStore
+from fedlora.engines.private_run import PrivateRun
 from fedlora.errors import TrainingError, UsageError
 from fedlora.federated.adapters import fingerprint, shapes_of
 from fedlora.federated.limits import Limits
@@ -30,6 +31,7 @@ from fedlora.types import (
     RoundResult,
     ServerState,
     TrainTask,
+    Updates,
 )
 
 
@@ -57,10 +59,12 @@ class Standing(Protocol):
     def state(self) -> ServerState | None: ...
     @property
     def accepted(self) -> Mapping[ClientId, int]: ...
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
 
 
 def choose_cohort(config: TrainConfig, clients: Sequence[ClientId], number: int) -> tuple[ClientId, ...]:
-    """Who takes part in a round of a run over these clients."""
+    """Who takes part in a round of a run over these clients; with client-level privacy a stand-in of the usual size."""
     return draw_cohort(
         clients,
         how=config.client_selection_strategy,
@@ -106,7 +110,10 @@ class FederatedRun:
         adapter: AdapterState,
         *,
         start: Standing | None = None,
+        private: PrivateRun | None = None,
     ) -> None:
+        if config.is_private != (private is not None):
+            raise ValueError("a run is private exactly when its configuration is")
         self.mode = mode
         self.pool = pool
         self.store = store
@@ -121,7 +128,10 @@ class FederatedRun:
         self.state = mode.strategy.init(adapter, self.clients)
         self.accepted: dict[ClientId, int] = {}
         self.done = 0
+        self.private = private
+        self.spent: Mapping[str, Any] | None = None
         if start is not None:
+            self.spent = start.manifest.get("privacy")
             self.state = start.state or self.state
             self.accepted = dict(start.accepted)
             self.done = start.number
@@ -132,10 +142,13 @@ class FederatedRun:
             yield self._run_round(number)
 
     def _draw_cohort(self, number: int) -> tuple[ClientId, ...]:
-        return choose_cohort(self.config, self.clients, number)
+        drawn = self.private.draw_cohort(self.clients, number) if self.private else None
+        return choose_cohort(self.config, self.clients, number) if drawn is None else drawn
 
     def _run_round(self, number: int) -> RoundResult:
         config, cohort = self.config, self._draw_cohort(number)
+        if self.private:
+            self.private.check(self.spent, cohort, number)
         self.store.begin_round(number)
         done = _Done()
         waves = self.mode.waves(cohort, shuffle=config.seq_order == "shuffled", seed=config.seed, round_number=number)
@@ -144,11 +157,15 @@ class FederatedRun:
         self._check_quorum(number, done)
         global_adapter = self.mode.strategy.global_adapter(self.state)
         self._commit(number, cohort, global_adapter, done)
-        return RoundResult(number, global_adapter, done.records, done.failures)
+        return RoundResult(number, global_adapter, done.records, done.failures, self.spent)
 
     def _run_wave(self, context: RoundContext, wave: Wave, done: _Done) -> None:
         """Train one wave and aggregate what is usable of it; what became of everybody is added to `done`."""
         config = self.config
+        if not wave:
+            # a Poisson cohort of nobody is a round of noise
+            self.state = self.mode.strategy.aggregate(self.state, self._hide([], context), context)
+            return
         tasks = self._make_tasks(context, wave)
         kept = {task.client_id: update for task in tasks if (update := self._find_kept(task)) is not None}
         refuses_long = config.norm_action == "quarantine"
@@ -165,7 +182,7 @@ class FederatedRun:
         limited = None
         if config.limits_clients and not refuses_long:
             limited = LimitedUpdates(arriving, tasks, self.limits)
-        self.state = self.mode.strategy.aggregate(self.state, limited or arriving, context)
+        self.state = self.mode.strategy.aggregate(self.state, self._hide(limited or arriving, context), context)
         arriving.finish()
         changes = limited.changes if limited else {}
         for update in arriving.done:
@@ -173,9 +190,16 @@ class FederatedRun:
         done.limited.extend({"client_id": client, **change} for client, change in sorted(changes.items()))
         done.failures.extend(arriving.failures)
 
+    def _hide(self, updates: Updates, context: RoundContext) -> Updates:
+        if self.private is None:
+            return updates
+        download = self.mode.strategy.broadcast(self.state, self.clients[0], context.round)
+        return self.private.hide(updates, download, context)
+
     def _check_quorum(self, number: int, done: _Done) -> None:
         fewest = count_fewest(self.config, self.mode)
-        if len(done.records) >= fewest:
+        if len(done.records) >= fewest or not (done.records or done.failures):
+            # nobody was asked: only a private cohort can be empty
             return
         reasons = "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in done.failures)
         what = (
@@ -230,6 +254,9 @@ class FederatedRun:
             "limited": done.limited,
             "quarantined": [failure.record() for failure in done.failures],
         }
+        if self.private:
+            self.spent = self.private.budget.spend(self.spent, sorted(fresh))
+            facts["privacy"] = self.spent
         # a state that nothing has changed is where every run begins, and not kept
         is_new = bool(self.state.slots) or self.state.adapter is not self._untrained
         self.store.commit_round(number, global_adapter, self.state if is_new else None, facts)
