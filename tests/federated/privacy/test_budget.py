@@ -116,7 +116,7 @@ def test_what_cannot_be_combined_is_refused_with_the_reason(flags, reason):
     [{"dp_clip": float("inf"), "dp_noise_multiplier": 1}, {"dp_noise_multiplier": float("nan"), "dp_clip": 1}],
 )
 def test_flags_are_finite(flags):
-    with pytest.raises(UsageError, match="finite|greater"):
+    with pytest.raises(UsageError, match=r"finite|greater"):
         TrainConfig.of(**flags)
 
 
