@@ -130,7 +130,7 @@ def test_clients_beyond_the_clip_count_no_more_than_it(start):
 
 @pytest.mark.parametrize(
     ("mode", "flags"),
-    [("homo", CLIENT), ("fedsvd", {**CLIENT, "client_selection_frac": 0.7}), ("homo", EXAMPLE), ,
+    [("homo", CLIENT), ("fedsvd", {**CLIENT, "client_selection_frac": 0.7}), ("homo", EXAMPLE)],
 )
 def test_a_private_run_that_ends_anywhere_goes_on_to_the_same_bytes_and_the_same_epsilon(
     start, mode, flags, monkeypatch
@@ -323,6 +323,8 @@ def test_a_private_run_can_be_planned(start, tiny_model, tmp_path, make_clients,
 
 
 def test_a_worker_on_another_device_draws_from_the_same_secret(start):
-    alone, together = (start(name, **EXAMPLE, **more) for name, more in (("alone", {}), ("two", {"devices": "cpu,cpu"})))
+    alone, together = (
+        start(name, **EXAMPLE, **more) for name, more in (("alone", {}), ("two", {"devices": "cpu,cpu"}))
+    )
     files = [name for name in hashes(alone) if name.endswith((".safetensors", ".bin"))]
     assert {name: hashes(together)[name] for name in files} == {name: hashes(alone)[name] for name in files}
