@@ -7,6 +7,7 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
+from fedlora.engines.private_run import PrivateRun
 from fedlora.engines.replay import measure_again
 from fedlora.engines.rounds import record_of
 from fedlora.errors import FedloraError, StorageError
@@ -21,7 +22,13 @@ from fedlora.types import ClientFailure, ClientId, RoundResult
 
 
 def read_result(
-    config: TrainConfig, paths: RunPaths, round_number: int, log: MetricsLog, shapes: Shapes, ids: Sequence[ClientId]
+    config: TrainConfig,
+    paths: RunPaths,
+    round_number: int,
+    log: MetricsLog,
+    shapes: Shapes,
+    ids: Sequence[ClientId],
+    private: PrivateRun | None = None,
 ) -> RoundResult:
     """The result of a committed round of a run over the clients `ids`; StorageError when one of its files is not what
     was written. The error meter needs the round before it too: without that its numbers are left out with a warning."""
@@ -36,21 +43,27 @@ def read_result(
     limited = {entry["client_id"]: entry for entry in manifest["limited"]}
     updates = read_committed(paths, round_number, log)
     records = [{**record_of(update, update.metrics["wave"]), **limited.get(update.client_id, {})} for update in updates]
-    measured = _measure(config, RoundStore(paths, shapes=shapes, peft_config="", header={}, log=log), ids, manifest)
+    store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=log)
+    measured = _measure(config, store, ids, manifest, private)
     if measured is not None:
         known = {record["client_id"]: record for record in measured.records}
         records = [{**known[record["client_id"]], **record} for record in records]
     failures = [ClientFailure(**entry) for entry in manifest["quarantined"]]
     file = folder / SAFETENSORS_NAME
     adapter = load_adapter(file, shapes) if file.is_file() else None
-    return RoundResult(round_number, adapter, records, failures, measured.metrics if measured else {})
+    metrics = measured.metrics if measured else {}
+    return RoundResult(round_number, adapter, records, failures, metrics, manifest.get("privacy"))
 
 
 def _measure(
-    config: TrainConfig, store: RoundStore, ids: Sequence[ClientId], manifest: Mapping[str, Any]
+    config: TrainConfig,
+    store: RoundStore,
+    ids: Sequence[ClientId],
+    manifest: Mapping[str, Any],
+    private: PrivateRun | None,
 ) -> RoundResult | None:
     try:
-        return measure_again(config, store, ids, manifest)
+        return measure_again(config, store, ids, manifest, private)
     except FedloraError as error:
         say(f"warning: round {manifest['round']} has no aggregation error and no drift in the metrics: {error}")
         return None
