@@ -170,12 +170,12 @@ def check_nothing_leaks(mode: Mode, row: Properties) -> None:
     straight = Federation(mode).run((1,), MISSES.__getitem__)
     backwards = Federation(mode, backwards=not row.order_matters).run((1,), MISSES.__getitem__)
     other = Federation(mode, owner=lambda client: client + 50)
-    for number in (2, 3, 4):
+    for number in (2, 3):
         straight.run((number,), MISSES.__getitem__)
         other.run((number - 1,))
         backwards.run((number,), MISSES.__getitem__)
     assert _bits(straight) == _bits(backwards), "the order of training shows"
-    assert _bits(Federation(mode).run((1, 2, 3, 4), MISSES.__getitem__)) == _bits(straight), "another run shows"
+    assert _bits(Federation(mode).run((1, 2, 3), MISSES.__getitem__)) == _bits(straight), "another run shows"
 
 
 def _bits(federation: Federation) -> list[str]:
@@ -187,11 +187,13 @@ def _bits(federation: Federation) -> list[str]:
 
 def check_resume(mode: Mode, row: Properties) -> None:
     """State and memories as bytes, and halves made anew: after any round the run goes on to the same bits."""
-    whole = Federation(mode).run((1, 2, 3, 4), MISSES.__getitem__)
+    whole, saved = Federation(mode), {}
+    for number in (1, 2, 3, 4):
+        whole.run((number,), MISSES.__getitem__)
+        saved[number] = whole.saved()
     for stop in (1, 2, 3):
-        broken = Federation(mode).run(range(1, stop + 1), MISSES.__getitem__)
         anew = Mode(replace(mode.strategy), replace(mode.rule), mode.order)  # type: ignore[type-var]
-        rest = broken.resumed(anew, broken.saved()).run(range(stop + 1, 5), MISSES.__getitem__)
+        rest = whole.resumed(anew, saved[stop]).run(range(stop + 1, 5), MISSES.__getitem__)
         assert _bits(rest) == _bits(whole), f"resumed after round {stop}"
 
 
