@@ -96,6 +96,12 @@ COMMANDS = {
         "fedlora.stages.verify:run",
         positional="exp_name",
     ),
+    "reaggregate": Command(
+        "what if: a run's stored updates without a client, weighed or combined otherwise",
+        "fedlora.config.reaggregate:ReaggregateConfig",
+        "fedlora.stages.reaggregate:run",
+        positional="exp_name",
+    ),
     "data skills": Command(
         "write the skills data: short tasks with one right answer",
         "fedlora.config.data:SkillsConfig",

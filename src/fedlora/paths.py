@@ -240,3 +240,11 @@ def cache_folder() -> Path:
 def tokens_folder() -> Path:
     """Where tokenised rows are kept between runs."""
     return cache_folder() / "tokens"
+
+
+def secret_file(secret_id: str) -> Path:
+    """Where a private run's secret lies, away from what is shared: FEDLORA_SECRETS, else the user's state folder."""
+    if chosen := os.environ.get("FEDLORA_SECRETS"):
+        return Path(chosen).expanduser() / f"{check_name(secret_id, 'secret_id')}.key"
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "fedlora" / "secrets" / f"{check_name(secret_id, 'secret_id')}.key"

@@ -99,7 +99,9 @@ class Download:
 class Phase:
     """One stretch of local training from `start`.
 
-    Each step's gradient is that of the loss, plus `proximal_mu * (x - anchor)`, plus `correction`.
+    Each step's gradient is that of the loss, plus `proximal_mu * (x - anchor)`, plus `correction`. The model's update
+    is `weight * s * B @ A`, beside a `background` that is not trained: factors by their PEFT keys, or a dense matrix as
+    `<layer>.delta.weight`, whose scaling is 1.
     """
 
     start: AdapterState
@@ -107,6 +109,8 @@ class Phase:
     proximal_mu: float = 0.0
     anchor: AdapterState | None = None
     correction: AdapterState | None = None
+    background: AdapterState | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -210,12 +214,17 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One finished round, without tensors except the global adapter it ended with."""
+    """One finished round, without tensors except the global adapter it ended with.
+
+    `metrics` are those of the error meter, `privacy` is what the run has spent so far, where it is private.
+    """
 
     round: int
     global_adapter: AdapterState | None
     records: Sequence[Mapping[str, Any]]
     failures: Sequence[ClientFailure]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    privacy: Mapping[str, Any] | None = None
 
 
 class ClientPool(Protocol):

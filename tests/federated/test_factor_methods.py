@@ -34,7 +34,7 @@ def test_one_factor_at_a_time_is_exact_in_every_round(strategy, halves):
         assert (download.trainable, download.shared) == (half, half)
         clients = [trained(download.adapter, half, 100 * number + seed) for seed in range(3)]
         rule = TrainAndSend()
-        uploads = [rule.upload(LocalResult(client), download, ClientMemory())[0].adapter for client in clients]
+        uploads = [rule.upload([LocalResult(client)], download, ClientMemory())[0].adapter for client in clients]
         assert all(f".lora_{half}." in key for upload in uploads for key in upload)
         state = aggregate(strategy, state, uploads, ROWS, number)
         for layer in LAYERS:
@@ -76,7 +76,7 @@ def test_fedsa_shares_a_and_keeps_every_client_s_own_b():
     download = strategy.broadcast(state, 0, 1)
     uploads, memories = [], []
     for seed in (1, 2, 3):
-        upload, memory = rule.upload(LocalResult(adapter(seed)), download, ClientMemory())
+        upload, memory = rule.upload([LocalResult(adapter(seed))], download, ClientMemory())
         assert upload is not None
         assert all(".lora_A." in key for key in upload.adapter)
         uploads.append(upload.adapter)
@@ -117,7 +117,7 @@ def test_clients_that_differ_by_a_rotation_alone_are_averaged_exactly():
     strategy, rule = FedRot(), RotateAndSend(rotation_strength=1.0)
     for number in (1, 2):
         download = strategy.broadcast(ServerState(start), 0, number)
-        uploads = [rule.upload(LocalResult(one), download, ClientMemory())[0].adapter for one in (start, other)]
+        uploads = [rule.upload([LocalResult(one)], download, ClientMemory())[0].adapter for one in (start, other)]
         found = aggregate(strategy, ServerState(start), uploads).adapter
         plain = aggregate(FedAvg(), ServerState(start), [start, other]).adapter
         for layer in LAYERS:
@@ -157,7 +157,7 @@ def run_scaffold(rounds: int, cohorts, gradient, *, clients: int = 4, steps: int
                 + (phase.start["l.lora_B.weight"] - place) / (steps * rate)
             )
             assert torch.allclose(mean["l.lora_B.weight"], paper, atol=1e-12)
-            upload, memories[client] = rule.upload(result, download, memories[client])
+            upload, memories[client] = rule.upload([result], download, memories[client])
             updates.append(update(client, upload.adapter, extra=upload.extra))
         state = strategy.aggregate(state, updates, context(number, clients))
     return state, memories
@@ -203,7 +203,7 @@ def test_the_control_change_is_sent_and_the_control_stays():
     rule = ControlledTraining()
     zero = zeros_like(adapter(0))
     upload, memory = rule.upload(
-        LocalResult(adapter(1), adapter(2)), Download(adapter(0), extra={CONTROL: zero}), ClientMemory()
+        [LocalResult(adapter(1), adapter(2))], Download(adapter(0), extra={CONTROL: zero}), ClientMemory()
     )
     assert set(upload.extra) == set(rule.sends) == {CHANGE}
     assert close(upload.extra[CHANGE], adapter(2), 0.0)

@@ -77,7 +77,7 @@ class FakeClients:
             trained = {key: value + move for key, value in phase.start.items()}
             trained = {**phase.start, **pick_half(trained, phase.trainable)}
             result = LocalResult(trained, {key: value * 0 + move for key, value in trained.items()})
-            upload, memory = self.rule.upload(result, task.download, memory)
+            upload, memory = self.rule.upload([result], task.download, memory)
             metrics = {"loss": 1.0, "num_response_tokens": 5, "update_norm": 1.0}
             yield ClientUpdate(
                 task.id,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedlora.config.train import TrainConfig
-from fedlora.engines.rounds import choose_cohort
+from fedlora.engines.cohorts import choose_cohort
 from fedlora.engines.simulation import count_bytes
 from fedlora.federated.adapters import num_bytes
 from fedlora.federated.modes import Mode, Wave, choose_mode, has_global_model
@@ -182,7 +182,9 @@ def measure_traffic(mode: Mode, adapter: AdapterState) -> Traffic:
     down, up, extra = [], [], 0
     for number in (1, 2):
         download = mode.strategy.broadcast(state, 0, number)
-        upload, memory = mode.rule.upload(LocalResult(adapter, adapter), download, ClientMemory())
+        phases = mode.rule.phases(download, ClientMemory())
+        results = [LocalResult(phase.start, phase.start) for phase in phases]
+        upload, memory = mode.rule.upload(results, download, ClientMemory())
         sizes = count_bytes(download, upload) if mode.order != "pooled" else (0, 0)
         down.append(sizes[0])
         up.append(sizes[1])

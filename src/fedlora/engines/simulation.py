@@ -14,7 +14,7 @@ from typing import Protocol
 
 from fedlora.console import say
 from fedlora.errors import FedloraError, OutOfMemoryError, StorageError, TrainingError
-from fedlora.federated.adapters import difference_norm, fingerprint, num_bytes, pick_half
+from fedlora.federated.adapters import difference_norm, fingerprint, num_bytes, pick_half, shapes_of
 from fedlora.federated.strategy import ClientRule
 from fedlora.federated.validation import find_fault
 from fedlora.llm.examples import Example
@@ -22,7 +22,6 @@ from fedlora.llm.local_training import Trained, Trainer
 from fedlora.llm.memory import is_out_of_memory
 from fedlora.paths import POOLED
 from fedlora.types import (
-    AdapterState,
     ClientFailure,
     ClientId,
     ClientMemory,
@@ -91,11 +90,9 @@ class SimulatedClients:
     def _train_one(self, task: TrainTask) -> ClientUpdate | ClientFailure:
         examples = [example for client in task.rows_of for example in self.data.training(client)]
         memory = self.memories.read_memory(task.client_id, task.accepted)
-        adapter: AdapterState = task.download.adapter
-        trained: Trained | None = None
-        start = adapter
-        for phase in self.rule.phases(task.download, memory):
-            start = phase.start
+        phases = self.rule.phases(task.download, memory)
+        parts: list[Trained] = []
+        for phase in phases:
             trained = self.trainer.train(
                 phase,
                 examples,
@@ -105,13 +102,12 @@ class SimulatedClients:
                 needs_gradient=self.rule.needs_gradient,
                 on_rows=self.on_rows,
             )
-            adapter = trained.adapter
+            if fault := find_fault(trained.adapter, shapes_of(phase.start)):
+                return ClientFailure(task.client_id, "diverged", fault)
+            parts.append(trained)
             memory = replace(memory, optimizer=trained.moments or None)
-        if trained is None:
-            raise ValueError("a client rule without a phase trains nothing")
-        if fault := find_fault(adapter, self.trainer.lora.shapes()):
-            return ClientFailure(task.client_id, "diverged", fault)
-        upload, memory = self.rule.upload(LocalResult(adapter, trained.mean_gradient), task.download, memory)
+        results = [LocalResult(trained.adapter, trained.mean_gradient) for trained in parts]
+        upload, memory = self.rule.upload(results, task.download, memory)
         # in `pooled` rows travel, and no adapters
         down, up = count_bytes(task.download, upload) if task.client_id != POOLED else (0, 0)
         return ClientUpdate(
@@ -122,16 +118,17 @@ class SimulatedClients:
             extra=upload.extra if upload else {},
             memory=memory,
             num_examples=len(examples),
-            num_tokens=trained.num_tokens,
-            num_steps=trained.num_steps,
-            started_from=fingerprint(start),
+            # the budget is that of all phases, the rest is told of the one that the server hears of
+            num_tokens=sum(trained.num_tokens for trained in parts),
+            num_steps=sum(trained.num_steps for trained in parts),
+            started_from=fingerprint(phases[0].start),
             metrics={
-                "loss": trained.loss,
-                "num_response_tokens": trained.num_labels,
-                "seconds": trained.seconds,
+                "loss": parts[0].loss,
+                "num_response_tokens": parts[0].num_labels,
+                "seconds": sum(trained.seconds for trained in parts),
                 "bytes_down": down,
                 "bytes_up": up,
-                "update_norm": difference_norm(adapter, start),
+                "update_norm": difference_norm(parts[0].adapter, phases[0].start),
                 "wave": task.wave,
             },
         )

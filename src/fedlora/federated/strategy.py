@@ -46,6 +46,7 @@ class Strategy(Protocol):
 class ClientRule(Protocol):
     """The client: what to train from where, what leaves (`upload`) and what stays (`ClientMemory`).
 
+    The first of its phases is the one that the server hears of: loss, norm and where it began are told of that one.
     `sends` names the extra tensors of an upload; `needs_gradient` asks for the mean gradient of local training.
     """
 
@@ -54,5 +55,5 @@ class ClientRule(Protocol):
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]: ...
     def upload(
-        self, result: LocalResult, download: Download, memory: ClientMemory
+        self, results: Sequence[LocalResult], download: Download, memory: ClientMemory
     ) -> tuple[Upload | None, ClientMemory]: ...

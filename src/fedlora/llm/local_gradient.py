@@ -48,4 +48,7 @@ class GradientTerms:
 
 def _place(state: AdapterState, factors: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Tensors beside the factors they belong to; a factor without one is an error, or the term would not be there."""
+    for key, factor in factors.items():
+        if state[key].shape != factor.shape:
+            raise ValueError(f"{key}: shape {tuple(state[key].shape)}, expected {tuple(factor.shape)}")
     return {key: state[key].to(factor.device, factor.dtype) for key, factor in factors.items()}

@@ -8,7 +8,7 @@ In float32 the two compute the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
-from fedlora.errors import UsageError
 from fedlora.federated.adapters import Shapes
+from fedlora.llm.background import Background
+from fedlora.llm.targets import find_targets, is_conv1d
 from fedlora.seeds import derive_seed
 from fedlora.types import AdapterState
 
@@ -105,18 +106,23 @@ class LoraLinear(nn.Module):
         self.active = True
         self.answerers = answerers
         self.stack: tuple[Tensor, Tensor] | None = None
+        self.background = Background()
+        # what computes the layer's output in the place of a and b, where rows have factors of their own
+        self.instead: Callable[[Tensor], Tensor] | None = None
         self._casts: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
-            return self.base(x)
+            return self.background.add_to(self.base(x), x)
         if self.stack is not None:
             return self._forward_stacked(x, *self.stack)
+        if self.instead is not None:
+            return self.instead(x)
         dropout = self.dropout if self.training else 0.0
-        if type(self.base) is nn.Linear:
+        if type(self.base) is nn.Linear and self.background.is_empty:
             factors = (self.a, self.b, self._cast_factors(x.dtype))
             return LowRankLinear.apply(x, self.base.weight, self.base.bias, *factors, self.scaling, dropout)  # type: ignore[return-value]
-        result = self.base(x)
+        result = self.background.add_to(self.base(x), x)
         if dropout:
             x = F.dropout(x, dropout)
         low = F.linear(x, self.a.to(x.dtype)).flatten(0, -2)
@@ -126,7 +132,7 @@ class LoraLinear(nn.Module):
     def _forward_stacked(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Every row through its own of several adapters: all of A at once, then only the row's part goes on to B."""
         low = (F.linear(x, a) * self.answerers.mask).flatten(0, -2)
-        result = self.base(x)
+        result = self.background.add_to(self.base(x), x)
         return torch.addmm(result.flatten(0, -2), low, b.t(), alpha=self.scaling).view_as(result)
 
     def _cast_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -146,6 +152,8 @@ class LoraModel:
         self.spec = spec
         self.layers: dict[str, LoraLinear] = {}
         self._answerers = Answerers()
+        self._background: AdapterState | None = None
+        self._sizes: dict[str, tuple[int, int]] = {}
         model.requires_grad_(False)
         for name, base, d_in, d_out in find_targets(model, spec.target_modules):
             layer = LoraLinear(base, d_in, d_out, spec, self._answerers)
@@ -167,16 +175,36 @@ class LoraModel:
         return {key: tuple(factor.shape) for key, factor in self.named_factors()}
 
     @torch.no_grad()
-    def set_adapter(self, state: AdapterState | None) -> None:
-        """Copy an adapter into the layers, or switch them off (None: the base model)."""
+    def set_adapter(self, state: AdapterState | None, *, weight: float = 1.0) -> None:
+        """Copy an adapter into the layers, or switch them off (None: the base model); `weight` multiplies the scaling.
+
+        A smaller rank than the layers' is filled up with zeros, which training leaves zero: where both factors of a
+        direction are zero, so are their gradients.
+        """
         for layer in self.layers.values():
             layer.active, layer.stack = state is not None, None
+            layer.scaling = self.spec.scaling * weight
+        self._sizes = {}
         if state is None:
             return
         for key, factor in self.named_factors():
-            if state[key].shape != factor.shape:
-                raise ValueError(f"{key}: shape {tuple(state[key].shape)}, expected {tuple(factor.shape)}")
-            factor.copy_(state[key])
+            rows, columns = self._sizes[key] = _check_fits(key, state[key], factor)
+            factor.zero_()
+            factor[:rows, :columns].copy_(state[key])
+
+    @torch.no_grad()
+    def set_background(self, state: AdapterState | None) -> None:
+        """Add to the base what is not trained: per layer A and B by their PEFT keys, or `<layer>.delta.weight`.
+
+        Its scaling is 1. It stays until the next call; None takes it away.
+        """
+        if state is self._background:
+            return
+        for name, layer in self.layers.items():
+            keys = [f"{KEY_PREFIX}{name}.{part}.weight" for part in ("lora_A", "lora_B", "delta")]
+            parts = [state[key].to(layer.a.device) for key in keys if key in state] if state else []
+            layer.background = Background(*parts)
+        self._background = state
 
     @torch.no_grad()
     def stack_adapters(self, states: Sequence[AdapterState | None], dtype: torch.dtype) -> None:
@@ -205,8 +233,12 @@ class LoraModel:
         self._answerers.mask = (owners == adapters[:, None]).to(a.dtype)[:, None]
 
     def get_adapter(self) -> dict[str, Tensor]:
-        """A float32 CPU copy of the factors (never live views)."""
-        return {key: factor.detach().to("cpu", torch.float32, copy=True) for key, factor in self.named_factors()}
+        """A float32 CPU copy of the factors (never live views), of the rank that was set."""
+        found = {}
+        for key, factor in self.named_factors():
+            rows, columns = self._sizes.get(key, factor.shape)
+            found[key] = factor.detach()[:rows, :columns].to("cpu", torch.float32, copy=True).contiguous()
+        return found
 
     @contextmanager
     def train_mode(self, *, checkpointing: bool = False) -> Iterator[None]:
@@ -241,46 +273,14 @@ def make_adapter(shapes: Shapes, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def find_targets(model: Any, names: tuple[str, ...]) -> list[tuple[str, nn.Module, int, int]]:
-    """(name, layer, d_in, d_out) of every layer to adapt; UsageError when a name fits no linear layer."""
-    head = model.get_output_embeddings()
-    linear = {
-        name: (module, *size)
-        for name, module in model.named_modules()
-        if module is not head and (size := _linear_size(module)) is not None
-    }
-    if names == ("all-linear",):
-        return [(name, *found) for name, found in linear.items()]
-    unmatched = [target for target in names if not any(_is_named(name, target) for name in linear)]
-    if unmatched:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise UsageError(
-            f"lora_target_modules: no linear layer is named {', '.join(unmatched)}",
-            hint=f"this model has {known}; or use all-linear",
-        )
-    return [(name, *found) for name, found in linear.items() if any(_is_named(name, target) for target in names)]
+def _check_fits(key: str, value: Tensor, factor: Tensor) -> tuple[int, int]:
+    """The shape of `value`, which may be of a smaller rank than `factor`."""
+    rank = 0 if key.endswith("lora_A.weight") else 1
+    if value.dim() != 2 or value.shape[1 - rank] != factor.shape[1 - rank] or value.shape[rank] > factor.shape[rank]:
+        raise ValueError(f"{key}: shape {tuple(value.shape)}, expected {tuple(factor.shape)} or of a smaller rank")
+    return value.shape[0], value.shape[1]
 
 
 def is_fan_in_fan_out(model: Any) -> bool:
     """Whether the adapted layers store their weight as (d_in, d_out), as GPT-2's Conv1D does."""
-    return any(isinstance(module, LoraLinear) and _is_conv1d(module.base) for module in model.modules())
-
-
-def _is_named(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    # a quantised layer is no Conv1D any more, the layer that its adapter will be loaded onto may be one
-    return isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
-
-
-def _linear_size(module: nn.Module) -> tuple[int, int] | None:
-    """(d_in, d_out) of a linear layer, None for any other module."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if _is_conv1d(module):
-        return module.weight.shape[0], module.weight.shape[1]  # type: ignore[union-attr]
-    return None
+    return any(isinstance(module, LoraLinear) and is_conv1d(module.base) for module in model.modules())

@@ -63,6 +63,6 @@ class TrainAndSend:
         return (Phase(start=download.adapter, trainable=download.trainable),)
 
     def upload(
-        self, result: LocalResult, download: Download, memory: ClientMemory
+        self, results: Sequence[LocalResult], download: Download, memory: ClientMemory
     ) -> tuple[Upload | None, ClientMemory]:
-        return Upload(pick_half(result.adapter, download.shared)), replace(memory, adapter=None)
+        return Upload(pick_half(results[0].adapter, download.shared)), replace(memory, adapter=None)

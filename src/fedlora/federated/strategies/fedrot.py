@@ -8,6 +8,7 @@ made one again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,11 +40,11 @@ class RotateAndSend(TrainAndSend):
     rotation_strength: float = 0.5
 
     def upload(
-        self, result: LocalResult, download: Download, memory: ClientMemory
+        self, results: Sequence[LocalResult], download: Download, memory: ClientMemory
     ) -> tuple[Upload | None, ClientMemory]:
         aligns_a = ALIGN["A"] in download.extra
-        turned = align_factors(result.adapter, download.adapter, by_a=aligns_a, strength=self.rotation_strength)
-        return super().upload(LocalResult(turned), download, memory)
+        turned = align_factors(results[0].adapter, download.adapter, by_a=aligns_a, strength=self.rotation_strength)
+        return super().upload([LocalResult(turned)], download, memory)
 
 
 def align_factors(state: AdapterState, reference: AdapterState, *, by_a: bool, strength: float) -> AdapterState:

@@ -7,6 +7,7 @@ B; where they differ in labels, the paper's gain turns into a loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedlora.federated.adapters import pick_half
@@ -34,6 +35,7 @@ class KeepB(TrainAndSend):
         return (Phase(start={**download.adapter, **own}),)
 
     def upload(
-        self, result: LocalResult, download: Download, memory: ClientMemory
+        self, results: Sequence[LocalResult], download: Download, memory: ClientMemory
     ) -> tuple[Upload | None, ClientMemory]:
-        return Upload(pick_half(result.adapter, "A")), replace(memory, adapter=result.adapter)
+        trained = results[0].adapter
+        return Upload(pick_half(trained, "A")), replace(memory, adapter=trained)

@@ -59,6 +59,6 @@ class KeepOwn:
         return (Phase(start=memory.adapter if memory.adapter is not None else download.adapter),)
 
     def upload(
-        self, result: LocalResult, download: Download, memory: ClientMemory
+        self, results: Sequence[LocalResult], download: Download, memory: ClientMemory
     ) -> tuple[Upload | None, ClientMemory]:
-        return None, replace(memory, adapter=result.adapter)
+        return None, replace(memory, adapter=results[0].adapter)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+
 from fedlora.federated.adapters import combine, weighted_mean, zeros_like
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
 from fedlora.types import (
@@ -46,8 +48,8 @@ class Scaffold(FedAvg):
         return Download(state.adapter, extra={CONTROL: state.slots[CONTROL]})
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
-        mean = weighted_mean((update.upload or {}, 1.0) for update in updates)
-        change = weighted_mean((update.extra[CHANGE], 1.0) for update in updates)
+        mean = weighted_mean(((update.upload or {}, 1.0) for update in updates), dtype=torch.float64)
+        change = weighted_mean(((update.extra[CHANGE], 1.0) for update in updates), dtype=torch.float64)
         if mean is None or change is None:
             return state
         eta, part = self.server_learning_rate, len(updates) / len(context.clients)
@@ -69,8 +71,9 @@ class ControlledTraining(TrainAndSend):
         return (Phase(download.adapter, correction=combine(lambda c, k: c - k, control, own)),)
 
     def upload(
-        self, result: LocalResult, download: Download, memory: ClientMemory
+        self, results: Sequence[LocalResult], download: Download, memory: ClientMemory
     ) -> tuple[Upload | None, ClientMemory]:
+        result = results[0]
         if result.mean_gradient is None:
             raise ValueError("SCAFFOLD needs the mean gradient of local training")
         own = memory.slots.get(CONTROL) or zeros_like(result.mean_gradient)
