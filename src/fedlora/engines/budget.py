@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedlora.config.train import TrainConfig
-from fedlora.engines.rounds import choose_cohort
+from fedlora.engines.cohorts import choose_cohort
 from fedlora.errors import UsageError
 from fedlora.federated.modes import Mode
 from fedlora.types import ClientId

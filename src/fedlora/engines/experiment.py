@@ -19,9 +19,18 @@ from fedlora.files import sha256_of_json
 from fedlora.paths import ComparisonPaths
 
 FEDERATED_ONLY = frozenset(
-    {*HYPERPARAMETERS, "max_update_norm", "max_update_norm_ratio", "norm_action", "max_client_weight", "client_ranks"}
+    {
+        *HYPERPARAMETERS,
+        "max_update_norm",
+        "max_update_norm_ratio",
+        "norm_action",
+        "max_client_weight",
+        "client_ranks",
+        "max_epsilon",
+    }
 )
-"""Fields, beside those of privacy (dp_*), that say how updates are combined: the fixed rows combine none."""
+"""Fields, beside those of privacy (dp_*), that say how updates are combined: the fixed rows combine none, and are what
+privacy costs something against."""
 
 DIGEST = 10
 

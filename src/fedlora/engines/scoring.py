@@ -125,7 +125,7 @@ def find_hops(paths: RunPaths) -> list[Hop]:
 
 def measure_spending(paths: RunPaths) -> dict[str, Any]:
     """What a run took, as its metrics say: steps, tokens, bytes down and up, seconds of its rounds; and the mean and
-    the last of what the error meter found, where it measured."""
+    the last of what the error meter found, where it measured; the epsilon that was spent, where a run is private."""
     rounds = list(_round_lines(paths))
     spent: dict[str, Any] = {name: sum(row[name] for row in rounds) for name in SPENT}
     spent["rounds"] = len(rounds)
@@ -133,6 +133,7 @@ def measure_spending(paths: RunPaths) -> dict[str, Any]:
     errors = [row["aggregation_error"] for row in rounds if row.get("aggregation_error") is not None]
     spent["aggregation_error"] = sum(errors) / len(errors) if errors else None
     spent["last_aggregation_error"] = errors[-1] if errors else None
+    spent["epsilon"] = (rounds[-1].get("privacy") or {}).get("epsilon") if rounds else None
     return spent
 
 

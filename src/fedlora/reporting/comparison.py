@@ -23,6 +23,7 @@ METRICS = {
     "exact_own": "exact match, own",
     "rouge_l_own": "ROUGE-L, own",
     "aggregation_error": "aggregation error",
+    "epsilon": "epsilon",
     "num_steps": "steps",
     "num_tokens": "tokens",
     "bytes_down": "bytes down",
@@ -30,6 +31,8 @@ METRICS = {
     "seconds": "seconds",
 }
 """What is measured of a run, and its heading."""
+
+PRIVATE = ("dp_noise_multiplier", "dp_example_noise_multiplier")
 
 
 def gather_comparison(plan: Record, cells: Sequence[Record]) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def measure_run(record: Record, *, kind: str = "") -> dict[str, float]:
         answers = _choose(record["answers"], kind)
         for name, key in (("exact_own", "exact"), ("rouge_l_own", "rouge_l")):
             found[name] = _mean(own_losses(_only(answers, key), shares).values())
-    for name in ("num_steps", "num_tokens", "bytes_down", "bytes_up", "seconds", "aggregation_error"):
+    for name in ("num_steps", "num_tokens", "bytes_down", "bytes_up", "seconds", "aggregation_error", "epsilon"):
         if record.get("spent", {}).get(name) is not None:
             found[name] = record["spent"][name]
     return found
@@ -156,7 +159,7 @@ def _with_differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _remarks(plan: Record, cells: Sequence[Record], sweeps: Sequence[Record]) -> list[str]:
     """What a reader must know before believing the table."""
-    remarks = []
+    remarks: list[str] = []
     for cell in cells:
         what = cell["method"] + (f" ({cell['setting']})" if cell["setting"] else "")
         if cell.get("refused"):
@@ -176,6 +179,11 @@ def _remarks(plan: Record, cells: Sequence[Record], sweeps: Sequence[Record]) ->
             remarks.append(
                 f"{sweep['method']}{setting}: the learning rate {sweep['chosen']:g} is at the edge of those tried"
             )
+    if any(_is_private(record) for cell in cells for record in cell["runs"]):
+        remarks.append(
+            "private runs draw cohorts and noise from a secret and not from the seed: they are paired in data and "
+            "adapter only, take the budget on average, and come out differently when they are done anew"
+        )
     return remarks
 
 
@@ -183,10 +191,15 @@ def _remark_spending(plan: Record, what: str, cell: Record) -> list[str]:
     """A run has whole rounds, so it may spend less than the budget; more it never does."""
     unit = "steps" if plan["config"]["budget_steps"] is not None else "tokens"
     budget = plan["config"][f"budget_{unit}"]
-    spent = [record["spent"][f"num_{unit}"] for record in cell["runs"] if record["state"] != "failed"]
+    counted = [record for record in cell["runs"] if record["state"] != "failed" and not _is_private(record)]
+    spent = [record["spent"][f"num_{unit}"] for record in counted]
     if spent and min(spent) < 0.9 * budget:
         return [f"{what} spent {min(spent):,} of {budget:,} {unit}: a further round would not have fitted"]
     return []
+
+
+def _is_private(record: Record) -> bool:
+    return any(record.get("config", {}).get(name) is not None for name in PRIVATE)
 
 
 def _choose(score: Record, kind: str) -> dict[str, Any]:

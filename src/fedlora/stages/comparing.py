@@ -144,7 +144,8 @@ class Comparing:
         run = self._make_run(cell, seed, rate)
         while True:
             record = self.laboratory.train(run, self._data.find(cell.setting, seed))
-            if record["state"] == FAILED or record["spent"][unit] <= budget:
+            # private cohorts are drawn in secret: they take the budget on average
+            if record["state"] == FAILED or run.is_private or record["spent"][unit] <= budget:
                 return run, record
             self.laboratory.forget(run.exp_name)
             expected = self._share(cell, seed).expected
