@@ -161,11 +161,12 @@ def test_the_result_is_written_as_markdown_json_latex_and_pictures(finished):
     assert "\\toprule" in latex
 
 
-def test_a_second_call_does_nothing_again_and_writes_the_same_bytes(finished, tiny_model, monkeypatch):
+def test_a_second_call_does_nothing_again_and_writes_the_same_bytes(finished, tiny_model, monkeypatch, capsys):
     root, _ = finished
     before = {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
     monkeypatch.setattr(train, "run", lambda *args, **options: pytest.fail("a finished run is trained again"))
     compare.run(CompareConfig.of(**options(tiny_model, root.parent)))
+    assert "12 runs of at most 8 steps each, 12 of them done" in capsys.readouterr().err
     after = {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
     assert {name: after[name] for name in before if not name.startswith(".")} == {
         name: content for name, content in before.items() if not name.startswith(".")
@@ -274,6 +275,23 @@ def test_answers_are_scored_where_asked_for_and_runs_go_when_they_need_not_stay(
         assert 0 <= row["metrics"]["exact_own"]["mean"] <= 1
         assert 0 <= row["metrics"]["rouge_l_own"]["mean"] <= 1
     assert not list((tmp_path / "tiny" / "runs").iterdir())
+    # what is asked for only afterwards needs the run, which comes back
+    given |= {"answers_per_cat": 0, "curves": ["homo"]}
+    (curve,) = compare.run(CompareConfig.of(**given, keep_runs=False))["curves"]
+    assert [point["round"] for point in curve["seeds"]["1"]] == [1, 2]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_noise_reaches_the_methods_and_not_the_fixed_rows_and_is_remarked(tiny_model, tmp_path):
+    axes = {"dp_noise_multiplier": [0.5, 1.0]}
+    given = options(tiny_model, tmp_path, learning_rates=[1e-3], seeds=[1], modes=["homo"], axes=axes, curves=[])
+    given["train"] |= {"dp_clip": 1.0}
+    result = compare.run(CompareConfig.of(**given))
+    spent = {(row["setting"], row["label"]): row["metrics"].get("epsilon") for row in result["rows"]}
+    assert spent["dp_noise_multiplier 0.5", "homo"]["mean"] > spent["dp_noise_multiplier 1.0", "homo"]["mean"] > 0
+    assert spent["dp_noise_multiplier 0.5", "none"] is spent["dp_noise_multiplier 0.5", "pooled"] is None
+    assert len(list((tmp_path / "tiny" / "runs").iterdir())) == 4
+    assert any(text.startswith("private runs draw cohorts and noise from a secret") for text in result["remarks"])
 
 
 def test_one_base_serves_several_runs_and_changes_no_byte(tiny_model, make_clients, tmp_path):

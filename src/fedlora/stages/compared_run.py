@@ -84,6 +84,9 @@ class Laboratory:
             return known
         paths = RunPaths(self.paths.model_dir, run.exp_name)
         with collect_lines(), contextlib.redirect_stdout(io.StringIO()):
+            if not paths.run_file.is_file():
+                # its folder was removed before this was asked of it: trained again, it has the same bytes
+                train.run(run, load=self.base.load)
             scorer = self._scorer(run)
             record: Record = {**known, "test": scorer.score_run(paths, data.test)}
             if curved and read_run(paths)["has_global_model"]:

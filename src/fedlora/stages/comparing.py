@@ -48,9 +48,9 @@ class Comparing:
         for cell in cells_of(config):
             try:
                 shares = {seed: self._share(cell, seed) for seed in config.seeds}
-                for name in self._names(cell):
-                    known += name not in names and self.laboratory.find(name) is not None
-                    names.add(name)
+                for candidates in self._names(cell):
+                    known += candidates not in names and any(map(self.laboratory.find, candidates))
+                    names.add(candidates)
             except StorageError:
                 raise
             except FedloraError as error:
@@ -160,13 +160,15 @@ class Comparing:
         rounds, data = self._share(cell, seed).rounds, self._data.find(cell.setting, seed)
         return train_config_of(self.config, cell, seed=seed, rate=rate, rounds=rounds, data=data)
 
-    def _names(self, cell: Cell) -> list[str]:
-        """The runs of a cell, as far as they are known: which learning rate the further seeds have is decided later."""
-        config, rates = self.config, self.config.rates_of(cell.method)
-        swept = config.sweep_seeds if len(rates) > 1 else 0
-        named = [(seed, rate) for seed in config.seeds[:swept] for rate in rates]
-        named += [(seed, min(rates)) for seed in config.seeds[swept:]]
-        return [self._make_run(cell, seed, rate).exp_name for seed, rate in named]
+    def _names(self, cell: Cell) -> list[tuple[str, ...]]:
+        """The runs of a cell, each as the names it may have: the learning rate of the further seeds is chosen later."""
+        rates = self.config.rates_of(cell.method)
+        swept = self.config.sweep_seeds if len(rates) > 1 else 0
+        runs: list[tuple[str, ...]] = []
+        for number, seed in enumerate(self.config.seeds):
+            named = tuple(self._make_run(cell, seed, rate).exp_name for rate in rates)
+            runs += [(name,) for name in named] if number < swept else [named]
+        return runs
 
     def _share(self, cell: Cell, seed: int) -> Share:
         """The rounds of a cell under a seed."""
@@ -234,4 +236,5 @@ class Comparing:
     def _describe(self) -> Mapping[str, Any]:
         """The experiment as asked for, in JSON values; where it lies and what a call only shows is left out."""
         given = self.config.model_dump(mode="json", exclude={"output_dir", "plan", "retry", "keep_runs"})
-        return {**given, "modes": [method.name for method in self.config.methods()]}
+        methods = [{"name": one.name, "mode": one.mode, **one.fields} for one in self.config.methods()]
+        return {**given, "modes": methods}
