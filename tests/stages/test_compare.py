@@ -223,6 +223,32 @@ def test_a_run_that_fails_is_told_of_and_ends_no_other(tiny_model, tmp_path, mon
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_loss_that_is_no_number_and_a_fault_nobody_foresaw_are_failures_of_their_run(
+    tiny_model, tmp_path, monkeypatch
+):
+    from fedlora.engines.scoring import Scorer
+
+    score = Scorer.score_run
+
+    def scored(self: Any, paths: Any, rows: Path) -> Any:
+        if "homo" in paths.exp_name:
+            raise RuntimeError("nobody foresaw this")
+        found = score(self, paths, rows)
+        if "seq" in paths.exp_name and rows.stem == "test":
+            found["global"]["sums"] = float("nan")
+        return found
+
+    monkeypatch.setattr(Scorer, "score_run", scored)
+    given = options(tiny_model, tmp_path, learning_rates=[1e-3], seeds=[1], curves=[])
+    result = compare.run(CompareConfig.of(**given))
+    assert {row["label"]: bool(row["metrics"]) for row in result["rows"]} == {
+        "base": True, "homo": False, "seq": False, "pooled": True, "none": True
+    }  # fmt: skip
+    assert "homo, seed 1 failed: RuntimeError: nobody foresaw this" in result["remarks"]
+    assert "seq, seed 1 failed: the loss on the test rows is not a number" in result["remarks"]
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_method_that_takes_more_than_its_rows_say_gets_fewer_rounds(tiny_model, tmp_path, monkeypatch):
     from fedlora.stages import compared_run
 
@@ -282,7 +308,8 @@ def test_answers_are_scored_where_asked_for_and_runs_go_when_they_need_not_stay(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_noise_reaches_the_methods_and_not_the_fixed_rows_and_is_remarked(tiny_model, tmp_path):
+def test_noise_reaches_the_methods_and_not_the_fixed_rows_and_is_remarked(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDLORA_SECRETS", str(tmp_path / "secrets"))
     axes = {"dp_noise_multiplier": [0.5, 1.0]}
     given = options(tiny_model, tmp_path, learning_rates=[1e-3], seeds=[1], modes=["homo"], axes=axes, curves=[])
     given["train"] |= {"dp_clip": 1.0}

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import shutil
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.console import collect_lines
 from fedlora.engines.experiment import DataSet, base_name_of
 from fedlora.engines.scoring import Scorer, measure_spending
-from fedlora.errors import FedloraError, LockedError, StorageError
+from fedlora.errors import FedloraError, LockedError, StorageError, TrainingError
 from fedlora.evaluation.own_loss import client_shares
 from fedlora.files import read_json, write_json
 from fedlora.llm.resident_base import ResidentBase
@@ -51,23 +53,16 @@ class Laboratory:
     def train(self, run: TrainConfig, data: DataSet) -> Record:
         """Train a run, or what is left of it, and score it on the validation rows.
 
-        What goes wrong with it is its record; only what would go wrong with every other run too is raised.
+        What goes wrong with it is its record; only what the file system refuses is raised, and a lock held by others.
         """
         if (known := self.find(run.exp_name)) is not None:
             return known
         record: Record = {"run": run.exp_name, "mode": run.federation_mode, "seed": run.seed}
         record |= {"learning_rate": run.local_learning_rate, "config": run.record()}
-        began, lines = time.monotonic(), list[str]()
-        try:
-            with collect_lines(lines), contextlib.redirect_stdout(io.StringIO()):
-                paths = train.run(run, load=self.base.load)
-                scorer = self._scorer(run)
-                record["validation"] = scorer.score_run(paths, data.validation)
-        except (StorageError, LockedError):
-            raise
-        except FedloraError as error:
-            record |= {"state": FAILED, "reason": str(error), "said": lines[-20:]}
-        else:
+        began = time.monotonic()
+        with _recording(record):
+            paths = train.run(run, load=self.base.load)
+            record["validation"] = _finite(self._scorer(run).score_run(paths, data.validation), "validation")
             shares = client_shares(read_run(paths))
             record |= {"state": TRAINED, "spent": measure_spending(paths), "shares": shares, "test": None}
             record["wall_seconds"] = round(time.monotonic() - began, 3)
@@ -83,12 +78,13 @@ class Laboratory:
         ):
             return known
         paths = RunPaths(self.paths.model_dir, run.exp_name)
-        with collect_lines(), contextlib.redirect_stdout(io.StringIO()):
+        record: Record = dict(known)
+        with _recording(record):
             if not paths.run_file.is_file():
                 # its folder was removed before this was asked of it: trained again, it has the same bytes
                 train.run(run, load=self.base.load)
             scorer = self._scorer(run)
-            record: Record = {**known, "test": scorer.score_run(paths, data.test)}
+            record["test"] = _finite(scorer.score_run(paths, data.test), "test")
             if curved and read_run(paths)["has_global_model"]:
                 record["curve"] = scorer.score_hops(paths, data.test)
             if answered:
@@ -161,3 +157,27 @@ class Laboratory:
         )
         shares = found["fedlora"]["exact_match"]["categories"]
         return {category: {"exact": share, "rouge_l": found[category]["rougeL"]} for category, share in shares.items()}
+
+
+@contextlib.contextmanager
+def _recording(record: Record) -> Iterator[None]:
+    """What is done inside is quiet, and what goes wrong with it becomes its record, unforeseen faults included."""
+    lines: list[str] = []
+    try:
+        with collect_lines(lines), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except (StorageError, LockedError, OSError):
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, FedloraError) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, FedloraError):
+            lines += traceback.format_exc().splitlines()
+        record |= {"state": FAILED, "reason": reason, "said": lines[-20:]}
+
+
+def _finite(score: Record, rows: str) -> Record:
+    """TrainingError when a loss is no number: such a run is told of, and no mean is made with it."""
+    models = [*score["clients"].values(), *([score["global"]] if score["global"] else [])]
+    if not all(math.isfinite(loss) for losses in models for loss in losses.values()):
+        raise TrainingError(f"the loss on the {rows} rows is not a number", hint="lower the learning rate")
+    return score

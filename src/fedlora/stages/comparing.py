@@ -116,6 +116,7 @@ class Comparing:
             data = self._data.find(cell.setting, seed)
             if record["state"] != FAILED:
                 record = self.laboratory.test(run, data)
+            if record["state"] != FAILED:
                 found["base"].append(self.laboratory.test_base(run, data))
             found["runs"].append(record)
             count(run.exp_name, f"{cell.method.name} {cell.setting.label}".strip())
