@@ -116,6 +116,9 @@ def test_markdown_says_means_intervals_counts_and_what_failed(result):
     assert "ffa, seed 2 failed: a loss of 100 % &amp; more" in text
     assert "| clients that gain | 0.0 of 2 | 1.0 of 2 |" in text
     assert "Budget of every run: 10 steps" in text
+    assert "Client by category: loss under homo less that of the client alone" in text
+    assert "| 0 | **+0.000** | +0.000 |" in text
+    assert "| 1 | **+0.000** | **+0.000** |" in text
 
 
 def test_plain_text_has_the_remarks_below_the_table(result):

@@ -15,6 +15,8 @@ from fedlora.reporting.plain_text import NOTHING, size_text, table_text
 
 Result = Mapping[str, Any]
 COUNTED = ("num_steps", "num_tokens")
+OWN_SHARE = 0.1
+"""From this share of its rows on a category counts as a client's own."""
 
 DEFINITIONS = """\
 - **held-out loss, own**: per response token on the test rows, the categories weighed as each client's training rows
@@ -24,8 +26,8 @@ DEFINITIONS = """\
 - **difference**: own loss less that of the first method, seed by seed; below zero is better than it.
 - **[low, high]**: 95 % percentile bootstrap over seeds of the mean. With three seeds it reaches from the smallest to
   the largest value; it says how far seeds lie apart, and is no test.
-- **steps, tokens, bytes, seconds**: as measured, all clients and rounds together; bytes are tensors as they travel,
-  seconds are those of the rounds.
+- **steps, tokens, bytes, seconds**: as measured, all clients and rounds together; bytes are tensors as they travel
+  (in `pooled` rows would travel, which are not counted), seconds are those of the rounds.
 - **aggregation error**: what the mean of the factors misses of the mean of the products, relative; mean over rounds."""
 
 
@@ -89,7 +91,7 @@ def comparison_markdown(result: Result, *, figures: Collection[str]) -> str:
 
 _CLIENTS = (
     "Held-out loss on each client's own kind of rows. In brackets: how much lower it is than under the client's own "
-    "training alone (`none`); above zero the client gains from joining. Loss per category and client is in "
+    "training alone (`none`); above zero the client gains from joining. Client by category for every method is in "
     "comparison.json (`less_than_alone`)."
 )
 _CURVES = (
@@ -126,6 +128,25 @@ def _client_parts(table: Mapping[str, Any]) -> Iterable[str]:
     gain = [f"{_mean(m['clients_that_gain']):.1f} of {m['clients']}" for m in methods.values()]
     rows.append(["clients that gain", *gain])
     yield _table(heads, rows)
+    federated = [name for name in methods if name not in ("base", "none", "pooled")]
+    if table["same_clients"] and federated:
+        yield _category_parts(table, federated[0])
+
+
+def _category_parts(table: Mapping[str, Any], method: str) -> str:
+    """Client by category: what the first method makes of each category, against the client alone."""
+    cells = table["methods"][method]["less_than_alone"]
+    categories = sorted({category for line in cells.values() for category in line})
+    lines = [["client", *map(escape, categories)], ["---"] * (1 + len(categories))]
+    for client, line in cells.items():
+        texts = [f"{line[category]:+.3f}" for category in categories]
+        own = [table["shares"][client].get(category, 0.0) >= OWN_SHARE for category in categories]
+        lines.append([client, *(f"**{text}**" if mine else text for text, mine in zip(texts, own, strict=True))])
+    head = (
+        f"Client by category: loss under {escape(method)} less that of the client alone; below zero joining helps. "
+        f"Bold: at least {OWN_SHARE:.0%} of the client's rows."
+    )
+    return head + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _client_cell(method: Mapping[str, Any], client: str) -> str:
