@@ -56,7 +56,8 @@ def _draw_scores(result: Result, metric: str, title: str, *, logarithmic: bool =
     rows = [row for row in result["rows"] if metric in row["metrics"]]
     labels = list(dict.fromkeys(row["label"] for row in rows))
     colours = _colours(result)
-    figure = Figure(figsize=(min(14.0, max(6.0, 2.0 + 0.28 * len(labels) * len(settings))), 4.2), layout="constrained")
+    width = 2.2 + max(1.9, 0.28 * len(labels)) * len(settings)
+    figure = Figure(figsize=(min(14.0, max(6.0, width)), 4.2), layout="constrained")
     axes = figure.add_subplot()
     step = 0.8 / max(1, len(labels))
     for column, label in enumerate(labels):
@@ -75,6 +76,8 @@ def _draw_scores(result: Result, metric: str, title: str, *, logarithmic: bool =
             )
     if logarithmic and all(value > 0 for row in rows for value in row["metrics"][metric]["values"].values()):
         axes.set_yscale("log")
+        # the usual labels are formulas, and text is not parsed for any here
+        axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
     axes.set_title(title, loc="left")
     axes.set_xticks(range(len(settings)), [_wrap(setting) for setting in settings])
     axes.grid(axis="y", linewidth=0.8)
