@@ -100,7 +100,7 @@ class TrainConfig(ReadingConfig):
     dp_example_noise_multiplier: OptionalFloat = flag(None, "example-level privacy: noise of each step", ge=0)
     dp_example_clip: OptionalFloat = flag(None, "example-level privacy: longest gradient of one row", gt=0)
     dp_example_delta: float = flag(1e-5, "delta of example-level privacy; well below 1 / rows of a client", gt=0, lt=1)
-    dp_accountant: Literal["rdp", "pld"] = flag("rdp", "pld is tighter and needs the extra dp (dp-accounting)")
+    dp_accountant: Literal["rdp", "pld"] = flag("rdp", "pld is tighter and needs the extra named dp")
     max_epsilon: OptionalFloat = flag(None, "end the run before the round that would spend more", gt=0)
 
     server_learning_rate: OptionalFloat = flag(None, "of fedavgm, fedadagrad, fedadam, fedyogi, diloco, scaffold", gt=0)
