@@ -28,4 +28,5 @@ def read_result(paths: RunPaths, round_number: int, log: MetricsLog, shapes: Sha
     records = [{**record_of(update, update.metrics["wave"]), **limited.get(update.client_id, {})} for update in updates]
     failures = [ClientFailure(**entry) for entry in manifest["quarantined"]]
     file = folder / SAFETENSORS_NAME
-    return RoundResult(round_number, load_adapter(file, shapes) if file.is_file() else None, records, failures)
+    adapter = load_adapter(file, shapes) if file.is_file() else None
+    return RoundResult(round_number, adapter, records, failures, manifest.get("notes", {}))

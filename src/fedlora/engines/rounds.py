@@ -144,7 +144,7 @@ class FederatedRun:
         self._check_quorum(number, done)
         global_adapter = self.mode.strategy.global_adapter(self.state)
         self._commit(number, cohort, global_adapter, done)
-        return RoundResult(number, global_adapter, done.records, done.failures)
+        return RoundResult(number, global_adapter, done.records, done.failures, self.state.notes)
 
     def _run_wave(self, context: RoundContext, wave: Wave, done: _Done) -> None:
         """Train one wave and aggregate what is usable of it; what became of everybody is added to `done`."""
@@ -159,6 +159,7 @@ class FederatedRun:
             self.expected,
             kept,
             sends=self.mode.rule.sends,
+            may_be_smaller=self.mode.rule.sends_smaller,
             retries=config.client_retries,
             longest=config.max_update_norm if refuses_long else None,
         )
@@ -229,6 +230,7 @@ class FederatedRun:
             "cohort": list(cohort),
             "limited": done.limited,
             "quarantined": [failure.record() for failure in done.failures],
+            **({"notes": dict(self.state.notes)} if self.state.notes else {}),
         }
         # a state that nothing has changed is where every run begins, and not kept
         is_new = bool(self.state.slots) or self.state.adapter is not self._untrained

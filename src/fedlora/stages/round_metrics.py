@@ -56,6 +56,7 @@ class RoundMetrics:
         }
         for name in ("num_steps", "num_tokens", "bytes_down", "bytes_up"):
             row[name] = sum(record[name] for record in records)
+        row |= result.metrics
         if result.global_adapter is not None:
             if self._has_validation():
                 row["val_loss"] = self.trainer.validate(result.global_adapter, self._shared_validation())

@@ -16,6 +16,7 @@ from fedlora.console import printable
 from fedlora.engines.replay import replay_round
 from fedlora.errors import StorageError
 from fedlora.federated.adapters import Shapes
+from fedlora.federated.ranks import shapes_at
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_files import BIN_NAME
 from fedlora.llm.adapter_shapes import read_shapes
@@ -74,7 +75,7 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
 
 def _compute_again(paths: RunPaths, config: TrainConfig, ids: Sequence[int], number: int) -> list[str]:
     manifest = read_manifest(paths.round_folder(number)) or {}
-    shapes = _find_shapes(paths.round_folder(number), manifest)
+    shapes = shapes_at(_find_shapes(paths.round_folder(number), manifest), config.lora_r)
     store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=MetricsLog(paths.metrics_file))
     return replay_round(config, store, ids, manifest)
 

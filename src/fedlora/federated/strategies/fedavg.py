@@ -32,6 +32,7 @@ class FedAvg:
 
     is_weighted: ClassVar[bool] = True
     turns_factors: ClassVar[bool] = False
+    takes_ranks: ClassVar[bool] = False
 
     @property
     def fewest_clients(self) -> int:
@@ -57,6 +58,7 @@ class TrainAndSend:
     """Client half: train what the server says from what it sent, send the shared factors back, keep nothing."""
 
     sends: ClassVar[tuple[str, ...]] = ()
+    sends_smaller: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from fedlora.federated.ranks import Rank, cut_rank, rank_of
 from fedlora.types import (
     AdapterState,
     ClientId,
@@ -30,6 +31,9 @@ class NoServer:
 
     is_weighted: ClassVar[bool] = False
     turns_factors: ClassVar[bool] = False
+    takes_ranks: ClassVar[bool] = True
+
+    client_ranks: tuple[Rank, ...] | None = None
 
     @property
     def fewest_clients(self) -> int:
@@ -39,7 +43,9 @@ class NoServer:
         return ServerState(adapter)
 
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
-        return Download(state.adapter)
+        if not self.client_ranks:
+            return Download(state.adapter)
+        return Download(cut_rank(state.adapter, rank_of(client_id, self.client_ranks, 0)))
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
         return state
@@ -53,6 +59,7 @@ class KeepOwn:
     """Client half: start from the own adapter once there is one, send nothing."""
 
     sends: ClassVar[tuple[str, ...]] = ()
+    sends_smaller: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
