@@ -99,7 +99,9 @@ def padded_mean(
         weights += weight
     if not weights:
         return None
-    divisor = torch.where(shares > 0, shares if participants else weights, 1.0)
+    # numbers alone would make a float32 tensor
+    divisor = shares.clone() if participants else torch.full_like(shares, weights)
+    divisor[shares == 0] = 1
     return {key: _divide(key, total, divisor, shares > 0, like[key]) for key, total in totals.items()}
 
 

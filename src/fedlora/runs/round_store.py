@@ -134,10 +134,7 @@ class RoundStore:
         """One update with its tensors, from the open round unless a committed `folder` is given."""
         place = (folder or self.paths.partial_folder(round_number)) / client_name(client_id)
         facts = read_json(place / UPDATE_NAME)
-        rank = facts.get("rank", rank_in(self.shapes))
-        if rank not in self._layouts:
-            self._layouts[rank] = BinLayout(shapes_at(self.shapes, rank))
-        layout = self._layouts[rank]
+        layout = self._layout(place, facts.get("rank", rank_in(self.shapes)))
         adapter = load_adapter(place / BIN_NAME, layout.shapes, layout=layout)
         optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
         slots = load_groups(place / MEMORY_NAME) if facts["keeps_slots"] else {}
@@ -145,6 +142,13 @@ class RoundStore:
         upload = None if facts["sends"] is None else pick_half(adapter, facts["sends"])
         extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
         return replace(update_of(facts, upload=upload, memory=memory), extra=extra)
+
+    def _layout(self, place: Path, rank: int) -> BinLayout:
+        if rank not in range(1, rank_in(self.shapes) + 1):
+            raise StorageError(f"{place / UPDATE_NAME}: rank {rank!r} is none of this run", hint="restore the file")
+        if rank not in self._layouts:
+            self._layouts[rank] = BinLayout(shapes_at(self.shapes, rank))
+        return self._layouts[rank]
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
         """What a client kept with its last committed update; empty before its first."""

@@ -75,7 +75,9 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
 
 def _compute_again(paths: RunPaths, config: TrainConfig, ids: Sequence[int], number: int) -> list[str]:
     manifest = read_manifest(paths.round_folder(number)) or {}
-    shapes = shapes_at(_find_shapes(paths.round_folder(number), manifest), config.lora_r)
+    shapes = _find_shapes(paths.round_folder(number), manifest)
+    if config.client_ranks:
+        shapes = shapes_at(shapes, config.lora_r)
     store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=MetricsLog(paths.metrics_file))
     return replay_round(config, store, ids, manifest)
 

@@ -99,7 +99,7 @@ class HetLora(ZeroPadding):
         if mean is None:
             same = ((update.upload or {}, 1.0) for update in updates)
             mean = padded_mean(same, state.adapter, participants=participants)
-        notes = {"mean_client_rank": float(ranks[list(context.clients)].double().mean())}
+        notes = {"mean_client_rank": float(ranks.double().mean())}
         return ServerState(mean or state.adapter, {RANKS: {"clients": ranks}}, notes)
 
 
