@@ -45,10 +45,13 @@ def shapes_at(shapes: Shapes, rank: Rank) -> dict[str, tuple[int, ...]]:
 
 
 def cut_rank(state: AdapterState, rank: Rank) -> AdapterState:
-    """The first `rank` rows of A and columns of B, as tensors of their own; the same object when nothing is cut."""
+    """The first `rank` rows of A and columns of B, as views: a cohort's downloads take no memory of their own.
+
+    The same object when nothing is cut.
+    """
     if all(value.shape[_rank_axis(key)] <= rank for key, value in state.items()):
         return state
-    return {key: value.narrow(_rank_axis(key), 0, rank).clone().contiguous() for key, value in state.items()}
+    return {key: value.narrow(_rank_axis(key), 0, rank) for key, value in state.items()}
 
 
 def pad_rank(state: AdapterState, rank: Rank) -> AdapterState:

@@ -126,7 +126,8 @@ class PruneAndSend(TrainAndSend):
         trained = results[0].adapter
         kept = self.kept_rank(rank_of_adapter(trained))
         if tail_norm(trained, kept) < tail_norm(download.adapter, kept):
-            trained = cut_rank(trained, kept)
+            cut = cut_rank(trained, kept)
+            trained = {key: value.clone(memory_format=torch.contiguous_format) for key, value in cut.items()}
             # moments of what is gone would move what is no longer there
             memory = replace(memory, optimizer=None)
         return Upload(trained), replace(memory, adapter=None)
