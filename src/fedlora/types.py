@@ -72,11 +72,13 @@ STRICT = ReadRules()
 class ServerState:
     """What a server remembers from round to round: what clients start from, and named tensors of its own.
 
-    `slots` (momentum, control variates, ...) have PEFT keys like the adapter. A checkpoint is these fields.
+    `slots` (momentum, control variates, ...) have PEFT keys like the adapter. A checkpoint is these two. `notes` are
+    what the last round is to be remembered for (what was cut, say); no round computes from them.
     """
 
     adapter: AdapterState
     slots: Mapping[str, AdapterState] = field(default_factory=dict)
+    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ class Download:
 class Phase:
     """One stretch of local training from `start`.
 
-    Each step's gradient is that of the loss, plus `proximal_mu * (x - anchor)`, plus `correction`. The model's update
-    is `weight * s * B @ A`, beside a `background` that is not trained: factors by their PEFT keys, or a dense matrix as
+    Each step's gradient is that of the loss, plus `proximal_mu * (x - anchor)`, plus `correction`, plus that of
+    `tail_penalty * ||B[:, tail_from:]|| * ||A[tail_from:]||` of every layer. The model's update is
+    `weight * s * B @ A`, beside a `background` that is not trained: factors by their PEFT keys, or a dense matrix as
     `<layer>.delta.weight`, whose scaling is 1.
     """
 
@@ -111,6 +114,8 @@ class Phase:
     correction: AdapterState | None = None
     background: AdapterState | None = None
     weight: float = 1.0
+    tail_penalty: float = 0.0
+    tail_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -216,7 +221,8 @@ class RoundContext:
 class RoundResult:
     """One finished round, without tensors except the global adapter it ended with.
 
-    `metrics` are those of the error meter, `privacy` is what the run has spent so far, where it is private.
+    `metrics` belong to all of it: what the error meter found, and what the server noted; `privacy` is what the run has
+    spent so far, where it is private.
     """
 
     round: int

@@ -14,6 +14,8 @@ from fedlora.engines.devices import DeviceClients
 from fedlora.engines.messages import pack_outcome, pack_task, unpack_outcome, unpack_task
 from fedlora.engines.workbench import make_workbench
 from fedlora.errors import TrainingError, UsageError
+from fedlora.federated.adapters import fingerprint
+from fedlora.federated.ranks import cut_rank
 from fedlora.files import sha256_of
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
 from fedlora.paths import tokens_folder
@@ -42,9 +44,9 @@ def hashes(root) -> dict[str, str]:
     return {str(path.relative_to(root)): sha256_of(path) for name in wanted for path in sorted(root.rglob(name))}
 
 
-@pytest.mark.parametrize("mode", ["homo", "none"])
-def test_several_devices_give_the_bytes_of_one(options, mode):
-    common = {**options, "federation_mode": mode, "optimizer_state": "keep"}
+@pytest.mark.parametrize(("mode", "ranks"), [("homo", None), ("none", "4,2x4")])
+def test_several_devices_give_the_bytes_of_one(options, mode, ranks):
+    common = {**options, "federation_mode": mode, "optimizer_state": "keep", "client_ranks": ranks}
     alone = train.run(TrainConfig.of(**common, exp_name="alone", device="cpu")).root
     together = train.run(TrainConfig.of(**common, exp_name="together", devices=("cpu", "cpu"))).root
     assert hashes(together) == hashes(alone)
@@ -229,3 +231,11 @@ def test_messages_keep_every_bit_and_every_field():
     assert again.memory.adapter.keys() == state.keys()
     failure = ClientFailure(7, "diverged", "no")
     assert unpack_outcome(pack_outcome(failure, {"x": 1})) == (failure, {"x": 1})
+
+
+def test_an_adapter_that_was_cut_to_a_client_s_rank_travels_as_what_it_is():
+    whole = {"l.lora_A.weight": torch.randn(4, 5), "l.lora_B.weight": torch.randn(3, 4)}
+    part = cut_rank(whole, 2)
+    found, _, _ = unpack_task(pack_task(TrainTask("", 1, 0, 0, (0,), Download(part)), ClientMemory(), {}))
+    assert all(torch.equal(found.download.adapter[key], part[key]) for key in whole)
+    assert fingerprint(found.download.adapter) == fingerprint(part)

@@ -29,6 +29,13 @@ def plain(mode: Mode, row: Properties) -> Mode:
     return replace(mode, strategy=replace(mode.strategy, **row.plain))
 
 
+def weights_of(row: Properties, rows: Sequence[int], made: Sequence[Mapping[str, Tensor]]) -> list[float]:
+    """What clients weigh that have so many rows and made these products."""
+    if row.weighs_by_norm:
+        return [float(sum(one.square().sum() for one in each.values()) ** 0.5) for each in made]
+    return [float(n) if row.is_weighted else 1.0 for n in rows]
+
+
 def send(mode: Mode, state: ServerState, row: Properties, seeds: Sequence[int], number: int = 1):
     """What clients have after training from `state` (by chance, one seed each), and what they send of it."""
     download = mode.strategy.broadcast(state, 0, number)
@@ -146,10 +153,15 @@ def check_combination(mode: Mode, row: Properties) -> None:
         state = begin(mode)
         trained, sent = send(mode, state, row, range(1, 8), number)
         after = combine(mode, state, sent, ROWS, number)
-        weights = ROWS if row.is_weighted else (1,) * 7
-        wanted = mean_of([products(one) for one in trained], weights)
+        made = [products(one) for one in trained]
+        weights = weights_of(row, ROWS, made)
+        wanted = mean_of(made, weights)
         if row.combines == "products" and not row.order_matters and row.trains != ("both",):
             near(left_by(after), wanted, "the mean of products")
+        elif row.combines == "cut":
+            near(
+                left_by(after), {layer: best_of_rank(value) for layer, value in wanted.items()}, "the best of its rank"
+            )
         elif row.combines == "factors" and row.has_global:
             _check_cross_term(after.adapter, sent, weights)
             off = max(float((product(after.adapter, layer) - wanted[layer]).abs().max()) for layer in LAYERS)
@@ -158,6 +170,12 @@ def check_combination(mode: Mode, row: Properties) -> None:
             _check_middle(after.adapter, sent)
         elif row.combines == "nothing":
             assert after is state
+
+
+def best_of_rank(matrix: Tensor, rank: int = 2) -> Tensor:
+    """The nearest matrix of a rank, formed densely."""
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return (u[:, :rank] * s[:rank]) @ vh[:rank]
 
 
 def _check_cross_term(after: AdapterState, sent: Sequence[AdapterState], weights: Sequence[float]) -> None:
@@ -229,16 +247,21 @@ def check_one_rounding(mode: Mode, row: Properties) -> None:
 def check_ranks(mode: Mode, row: Properties) -> None:
     """A client of rank 1 among clients of rank 2 is refused, not spread over both; or has a place of its own.
 
-    Where ranks may differ, equal clients of rank 1 give their product.
+    Where ranks may differ, equal clients of rank 1 give their product, and beside it what the server has of the
+    directions that they do not have, if its row says so.
     """
     state = begin(mode)
     (trained, *_), sent = send(mode, state, row, range(1, 8))
     if row.combines == "nothing":
         return
     thin = {key: value[:1] if ".lora_A." in key else value[:, :1] for key, value in sent[0].items()}
-    if row.has_unequal_ranks:
+    if row.ranks != "one":
         whole = {key: value[:1] if ".lora_A." in key else value[:, :1] for key, value in trained.items()}
-        near(left_by(combine(mode, state, [thin] * 7, ROWS)), products(whole), "clients of rank 1")
+        wanted = products(whole)
+        if row.ranks == "directions":
+            rest = {key: v[1:] if ".lora_A." in key else v[:, 1:] for key, v in state.adapter.items()}
+            wanted = {layer: value + product(rest, layer) for layer, value in wanted.items()}
+        near(left_by(combine(mode, state, [thin] * 7, ROWS)), wanted, "clients of rank 1")
         return
     try:
         combine(mode, state, [*sent[1:], thin], ROWS)

@@ -17,15 +17,21 @@ from fedlora.types import Half
 class Properties:
     """The promises of one mode.
 
-    combines: the product that a round leaves is the mean of the clients' products ("products": exact); or that of mean
-    factors ("factors"); it is picked from the middle of the clients' ("middle"); or nothing is combined ("nothing").
+    combines: the product that a round leaves is the mean of the clients' products ("products": exact); the best
+    approximation of it that has the adapter's rank ("cut"); or that of mean factors ("factors"); it is picked from the
+    middle of the clients' ("middle"); or nothing is combined ("nothing").
+    weighs_by_norm: a client weighs what its product is long.
     trains, shares, travels: which factors, in rounds 1, 2, ..., repeated.
     keeps: which factors of its own adapter a client goes on with in its next round; "none": it starts at the server's.
     alone: what one client or equal clients give: that client's "factors"; its "product"; or only A of it.
+    ranks: a smaller rank is refused ("one"), or equal clients of it give their "product", beside it what nobody sent
+    ("directions").
+    settings: hyper-parameters under which the laws are stated; `plain`: with which the server goes to the mean as well.
     """
 
-    combines: Literal["products", "factors", "middle", "nothing"]
+    combines: Literal["products", "cut", "factors", "middle", "nothing"]
     is_weighted: bool
+    weighs_by_norm: bool = False
     has_global: bool = True
     trains: tuple[Half, ...] = ("both",)
     shares: tuple[Half, ...] = ("both",)
@@ -38,7 +44,8 @@ class Properties:
     slots: frozenset[str] = frozenset()
     fewest: int = 1
     order_matters: bool = False
-    has_unequal_ranks: bool = False
+    ranks: Literal["one", "product", "directions"] = "one"
+    settings: Mapping[str, float] = field(default_factory=dict)
     plain: Mapping[str, float] = field(default_factory=dict)
 
     def of_round(self, halves: tuple[Half, ...], number: int) -> Half:
@@ -83,4 +90,14 @@ PROPERTIES: dict[str, Properties] = {
     "krum": Properties("middle", is_weighted=False, fewest=5),
     "multi_krum": Properties("middle", is_weighted=False, fewest=5),
     "geometric_median": MIDDLE,
+    "zeropad": Properties("factors", is_weighted=True, ranks="directions"),
+    "hetlora": Properties(
+        "factors",
+        is_weighted=False,
+        weighs_by_norm=True,
+        slots=frozenset({"ranks"}),
+        ranks="directions",
+        settings={"prune_to": 1.0},
+    ),
+    "flexlora": Properties("cut", is_weighted=True, alone="product", server_rewrites=True, ranks="product"),
 }

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 from federation_of_one_round import LAYERS, adapter
-from identities import Check, left_by, mean_of, near, near_states, plain, products
+from identities import Check, best_of_rank, left_by, mean_of, near, near_states, plain, products, weights_of
 from linear_federation import Federation, Setup, gradient_of, train
 from method_properties import Properties
 
@@ -20,6 +20,9 @@ from fedlora.types import ClientMemory, ServerState
 MISSES = {1: (0, 1, 2, 3, 4, 5, 6), 2: (1, 2, 3, 4, 5), 3: (2, 3, 4, 5, 6), 4: (0, 1, 2, 3, 4)}
 """Cohorts of four rounds: client 0 takes part in the first and the last."""
 
+AVERAGED = ("products", "cut", "factors")
+"""What a row's `combines` says of modes whose clients are averaged."""
+
 
 def check_waves(mode: Mode, row: Properties) -> None:
     """In a run that trains: every wave of an exact mode leaves the mean of its clients' products."""
@@ -28,9 +31,11 @@ def check_waves(mode: Mode, row: Properties) -> None:
         clients = sorted(wave.turns)
         trained = [products(wave.turns[client].trained) for client in clients]
         rows = [wave.turns[client].update.num_examples for client in clients]
-        wanted, found = mean_of(trained, rows if row.is_weighted else [1] * len(rows)), left_by(wave.after)
+        wanted, found = mean_of(trained, weights_of(row, rows, trained)), left_by(wave.after)
         if row.combines == "products":
             near(found, wanted, f"round {wave.round}: the mean of products")
+        elif row.combines == "cut":
+            near(found, {layer: best_of_rank(value) for layer, value in wanted.items()}, f"round {wave.round}: the cut")
         elif row.combines == "factors" and row.has_global:
             assert max(float((found[layer] - wanted[layer]).abs().max()) for layer in LAYERS) > 1e-8
 
@@ -50,9 +55,10 @@ def check_first_step(mode: Mode, row: Properties) -> None:
             assert all(float(one[key].abs().max()) > 1e-6 for key in pick_half(one, "B")), "the first round trains no B"
         if steps == 1:
             assert all(torch.equal(one[key], wave.before.adapter[key]) for one in moved for key in pick_half(one, "A"))
-        if row.combines in ("products", "factors") and row.has_global:
+        if row.combines in AVERAGED and row.has_global:
             rows = [turn.update.num_examples for _, turn in sorted(wave.turns.items())]
-            wanted = mean_of([products(one) for one in moved], rows if row.is_weighted else [1] * len(rows))
+            made = [products(one) for one in moved]
+            wanted = mean_of(made, weights_of(row, rows, made))
             found = left_by(wave.after)
             off = max(float((found[layer] - wanted[layer]).abs().max()) for layer in LAYERS)
             assert (off <= 1e-10) == exact, f"{steps} steps: {off:g} from the mean of products"
@@ -60,7 +66,7 @@ def check_first_step(mode: Mode, row: Properties) -> None:
 
 def check_one_step_is_centralised(mode: Mode, row: Properties) -> None:
     """Equal numbers of rows, B = 0 and one plain step: the product is that of one trainer with everybody's rows."""
-    if row.order_matters or row.combines not in ("products", "factors") or not row.has_global:
+    if row.order_matters or row.weighs_by_norm or row.combines not in AVERAGED or not row.has_global:
         return
     together = Federation(MODES["pooled"], Setup(steps=1)).run((1,))
     apart = Federation(plain(mode, row), Setup(steps=1), rows=lambda _: 10).run((1,))

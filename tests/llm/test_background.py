@@ -93,6 +93,17 @@ def test_an_adapter_of_smaller_rank_is_set_and_read_as_it_is(lora):
     torch.testing.assert_close(logits(lora), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_stacked_adapters_of_different_ranks_answer_as_each_alone(lora):
+    states = [rank(trained_like(lora.shapes(), seed), r) for seed, r in ((1, 2), (2, 4), (3, 1))]
+    expected = []
+    for state in states:
+        lora.set_adapter(state)
+        expected.append(logits(lora))
+    lora.stack_adapters(states, torch.float32)
+    lora.choose_rows(torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(logits(lora, IDS.expand(3, -1)), torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", ["transposed", "too large", "flat"])
 def test_what_is_no_adapter_of_these_layers_is_refused(lora, shape):
     state = trained_like(lora.shapes(), 1)

@@ -28,6 +28,7 @@ STATEFUL = {
     "diloco": {"momentum"},
     "scaffold": {"control"},
     "fedsa": {"adapter"},
+    "hetlora": {"ranks"},
 }
 """What lies in a round's state.safetensors."""
 

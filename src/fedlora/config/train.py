@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from fedlora.config.reading import ReadingConfig
-from fedlora.config.schema import Names, OptionalFloat, OptionalInt, flag
+from fedlora.config.schema import EMPTY_IS_NONE, Names, OptionalFloat, OptionalInt, OptionalRanks, flag
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Template = Literal["alpaca", "chat"]
 Quantization = Literal["none", "int8", "nf4"]
+Normalisation = Annotated[Literal["all", "participants"] | None, EMPTY_IS_NONE]
+Split = Annotated[Literal["b", "balanced"] | None, EMPTY_IS_NONE]
 
 PLACEMENT_FIELDS = frozenset(
     {
@@ -37,6 +39,7 @@ HYPERPARAMETERS = (
     *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
     *("proximal_mu", "rotation_strength"),
     *("trimmed_share", "num_hostile", "krum_selected", "weiszfeld_steps", "weiszfeld_smoothing"),
+    *("client_ranks", "rank_normalisation", "prune_to", "tail_penalty", "svd_split"),
 )
 """Fields that belong to single methods; unset, a method's own default holds. A test holds the names equal."""
 
@@ -76,7 +79,7 @@ class TrainConfig(ReadingConfig):
     weight_decay: float = flag(0.0, "AdamW weight decay", ge=0)
     max_grad_norm: float = flag(1.0, "clip the gradient of a step to this norm; 0 turns clipping off", ge=0)
 
-    lora_r: int = flag(4, "rank of the adapter", ge=1, le=4096)
+    lora_r: int = flag(4, "rank of the adapter; with client_ranks, of the global one", ge=1, le=4096)
     lora_alpha: float = flag(16.0, "scaling numerator: the update is alpha / r * B @ A", gt=0, allow_inf_nan=False)
     lora_dropout: float = flag(0.05, "dropout before A while training", ge=0, lt=1)
     lora_target_modules: Names = flag(("q_proj", "v_proj"), "names of the adapted layers, or all-linear")
@@ -115,6 +118,15 @@ class TrainConfig(ReadingConfig):
     krum_selected: OptionalInt = flag(None, "clients whose mean multi_krum takes", ge=1)
     weiszfeld_steps: OptionalInt = flag(None, "of geometric_median", ge=1)
     weiszfeld_smoothing: OptionalFloat = flag(None, "smallest distance of geometric_median", gt=0)
+    client_ranks: OptionalRanks = flag(
+        None, "a rank per client, by number, up to lora_r: 8,4,4,2 or 8,4x2,2; of zeropad, hetlora, flexlora, none"
+    )
+    rank_normalisation: Normalisation = flag(
+        None, "of zeropad, hetlora: who divides a direction that some have, all clients or its participants"
+    )
+    prune_to: OptionalFloat = flag(None, "of hetlora: share of its rank that a client keeps when it prunes", gt=0, le=1)
+    tail_penalty: OptionalFloat = flag(None, "of hetlora: weight of what holds down the directions behind it", ge=0)
+    svd_split: Split = flag(None, "of flexlora: singular values to B, or their roots to both")
 
     local_val_set_size: int = flag(0, "rows of each client held back for validation", ge=0)
     val_data_path: str = flag("", "file of rows on which every round's adapters are validated")
@@ -159,6 +171,12 @@ class TrainConfig(ReadingConfig):
         if value not in MODE_NAMES:
             raise ValueError(f"unknown mode; the modes are {', '.join(MODE_NAMES)}")
         return value
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> TrainConfig:
+        if bad := sorted({rank for rank in self.client_ranks or () if not 1 <= rank <= self.lora_r}):
+            raise ValueError(f"client_ranks={bad[0]}: a client's rank is at least 1 and at most lora_r={self.lora_r}")
+        return self
 
     @model_validator(mode="after")
     def _order_needs_seq(self) -> TrainConfig:
@@ -223,5 +241,6 @@ MODE_NAMES = (
     *("fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco", "fedprox", "scaffold"),
     *("ffa", "rolora", "fedsvd", "fedrot", "fedsa"),
     *("median", "trimmed_mean", "krum", "multi_krum", "geometric_median"),
+    *("zeropad", "hetlora", "flexlora"),
 )
 """Names of the table in federated/modes.py, here because flags must not import torch; a test holds both equal."""

@@ -51,7 +51,7 @@ def read_result(
     failures = [ClientFailure(**entry) for entry in manifest["quarantined"]]
     file = folder / SAFETENSORS_NAME
     adapter = load_adapter(file, shapes) if file.is_file() else None
-    metrics = measured.metrics if measured else {}
+    metrics = {**(measured.metrics if measured else {}), **manifest.get("notes", {})}
     return RoundResult(round_number, adapter, records, failures, metrics, manifest.get("privacy"))
 
 

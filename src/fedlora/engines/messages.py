@@ -21,7 +21,10 @@ Groups = Mapping[str, Mapping[str, Tensor] | None]
 def pack(header: Mapping[str, Any], groups: Groups) -> bytes:
     """A header and named groups of tensors; a group that is None stays None."""
     names = {name: group is not None for name, group in groups.items()}
-    tensors = {f"{name}/{key}": value for name, group in groups.items() for key, value in (group or {}).items()}
+    # an adapter cut to a client's rank is a view of the server's
+    tensors = {
+        f"{name}/{key}": value.contiguous() for name, group in groups.items() for key, value in (group or {}).items()
+    }
     line = json.dumps({"header": header, "groups": names}, allow_nan=False).encode()
     return line + b"\n" + safetensors.torch.save(tensors)
 

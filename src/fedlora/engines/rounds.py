@@ -126,7 +126,8 @@ class FederatedRun:
         self._commit(number, cohort, global_adapter, done)
         measured, by_client = merge_waves(done.measured)
         records = [{**record, **by_client.get(record["client_id"], {})} for record in done.records]
-        return RoundResult(number, global_adapter, records, done.failures, measured, self.spent)
+        metrics = {**measured, **self.state.notes}
+        return RoundResult(number, global_adapter, records, done.failures, metrics, self.spent)
 
     def _run_wave(self, context: RoundContext, wave: Wave, done: _Done) -> None:
         """Train one wave and aggregate what is usable of it; what became of everybody is added to `done`."""
@@ -145,6 +146,7 @@ class FederatedRun:
             self.expected,
             kept,
             sends=self.mode.rule.sends,
+            may_be_smaller=self.mode.rule.sends_smaller,
             retries=config.client_retries,
             longest=config.max_update_norm if refuses_long else None,
         )
@@ -171,9 +173,10 @@ class FederatedRun:
 
     def _make_meter(self, tasks: Sequence[TrainTask]) -> ErrorMeter:
         """Clients weigh in it as they do in what it measures: all the same where they are hidden behind noise."""
-        is_weighted = self.mode.strategy.is_weighted and self.config.dp_noise_multiplier is None
+        is_hidden = self.config.dp_noise_multiplier is not None
+        weight_of = (lambda update: 1.0) if is_hidden else self.mode.strategy.weight_of
         downloads = {task.client_id: task.download for task in tasks}
-        return ErrorMeter(downloads, is_weighted=is_weighted, scaling=self.config.lora_scaling)
+        return ErrorMeter(downloads, weight_of=weight_of, scaling=self.config.lora_scaling)
 
     def _check_quorum(self, number: int, done: _Done) -> None:
         fewest = count_fewest(self.config, self.mode)
@@ -232,6 +235,7 @@ class FederatedRun:
             "cohort": list(cohort),
             "limited": done.limited,
             "quarantined": [failure.record() for failure in done.failures],
+            **({"notes": dict(self.state.notes)} if self.state.notes else {}),
         }
         if self.private:
             self.spent = self.private.budget.spend(self.spent, sorted(fresh))

@@ -13,7 +13,9 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.data.records import read_rows
-from fedlora.llm.adapter_files import load_adapter
+from fedlora.federated.ranks import shapes_at
+from fedlora.llm.adapter_config import load_spec
+from fedlora.llm.adapter_files import CONFIG_NAME, load_adapter
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Example, encode_rows
 from fedlora.llm.layout import LayoutBook
@@ -66,7 +68,8 @@ class Scorer:
 
     def score_file(self, file: Path, rows_file: Path) -> Losses:
         """`losses` of a stored adapter."""
-        return self.losses(load_adapter(file, self.lora.shapes()), rows_file)
+        rank = load_spec(file.with_name(CONFIG_NAME)).r
+        return self.losses(load_adapter(file, shapes_at(self.lora.shapes(), rank)), rows_file)
 
     def score_run(self, paths: RunPaths, rows_file: Path) -> dict[str, Any]:
         """Losses of what a run's last round left: of the global adapter, if there is one, and of the clients' own."""

@@ -39,10 +39,12 @@ SUM_KIND = (*SERVER_SIDE, "fedprox", "fedrot", "ffa", "rolora", "fedsvd")
 ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
 """Their updates could be averaged; what they do themselves is no mean."""
 
+_RANKS = "its clients may send different ranks, which other servers do not take"
 REASONS = {
     "none": "its clients send nothing",
     "seq": "each client starts from what the one before left, so nothing else can be made of one update",
     "pooled": "one trainer has everybody's rows, and there is one update",
+    **dict.fromkeys(("zeropad", "hetlora", "flexlora"), _RANKS),
     "fedsa": "clients keep their B, and there is no global model",
     "scaffold": "its updates carry control variates, which another cohort or other weights would contradict",
 }

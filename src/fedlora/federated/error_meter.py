@@ -33,24 +33,25 @@ WORK_BYTES = 8 << 20
 class ErrorMeter:
     """Measures one wave: `watch` looks at the updates while a strategy uses them, `measure` compares with the result.
 
-    `scaling` is s of `dW = s B A`. Factors are held as they came, in float32 and by reference, up to `most_bytes`.
+    `scaling` is s of `dW = s B A`, `weight_of` what an update weighs; where nobody weighs anything all weigh the same.
+    Factors are held as they came, in float32 and by reference, up to `most_bytes`.
     """
 
     def __init__(
         self,
         downloads: Mapping[ClientId, Download],
         *,
-        is_weighted: bool,
+        weight_of: Callable[[ClientUpdate], float],
         scaling: float,
         most_bytes: int = MOST_BYTES,
     ) -> None:
         self.downloads = downloads
-        self.is_weighted = is_weighted
+        self.weight_of = weight_of
         self.scaling = scaling
         self._groups = _group_layers(downloads, most_bytes)
         self._updates: Updates | None = None
         self._held: dict[ClientId, AdapterState] = {}
-        self._counts: dict[ClientId, int] = {}
+        self._weights: dict[ClientId, float] = {}
 
     def watch(self, updates: Updates) -> Updates:
         """The same updates, looked at while they are handed on for the first time."""
@@ -62,9 +63,9 @@ class ErrorMeter:
         if not self._held or self._updates is None:
             return Measurement()
         clients = sorted(self._held)
-        weights = torch.tensor(
-            [self._counts[client] if self.is_weighted else 1 for client in clients], dtype=torch.float64
-        )
+        weights = torch.tensor([self._weights[client] for client in clients], dtype=torch.float64)
+        if not bool(weights.any()):
+            weights = torch.ones_like(weights)
         wave = Wave(clients, weights / weights.sum(), self.scaling)
         found: dict[str, Layer] = {}
         for number, group in enumerate(self._groups):
@@ -77,7 +78,7 @@ class ErrorMeter:
     def _hold(self, update: ClientUpdate) -> None:
         if update.upload is not None:
             self._held[update.client_id] = self._pick(update, self._groups[0])
-            self._counts[update.client_id] = update.num_examples
+            self._weights[update.client_id] = self.weight_of(update)
 
     def _pick(self, update: ClientUpdate, layers: Sequence[str]) -> AdapterState:
         """The client's whole factors of some layers: what it sent, and what it left as it was sent to it."""

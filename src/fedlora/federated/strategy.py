@@ -13,6 +13,7 @@ from fedlora.types import (
     AdapterState,
     ClientId,
     ClientMemory,
+    ClientUpdate,
     Download,
     LocalResult,
     Phase,
@@ -28,15 +29,19 @@ class Strategy(Protocol):
 
     `broadcast` is given the number of the round, for methods that alternate. `is_weighted` says whether rows weigh,
     `turns_factors` whether the factors a client starts from are others than those it left, so that its optimizer's
-    memory of them means nothing. With fewer than `fewest_clients` updates `aggregate` leaves the state as it is.
+    memory of them means nothing. `takes_ranks` strategies have a field `client_ranks` and send every client an adapter
+    of its own rank. `weight_of` is what an update weighs in the method's mean, up to a common factor. With fewer than
+    `fewest_clients` updates `aggregate` leaves the state as it is.
     """
 
     is_weighted: ClassVar[bool]
     turns_factors: ClassVar[bool]
+    takes_ranks: ClassVar[bool]
 
     @property
     def fewest_clients(self) -> int: ...
 
+    def weight_of(self, update: ClientUpdate) -> float: ...
     def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState: ...
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download: ...
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState: ...
@@ -48,9 +53,11 @@ class ClientRule(Protocol):
 
     The first of its phases is the one that the server hears of: loss, norm and where it began are told of that one.
     `sends` names the extra tensors of an upload; `needs_gradient` asks for the mean gradient of local training.
+    `sends_smaller` says that an upload may be of a smaller rank than the download.
     """
 
     sends: ClassVar[tuple[str, ...]]
+    sends_smaller: ClassVar[bool]
     needs_gradient: ClassVar[bool]
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]: ...

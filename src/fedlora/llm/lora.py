@@ -218,9 +218,10 @@ class LoraModel:
             b = torch.zeros(layer.b.shape[0], len(states) * r, dtype=dtype, device=layer.b.device)
             for index, state in enumerate(states):
                 if state is not None:
-                    own = slice(index * r, (index + 1) * r)
-                    a[own] = state[f"{KEY_PREFIX}{name}.lora_A.weight"]
-                    b[:, own] = state[f"{KEY_PREFIX}{name}.lora_B.weight"]
+                    own_a, own_b = (state[f"{KEY_PREFIX}{name}.lora_{half}.weight"] for half in "AB")
+                    # the rest of a smaller rank stays zero
+                    own = slice(index * r, index * r + len(own_a))
+                    a[own], b[:, own] = own_a, own_b
             layer.active, layer.stack = True, (a, b)
 
     def choose_rows(self, adapters: Tensor) -> None:

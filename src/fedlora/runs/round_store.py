@@ -18,7 +18,9 @@ import safetensors.torch
 
 from fedlora.errors import StorageError
 from fedlora.federated.adapters import Shapes, find_half, pick_half
+from fedlora.federated.ranks import rank_in, rank_of_adapter, shapes_at
 from fedlora.files import read_json, sync_folder, write_bytes, write_json, write_text
+from fedlora.llm.adapter_config import config_at_rank
 from fedlora.llm.adapter_files import (
     BIN_NAME,
     CONFIG_NAME,
@@ -48,8 +50,8 @@ EXTRA_NAME = "extra.safetensors"
 
 
 class RoundStore:
-    """The files of one run; `shapes` and `peft_config` describe its adapters, `parent_sha256` is the manifest of the
-    round that comes before what is written next."""
+    """The files of one run; `shapes` and `peft_config` describe its adapters (those of the largest rank, where ranks
+    differ), `parent_sha256` is the manifest of the round that comes before what is written next."""
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class RoundStore:
         self.header = dict(header)
         self.log = log
         self._parent = parent_sha256
-        self._layout: BinLayout | None = None
+        self._layouts: dict[int, BinLayout] = {}
 
     def begin_round(self, round_number: int) -> None:
         """A working folder with nothing in it but the updates that an interrupted attempt committed there."""
@@ -94,8 +96,9 @@ class RoundStore:
     def keep_update(self, update: ClientUpdate, adapter: AdapterState) -> None:
         """Write one client's update, its whole adapter and its memory into the open round; `update.json` last."""
         folder = self.paths.partial_folder(update.round) / client_name(update.client_id)
+        rank = rank_of_adapter(adapter)
         write_bytes(folder / BIN_NAME, to_bin(adapter))
-        write_text(folder / CONFIG_NAME, self.peft_config)
+        write_text(folder / CONFIG_NAME, config_at_rank(self.peft_config, rank))
         if update.memory.optimizer:
             write_bytes(folder / OPTIMIZER_NAME, safetensors.torch.save(dict(update.memory.optimizer)))
         for name, groups in ((MEMORY_NAME, update.memory.slots), (EXTRA_NAME, update.extra)):
@@ -114,6 +117,7 @@ class RoundStore:
             "num_examples": update.num_examples,
             "num_steps": update.num_steps,
             "num_tokens": update.num_tokens,
+            "rank": rank,
             "round": update.round,
             "sends": None if update.upload is None else find_half(update.upload, self.shapes),
             "sends_extra": sorted(update.extra),
@@ -130,15 +134,21 @@ class RoundStore:
         """One update with its tensors, from the open round unless a committed `folder` is given."""
         place = (folder or self.paths.partial_folder(round_number)) / client_name(client_id)
         facts = read_json(place / UPDATE_NAME)
-        if self._layout is None:
-            self._layout = BinLayout(self.shapes)
-        adapter = load_adapter(place / BIN_NAME, self.shapes, layout=self._layout)
+        layout = self._layout(place, facts.get("rank", rank_in(self.shapes)))
+        adapter = load_adapter(place / BIN_NAME, layout.shapes, layout=layout)
         optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
         slots = load_groups(place / MEMORY_NAME) if facts["keeps_slots"] else {}
         memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer, slots)
         upload = None if facts["sends"] is None else pick_half(adapter, facts["sends"])
         extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
         return replace(update_of(facts, upload=upload, memory=memory), extra=extra)
+
+    def _layout(self, place: Path, rank: int) -> BinLayout:
+        if rank not in range(1, rank_in(self.shapes) + 1):
+            raise StorageError(f"{place / UPDATE_NAME}: rank {rank!r} is none of this run", hint="restore the file")
+        if rank not in self._layouts:
+            self._layouts[rank] = BinLayout(shapes_at(self.shapes, rank))
+        return self._layouts[rank]
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
         """What a client kept with its last committed update; empty before its first."""

@@ -18,12 +18,13 @@ from fedlora.config.train import Quantization, Template
 from fedlora.console import Progress, say
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
+from fedlora.federated.ranks import shapes_at
 from fedlora.files import json_lines, read_json, sha256_of, write_json, write_text
 from fedlora.llm.adapter_files import load_adapter
 from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.decoding import choose_decoding
 from fedlora.llm.generation import Request, generate_answers
-from fedlora.llm.lora import LoraModel
+from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_batch
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName, ResultPaths, RunPaths
@@ -71,10 +72,11 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] = load_base_mo
             quantization=source.quantization,
             trust_remote_code=config.trust_remote_code,
         )
-        lora = _add_lora(base, paths, config, missing)
+        specs = _read_specs(paths, config, missing, base.name)
+        lora = LoraModel(base.model, max(specs.values(), key=lambda spec: spec.r)) if specs else None
         answering = Answering(config, source, base, lora, rows)
         for group in _group_names(missing, len(rows), lora):
-            answers = answering.answer(group, [_load(adapters.get(name), lora) for name in group])
+            answers = answering.answer(group, [_load(adapters.get(name), lora, specs.get(name)) for name in group])
             for name in group:
                 _write_answers(results, name, rows, answers, facts[name])
     written = [results.predictions(name) for name in names]
@@ -163,12 +165,16 @@ def _is_answered(results: ResultPaths, name: OutputName, facts: dict[str, Any], 
     )
 
 
-def _add_lora(base: BaseModel, paths: RunPaths, config: GenerateConfig, names: list[OutputName]) -> LoraModel | None:
+def _read_specs(
+    paths: RunPaths, config: GenerateConfig, names: list[OutputName], base_model: str
+) -> dict[OutputName, LoraSpec]:
+    """The LoRA settings of every adapter: ranks may differ by client. Another base in them is said once."""
     trained = [name for name in names if name.kind != "base"]
-    if not trained:
-        return None
-    spec = adapter_spec(paths, config.communication_rounds, trained[0], base_model=base.name)
-    return LoraModel(base.model, spec)
+    number = config.communication_rounds
+    return {
+        name: adapter_spec(paths, number, name, base_model=base_model if name == trained[0] else None)
+        for name in trained
+    }
 
 
 def _group_names(names: list[OutputName], num_rows: int, lora: LoraModel | None) -> list[list[OutputName]]:
@@ -185,8 +191,10 @@ def _group_names(names: list[OutputName], num_rows: int, lora: LoraModel | None)
     return alone + [trained[start : start + size] for start in range(0, len(trained), size)]
 
 
-def _load(file: Path | None, lora: LoraModel | None) -> AdapterState | None:
-    return load_adapter(file, lora.shapes()) if file is not None and lora is not None else None
+def _load(file: Path | None, lora: LoraModel | None, spec: LoraSpec | None) -> AdapterState | None:
+    if file is None or lora is None or spec is None:
+        return None
+    return load_adapter(file, shapes_at(lora.shapes(), spec.r))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from fedlora.federated.adapters import num_bytes
 from fedlora.federated.modes import Mode, choose_mode, has_global_model, hyperparameters_of
 from fedlora.federated.privacy.budget import describe_spent
 from fedlora.federated.privacy.randomness import Secret
+from fedlora.federated.ranks import rank_of
 from fedlora.federated.sampling import cohort_size
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_config import make_peft_config
@@ -206,12 +207,16 @@ class Training:
         )
 
     def _estimate_space(self, mode: Mode) -> SpaceNeed:
-        members = choose_cohort(self.config, self.clients.clients(), 1)
+        clients = self.clients.clients()
+        members = choose_cohort(self.config, clients, 1)
+        # who will be drawn is not asked: the largest ranks, together
+        ranks = sorted(rank_of(client, self.config.client_ranks, self.config.lora_r) for client in clients)
         needed = estimate_round_bytes(
             self.lora.shapes(),
             updates=1 if mode.order == "pooled" else len(members),
             keeps_optimizer=self.config.optimizer_state == "keep",
             has_global=has_global_model(mode),
+            ranks=ranks[-len(members) :] if self.config.client_ranks else (),
         )
         traffic = measure_traffic(mode, self.adapter)
         needed += traffic.state_bytes + len(members) * traffic.extra_bytes

@@ -16,6 +16,7 @@ from fedlora.engines.private_run import make_private_run
 from fedlora.engines.replay import replay_round
 from fedlora.errors import StorageError, UsageError
 from fedlora.federated.adapters import Shapes
+from fedlora.federated.ranks import shapes_at
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_files import BIN_NAME, GLOBAL_BIN_NAME
 from fedlora.llm.adapter_shapes import read_shapes
@@ -92,6 +93,8 @@ def _find_missing_secret(recorded: Mapping[str, Any]) -> UsageError | None:
 def _compute_again(paths: RunPaths, config: TrainConfig, recorded: Mapping[str, Any], number: int) -> list[str]:
     manifest = read_manifest(paths.round_folder(number)) or {}
     shapes = _find_shapes(paths, number)
+    if config.client_ranks:
+        shapes = shapes_at(shapes, config.lora_r)
     sizes = {client["client_id"]: client["num_examples"] for client in recorded["clients"] if client["num_examples"]}
     secret = load_secret(recorded["privacy"]["secret_id"]) if config.dp_noise_multiplier is not None else None
     private = make_private_run(config, sizes, secret)

@@ -18,11 +18,13 @@ CLIENT_LEVEL = frozenset(
 """Modes whose server looks at the clients' updates through one mean only, and whose clients send one adapter."""
 
 _ONE_BY_ONE = "looks at single updates, and noise on their sum would not hide them"
+_RANKS = "sums products or factors of several shapes, and the noise of one clip belongs to a sum of one shape"
 NOT_CLIENT_LEVEL = {
     "seq": "passes one client's adapter to the next, so there is no sum to add noise to",
     "none": "combines nothing, so there is no sum to add noise to",
     "pooled": "trains on the rows of all clients at once, so there is no client to hide",
     "scaffold": "sends two vectors, an update and a control, and one clip bounds only one of them",
+    **dict.fromkeys(("zeropad", "hetlora", "flexlora"), _RANKS),
     **dict.fromkeys(("median", "trimmed_mean", "krum", "multi_krum", "geometric_median"), _ONE_BY_ONE),
 }
 EXAMPLE_LEVEL = (CLIENT_LEVEL | NOT_CLIENT_LEVEL.keys()) - {"pooled"}
