@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from fedlora.config.train import TrainConfig
 from fedlora.engines.arriving import ArrivingUpdates, LimitedUpdates, WaveStore
 from fedlora.errors import TrainingError, UsageError
-from fedlora.federated.adapters import fingerprint, shapes_of
+from fedlora.federated.adapters import fingerprint, rank_of, shapes_of, with_rank
 from fedlora.federated.limits import Limits
-from fedlora.federated.modes import Mode, Wave
+from fedlora.federated.modes import Mode, Wave, choose_mode, has_personal_models
 from fedlora.federated.sampling import draw_cohort
 from fedlora.files import sha256_of_json
 from fedlora.types import (
@@ -61,6 +61,8 @@ class Standing(Protocol):
 
 def choose_cohort(config: TrainConfig, clients: Sequence[ClientId], number: int) -> tuple[ClientId, ...]:
     """Who takes part in a round of a run over these clients."""
+    if choose_mode(config).strategy.asks_everybody(number):
+        return tuple(clients)
     return draw_cohort(
         clients,
         how=config.client_selection_strategy,
@@ -113,6 +115,8 @@ class FederatedRun:
         self.config = config
         self.clients = tuple(pool.clients())
         self.expected = shapes_of(adapter)
+        times = mode.rule.own_ranks
+        self.keeps = with_rank(self.expected, times * rank_of(self.expected)) if times > 1 else None
         self.limits = Limits(config.max_update_norm, config.max_update_norm_ratio, config.max_client_weight)
         # what a task's id begins with: an update of another run answers none of this one's
         self._run_id = sha256_of_json(config.identity())
@@ -161,9 +165,11 @@ class FederatedRun:
             sends=self.mode.rule.sends,
             retries=config.client_retries,
             longest=config.max_update_norm if refuses_long else None,
+            keeps=self.keeps,
         )
         limited = None
-        if config.limits_clients and not refuses_long:
+        # what nobody sends needs no limit
+        if config.limits_clients and not refuses_long and tasks[0].download.shared is not None:
             limited = LimitedUpdates(arriving, tasks, self.limits)
         self.state = self.mode.strategy.aggregate(self.state, limited or arriving, context)
         arriving.finish()
@@ -221,7 +227,7 @@ class FederatedRun:
         done: _Done,
     ) -> None:
         fresh = {int(record["client_id"]) for record in done.records}
-        if global_adapter is None:
+        if has_personal_models(self.mode):
             for client, accepted in sorted(self.accepted.items()):
                 if client not in fresh:
                     self.store.carry_forward(number, client, accepted)

@@ -78,8 +78,21 @@ def shapes_of(state: AdapterState) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def pick_half(state: Mapping[str, Value], half: Half) -> Mapping[str, Value]:
-    """What belongs to the factors A, to the factors B, or to all of them, by PEFT key."""
+def with_rank(shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the same layers' factors at another rank, by PEFT key."""
+    return {key: (rank, shape[1]) if ".lora_A." in key else (shape[0], rank) for key, shape in shapes.items()}
+
+
+def rank_of(shapes: Shapes) -> int:
+    """The one rank of all factors."""
+    (rank,) = {shape[0] if ".lora_A." in key else shape[1] for key, shape in shapes.items()}
+    return rank
+
+
+def pick_half(state: Mapping[str, Value], half: Half | None) -> Mapping[str, Value]:
+    """What belongs to the factors A, to the factors B, to all of them, or to none, by PEFT key."""
+    if half is None:
+        return {}
     if half == "both":
         return state
     return {key: value for key, value in state.items() if f".lora_{half}." in key}

@@ -29,6 +29,7 @@ class Strategy(Protocol):
     `broadcast` is given the number of the round, for methods that alternate. `is_weighted` says whether rows weigh,
     `turns_factors` whether the factors a client starts from are others than those it left, so that its optimizer's
     memory of them means nothing. With fewer than `fewest_clients` updates `aggregate` leaves the state as it is.
+    `asks_everybody` says whether a round is for all clients, whoever was drawn.
     """
 
     is_weighted: ClassVar[bool]
@@ -41,6 +42,7 @@ class Strategy(Protocol):
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download: ...
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState: ...
     def global_adapter(self, state: ServerState) -> AdapterState | None: ...
+    def asks_everybody(self, round_number: int) -> bool: ...
 
 
 class ClientRule(Protocol):
@@ -48,10 +50,14 @@ class ClientRule(Protocol):
 
     The first of its phases is the one that the server hears of: loss, norm and where it began are told of that one.
     `sends` names the extra tensors of an upload; `needs_gradient` asks for the mean gradient of local training.
+    `num_phases` is how many times a task trains. `own_ranks` is the rank of the model that a client keeps for itself,
+    in multiples of the rank that travels; 0 where it keeps none.
     """
 
     sends: ClassVar[tuple[str, ...]]
     needs_gradient: ClassVar[bool]
+    num_phases: ClassVar[int]
+    own_ranks: ClassVar[int]
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]: ...
     def upload(

@@ -23,11 +23,18 @@ NEEDED_METRICS = ("loss", "num_response_tokens", "update_norm")
 """What a round's own line is computed from, and how far the client moved."""
 
 
-def find_update_fault(update: ClientUpdate, task: TrainTask, expected: Shapes, sends: Sequence[str] = ()) -> str | None:
+def find_update_fault(
+    update: ClientUpdate,
+    task: TrainTask,
+    expected: Shapes,
+    sends: Sequence[str] = (),
+    keeps: Shapes | None = None,
+) -> str | None:
     """The first reason why `update` cannot be used as the answer to `task`, or None: task, counts, metrics, tensors.
 
     `expected` are the shapes of a whole adapter; an upload holds the factors that the task shares, and so does each
-    further group of tensors, which are those named by `sends`.
+    further group of tensors, which are those named by `sends`. `keeps` are the shapes of the model that the client
+    keeps, where they are others.
     """
     if (update.round, update.client_id, update.task_id) != (task.round, task.client_id, task.id):
         return f"it answers another task, of round {update.round!r} and client {update.client_id!r}"
@@ -35,11 +42,13 @@ def find_update_fault(update: ClientUpdate, task: TrainTask, expected: Shapes, s
         return fault
     if update.upload is None and update.memory.adapter is None:
         return "it holds no adapter"
+    if update.upload is None and task.download.shared is not None:
+        return "it sends nothing"
     if sorted(update.extra) != sorted(sends if update.upload is not None else ()):
         return f"it sends {sorted(update.extra)} besides, where {sorted(sends)} is expected"
     shared = pick_half(expected, task.download.shared)
     groups = [(state, shared) for state in (update.upload, *update.extra.values())]
-    groups.append((update.memory.adapter, expected))
+    groups.append((update.memory.adapter, keeps or expected))
     return next((fault for state, shapes in groups if state is not None and (fault := find_fault(state, shapes))), None)
 
 

@@ -115,6 +115,15 @@ def make_peft_config(spec: LoraSpec, base_model: str, *, fan_in_fan_out: bool, l
     return json_text(value)
 
 
+def change_rank(peft_config: str, rank: int) -> str:
+    """The same `adapter_config.json` for an adapter of another rank, whose update is scaled as before."""
+    value = json.loads(peft_config)
+    times = rank / value["r"]
+    alpha = value["lora_alpha"] * (times**0.5 if value["use_rslora"] else times)
+    alpha = int(alpha) if float(alpha).is_integer() else alpha
+    return json_text({**value, "r": rank, "lora_alpha": alpha})
+
+
 def load_spec(path: Path, *, base_model: str | None = None) -> LoraSpec:
     """The shape of an adapter from its `adapter_config.json`; UsageError names the file and the field that is wrong.
 

@@ -214,8 +214,10 @@ class LoraModel:
             b = torch.zeros(layer.b.shape[0], len(states) * r, dtype=dtype, device=layer.b.device)
             for index, state in enumerate(states):
                 if state is not None:
-                    own = slice(index * r, (index + 1) * r)
-                    a[own] = state[f"{KEY_PREFIX}{name}.lora_A.weight"]
+                    own_a = state[f"{KEY_PREFIX}{name}.lora_A.weight"]
+                    # one of a smaller rank leaves zeros
+                    own = slice(index * r, index * r + len(own_a))
+                    a[own] = own_a
                     b[:, own] = state[f"{KEY_PREFIX}{name}.lora_B.weight"]
             layer.active, layer.stack = True, (a, b)
 

@@ -17,8 +17,9 @@ from typing import Any
 import safetensors.torch
 
 from fedlora.errors import StorageError
-from fedlora.federated.adapters import Shapes, find_half, pick_half
+from fedlora.federated.adapters import Shapes, find_half, fingerprint, pick_half, rank_of, shapes_of, with_rank
 from fedlora.files import read_json, sync_folder, write_bytes, write_json, write_text
+from fedlora.llm.adapter_config import change_rank
 from fedlora.llm.adapter_files import (
     BIN_NAME,
     CONFIG_NAME,
@@ -45,6 +46,7 @@ from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, Se
 OPTIMIZER_NAME = "private/optimizer.safetensors"
 MEMORY_NAME = "private/memory.safetensors"
 EXTRA_NAME = "extra.safetensors"
+UPLOAD_NAME = "upload.safetensors"
 
 
 class RoundStore:
@@ -67,7 +69,7 @@ class RoundStore:
         self.header = dict(header)
         self.log = log
         self._parent = parent_sha256
-        self._layout: BinLayout | None = None
+        self._layouts: dict[int, BinLayout] = {}
 
     def begin_round(self, round_number: int) -> None:
         """A working folder with nothing in it but the updates that an interrupted attempt committed there."""
@@ -95,7 +97,11 @@ class RoundStore:
         """Write one client's update, its whole adapter and its memory into the open round; `update.json` last."""
         folder = self.paths.partial_folder(update.round) / client_name(update.client_id)
         write_bytes(folder / BIN_NAME, to_bin(adapter))
-        write_text(folder / CONFIG_NAME, self.peft_config)
+        rank, is_apart = rank_of(shapes_of(adapter)), _is_apart(update)
+        is_own = rank != rank_of(self.shapes)
+        write_text(folder / CONFIG_NAME, change_rank(self.peft_config, rank) if is_own else self.peft_config)
+        if is_apart:
+            write_bytes(folder / UPLOAD_NAME, to_safetensors(update.upload or {}))
         if update.memory.optimizer:
             write_bytes(folder / OPTIMIZER_NAME, safetensors.torch.save(dict(update.memory.optimizer)))
         for name, groups in ((MEMORY_NAME, update.memory.slots), (EXTRA_NAME, update.extra)):
@@ -114,7 +120,9 @@ class RoundStore:
             "num_examples": update.num_examples,
             "num_steps": update.num_steps,
             "num_tokens": update.num_tokens,
+            "rank": rank,
             "round": update.round,
+            "sends_apart": is_apart,
             "sends": None if update.upload is None else find_half(update.upload, self.shapes),
             "sends_extra": sorted(update.extra),
             "started_from": update.started_from,
@@ -130,13 +138,14 @@ class RoundStore:
         """One update with its tensors, from the open round unless a committed `folder` is given."""
         place = (folder or self.paths.partial_folder(round_number)) / client_name(client_id)
         facts = read_json(place / UPDATE_NAME)
-        if self._layout is None:
-            self._layout = BinLayout(self.shapes)
-        adapter = load_adapter(place / BIN_NAME, self.shapes, layout=self._layout)
+        # these two fields are younger than the record
+        adapter = self._read_adapter(place / BIN_NAME, facts.get("rank", rank_of(self.shapes)))
         optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
         slots = load_groups(place / MEMORY_NAME) if facts["keeps_slots"] else {}
         memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer, slots)
         upload = None if facts["sends"] is None else pick_half(adapter, facts["sends"])
+        if facts.get("sends_apart"):
+            upload = load_adapter(place / UPLOAD_NAME, pick_half(self.shapes, facts["sends"]))
         extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
         return replace(update_of(facts, upload=upload, memory=memory), extra=extra)
 
@@ -153,8 +162,14 @@ class RoundStore:
             )
         return self.read_update(accepted, client_id, folder=folder).memory
 
+    def keeps_adapter(self, client_id: ClientId, accepted: int) -> bool:
+        """Whether what lies in a client's folder of a round is a model of its own, and not what it sent."""
+        return read_json(self.paths.round_folder(accepted) / client_name(client_id) / UPDATE_NAME)["keeps_adapter"]
+
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
-        """Put a client's latest adapter into the open round, as a hard link where the file system has them."""
+        """Put the adapter that a client keeps into the open round, as a hard link where the file system has them."""
+        if not self.keeps_adapter(client_id, accepted):
+            return
         source = self.paths.round_folder(accepted) / client_name(client_id)
         target = self.paths.partial_folder(round_number) / client_name(client_id)
         target.mkdir(parents=True, exist_ok=True)
@@ -199,6 +214,13 @@ class RoundStore:
         self._parent = manifest_sha256(manifest)
         return final
 
+    def _read_adapter(self, file: Path, rank: int) -> AdapterState:
+        """A client's adapter, whose rank may be another than the run's."""
+        shapes = with_rank(self.shapes, rank)
+        if rank not in self._layouts:
+            self._layouts[rank] = BinLayout(shapes)
+        return load_adapter(file, shapes, layout=self._layouts[rank])
+
     def write_run(self, value: Mapping[str, Any]) -> None:
         """Replace run.json."""
         write_json(self.paths.run_file, seal(value))
@@ -222,6 +244,14 @@ class StoredUpdates:
         # not one ahead in a thread: reading and summing then fight for the same cores, and both are slower
         for client_id in self._clients:
             yield self._store.read_update(self._round, client_id, folder=self._folder)
+
+
+def _is_apart(update: ClientUpdate) -> bool:
+    """Whether a client sends what is no part of the adapter it keeps."""
+    if update.upload is None or update.memory.adapter is None:
+        return False
+    part = {key: value for key, value in update.memory.adapter.items() if key in update.upload}
+    return fingerprint(part) != fingerprint(update.upload)
 
 
 def update_of(facts: Mapping[str, Any], *, upload: AdapterState | None, memory: ClientMemory) -> ClientUpdate:

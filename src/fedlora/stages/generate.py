@@ -18,16 +18,17 @@ from fedlora.config.train import Quantization, Template
 from fedlora.console import Progress, say
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
+from fedlora.federated.adapters import with_rank
 from fedlora.files import json_lines, read_json, sha256_of, write_json, write_text
 from fedlora.llm.adapter_files import load_adapter
 from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.decoding import choose_decoding
 from fedlora.llm.generation import Request, generate_answers
-from fedlora.llm.lora import LoraModel
+from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_batch
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName, ResultPaths, RunPaths
-from fedlora.runs.adapters import adapter_file, adapter_spec, check_committed, names_in_round
+from fedlora.runs.adapters import adapter_file, adapter_specs, check_committed, names_in_round
 from fedlora.runs.run_folder import read_run
 from fedlora.stages.environment import library_versions
 from fedlora.types import AdapterState, Row
@@ -71,10 +72,13 @@ def run(config: GenerateConfig) -> list[Path]:
             quantization=source.quantization,
             trust_remote_code=config.trust_remote_code,
         )
-        lora = _add_lora(base, paths, config, missing)
+        trained = [name for name in missing if name.kind != "base"]
+        specs = adapter_specs(paths, config.communication_rounds, trained, base_model=base.name)
+        # the layers take adapters of any smaller rank
+        lora = LoraModel(base.model, max(specs.values(), key=lambda spec: spec.r)) if specs else None
         answering = Answering(config, source, base, lora, rows)
         for group in _group_names(missing, len(rows), lora):
-            answers = answering.answer(group, [_load(adapters.get(name), lora) for name in group])
+            answers = answering.answer(group, [_load(adapters.get(name), lora, specs.get(name)) for name in group])
             for name in group:
                 _write_answers(results, name, rows, answers, facts[name])
     written = [results.predictions(name) for name in names]
@@ -163,14 +167,6 @@ def _is_answered(results: ResultPaths, name: OutputName, facts: dict[str, Any], 
     )
 
 
-def _add_lora(base: BaseModel, paths: RunPaths, config: GenerateConfig, names: list[OutputName]) -> LoraModel | None:
-    trained = [name for name in names if name.kind != "base"]
-    if not trained:
-        return None
-    spec = adapter_spec(paths, config.communication_rounds, trained[0], base_model=base.name)
-    return LoraModel(base.model, spec)
-
-
 def _group_names(names: list[OutputName], num_rows: int, lora: LoraModel | None) -> list[list[OutputName]]:
     """Who answers together: as many as it takes to fill batches when rows are few, so that a kill loses little.
 
@@ -185,8 +181,10 @@ def _group_names(names: list[OutputName], num_rows: int, lora: LoraModel | None)
     return alone + [trained[start : start + size] for start in range(0, len(trained), size)]
 
 
-def _load(file: Path | None, lora: LoraModel | None) -> AdapterState | None:
-    return load_adapter(file, lora.shapes()) if file is not None and lora is not None else None
+def _load(file: Path | None, lora: LoraModel | None, spec: LoraSpec | None) -> AdapterState | None:
+    if file is None or lora is None or spec is None:
+        return None
+    return load_adapter(file, with_rank(lora.shapes(), spec.r))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.console import printable
 from fedlora.engines.replay import replay_round
 from fedlora.errors import StorageError
-from fedlora.federated.adapters import Shapes
+from fedlora.federated.adapters import Shapes, with_rank
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_files import BIN_NAME
 from fedlora.llm.adapter_shapes import read_shapes
@@ -74,7 +74,8 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
 
 def _compute_again(paths: RunPaths, config: TrainConfig, ids: Sequence[int], number: int) -> list[str]:
     manifest = read_manifest(paths.round_folder(number)) or {}
-    shapes = _find_shapes(paths.round_folder(number), manifest)
+    # a client's own adapter may be of another rank
+    shapes = with_rank(_find_shapes(paths.round_folder(number), manifest), config.lora_r)
     store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=MetricsLog(paths.metrics_file))
     return replay_round(config, store, ids, manifest)
 

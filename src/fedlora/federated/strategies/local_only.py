@@ -39,13 +39,16 @@ class NoServer:
         return ServerState(adapter)
 
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
-        return Download(state.adapter)
+        return Download(state.adapter, travels=None, shared=None)
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
         return state
 
     def global_adapter(self, state: ServerState) -> AdapterState | None:
         return None
+
+    def asks_everybody(self, round_number: int) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class KeepOwn:
 
     sends: ClassVar[tuple[str, ...]] = ()
     needs_gradient: ClassVar[bool] = False
+    num_phases: ClassVar[int] = 1
+    own_ranks: ClassVar[int] = 1
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
         return (Phase(start=memory.adapter if memory.adapter is not None else download.adapter),)
