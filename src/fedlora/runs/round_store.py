@@ -247,9 +247,11 @@ class StoredUpdates:
 
 
 def _is_apart(update: ClientUpdate) -> bool:
-    """Whether a client sends what is no part of the adapter it keeps."""
+    """Whether a client sends what is no part of the adapter it keeps: all factors, or others than the kept ones."""
     if update.upload is None or update.memory.adapter is None:
         return False
+    if update.upload.keys() == update.memory.adapter.keys():
+        return True
     part = {key: value for key, value in update.memory.adapter.items() if key in update.upload}
     return fingerprint(part) != fingerprint(update.upload)
 
