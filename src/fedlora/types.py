@@ -86,14 +86,14 @@ class Download:
     """What the server sends to a client for one task.
 
     `travels` names the factors that have to be sent (a client has the others already), `trainable` those that are
-    trained and `shared` those that are sent back; `extra` are further tensors with PEFT keys, such as the server's
-    control variate.
+    trained and `shared` those that are sent back, where None is nothing; `extra` are further tensors with PEFT keys,
+    such as the server's control variate.
     """
 
     adapter: AdapterState
-    travels: Half = "both"
+    travels: Half | None = "both"
     trainable: Half = "both"
-    shared: Half = "both"
+    shared: Half | None = "both"
     extra: Mapping[str, AdapterState] = field(default_factory=dict)
 
 
@@ -128,7 +128,10 @@ class LocalResult:
 
 @dataclass(frozen=True)
 class ClientMemory:
-    """What stays with a client between its tasks; committed together with the update it belongs to."""
+    """What stays with a client between its tasks; committed together with the update it belongs to.
+
+    `adapter` is the client's own model, of whatever rank; `slots` are what else its rule needs next time.
+    """
 
     adapter: AdapterState | None = None
     optimizer: Mapping[str, Tensor] | None = None

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fedlora.types import Half
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Properties:
     combines: the product that a round leaves is the mean of the clients' products ("products": exact); the best
     approximation of it that has the adapter's rank ("cut"); or that of mean factors ("factors"); it is picked from the
     middle of the clients' ("middle"); or nothing is combined ("nothing").
+    has_own_model: beside what it sends, a client trains a model that stays with it.
     weighs_by_norm: a client weighs what its product is long.
     trains, shares, travels: which factors, in rounds 1, 2, ..., repeated.
     keeps: which factors of its own adapter a client goes on with in its next round; "none": it starts at the server's.
@@ -34,10 +37,11 @@ class Properties:
     weighs_by_norm: bool = False
     has_global: bool = True
     trains: tuple[Half, ...] = ("both",)
-    shares: tuple[Half, ...] = ("both",)
-    travels: tuple[Half, ...] = ("both",)
+    shares: tuple[Half | None, ...] = ("both",)
+    travels: tuple[Half | None, ...] = ("both",)
     alone: Literal["factors", "product", "A", "nothing"] = "factors"
     keeps: Half | Literal["none"] = "none"
+    has_own_model: bool = False
     keeps_control: bool = False
     pulls: bool = False
     server_rewrites: bool = False
@@ -48,7 +52,7 @@ class Properties:
     settings: Mapping[str, float] = field(default_factory=dict)
     plain: Mapping[str, float] = field(default_factory=dict)
 
-    def of_round(self, halves: tuple[Half, ...], number: int) -> Half:
+    def of_round(self, halves: tuple[Value, ...], number: int) -> Value:
         """The entry of `trains`, `shares` or `travels` for a round."""
         return halves[(number - 1) % len(halves)]
 
@@ -62,7 +66,15 @@ ADAPTIVE = {**FAR, "server_beta2": 1 - 1e-14}
 PROPERTIES: dict[str, Properties] = {
     "homo": MEAN,
     "seq": Properties("products", is_weighted=True, order_matters=True),
-    "none": Properties("nothing", is_weighted=False, has_global=False, alone="nothing", keeps="both"),
+    "none": Properties(
+        "nothing",
+        is_weighted=False,
+        has_global=False,
+        shares=(None,),
+        travels=(None,),
+        alone="nothing",
+        keeps="both",
+    ),
     "pooled": Properties("products", is_weighted=True),
     "fedavgm": Properties("factors", is_weighted=True, slots=frozenset({"velocity"}), plain={"server_momentum": 0.0}),
     "fedadagrad": Properties("factors", is_weighted=True, slots=frozenset({"mean", "variance"}), plain=FAR),
@@ -99,5 +111,8 @@ PROPERTIES: dict[str, Properties] = {
         ranks="directions",
         settings={"prune_to": 1.0},
     ),
+    "ditto": Properties("factors", is_weighted=True, has_own_model=True),
+    "feddpa": Properties("factors", is_weighted=True, has_own_model=True),
+    "finetune": MEAN,
     "flexlora": Properties("cut", is_weighted=True, alone="product", server_rewrites=True, ranks="product"),
 }

@@ -38,6 +38,7 @@ PLACEMENT_FIELDS = frozenset(
 HYPERPARAMETERS = (
     *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
     *("proximal_mu", "rotation_strength"),
+    *("ditto_lambda", "personal_weight", "personal_rounds"),
     *("trimmed_share", "num_hostile", "krum_selected", "weiszfeld_steps", "weiszfeld_smoothing"),
     *("client_ranks", "rank_normalisation", "prune_to", "tail_penalty", "svd_split"),
 )
@@ -113,6 +114,9 @@ class TrainConfig(ReadingConfig):
     server_tau: OptionalFloat = flag(None, "adaptivity of fedadagrad, fedadam, fedyogi", gt=0)
     proximal_mu: OptionalFloat = flag(None, "weight of fedprox's pull to the global adapter", ge=0)
     rotation_strength: OptionalFloat = flag(None, "of fedrot: 1 turns all the way, 0 not at all", ge=0, le=1)
+    ditto_lambda: OptionalFloat = flag(None, "weight of ditto's pull of the own model to the global one", ge=0)
+    personal_weight: OptionalFloat = flag(None, "of feddpa: share of the local adapter in the output", ge=0, le=1)
+    personal_rounds: OptionalInt = flag(None, "of finetune: last rounds, in which everybody trains alone", ge=1)
     trimmed_share: OptionalFloat = flag(None, "of trimmed_mean: left out at each end", ge=0, lt=0.5)
     num_hostile: OptionalInt = flag(None, "clients that krum and multi_krum must withstand", ge=0)
     krum_selected: OptionalInt = flag(None, "clients whose mean multi_krum takes", ge=1)
@@ -229,9 +233,9 @@ class TrainConfig(ReadingConfig):
         return self.model_dump(mode="json", exclude=set(PLACEMENT_FIELDS))
 
     def identity(self) -> dict[str, Any]:
-        """What a round computes from: `record` without the name, and without the number of rounds where no client's
-        learning rate depends on it, for such a run may grow."""
-        may_grow = self.lr_schedule in ("constant", "linear_per_round")
+        """What a round computes from: `record` without the name, and without the number of rounds where neither a
+        client's learning rate nor the method depends on it, for such a run may grow."""
+        may_grow = self.lr_schedule in ("constant", "linear_per_round") and self.federation_mode not in BOUND_MODES
         free = {"exp_name", "num_communication_rounds"} if may_grow else {"exp_name"}
         return {name: value for name, value in self.record().items() if name not in free}
 
@@ -242,5 +246,9 @@ MODE_NAMES = (
     *("ffa", "rolora", "fedsvd", "fedrot", "fedsa"),
     *("median", "trimmed_mean", "krum", "multi_krum", "geometric_median"),
     *("zeropad", "hetlora", "flexlora"),
+    *("ditto", "feddpa", "finetune"),
 )
 """Names of the table in federated/modes.py, here because flags must not import torch; a test holds both equal."""
+
+BOUND_MODES = ("finetune",)
+"""Modes whose rounds depend on how many there are."""

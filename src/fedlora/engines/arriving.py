@@ -56,6 +56,7 @@ class ArrivingUpdates:
         may_be_smaller: bool = False,
         retries: int = 0,
         longest: float | None = None,
+        keeps: Shapes | None = None,
     ) -> None:
         self._kept: dict[ClientId, ClientUpdate] = dict(kept or {})
         self._downloads = {task.client_id: task.download.adapter for task in tasks}
@@ -66,6 +67,7 @@ class ArrivingUpdates:
         self._sends = sends
         self._may_be_smaller = may_be_smaller
         self._longest = longest
+        self._keeps = keeps
         self._round = tasks[0].round
         self._ahead = sorted(task.client_id for task in tasks)
         self._is_begun = False
@@ -151,7 +153,14 @@ class ArrivingUpdates:
             if not outcome.is_retryable:
                 self._give_up(outcome)
             return None
-        reason = find_update_fault(outcome, task, self._expected, self._sends, may_be_smaller=self._may_be_smaller)
+        reason = find_update_fault(
+            outcome,
+            task,
+            self._expected,
+            self._sends,
+            may_be_smaller=self._may_be_smaller,
+            keeps=self._keeps,
+        )
         if reason is None:
             outcome = _measure(outcome, task)
             reason = self._find_length_fault(outcome)
@@ -167,7 +176,7 @@ class ArrivingUpdates:
         return None
 
     def _find_length_fault(self, update: ClientUpdate) -> str | None:
-        if self._longest is None:
+        if self._longest is None or update.upload is None:
             return None
         norm = update.metrics["update_norm"]
         return f"its norm {norm:.6g} is above max_update_norm={self._longest:g}" if norm > self._longest else None

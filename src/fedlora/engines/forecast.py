@@ -119,15 +119,17 @@ def forecast_run(
     """`work` has one epoch of every task's rows, by the clients whose rows they are."""
     steps_of: Counter[ClientId] = Counter()
     rounds_of: Counter[ClientId] = Counter()
+    mode = choose_mode(config)
+    epochs = config.local_num_epochs * mode.rule.num_phases
     num_tokens = 0
     for waves in rounds:
         for client, rows_of in (member for wave in waves for member in wave):
             epoch = work[rows_of]
-            steps_of[client] += epoch.num_steps * config.local_num_epochs
-            num_tokens += epoch.num_tokens * config.local_num_epochs
+            steps_of[client] += epoch.num_steps * epochs
+            num_tokens += epoch.num_tokens * epochs
             rounds_of.update(rows_of)
-    mode = choose_mode(config)
     members = [[client for wave in waves for client, _ in wave] for waves in rounds]
+    sending = [clients for number, clients in enumerate(members, start=1) if not mode.strategy.asks_everybody(number)]
     updates = [len(clients) for clients in members]
     traffic = measure_clients(config, mode, adapter, {client for clients in members for client in clients})
     return RunForecast(
@@ -135,8 +137,8 @@ def forecast_run(
         num_tokens=num_tokens,
         num_updates=sum(updates),
         most_updates=max(updates),
-        bytes_down=max(sum(traffic[client].bytes_down for client in clients) for clients in members),
-        bytes_up=max(sum(traffic[client].bytes_up for client in clients) for clients in members),
+        bytes_down=max(sum(traffic[client].bytes_down for client in clients) for clients in sending),
+        bytes_up=max(sum(traffic[client].bytes_up for client in clients) for clients in sending),
         disk_bytes=_disk_bytes(config, mode, adapter, [traffic[client] for clients in members for client in clients]),
         steps_of=dict(sorted(steps_of.items())),
         rounds_of=dict(sorted(rounds_of.items())),
@@ -148,9 +150,9 @@ def count_run_units(
     config: TrainConfig, waves: Iterable[Wave], work: dict[tuple[ClientId, ...], Work], devices: int = 1
 ) -> float:
     """Units of work from the run's begin to its end; a wave's clients share the devices."""
-    total = 0.0
+    total, epochs = 0.0, config.local_num_epochs * choose_mode(config).rule.num_phases
     for wave in waves:
-        units = [work[rows_of].units * config.local_num_epochs for _, rows_of in wave]
+        units = [work[rows_of].units * epochs for _, rows_of in wave]
         # at best evenly shared, and never faster than the client that takes longest
         total += max(sum(units) / max(1, devices), max(units))
     return total
@@ -209,6 +211,10 @@ def measure_traffic(mode: Mode, adapter: AdapterState, client: ClientId = 0) -> 
         up.append(sizes[1])
         sent = upload or Upload({})
         extra = sum(map(num_bytes, [*sent.extra.values(), *memory.slots.values()]))
+        if memory.adapter is not None:
+            # a model of more ranks than travel, and what is sent where that is no part of it
+            extra += num_bytes(memory.adapter) - num_bytes(own)
+            extra += num_bytes(sent.adapter) if len(phases) > 1 else 0
         update = ClientUpdate("", number, client, sent.adapter, memory, 1, 1, 1, "", {}, sent.extra)
         if upload is not None:
             state = mode.strategy.aggregate(state, [update], RoundContext(number, 0, (client,), (client,)))

@@ -113,6 +113,8 @@ class Replay:
 
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
         """Compare a carried adapter with the one of the round it came from."""
+        if not self.store.keeps_adapter(client_id, accepted):
+            return
         for name in (BIN_NAME, CONFIG_NAME):
             path = self.folder / client_name(client_id) / name
             source = self.store.paths.round_folder(accepted) / client_name(client_id) / name

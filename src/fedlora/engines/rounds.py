@@ -21,7 +21,8 @@ from fedlora.federated.adapters import fingerprint, shapes_of
 from fedlora.federated.error_meter import ErrorMeter
 from fedlora.federated.limits import Limits
 from fedlora.federated.measurement import Measurement, merge_waves
-from fedlora.federated.modes import Mode, Wave
+from fedlora.federated.modes import Mode, Wave, has_personal_models
+from fedlora.federated.ranks import rank_in, shapes_at
 from fedlora.files import sha256_of_json
 from fedlora.types import (
     AdapterState,
@@ -87,6 +88,8 @@ class FederatedRun:
         self.config = config
         self.clients = tuple(pool.clients())
         self.expected = shapes_of(adapter)
+        times = mode.rule.own_ranks
+        self.keeps = shapes_at(self.expected, times * rank_in(self.expected)) if times > 1 else None
         self.limits = Limits(config.max_update_norm, config.max_update_norm_ratio, config.max_client_weight)
         # what a task's id begins with: an update of another run answers none of this one's
         self._run_id = sha256_of_json(config.identity())
@@ -149,9 +152,11 @@ class FederatedRun:
             may_be_smaller=self.mode.rule.sends_smaller,
             retries=config.client_retries,
             longest=config.max_update_norm if refuses_long else None,
+            keeps=self.keeps,
         )
         limited = None
-        if config.limits_clients and not refuses_long:
+        # what nobody sends needs no limit
+        if config.limits_clients and not refuses_long and tasks[0].download.shared is not None:
             starts = {task.client_id: task.download.adapter for task in tasks}
             limited = LimitedUpdates(arriving, starts, self.limits)
         meter = self._make_meter(tasks)
@@ -227,7 +232,7 @@ class FederatedRun:
         done: _Done,
     ) -> None:
         fresh = {int(record["client_id"]) for record in done.records}
-        if global_adapter is None:
+        if has_personal_models(self.mode):
             for client, accepted in sorted(self.accepted.items()):
                 if client not in fresh:
                     self.store.carry_forward(number, client, accepted)

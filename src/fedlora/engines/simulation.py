@@ -130,17 +130,17 @@ class SimulatedClients:
                 "bytes_up": up,
                 "update_norm": difference_norm(parts[0].adapter, phases[0].start),
                 "wave": task.wave,
+                **({"loss_personal": parts[-1].loss} if len(parts) > 1 else {}),
             },
         )
 
 
 def count_bytes(download: Download, upload: Upload | None) -> tuple[int, int]:
-    """Bytes of tensors down and up; nothing travels where a client sends nothing."""
-    if upload is None:
-        return 0, 0
+    """Bytes of tensors down and up."""
+    sent = upload or Upload({})
     down = num_bytes(pick_half(download.adapter, download.travels))
-    extra_down, extra_up = (sum(map(num_bytes, part.extra.values())) for part in (download, upload))
-    return down + extra_down, num_bytes(upload.adapter) + extra_up
+    extra_down, extra_up = (sum(map(num_bytes, part.extra.values())) for part in (download, sent))
+    return down + extra_down, num_bytes(sent.adapter) + extra_up
 
 
 def _kind_of(error: Exception) -> FailureKind:

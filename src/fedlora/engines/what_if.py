@@ -33,7 +33,7 @@ from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, Ro
 SERVER_SIDE = ("homo", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco")
 """Modes that differ in nothing but what the server does with the mean: each can take the updates of any other."""
 
-SUM_KIND = (*SERVER_SIDE, "fedprox", "fedrot", "ffa", "rolora", "fedsvd")
+SUM_KIND = (*SERVER_SIDE, "fedprox", "fedrot", "ffa", "rolora", "fedsvd", "ditto", "feddpa")
 """Modes whose server takes a mean of updates that started from one adapter."""
 
 ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
@@ -45,6 +45,7 @@ REASONS = {
     "seq": "each client starts from what the one before left, so nothing else can be made of one update",
     "pooled": "one trainer has everybody's rows, and there is one update",
     **dict.fromkeys(("zeropad", "hetlora", "flexlora"), _RANKS),
+    "finetune": "in its last rounds nothing is sent",
     "fedsa": "clients keep their B, and there is no global model",
     "scaffold": "its updates carry control variates, which another cohort or other weights would contradict",
 }
@@ -152,7 +153,7 @@ class WhatIf:
                 name: sha256
                 for client in sorted(counts)
                 for name, sha256 in sorted(files.items())
-                if name.startswith(f"{client_name(client)}/adapter_model")
+                if name.startswith((f"{client_name(client)}/adapter_model", f"{client_name(client)}/upload"))
             },
         }
         distance = product_distance(made, actual) / step if step else None

@@ -81,8 +81,10 @@ def shapes_of(state: AdapterState) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def pick_half(state: Mapping[str, Value], half: Half) -> Mapping[str, Value]:
-    """What belongs to the factors A, to the factors B, or to all of them, by PEFT key."""
+def pick_half(state: Mapping[str, Value], half: Half | None) -> Mapping[str, Value]:
+    """What belongs to the factors A, to the factors B, to all of them, or to none, by PEFT key."""
+    if half is None:
+        return {}
     if half == "both":
         return state
     return {key: value for key, value in state.items() if f".lora_{half}." in key}

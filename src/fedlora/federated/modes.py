@@ -14,10 +14,13 @@ from typing import Any, Literal, TypeVar, cast
 from fedlora.config.train import HYPERPARAMETERS, TrainConfig
 from fedlora.errors import UsageError
 from fedlora.federated.privacy.combinations import check_privacy
+from fedlora.federated.strategies.ditto import TrainBoth
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
+from fedlora.federated.strategies.feddpa import TrainLocalBeside
 from fedlora.federated.strategies.fedprox import ProximalTraining
 from fedlora.federated.strategies.fedrot import FedRot, RotateAndSend
 from fedlora.federated.strategies.fedsa import FedSa, KeepB
+from fedlora.federated.strategies.finetune import AverageThenPart, SendThenKeep
 from fedlora.federated.strategies.flexlora import FlexLora
 from fedlora.federated.strategies.local_only import KeepOwn, NoServer
 from fedlora.federated.strategies.one_factor import FedSvd, FfaLora, RoLora
@@ -86,7 +89,13 @@ MODES: dict[str, Mode] = {
     "zeropad": Mode(ZeroPadding(), TrainAndSend(), "parallel"),
     "hetlora": Mode(HetLora(), PruneAndSend(), "parallel"),
     "flexlora": Mode(FlexLora(), TrainAndSend(), "parallel"),
+    "ditto": Mode(FedAvg(), TrainBoth(), "parallel"),
+    "feddpa": Mode(FedAvg(), TrainLocalBeside(), "parallel"),
+    "finetune": Mode(AverageThenPart(), SendThenKeep(), "parallel"),
 }
+
+OF_THE_RUN = ("lora_scaling", "num_communication_rounds")
+"""What a half may know of the run it is part of, by the name of its field: no choice of the method's own."""
 
 
 def choose_mode(config: TrainConfig) -> Mode:
@@ -112,13 +121,25 @@ def choose_mode(config: TrainConfig) -> Mode:
             f"federation_mode={name} hands out other factors than a client left, so kept moments would mean nothing",
             hint="leave --optimizer_state at reset",
         )
+    if config.optimizer_state == "keep" and mode.rule.num_phases > 1:
+        raise UsageError(
+            f"federation_mode={name} trains {mode.rule.num_phases} adapters of a client, and one's moments are not the "
+            "other's",
+            hint="leave --optimizer_state at reset",
+        )
+    alone, rounds = {**known, **given}.get("personal_rounds", 0), config.num_communication_rounds
+    if alone >= rounds:
+        raise UsageError(
+            f"federation_mode={name}: personal_rounds={alone} leaves none of the {rounds} rounds to train together in",
+            hint="lower --personal_rounds, raise --num_communication_rounds, or use none",
+        )
     if mode.rule.sends and config.limits_clients:
         raise UsageError(
             f"federation_mode={name} sends more than an adapter, and a limit on the adapter alone would not hold",
             hint="leave max_update_norm, max_update_norm_ratio and max_client_weight out",
         )
     check_privacy(config)
-    return mode.with_hyperparameters(given)
+    return mode.with_hyperparameters(given | {key: getattr(config, key) for key in OF_THE_RUN})
 
 
 def has_global_model(mode: Mode) -> bool:
@@ -126,9 +147,15 @@ def has_global_model(mode: Mode) -> bool:
     return mode.strategy.global_adapter(ServerState({})) is not None
 
 
+def has_personal_models(mode: Mode) -> bool:
+    """Whether clients come to have models of their own, beside a global one or instead."""
+    return mode.rule.own_ranks > 0
+
+
 def hyperparameters_of(mode: Mode) -> dict[str, Any]:
     """Name -> value of everything that the two halves of a mode let one choose."""
-    return {**asdict(cast(Any, mode.strategy)), **asdict(cast(Any, mode.rule))}
+    own = {**asdict(cast(Any, mode.strategy)), **asdict(cast(Any, mode.rule))}
+    return {name: value for name, value in own.items() if name not in OF_THE_RUN}
 
 
 def _check_ranks(config: TrainConfig, mode: Mode) -> None:

@@ -31,7 +31,8 @@ class Strategy(Protocol):
     `turns_factors` whether the factors a client starts from are others than those it left, so that its optimizer's
     memory of them means nothing. `takes_ranks` strategies have a field `client_ranks` and send every client an adapter
     of its own rank. `weight_of` is what an update weighs in the method's mean, up to a common factor. With fewer than
-    `fewest_clients` updates `aggregate` leaves the state as it is.
+    `fewest_clients` updates `aggregate` leaves the state as it is. `asks_everybody` says whether a round is for all
+    clients, whoever was drawn.
     """
 
     is_weighted: ClassVar[bool]
@@ -46,6 +47,7 @@ class Strategy(Protocol):
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download: ...
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState: ...
     def global_adapter(self, state: ServerState) -> AdapterState | None: ...
+    def asks_everybody(self, round_number: int) -> bool: ...
 
 
 class ClientRule(Protocol):
@@ -53,12 +55,16 @@ class ClientRule(Protocol):
 
     The first of its phases is the one that the server hears of: loss, norm and where it began are told of that one.
     `sends` names the extra tensors of an upload; `needs_gradient` asks for the mean gradient of local training.
-    `sends_smaller` says that an upload may be of a smaller rank than the download.
+    `sends_smaller` says that an upload may be of a smaller rank than the download. `num_phases` is how many times a
+    task trains. `own_ranks` is the rank of the model that a client keeps for itself, in multiples of the rank that
+    travels; 0 where it keeps none.
     """
 
     sends: ClassVar[tuple[str, ...]]
     sends_smaller: ClassVar[bool]
     needs_gradient: ClassVar[bool]
+    num_phases: ClassVar[int]
+    own_ranks: ClassVar[int]
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]: ...
     def upload(

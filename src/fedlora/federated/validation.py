@@ -25,13 +25,20 @@ NEEDED_METRICS = ("loss", "num_response_tokens", "update_norm")
 
 
 def find_update_fault(
-    update: ClientUpdate, task: TrainTask, expected: Shapes, sends: Sequence[str] = (), *, may_be_smaller: bool = False
+    update: ClientUpdate,
+    task: TrainTask,
+    expected: Shapes,
+    sends: Sequence[str] = (),
+    *,
+    may_be_smaller: bool = False,
+    keeps: Shapes | None = None,
 ) -> str | None:
     """The first reason why `update` cannot be used as the answer to `task`, or None: task, counts, metrics, tensors.
 
     `expected` are the shapes of a whole adapter of the largest rank, the client's own is that of what it was sent, or
     with `may_be_smaller` any below. An upload holds the factors that the task shares, and so does each further group of
-    tensors, which are those named by `sends`.
+    tensors, which are those named by `sends`. `keeps` are the shapes of the model that the client keeps, where they are
+    others.
     """
     expected = _own_shapes(expected, task)
     if (update.round, update.client_id, update.task_id) != (task.round, task.client_id, task.id):
@@ -40,13 +47,15 @@ def find_update_fault(
         return fault
     if update.upload is None and update.memory.adapter is None:
         return "it holds no adapter"
+    if update.upload is None and task.download.shared is not None:
+        return "it sends nothing"
     if sorted(update.extra) != sorted(sends if update.upload is not None else ()):
         return f"it sends {sorted(update.extra)} besides, where {sorted(sends)} is expected"
     if may_be_smaller and update.upload:
         expected = _smaller_shapes(expected, update.upload)
     shared = pick_half(expected, task.download.shared)
     groups = [(state, shared) for state in (update.upload, *update.extra.values())]
-    groups.append((update.memory.adapter, expected))
+    groups.append((update.memory.adapter, keeps or expected))
     return next((fault for state, shapes in groups if state is not None and (fault := find_fault(state, shapes))), None)
 
 

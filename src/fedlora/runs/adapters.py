@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedlora.errors import UsageError
@@ -27,6 +29,22 @@ def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
     raise UsageError(f"{folder}: no {what}; {known}", hint="check --communication_rounds and --client_id")
 
 
+def client_model_file(paths: RunPaths, round_number: int, client_id: ClientId) -> Path | None:
+    """The adapter of the model that a client has after a round; None is the base.
+
+    Its own where it keeps one, from this round or carried forward from an earlier one; else the global adapter; where
+    there is no global one either, the client has not taken part yet and has the base.
+    """
+    folder, own = paths.round_folder(round_number), OutputName("client", client_id)
+    record = folder / str(own) / UPDATE_NAME
+    # what is carried forward has no record: only models of their own are
+    if _exists(folder, own) and (not record.is_file() or read_json(record)["keeps_adapter"]):
+        return adapter_file(paths, round_number, own)
+    if _exists(folder, OutputName("global")):
+        return adapter_file(paths, round_number, OutputName("global"))
+    return None
+
+
 def check_committed(paths: RunPaths, round_number: int, file: Path) -> None:
     """UsageError unless an adapter and the settings beside it are, byte for byte, what the round's manifest names."""
     folder = paths.round_folder(round_number)
@@ -39,6 +57,25 @@ def check_committed(paths: RunPaths, round_number: int, file: Path) -> None:
 def adapter_spec(paths: RunPaths, round_number: int, name: OutputName, *, base_model: str | None = None) -> LoraSpec:
     """The LoRA settings beside an adapter; another base than `base_model` in them is said, and not followed."""
     return load_spec(adapter_file(paths, round_number, name).with_name(CONFIG_NAME), base_model=base_model)
+
+
+def adapter_specs(
+    paths: RunPaths, round_number: int, names: Sequence[OutputName], *, base_model: str
+) -> dict[OutputName, LoraSpec]:
+    """The settings of adapters that answer together: their ranks may differ; UsageError when layers or scaling do."""
+    specs: dict[OutputName, LoraSpec] = {}
+    for name in names:
+        # what is to be said about the base is said once
+        spec = adapter_spec(paths, round_number, name, base_model=None if specs else base_model)
+        first = next(iter(specs.values()), spec)
+        if spec.target_modules != first.target_modules or not math.isclose(spec.scaling, first.scaling):
+            file = adapter_file(paths, round_number, name).with_name(CONFIG_NAME)
+            raise UsageError(
+                f"{file}: other layers or another scaling (lora_alpha / r) than the other adapters of the round",
+                hint="restore the file, or answer with this adapter alone",
+            )
+        specs[name] = spec
+    return specs
 
 
 def names_in_round(paths: RunPaths, round_number: int) -> list[OutputName]:

@@ -17,7 +17,7 @@ from typing import Any
 import safetensors.torch
 
 from fedlora.errors import StorageError
-from fedlora.federated.adapters import Shapes, find_half, pick_half
+from fedlora.federated.adapters import Shapes, find_half, fingerprint, pick_half
 from fedlora.federated.ranks import rank_in, rank_of_adapter, shapes_at
 from fedlora.files import read_json, sync_folder, write_bytes, write_json, write_text
 from fedlora.llm.adapter_config import config_at_rank
@@ -47,6 +47,7 @@ from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, Se
 OPTIMIZER_NAME = "private/optimizer.safetensors"
 MEMORY_NAME = "private/memory.safetensors"
 EXTRA_NAME = "extra.safetensors"
+UPLOAD_NAME = "upload.safetensors"
 
 
 class RoundStore:
@@ -98,7 +99,10 @@ class RoundStore:
         folder = self.paths.partial_folder(update.round) / client_name(update.client_id)
         rank = rank_of_adapter(adapter)
         write_bytes(folder / BIN_NAME, to_bin(adapter))
+        is_apart = _is_apart(update)
         write_text(folder / CONFIG_NAME, config_at_rank(self.peft_config, rank))
+        if is_apart:
+            write_bytes(folder / UPLOAD_NAME, to_safetensors(update.upload or {}))
         if update.memory.optimizer:
             write_bytes(folder / OPTIMIZER_NAME, safetensors.torch.save(dict(update.memory.optimizer)))
         for name, groups in ((MEMORY_NAME, update.memory.slots), (EXTRA_NAME, update.extra)):
@@ -119,6 +123,7 @@ class RoundStore:
             "num_tokens": update.num_tokens,
             "rank": rank,
             "round": update.round,
+            "sends_apart": is_apart,
             "sends": None if update.upload is None else find_half(update.upload, self.shapes),
             "sends_extra": sorted(update.extra),
             "started_from": update.started_from,
@@ -134,18 +139,21 @@ class RoundStore:
         """One update with its tensors, from the open round unless a committed `folder` is given."""
         place = (folder or self.paths.partial_folder(round_number)) / client_name(client_id)
         facts = read_json(place / UPDATE_NAME)
+        # the rank and where an upload lies are younger than the record
         layout = self._layout(place, facts.get("rank", rank_in(self.shapes)))
         adapter = load_adapter(place / BIN_NAME, layout.shapes, layout=layout)
         optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
         slots = load_groups(place / MEMORY_NAME) if facts["keeps_slots"] else {}
         memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer, slots)
         upload = None if facts["sends"] is None else pick_half(adapter, facts["sends"])
+        if facts.get("sends_apart"):
+            upload = load_adapter(place / UPLOAD_NAME, pick_half(self.shapes, facts["sends"]))
         extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
         return replace(update_of(facts, upload=upload, memory=memory), extra=extra)
 
     def _layout(self, place: Path, rank: int) -> BinLayout:
-        if rank not in range(1, rank_in(self.shapes) + 1):
-            raise StorageError(f"{place / UPDATE_NAME}: rank {rank!r} is none of this run", hint="restore the file")
+        if type(rank) is not int or rank < 1:
+            raise StorageError(f"{place / UPDATE_NAME}: rank {rank!r} is none", hint="restore the file")
         if rank not in self._layouts:
             self._layouts[rank] = BinLayout(shapes_at(self.shapes, rank))
         return self._layouts[rank]
@@ -163,8 +171,14 @@ class RoundStore:
             )
         return self.read_update(accepted, client_id, folder=folder).memory
 
+    def keeps_adapter(self, client_id: ClientId, accepted: int) -> bool:
+        """Whether what lies in a client's folder of a round is a model of its own, and not what it sent."""
+        return read_json(self.paths.round_folder(accepted) / client_name(client_id) / UPDATE_NAME)["keeps_adapter"]
+
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
-        """Put a client's latest adapter into the open round, as a hard link where the file system has them."""
+        """Put the adapter that a client keeps into the open round, as a hard link where the file system has them."""
+        if not self.keeps_adapter(client_id, accepted):
+            return
         source = self.paths.round_folder(accepted) / client_name(client_id)
         target = self.paths.partial_folder(round_number) / client_name(client_id)
         target.mkdir(parents=True, exist_ok=True)
@@ -232,6 +246,16 @@ class StoredUpdates:
         # not one ahead in a thread: reading and summing then fight for the same cores, and both are slower
         for client_id in self._clients:
             yield self._store.read_update(self._round, client_id, folder=self._folder)
+
+
+def _is_apart(update: ClientUpdate) -> bool:
+    """Whether a client sends what is no part of the adapter it keeps: all factors, or others than the kept ones."""
+    if update.upload is None or update.memory.adapter is None:
+        return False
+    if update.upload.keys() == update.memory.adapter.keys():
+        return True
+    part = {key: value for key, value in update.memory.adapter.items() if key in update.upload}
+    return fingerprint(part) != fingerprint(update.upload)
 
 
 def update_of(facts: Mapping[str, Any], *, upload: AdapterState | None, memory: ClientMemory) -> ClientUpdate:

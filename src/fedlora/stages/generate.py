@@ -28,7 +28,7 @@ from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_batch
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName, ResultPaths, RunPaths
-from fedlora.runs.adapters import adapter_file, adapter_spec, check_committed, names_in_round
+from fedlora.runs.adapters import adapter_file, adapter_specs, check_committed, names_in_round
 from fedlora.runs.run_folder import read_run
 from fedlora.stages.environment import library_versions
 from fedlora.types import AdapterState, Row
@@ -72,7 +72,9 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] = load_base_mo
             quantization=source.quantization,
             trust_remote_code=config.trust_remote_code,
         )
-        specs = _read_specs(paths, config, missing, base.name)
+        trained = [name for name in missing if name.kind != "base"]
+        specs = adapter_specs(paths, config.communication_rounds, trained, base_model=base.name)
+        # the layers take adapters of any smaller rank
         lora = LoraModel(base.model, max(specs.values(), key=lambda spec: spec.r)) if specs else None
         answering = Answering(config, source, base, lora, rows)
         for group in _group_names(missing, len(rows), lora):
@@ -163,18 +165,6 @@ def _is_answered(results: ResultPaths, name: OutputName, facts: dict[str, Any], 
         f"{file}: predictions made with other settings lie there (different: {', '.join(differing) or 'the rows'})",
         hint="give --overwrite to replace them, or another --prediction_dir",
     )
-
-
-def _read_specs(
-    paths: RunPaths, config: GenerateConfig, names: list[OutputName], base_model: str
-) -> dict[OutputName, LoraSpec]:
-    """The LoRA settings of every adapter: ranks may differ by client. Another base in them is said once."""
-    trained = [name for name in names if name.kind != "base"]
-    number = config.communication_rounds
-    return {
-        name: adapter_spec(paths, number, name, base_model=base_model if name == trained[0] else None)
-        for name in trained
-    }
 
 
 def _group_names(names: list[OutputName], num_rows: int, lora: LoraModel | None) -> list[list[OutputName]]:

@@ -26,7 +26,7 @@ from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.engines.worker import Worker
 from fedlora.errors import DataError
 from fedlora.federated.adapters import num_bytes
-from fedlora.federated.modes import Mode, choose_mode, has_global_model, hyperparameters_of
+from fedlora.federated.modes import Mode, choose_mode, has_global_model, has_personal_models, hyperparameters_of
 from fedlora.federated.privacy.budget import describe_spent
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.federated.ranks import rank_of
@@ -116,7 +116,8 @@ class Training:
         store.write_run(self.run_facts)
         self.bench.book.on_change = lambda layout: self._record_layout(store, layout)
         self._warn()
-        metrics = RoundMetrics(self.trainer, self.clients, self.held_out, store, log)
+        own = has_personal_models(mode)
+        metrics = RoundMetrics(self.trainer, self.clients, self.held_out, store, log, has_personal=own)
         self._catch_up(metrics, standing, rows)
         with (
             Progress(f"train {config.exp_name} ({config.federation_mode})", self._rows_ahead(done)) as progress,
@@ -207,8 +208,8 @@ class Training:
         )
 
     def _estimate_space(self, mode: Mode) -> SpaceNeed:
-        clients = self.clients.clients()
-        members = choose_cohort(self.config, clients, 1)
+        clients, rounds = self.clients.clients(), self.config.num_communication_rounds
+        members = max((choose_cohort(self.config, clients, number) for number in (1, rounds)), key=len)
         # who will be drawn is not asked: the largest ranks, together
         ranks = sorted(rank_of(client, self.config.client_ranks, self.config.lora_r) for client in clients)
         needed = estimate_round_bytes(
@@ -229,7 +230,9 @@ class Training:
         share = 1.0
         if sizes and config.client_selection_strategy != "all":
             share = cohort_size(config.client_selection_frac, len(sizes)) / len(sizes)
-        return max(1, round(sum(sizes) * share * config.local_num_epochs * (config.num_communication_rounds - done)))
+        ahead = range(done + 1, config.num_communication_rounds + 1)
+        rounds = sum(1.0 if self.mode.strategy.asks_everybody(number) else share for number in ahead)
+        return max(1, round(sum(sizes) * rounds * config.local_num_epochs * self.mode.rule.num_phases))
 
     def _describe(self) -> dict[str, Any]:
         secret = {"privacy": {"secret_id": self.secret.id}} if self.secret else {}
@@ -239,6 +242,7 @@ class Training:
             "exp_name": self.config.exp_name,
             "mode": self.config.federation_mode,
             "has_global_model": has_global_model(self.mode),
+            "has_personal_models": has_personal_models(self.mode),
             "hyperparameters": hyperparameters_of(self.mode),
             "state": "training",
             "base_model": self.config.base_model,

@@ -92,9 +92,8 @@ def _find_missing_secret(recorded: Mapping[str, Any]) -> UsageError | None:
 
 def _compute_again(paths: RunPaths, config: TrainConfig, recorded: Mapping[str, Any], number: int) -> list[str]:
     manifest = read_manifest(paths.round_folder(number)) or {}
-    shapes = _find_shapes(paths, number)
-    if config.client_ranks:
-        shapes = shapes_at(shapes, config.lora_r)
+    # a client's own adapter may be of another rank
+    shapes = shapes_at(_find_shapes(paths, number), config.lora_r)
     sizes = {client["client_id"]: client["num_examples"] for client in recorded["clients"] if client["num_examples"]}
     secret = load_secret(recorded["privacy"]["secret_id"]) if config.dp_noise_multiplier is not None else None
     private = make_private_run(config, sizes, secret)

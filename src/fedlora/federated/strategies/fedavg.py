@@ -57,6 +57,9 @@ class FedAvg:
     def global_adapter(self, state: ServerState) -> AdapterState | None:
         return state.adapter
 
+    def asks_everybody(self, round_number: int) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class RankedServer(FedAvg):
@@ -78,6 +81,8 @@ class TrainAndSend:
     sends: ClassVar[tuple[str, ...]] = ()
     sends_smaller: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
+    num_phases: ClassVar[int] = 1
+    own_ranks: ClassVar[int] = 0
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
         return (Phase(start=download.adapter, trainable=download.trainable),)

@@ -13,6 +13,7 @@ from typing import ClassVar
 from fedlora.federated.strategies.fedavg import RankedServer
 from fedlora.types import (
     AdapterState,
+    ClientId,
     ClientMemory,
     Download,
     LocalResult,
@@ -30,11 +31,17 @@ class NoServer(RankedServer):
 
     is_weighted: ClassVar[bool] = False
 
+    def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
+        return replace(super().broadcast(state, client_id, round_number), travels=None, shared=None)
+
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
         return state
 
     def global_adapter(self, state: ServerState) -> AdapterState | None:
         return None
+
+    def asks_everybody(self, round_number: int) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class KeepOwn:
     sends: ClassVar[tuple[str, ...]] = ()
     sends_smaller: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
+    num_phases: ClassVar[int] = 1
+    own_ranks: ClassVar[int] = 1
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
         return (Phase(start=memory.adapter if memory.adapter is not None else download.adapter),)
