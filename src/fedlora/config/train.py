@@ -35,6 +35,7 @@ PLACEMENT_FIELDS = frozenset(
 HYPERPARAMETERS = (
     *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
     *("proximal_mu", "rotation_strength"),
+    *("residual_rank", "export_rank"),
     *("trimmed_share", "num_hostile", "krum_selected", "weiszfeld_steps", "weiszfeld_smoothing"),
 )
 """Fields that belong to single methods; unset, a method's own default holds. A test holds the names equal."""
@@ -100,6 +101,10 @@ class TrainConfig(ReadingConfig):
     server_tau: OptionalFloat = flag(None, "adaptivity of fedadagrad, fedadam, fedyogi", gt=0)
     proximal_mu: OptionalFloat = flag(None, "weight of fedprox's pull to the global adapter", ge=0)
     rotation_strength: OptionalFloat = flag(None, "of fedrot: 1 turns all the way, 0 not at all", ge=0, le=1)
+    residual_rank: OptionalInt = flag(None, "of fedex: most ranks of a round's residual; unset: all of it", ge=1)
+    export_rank: OptionalInt = flag(
+        None, "of fedex, flora: most ranks of the adapter that a round leaves for PEFT", ge=1, le=4096
+    )
     trimmed_share: OptionalFloat = flag(None, "of trimmed_mean: left out at each end", ge=0, lt=0.5)
     num_hostile: OptionalInt = flag(None, "clients that krum and multi_krum must withstand", ge=0)
     krum_selected: OptionalInt = flag(None, "clients whose mean multi_krum takes", ge=1)
@@ -206,6 +211,7 @@ MODE_NAMES = (
     *("homo", "seq", "none", "pooled"),
     *("fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco", "fedprox", "scaffold"),
     *("ffa", "rolora", "fedsvd", "fedrot", "fedsa"),
+    *("fedex", "flora"),
     *("median", "trimmed_mean", "krum", "multi_krum", "geometric_median"),
 )
 """Names of the table in federated/modes.py, here because flags must not import torch; a test holds both equal."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from fedlora.config.train import HYPERPARAMETERS, TrainConfig
 from fedlora.errors import UsageError
+from fedlora.federated.strategies.exact import FedEx, FLora
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
 from fedlora.federated.strategies.fedprox import ProximalTraining
 from fedlora.federated.strategies.fedrot import FedRot, RotateAndSend
@@ -71,6 +72,8 @@ MODES: dict[str, Mode] = {
     "fedsvd": Mode(FedSvd(), TrainAndSend(), "parallel"),
     "fedrot": Mode(FedRot(), RotateAndSend(), "parallel"),
     "fedsa": Mode(FedSa(), KeepB(), "parallel"),
+    "fedex": Mode(FedEx(), TrainAndSend(), "parallel"),
+    "flora": Mode(FLora(), TrainAndSend(), "parallel"),
     "median": Mode(CoordinateMedian(), TrainAndSend(), "parallel"),
     "trimmed_mean": Mode(TrimmedMean(), TrainAndSend(), "parallel"),
     "krum": Mode(Krum(), TrainAndSend(), "parallel"),
@@ -99,6 +102,11 @@ def choose_mode(config: TrainConfig) -> Mode:
         raise UsageError(
             f"federation_mode={name} hands out other factors than a client left, so kept moments would mean nothing",
             hint="leave --optimizer_state at reset",
+        )
+    if config.export_rank is not None and config.export_rank < config.lora_r:
+        raise UsageError(
+            f"export_rank={config.export_rank} is below lora_r={config.lora_r}: not even the clients' rank would fit",
+            hint="raise --export_rank",
         )
     if mode.rule.sends and config.limits_clients:
         raise UsageError(

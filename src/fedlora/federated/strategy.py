@@ -14,6 +14,7 @@ from fedlora.types import (
     ClientId,
     ClientMemory,
     Download,
+    Export,
     LocalResult,
     Phase,
     RoundContext,
@@ -29,6 +30,8 @@ class Strategy(Protocol):
     `broadcast` is given the number of the round, for methods that alternate. `is_weighted` says whether rows weigh,
     `turns_factors` whether the factors a client starts from are others than those it left, so that its optimizer's
     memory of them means nothing. With fewer than `fewest_clients` updates `aggregate` leaves the state as it is.
+    `increment_rank` is the most ranks that a round adds to the base under a layer, from clients of these ranks;
+    `export` gives the global model as the one adapter that a round leaves.
     """
 
     is_weighted: ClassVar[bool]
@@ -41,6 +44,8 @@ class Strategy(Protocol):
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download: ...
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState: ...
     def global_adapter(self, state: ServerState) -> AdapterState | None: ...
+    def increment_rank(self, ranks: Sequence[int], d_out: int, d_in: int) -> int: ...
+    def export(self, state: ServerState, scaling: float) -> Export: ...
 
 
 class ClientRule(Protocol):

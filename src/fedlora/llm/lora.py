@@ -7,7 +7,6 @@ In float32 the two compute the same.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
 from fedlora.federated.adapters import Shapes
+from fedlora.federated.adapters import make_adapter as make_adapter
 from fedlora.llm.background import Background
 from fedlora.llm.targets import find_targets, is_conv1d
-from fedlora.seeds import derive_seed
 from fedlora.types import AdapterState
 
 KEY_PREFIX = "base_model.model."
@@ -251,22 +250,6 @@ class LoraModel:
             if checkpointing:
                 getattr(self.model, f"{kind}_checkpointing_disable")()
             self.model.eval()
-
-
-def make_adapter(shapes: Shapes, seed: int) -> dict[str, Tensor]:
-    """The untrained adapter: A Kaiming-uniform with a = sqrt(5) as in PEFT, so U(-1/sqrt(d_in), 1/sqrt(d_in)); B zero.
-
-    Each tensor draws from a stream of its own, so the values do not depend on the other layers.
-    """
-    state: dict[str, Tensor] = {}
-    for key, shape in sorted(shapes.items()):
-        state[key] = torch.zeros(shape, dtype=torch.float32)
-        if key.endswith("lora_A.weight"):
-            number = int.from_bytes(key.encode(), "big") % (1 << 61)
-            generator = torch.Generator().manual_seed(derive_seed(seed, "lora_init", number))
-            bound = 1 / math.sqrt(shape[1])
-            state[key].uniform_(-bound, bound, generator=generator)
-    return state
 
 
 def _check_fits(key: str, value: Tensor, factor: Tensor) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from fedlora.types import (
     ClientId,
     ClientMemory,
     Download,
+    Export,
     LocalResult,
     Phase,
     RoundContext,
@@ -51,6 +52,12 @@ class FedAvg:
     def global_adapter(self, state: ServerState) -> AdapterState | None:
         return state.adapter
 
+    def increment_rank(self, ranks: Sequence[int], d_out: int, d_in: int) -> int:
+        return 0
+
+    def export(self, state: ServerState, scaling: float) -> Export:
+        return Export(self.global_adapter(state))
+
 
 @dataclass(frozen=True)
 class TrainAndSend:
@@ -60,7 +67,7 @@ class TrainAndSend:
     needs_gradient: ClassVar[bool] = False
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
-        return (Phase(start=download.adapter, trainable=download.trainable),)
+        return (Phase(download.adapter, download.trainable, background=download.background),)
 
     def upload(
         self, results: Sequence[LocalResult], download: Download, memory: ClientMemory

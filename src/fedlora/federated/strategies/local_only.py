@@ -15,6 +15,7 @@ from fedlora.types import (
     ClientId,
     ClientMemory,
     Download,
+    Export,
     LocalResult,
     Phase,
     RoundContext,
@@ -46,6 +47,12 @@ class NoServer:
 
     def global_adapter(self, state: ServerState) -> AdapterState | None:
         return None
+
+    def increment_rank(self, ranks: Sequence[int], d_out: int, d_in: int) -> int:
+        return 0
+
+    def export(self, state: ServerState, scaling: float) -> Export:
+        return Export(None)
 
 
 @dataclass(frozen=True)
