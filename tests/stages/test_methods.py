@@ -28,6 +28,8 @@ STATEFUL = {
     "diloco": {"momentum"},
     "scaffold": {"control"},
     "fedsa": {"adapter"},
+    "fedex": {"adapter"},
+    "flora": {"adapter"},
 }
 """What lies in a round's state.safetensors."""
 

@@ -7,8 +7,10 @@ from fedlora.errors import StorageError
 from fedlora.federated.adapters import Shapes
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
 from fedlora.paths import RunPaths
+from fedlora.runs.base_chain import FIELD, BaseChain, measure_additions
 from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.server_state import load_server
 from fedlora.runs.standing import read_committed
 from fedlora.types import ClientFailure, RoundResult
 
@@ -27,5 +29,10 @@ def read_result(paths: RunPaths, round_number: int, log: MetricsLog, shapes: Sha
     updates = read_committed(paths, round_number, log)
     records = [{**record_of(update, update.metrics["wave"]), **limited.get(update.client_id, {})} for update in updates]
     failures = [ClientFailure(**entry) for entry in manifest["quarantined"]]
+    if FIELD in manifest:
+        state = load_server(BaseChain(paths), paths, round_number, shapes)
+        if state is not None:
+            measures = measure_additions(manifest)
+            return RoundResult(round_number, state.adapter, records, failures, state.base, measures)
     file = folder / SAFETENSORS_NAME
     return RoundResult(round_number, load_adapter(file, shapes) if file.is_file() else None, records, failures)

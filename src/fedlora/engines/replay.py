@@ -29,9 +29,10 @@ from fedlora.llm.adapter_files import (
 )
 from fedlora.llm.lora import make_adapter
 from fedlora.paths import RunPaths, client_name
+from fedlora.runs.base_chain import BASE_NAME, BaseChain, increment_to_bytes
 from fedlora.runs.checking import UPDATE_NAME
 from fedlora.runs.round_store import RoundStore, StoredUpdates
-from fedlora.runs.server_state import STATE_NAME, load_state, state_to_bytes
+from fedlora.runs.server_state import STATE_NAME, load_server, state_to_bytes
 from fedlora.runs.standing import find_accepted
 from fedlora.types import AdapterState, ClientFailure, ClientId, ClientUpdate, ServerState, TrainTask, Updates
 
@@ -82,6 +83,8 @@ class Replay:
             start = self.mode.rule.phases(task.download, memory)[0].start
             if update.started_from != fingerprint(start):
                 self.faults.append(f"{place / UPDATE_NAME}: the client started from something else than it was given")
+            if update.base_sha256 != (task.download.base.sha256 if task.download.base is not None else None):
+                self.faults.append(f"{place / UPDATE_NAME}: the client trained on another base than it was given")
             yield update
 
     def begin_round(self, round_number: int) -> None:
@@ -125,20 +128,25 @@ class Replay:
                 expected[name] = hashlib.sha256(write(global_adapter)).hexdigest()
         if state is not None and (content := state_to_bytes(state, global_adapter)):
             expected[STATE_NAME] = hashlib.sha256(content).hexdigest()
-        for name in (GLOBAL_BIN_NAME, SAFETENSORS_NAME, STATE_NAME):
+        if state is not None and (increment := increment_to_bytes(state.base, round_number)):
+            expected[BASE_NAME] = hashlib.sha256(increment).hexdigest()
+        for name in (GLOBAL_BIN_NAME, SAFETENSORS_NAME, STATE_NAME, BASE_NAME):
             if self.manifest["files"].get(name, {}).get("sha256") != expected.get(name):
                 self.faults.append(f"{self.folder / name} is not the aggregate of the clients' files")
         return self.folder
 
 
 def replay_round(
-    config: TrainConfig, store: RoundStore, ids: Sequence[ClientId], manifest: Mapping[str, Any]
+    config: TrainConfig, store: RoundStore, ids: Sequence[ClientId], manifest: Mapping[str, Any], chain: BaseChain
 ) -> list[str]:
-    """In what a committed round, whose files and those before it are whole, is not what the run computes."""
+    """In what a committed round, whose files and those before it are whole, is not what the run computes.
+
+    `chain` reads what the rounds before it added to the base; one for all rounds reads each only once.
+    """
     number, mode = manifest["round"], choose_mode(config)
     replay = Replay(store, mode, ids, manifest)
     try:
-        start = _read_left(store.paths, number - 1, store.shapes) if number > 1 else None
+        start = _read_left(chain, store.paths, number - 1, store.shapes) if number > 1 else None
         adapter = make_adapter(store.shapes, config.seed)
         config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
         next(FederatedRun(mode, replay, replay, config, adapter, start=start).rounds())
@@ -147,5 +155,5 @@ def replay_round(
     return replay.faults
 
 
-def _read_left(paths: RunPaths, number: int, shapes: Shapes) -> Left:
-    return Left(number, load_state(paths.round_folder(number), shapes), find_accepted(paths, number))
+def _read_left(chain: BaseChain, paths: RunPaths, number: int, shapes: Shapes) -> Left:
+    return Left(number, load_server(chain, paths, number, shapes), find_accepted(paths, number))

@@ -20,6 +20,7 @@ from fedlora.federated.limits import Limits
 from fedlora.federated.modes import Mode, Wave
 from fedlora.federated.sampling import draw_cohort
 from fedlora.files import sha256_of_json
+from fedlora.runs.base_chain import describe_additions, measure_additions
 from fedlora.types import (
     AdapterState,
     ClientFailure,
@@ -134,17 +135,25 @@ class FederatedRun:
     def _draw_cohort(self, number: int) -> tuple[ClientId, ...]:
         return choose_cohort(self.config, self.clients, number)
 
+    def _describe(self, number: int, wave: int, cohort: Sequence[ClientId]) -> RoundContext:
+        config = self.config
+        return RoundContext(number, wave, self.clients, cohort, config.seed, config.lora_scaling)
+
     def _run_round(self, number: int) -> RoundResult:
         config, cohort = self.config, self._draw_cohort(number)
+        before = self.state.base
         self.store.begin_round(number)
         done = _Done()
         waves = self.mode.waves(cohort, shuffle=config.seq_order == "shuffled", seed=config.seed, round_number=number)
         for index, wave in enumerate(waves):
-            self._run_wave(RoundContext(number, index, self.clients, cohort), wave, done)
+            self._run_wave(self._describe(number, index, cohort), wave, done)
         self._check_quorum(number, done)
+        export = self.mode.strategy.export(self.state, config.lora_scaling)
+        base_facts = describe_additions(before, self.state.base, export)
+        self._commit(number, cohort, export.adapter, done, base_facts)
         global_adapter = self.mode.strategy.global_adapter(self.state)
-        self._commit(number, cohort, global_adapter, done)
-        return RoundResult(number, global_adapter, done.records, done.failures)
+        measures = measure_additions(base_facts)
+        return RoundResult(number, global_adapter, done.records, done.failures, self.state.base, measures)
 
     def _run_wave(self, context: RoundContext, wave: Wave, done: _Done) -> None:
         """Train one wave and aggregate what is usable of it; what became of everybody is added to `done`."""
@@ -197,11 +206,13 @@ class FederatedRun:
             download = self.mode.strategy.broadcast(self.state, client, context.round)
             accepted = self.accepted.get(client)
             # the same tensors mostly go to everybody, and are hashed once
-            sent = [download.travels, download.trainable, download.shared]
+            sent: list[str | None] = [download.travels, download.trainable, download.shared]
             for name, group in {"": download.adapter, **download.extra}.items():
                 if id(group) not in known:
                     known[id(group)] = fingerprint(group)
                 sent.append(f"{name}:{known[id(group)]}")
+            if download.base is not None and download.base.links:
+                sent.append(f"base:{download.base.sha256}")
             facts = [self._run_id, context.round, context.wave, client, rows_of, accepted, sent]
             tasks.append(
                 TrainTask(sha256_of_json(facts), context.round, context.wave, client, rows_of, download, accepted)
@@ -217,11 +228,12 @@ class FederatedRun:
         self,
         number: int,
         cohort: Sequence[ClientId],
-        global_adapter: AdapterState | None,
+        adapter: AdapterState | None,
         done: _Done,
+        base_facts: Mapping[str, Any],
     ) -> None:
         fresh = {int(record["client_id"]) for record in done.records}
-        if global_adapter is None:
+        if adapter is None:
             for client, accepted in sorted(self.accepted.items()):
                 if client not in fresh:
                     self.store.carry_forward(number, client, accepted)
@@ -229,10 +241,11 @@ class FederatedRun:
             "cohort": list(cohort),
             "limited": done.limited,
             "quarantined": [failure.record() for failure in done.failures],
+            **base_facts,
         }
         # a state that nothing has changed is where every run begins, and not kept
         is_new = bool(self.state.slots) or self.state.adapter is not self._untrained
-        self.store.commit_round(number, global_adapter, self.state if is_new else None, facts)
+        self.store.commit_round(number, adapter, self.state if is_new else None, facts)
         self.accepted.update(dict.fromkeys(fresh, number))
 
 

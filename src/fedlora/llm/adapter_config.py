@@ -8,6 +8,7 @@ accepted where they say nothing, and whatever else stands in the file is refused
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -113,6 +114,14 @@ def make_peft_config(spec: LoraSpec, base_model: str, *, fan_in_fan_out: bool, l
         "use_rslora": spec.use_rslora,
     }
     return json_text(value)
+
+
+def with_rank(peft_config: str, rank: int) -> str:
+    """What `make_peft_config` gave, for an adapter of another rank with the same scaling."""
+    value = json.loads(peft_config)
+    ratio = rank / value["r"]
+    alpha = value["lora_alpha"] * (math.sqrt(ratio) if value["use_rslora"] else ratio)
+    return json_text({**value, "r": rank, "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha})
 
 
 def load_spec(path: Path, *, base_model: str | None = None) -> LoraSpec:

@@ -53,12 +53,16 @@ class RoundMetrics:
             "loss": sum(r["loss"] * r["num_response_tokens"] for r in records)
             / sum(r["num_response_tokens"] for r in records),
             "seconds": seconds,
+            **result.measures,
         }
         for name in ("num_steps", "num_tokens", "bytes_down", "bytes_up"):
             row[name] = sum(record[name] for record in records)
         if result.global_adapter is not None:
             if self._has_validation():
-                row["val_loss"] = self.trainer.validate(result.global_adapter, self._shared_validation())
+                # on the additions themselves: what the round leaves for PEFT may be cut to a rank
+                row["val_loss"] = self.trainer.validate(
+                    result.global_adapter, self._shared_validation(), background=result.background
+                )
         else:
             self._validate_clients(result.round, records)
             losses = [record["val_loss"] for record in records if "val_loss" in record]

@@ -21,6 +21,7 @@ from fedlora.llm.adapter_files import BIN_NAME
 from fedlora.llm.adapter_shapes import read_shapes
 from fedlora.paths import RunPaths
 from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_round_faults
+from fedlora.runs.base_chain import BaseChain
 from fedlora.runs.checking import read_manifest
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import RoundStore
@@ -53,7 +54,7 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
     missing = sorted(set(range(1, max(rounds, default=0) + 1)) - set(rounds))
     if missing:
         yield "rounds", [f"{paths.round_folder(number)} is missing" for number in missing]
-    damaged = set(missing)
+    damaged, chain = set(missing), BaseChain(paths)
     for number in rounds:
         faults = find_round_faults(paths, number, identity)
         if faults:
@@ -63,7 +64,7 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
             first = min(damaged)
             yield f"round {number}: its files are whole; not computed again, since round {first} is damaged", []
         else:
-            faults = _compute_again(paths, train, ids, number)
+            faults = _compute_again(paths, train, ids, number, chain)
             damaged |= {number} if faults else set()
             yield _describe_round(paths, number, faults), faults
     faults = find_metrics_faults(paths)
@@ -72,11 +73,13 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
         yield f"{folder.name}: open, {describe_open_round(folder)}", []
 
 
-def _compute_again(paths: RunPaths, config: TrainConfig, ids: Sequence[int], number: int) -> list[str]:
+def _compute_again(
+    paths: RunPaths, config: TrainConfig, ids: Sequence[int], number: int, chain: BaseChain
+) -> list[str]:
     manifest = read_manifest(paths.round_folder(number)) or {}
     shapes = _find_shapes(paths.round_folder(number), manifest)
     store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=MetricsLog(paths.metrics_file))
-    return replay_round(config, store, ids, manifest)
+    return replay_round(config, store, ids, manifest, chain)
 
 
 def _find_shapes(folder: Path, manifest: Mapping[str, Any]) -> Shapes:

@@ -124,8 +124,10 @@ def _factor_covariance(
 
     At most `(K-1) r` singular values, and none that is only rounding.
     """
-    means = [sum((w * part for w, part in zip(weights, parts, strict=True)), start=torch.zeros_like(parts[0]))
-             for parts in (b_parts, a_parts)]
+    means = [
+        sum((w * part for w, part in zip(weights, parts, strict=True)), start=torch.zeros_like(parts[0]))
+        for parts in (b_parts, a_parts)
+    ]
     roots = [math.sqrt(weight) for weight in weights]
     b = torch.cat([root * (part - means[0]) for root, part in zip(roots, b_parts, strict=True)], dim=1)
     a = torch.cat([root * (part - means[1]) for root, part in zip(roots, a_parts, strict=True)])
