@@ -149,6 +149,7 @@ class LoraModel:
         self._answerers = Answerers()
         self._background: AdapterState | None = None
         self._sizes: dict[str, tuple[int, int]] = {}
+        self._stacked_rank = spec.r
         model.requires_grad_(False)
         for name, base, d_in, d_out in find_targets(model, spec.target_modules):
             layer = LoraLinear(base, d_in, d_out, spec, self._answerers)
@@ -165,9 +166,12 @@ class LoraModel:
         """PEFT key and parameter of every factor, in key order."""
         yield from self._factors
 
-    def shapes(self) -> Shapes:
-        """Key -> shape of a full adapter."""
-        return {key: tuple(factor.shape) for key, factor in self.named_factors()}
+    def shapes(self, r: int | None = None) -> Shapes:
+        """Key -> shape of a full adapter, of the layers' rank unless another is given."""
+        found = {key: tuple(factor.shape) for key, factor in self.named_factors()}
+        if r is None:
+            return found
+        return {key: (r, shape[1]) if ".lora_A." in key else (shape[0], r) for key, shape in found.items()}
 
     @torch.no_grad()
     def set_adapter(self, state: AdapterState | None, *, weight: float = 1.0) -> None:
@@ -203,19 +207,19 @@ class LoraModel:
 
     @torch.no_grad()
     def stack_adapters(self, states: Sequence[AdapterState | None], dtype: torch.dtype) -> None:
-        """Hold several adapters at once, cast to the base's `dtype`; None is the base model. `choose_rows` comes next.
+        """Hold several adapters at once, of any ranks, cast to the base's `dtype`; None is the base model.
 
-        Until `set_adapter` the model answers with these, and cannot be trained.
+        `choose_rows` comes next. Until `set_adapter` the model answers with these, and cannot be trained.
         """
-        r = self.spec.r
+        r = self._stacked_rank = max([1, *(_rank_of(state) for state in states if state is not None)])
         for name, layer in self.layers.items():
             a = torch.zeros(len(states) * r, layer.a.shape[1], dtype=dtype, device=layer.a.device)
             b = torch.zeros(layer.b.shape[0], len(states) * r, dtype=dtype, device=layer.b.device)
             for index, state in enumerate(states):
                 if state is not None:
-                    own = slice(index * r, (index + 1) * r)
-                    a[own] = state[f"{KEY_PREFIX}{name}.lora_A.weight"]
-                    b[:, own] = state[f"{KEY_PREFIX}{name}.lora_B.weight"]
+                    own_a, own_b = (state[f"{KEY_PREFIX}{name}.lora_{half}.weight"] for half in "AB")
+                    own = slice(index * r, index * r + len(own_a))
+                    a[own], b[:, own] = own_a, own_b
             layer.active, layer.stack = True, (a, b)
 
     def choose_rows(self, adapters: Tensor) -> None:
@@ -224,7 +228,7 @@ class LoraModel:
         if layer.stack is None:
             raise ValueError("choose_rows needs stacked adapters")
         a = layer.stack[0]
-        owners = torch.arange(len(a), device=a.device) // self.spec.r
+        owners = torch.arange(len(a), device=a.device) // self._stacked_rank
         self._answerers.mask = (owners == adapters[:, None]).to(a.dtype)[:, None]
 
     def get_adapter(self) -> dict[str, Tensor]:
@@ -250,6 +254,11 @@ class LoraModel:
             if checkpointing:
                 getattr(self.model, f"{kind}_checkpointing_disable")()
             self.model.eval()
+
+
+def _rank_of(state: AdapterState) -> int:
+    """The highest rank of an adapter's layers."""
+    return max(len(value) for key, value in state.items() if key.endswith(".lora_A.weight"))
 
 
 def _check_fits(key: str, value: Tensor, factor: Tensor) -> tuple[int, int]:
