@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from fedlora.config.train import TrainConfig
+from fedlora.engines.growth import forecast_growth
 from fedlora.engines.rounds import choose_cohort
 from fedlora.engines.simulation import count_bytes
-from fedlora.federated.adapters import num_bytes
+from fedlora.federated.adapters import num_bytes, shapes_of
 from fedlora.federated.modes import Mode, Wave, choose_mode, has_global_model
 from fedlora.llm.adapter_files import to_bin, to_safetensors
 from fedlora.llm.examples import PASS_OVERHEAD_TOKENS, Example, cut_passes, order_steps
@@ -127,15 +129,16 @@ def forecast_run(
             rounds_of.update(rows_of)
     mode = choose_mode(config)
     updates = [sum(len(wave) for wave in waves) for waves in rounds]
-    traffic = measure_traffic(mode, adapter)
+    traffic, growth = measure_traffic(mode, adapter), forecast_growth(mode, rounds, shapes_of(adapter))
+    sent = [count * traffic.bytes_down for count in updates]
     return RunForecast(
         num_steps=steps_of.total(),
         num_tokens=num_tokens,
         num_updates=sum(updates),
         most_updates=max(updates),
-        bytes_down=max(updates) * traffic.bytes_down,
+        bytes_down=max(one + more for one, more in zip_longest(sent, growth.down, fillvalue=0)),
         bytes_up=max(updates) * traffic.bytes_up,
-        disk_bytes=_disk_bytes(config, mode, adapter, sum(updates), traffic),
+        disk_bytes=_disk_bytes(config, mode, adapter, sum(updates), traffic) + sum(growth.disk),
         steps_of=dict(sorted(steps_of.items())),
         rounds_of=dict(sorted(rounds_of.items())),
         waves=[wave for waves in rounds for wave in waves],
@@ -168,7 +171,7 @@ def _disk_bytes(config: TrainConfig, mode: Mode, adapter: AdapterState, updates:
 @dataclass(frozen=True)
 class Traffic:
     """What a method moves and stores, in bytes of tensors: per client down and up (in the heavier of two rounds),
-    beside a client's adapter, and beside the global one."""
+    beside a client's adapter, and beside the global one. What is added to the base is not in it: it grows."""
 
     bytes_down: int
     bytes_up: int
@@ -185,7 +188,7 @@ def measure_traffic(mode: Mode, adapter: AdapterState) -> Traffic:
         phases = mode.rule.phases(download, ClientMemory())
         results = [LocalResult(phase.start, phase.start) for phase in phases]
         upload, memory = mode.rule.upload(results, download, ClientMemory())
-        sizes = count_bytes(download, upload) if mode.order != "pooled" else (0, 0)
+        sizes = count_bytes(replace(download, base=None), upload) if mode.order != "pooled" else (0, 0)
         down.append(sizes[0])
         up.append(sizes[1])
         sent = upload or Upload({})

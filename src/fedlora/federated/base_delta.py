@@ -8,6 +8,7 @@ added into the base's own weights: in bfloat16 or in fewer bits most of it would
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fedlora.federated.adapters import Shapes, fingerprint, layer_pairs
-from fedlora.files import sha256_of_json
 from fedlora.types import AdapterState, BaseDelta, BaseLink
 
 
@@ -28,7 +28,7 @@ def append(base: BaseDelta, version: int, factors: AdapterState, *, truncation_e
         return base
     if base.links and version <= base.links[-1].version:
         raise ValueError(f"version {version} is not behind version {base.links[-1].version}")
-    sha256 = sha256_of_json([base.sha256, version, fingerprint(factors)])
+    sha256 = hashlib.sha256(f"{base.sha256}:{version}:{fingerprint(factors)}".encode()).hexdigest()
     ranks = {layer: factors[a_key].shape[0] for layer, (a_key, _) in layer_pairs(factors).items()}
     link = BaseLink(version, base.sha256, sha256, ranks, truncation_error)
     return BaseDelta((*base.links, link), _fold(base.background, factors), factors)

@@ -17,7 +17,8 @@ from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
 from fedlora.engines.committed import read_result
 from fedlora.engines.devices import DeviceClients
-from fedlora.engines.forecast import measure_traffic
+from fedlora.engines.forecast import draw_waves, measure_traffic
+from fedlora.engines.growth import forecast_growth
 from fedlora.engines.rounds import FederatedRun, check_clients, choose_cohort
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
@@ -80,6 +81,8 @@ class Training:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
         check_clients(config, mode, self.clients.clients())
+        waves = draw_waves(config, self.clients.clients())
+        self.growth = forecast_growth(mode, waves, self.lora.shapes())
         self.space = self._estimate_space(mode)
 
     def run(self) -> None:
@@ -196,7 +199,7 @@ class Training:
         )
         traffic = measure_traffic(mode, self.adapter)
         needed += traffic.state_bytes + len(members) * traffic.extra_bytes
-        return SpaceNeed(self.paths, self.config.num_communication_rounds, needed)
+        return SpaceNeed(self.paths, self.config.num_communication_rounds, needed, self.growth.disk)
 
     def _rows_ahead(self, done: int) -> int:
         """Rows the run will train on, about: cohorts are drawn round by round."""
