@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedlora.federated.adapters import Shapes
-from fedlora.federated.base_delta import LayerSize, count_held, count_missed, layer_sizes
+from fedlora.federated.base_delta import LayerSize, count_held, count_missed, is_dense, layer_sizes
 from fedlora.federated.modes import Mode, Wave, hyperparameters_of
 from fedlora.runs.space import BLOCK_BYTES
 from fedlora.types import BaseLink, ClientId
@@ -86,7 +86,12 @@ def _count_disk(mode: Mode, links: Sequence[BaseLink], kinds: Mapping[_Kind, int
     """The increment, the server's adapter, and what the two files of the exported one are larger than a client's."""
     own = sum(copies * kind.rank * sum(kind.dims) for kind, copies in kinds.items())
     increment = sum(copies * links[-1].ranks[kind.name] * sum(kind.dims) for kind, copies in kinds.items())
-    needed = [min(*kind.dims, kind.rank + sum(link.ranks[kind.name] for link in links)) for kind in kinds]
-    rank = min(hyperparameters_of(mode)["export_rank"], max(needed))
+    rank = min(hyperparameters_of(mode)["export_rank"], max(_export_rank(links, kind) for kind in kinds))
     export = sum(copies * rank * sum(kind.dims) for kind, copies in kinds.items())
     return WIDTH * (increment + own + 2 * max(0, export - own)) + 3 * BLOCK_BYTES
+
+
+def _export_rank(links: Sequence[BaseLink], kind: _Kind) -> int:
+    """Ranks that the layer needs to be exported as it is: all of its own once its additions are one matrix."""
+    added = sum(link.ranks[kind.name] for link in links)
+    return min(kind.dims) if is_dense(added, *kind.dims) else min(*kind.dims, kind.rank + added)
