@@ -22,6 +22,7 @@ class Properties:
     combines: the product that a round leaves is the mean of the clients' products ("products": exact); the best
     approximation of it that has the adapter's rank ("cut"); or that of mean factors ("factors"); it is picked from the
     middle of the clients' ("middle"); or nothing is combined ("nothing").
+    draws_anew: every round begins with another untrained adapter.
     has_own_model: beside what it sends, a client trains a model that stays with it.
     weighs_by_norm: a client weighs what its product is long.
     trains, shares, travels: which factors, in rounds 1, 2, ..., repeated.
@@ -45,6 +46,7 @@ class Properties:
     keeps_control: bool = False
     pulls: bool = False
     server_rewrites: bool = False
+    draws_anew: bool = False
     slots: frozenset[str] = frozenset()
     fewest: int = 1
     order_matters: bool = False
@@ -110,6 +112,16 @@ PROPERTIES: dict[str, Properties] = {
         slots=frozenset({"ranks"}),
         ranks="directions",
         settings={"prune_to": 1.0},
+    ),
+    "fedex": Properties("products", is_weighted=True),
+    "flora": Properties(
+        "products",
+        is_weighted=True,
+        travels=(None,),
+        alone="product",
+        server_rewrites=True,
+        draws_anew=True,
+        ranks="product",
     ),
     "ditto": Properties("factors", is_weighted=True, has_own_model=True),
     "feddpa": Properties("factors", is_weighted=True, has_own_model=True),

@@ -9,7 +9,19 @@ from dataclasses import replace
 
 import torch
 from federation_of_one_round import LAYERS, adapter
-from identities import Check, best_of_rank, left_by, mean_of, near, near_states, plain, products, weights_of
+from identities import (
+    Check,
+    beneath,
+    best_of_rank,
+    left_by,
+    mean_of,
+    near,
+    near_states,
+    plain,
+    plus,
+    products,
+    weights_of,
+)
 from linear_federation import Federation, Setup, gradient_of, train
 from method_properties import Properties
 
@@ -31,7 +43,8 @@ def check_waves(mode: Mode, row: Properties) -> None:
         clients = sorted(wave.turns)
         trained = [products(wave.turns[client].trained) for client in clients]
         rows = [wave.turns[client].update.num_examples for client in clients]
-        wanted, found = mean_of(trained, weights_of(row, rows, trained)), left_by(wave.after)
+        mean = mean_of(trained, weights_of(row, rows, trained))
+        wanted, found = plus(mean, beneath(wave.before)), left_by(wave.after)
         if row.combines == "products":
             near(found, wanted, f"round {wave.round}: the mean of products")
         elif row.combines == "cut":
@@ -91,7 +104,7 @@ def check_halves(mode: Mode, row: Properties) -> None:
             assert all(torch.equal(wave.before.adapter[key], wave.after.adapter[key]) for key in still)
         # who has a factor already must have the one that the server means
         absent = wave.before.adapter.keys() - pick_half(wave.before.adapter, travels).keys()
-        if row.has_global:
+        if row.has_global and not row.draws_anew:
             assert all(torch.equal(federation.start[key], wave.before.adapter[key]) for key in absent)
 
 
@@ -167,7 +180,7 @@ def check_equal_rows_train_as_one(mode: Mode, row: Properties) -> None:
     fewer = Federation(mode, clients=row.fewest, owner=lambda _: 3).run((1, 2, 3))
     more = Federation(mode, clients=7, owner=lambda _: 3).run((1, 2, 3))
     if row.alone == "product":
-        near(products(more.state.adapter), products(fewer.state.adapter), "seven equal clients")
+        near(left_by(more.state), left_by(fewer.state), "seven equal clients")
     else:
         near_states(more.state, fewer.state, "seven equal clients")
 
@@ -186,7 +199,8 @@ def check_nothing_leaks(mode: Mode, row: Properties) -> None:
 
 
 def _bits(federation: Federation) -> list[str]:
-    groups = [federation.state.adapter, *federation.state.slots.values()]
+    base = federation.state.base
+    groups = [federation.state.adapter, *federation.state.slots.values(), base.background if base else {}]
     for _, memory in sorted(federation.memories.items()):
         groups += [memory.adapter or {}, *memory.slots.values()]
     return [fingerprint(group) for group in groups]

@@ -110,7 +110,8 @@ def final(mode: str, **options) -> list[str]:
     store, pool, results = run_mode(mode, **options)
     last = results[-1].global_adapter
     if last is not None:
-        return [fingerprint(last)]
+        base = results[-1].base
+        return [fingerprint(last), *([str(base.sha256), fingerprint(base.background)] if base else [])]
     return [fingerprint(store.kept[3, client].memory.adapter) for client in pool.clients()]
 
 

@@ -244,7 +244,7 @@ def test_where_a_client_may_prune_its_update_may_be_smaller_in_all_layers_alike(
     assert "has shape" in fault_of(empty, 3, may_be_smaller=True)
 
 
-ABLE = {"none", "zeropad", "hetlora", "flexlora"}
+ABLE = {"none", "zeropad", "hetlora", "flexlora", "flora"}
 
 
 @pytest.mark.parametrize("mode", sorted(MODES))

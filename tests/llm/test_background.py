@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from fedlora.config.train import TrainConfig
+from fedlora.federated.adapters import make_adapter
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.examples import Example
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
-from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.types import Phase
 
 SPEC = LoraSpec(4, 12.0, 3.0, 0.0, ("q_proj", "v_proj", "down_proj"))

@@ -29,6 +29,8 @@ STATEFUL = {
     "scaffold": {"control"},
     "fedsa": {"adapter"},
     "hetlora": {"ranks"},
+    "fedex": {"adapter"},
+    "flora": {"adapter"},
 }
 """What lies in a round's state.safetensors."""
 

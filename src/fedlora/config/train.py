@@ -39,6 +39,7 @@ HYPERPARAMETERS = (
     *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
     *("proximal_mu", "rotation_strength"),
     *("ditto_lambda", "personal_weight", "personal_rounds"),
+    *("residual_rank", "export_rank"),
     *("trimmed_share", "num_hostile", "krum_selected", "weiszfeld_steps", "weiszfeld_smoothing"),
     *("client_ranks", "rank_normalisation", "prune_to", "tail_penalty", "svd_split"),
 )
@@ -117,6 +118,10 @@ class TrainConfig(ReadingConfig):
     ditto_lambda: OptionalFloat = flag(None, "weight of ditto's pull of the own model to the global one", ge=0)
     personal_weight: OptionalFloat = flag(None, "of feddpa: share of the local adapter in the output", ge=0, le=1)
     personal_rounds: OptionalInt = flag(None, "of finetune: last rounds, in which everybody trains alone", ge=1)
+    residual_rank: OptionalInt = flag(None, "of fedex: most ranks of a round's residual; unset: all of it", ge=1)
+    export_rank: OptionalInt = flag(
+        None, "of fedex, flora: most ranks of the adapter that a round leaves for PEFT", ge=1, le=4096
+    )
     trimmed_share: OptionalFloat = flag(None, "of trimmed_mean: left out at each end", ge=0, lt=0.5)
     num_hostile: OptionalInt = flag(None, "clients that krum and multi_krum must withstand", ge=0)
     krum_selected: OptionalInt = flag(None, "clients whose mean multi_krum takes", ge=1)
@@ -244,6 +249,7 @@ MODE_NAMES = (
     *("homo", "seq", "none", "pooled"),
     *("fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco", "fedprox", "scaffold"),
     *("ffa", "rolora", "fedsvd", "fedrot", "fedsa"),
+    *("fedex", "flora"),
     *("median", "trimmed_mean", "krum", "multi_krum", "geometric_median"),
     *("zeropad", "hetlora", "flexlora"),
     *("ditto", "feddpa", "finetune"),

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from fedlora.config.train import TrainConfig
 from fedlora.engines.cohorts import choose_cohort
+from fedlora.engines.growth import forecast_growth
 from fedlora.engines.simulation import count_bytes
-from fedlora.federated.adapters import num_bytes
+from fedlora.federated.adapters import num_bytes, shapes_of
 from fedlora.federated.modes import Mode, Wave, choose_mode, has_global_model
 from fedlora.federated.ranks import rank_of
 from fedlora.llm.adapter_files import to_bin, to_safetensors
@@ -132,14 +134,17 @@ def forecast_run(
     sending = [clients for number, clients in enumerate(members, start=1) if not mode.strategy.asks_everybody(number)]
     updates = [len(clients) for clients in members]
     traffic = measure_clients(config, mode, adapter, {client for clients in members for client in clients})
+    growth = forecast_growth(config, mode, rounds, shapes_of(adapter))
+    sent = [sum(traffic[client].bytes_down for client in clients) for clients in sending]
+    disk_bytes = _disk_bytes(config, mode, adapter, [traffic[client] for clients in members for client in clients])
     return RunForecast(
         num_steps=steps_of.total(),
         num_tokens=num_tokens,
         num_updates=sum(updates),
         most_updates=max(updates),
-        bytes_down=max(sum(traffic[client].bytes_down for client in clients) for clients in sending),
+        bytes_down=max(one + more for one, more in zip_longest(sent, growth.down, fillvalue=0)),
         bytes_up=max(sum(traffic[client].bytes_up for client in clients) for clients in sending),
-        disk_bytes=_disk_bytes(config, mode, adapter, [traffic[client] for clients in members for client in clients]),
+        disk_bytes=disk_bytes + sum(growth.disk),
         steps_of=dict(sorted(steps_of.items())),
         rounds_of=dict(sorted(rounds_of.items())),
         waves=[wave for waves in rounds for wave in waves],
@@ -173,7 +178,8 @@ def _disk_bytes(config: TrainConfig, mode: Mode, adapter: AdapterState, updates:
 @dataclass(frozen=True)
 class Traffic:
     """What a method moves and stores for a client of some rank, in bytes of tensors: down and up (in the heavier of
-    two rounds), beside its adapter, and beside the global one; `file_bytes` is the file of its adapter."""
+    two rounds), beside its adapter, and beside the global one; `file_bytes` is the file of its adapter. What is added
+    to the base is not in it: it grows."""
 
     bytes_down: int
     bytes_up: int
@@ -206,7 +212,7 @@ def measure_traffic(mode: Mode, adapter: AdapterState, client: ClientId = 0) -> 
         phases = mode.rule.phases(download, ClientMemory())
         results = [LocalResult(phase.start, phase.start) for phase in phases]
         upload, memory = mode.rule.upload(results, download, ClientMemory())
-        sizes = count_bytes(download, upload) if mode.order != "pooled" else (0, 0)
+        sizes = count_bytes(replace(download, base=None), upload) if mode.order != "pooled" else (0, 0)
         down.append(sizes[0])
         up.append(sizes[1])
         sent = upload or Upload({})

@@ -13,7 +13,16 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from fedlora.types import AdapterState, ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
+from fedlora.types import (
+    AdapterState,
+    BaseDelta,
+    BaseLink,
+    ClientFailure,
+    ClientMemory,
+    ClientUpdate,
+    Download,
+    TrainTask,
+)
 
 Groups = Mapping[str, Mapping[str, Tensor] | None]
 
@@ -45,8 +54,10 @@ def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, dict[str, Tensor] 
     return facts["header"], groups
 
 
-def pack_task(task: TrainTask, memory: ClientMemory, more: Mapping[str, Any]) -> bytes:
-    """One client's task with the memory it starts from."""
+def pack_task(task: TrainTask, memory: ClientMemory, more: Mapping[str, Any], *, held: str | None = None) -> bytes:
+    """One client's task with the memory it starts from; additions to the base that the other side has `held` since
+    an earlier task, by their hash, are only named."""
+    base = task.download.base
     header = {
         "id": task.id,
         "round": task.round,
@@ -55,19 +66,27 @@ def pack_task(task: TrainTask, memory: ClientMemory, more: Mapping[str, Any]) ->
         "rows_of": list(task.rows_of),
         "accepted": task.accepted,
         "halves": [task.download.travels, task.download.trainable, task.download.shared],
+        "links": None if base is None else [asdict(link) for link in base.links],
         "more": dict(more),
     }
-    groups = {"download": task.download.adapter, **_name("extra", task.download.extra), **_memory_groups(memory)}
+    groups = {
+        "download": task.download.adapter,
+        "base": None if base is None or base.sha256 == (held or "") else base.background,
+        **_name("extra", task.download.extra),
+        **_memory_groups(memory),
+    }
     return pack(header, groups)
 
 
-def unpack_task(message: bytes) -> tuple[TrainTask, ClientMemory, dict[str, Any]]:
-    """The task, the memory, and what came with them."""
+def unpack_task(message: bytes, held: BaseDelta | None = None) -> tuple[TrainTask, ClientMemory, dict[str, Any]]:
+    """The task, the memory, and what came with them; `held` are the additions to the base of the last task."""
     header, groups = unpack(message)
     more = header.pop("more")
     header["rows_of"] = tuple(header["rows_of"])
     halves = header.pop("halves")
-    task = TrainTask(**header, download=Download(groups["download"] or {}, *halves, extra=_named("extra", groups)))
+    base = _read_base(header.pop("links"), groups["base"], held)
+    download = Download(groups["download"] or {}, *halves, extra=_named("extra", groups), base=base)
+    task = TrainTask(**header, download=download)
     return task, _read_memory(groups), more
 
 
@@ -93,6 +112,19 @@ def unpack_outcome(message: bytes) -> tuple[ClientUpdate | ClientFailure, dict[s
     extra = _named("extra", groups)
     update = ClientUpdate(**header["update"], upload=groups["upload"], memory=_read_memory(groups), extra=extra)
     return update, header["more"]
+
+
+def _read_base(
+    links: list[dict[str, Any]] | None, background: AdapterState | None, held: BaseDelta | None
+) -> BaseDelta | None:
+    if links is None:
+        return None
+    base = BaseDelta(tuple(BaseLink(**link) for link in links), background or {})
+    if background is not None:
+        return base
+    if held is None or held.sha256 != base.sha256:
+        raise ValueError("a task names additions to the base that were never sent")
+    return held
 
 
 def _memory_groups(memory: ClientMemory) -> Groups:

@@ -16,13 +16,12 @@ import torch
 from fedlora.config.train import TrainConfig
 from fedlora.engines.arriving import LimitedUpdates
 from fedlora.errors import StorageError, UsageError
-from fedlora.federated.adapters import layer_pairs
+from fedlora.federated.adapters import layer_pairs, make_adapter
 from fedlora.federated.limits import Limits
 from fedlora.federated.modes import choose_mode
 from fedlora.federated.products import norm_of_sum, stack_rows
 from fedlora.federated.strategy import Strategy
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
-from fedlora.llm.lora import make_adapter
 from fedlora.paths import client_name
 from fedlora.runs.checking import find_round_fault, manifest_sha256, read_manifest
 from fedlora.runs.round_store import RoundStore, StoredUpdates
@@ -45,6 +44,7 @@ REASONS = {
     "seq": "each client starts from what the one before left, so nothing else can be made of one update",
     "pooled": "one trainer has everybody's rows, and there is one update",
     **dict.fromkeys(("zeropad", "hetlora", "flexlora"), _RANKS),
+    **dict.fromkeys(("fedex", "flora"), "its updates stand on what each round before added to the base"),
     "finetune": "in its last rounds nothing is sent",
     "fedsa": "clients keep their B, and there is no global model",
     "scaffold": "its updates carry control variates, which another cohort or other weights would contradict",

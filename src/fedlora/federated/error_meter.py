@@ -103,7 +103,11 @@ class ErrorMeter:
         starts = {id(self.downloads[client].adapter): self.downloads[client].adapter for client in wave.clients}
         order, count = list(starts), len(wave.clients)
         start_of = [order.index(id(self.downloads[client].adapter)) for client in wave.clients]
-        results = [] if made is None or count < 2 else [made]
+        made = None if count < 2 else made
+        # of all clients' ranks together: padding the clients to as many would cost more than all the rest
+        highest = max(_rank_of(self._held[client], layers) for client in wave.clients)
+        is_stack = made is not None and _rank_of(made, layers) > highest
+        results = [] if made is None or is_stack else [made]
         # in one stack, so that all are padded to one rank; the result stands behind the clients, as one more of them
         states = [*starts.values(), *(self._held[client] for client in wave.clients), *results]
         b, a = (_stack(layers, half, states) for half in ("B", "A"))
@@ -122,6 +126,9 @@ class ErrorMeter:
                 norms = error_norms(b[:, :count], a[:, :count], wave.weights, b[:, count], a[:, count])
                 squares[doubtful] = norms.square()
             errors = squares.tolist()
+        elif made is not None:
+            made_b, made_a = (_stack(layers, half, [made]) for half in ("B", "A"))
+            errors = _stack_errors(b[:, first:], a[:, first:], wave.weights, made_b, made_a)
         return [Layer(*each) for each in zip(changes[:, :count, :count], totals.tolist(), errors, strict=True)]
 
 
@@ -132,6 +139,13 @@ def _difference_squares(changes: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
     squares = torch.einsum("k,nkj,j->n", signed, changes, signed)
     norms = changes.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     return squares, (norms @ signed.abs()).square()
+
+
+def _stack_errors(b: Tensor, a: Tensor, weights: Tensor, made_b: Tensor, made_a: Tensor) -> list[float]:
+    """Squares of the norms of `sum w_k B_k A_k - B A` for a result of another rank than the clients'."""
+    left = torch.cat([(weights[:, None, None] * b).flatten(1, 2), -made_b.flatten(1, 2)], dim=1)
+    right = torch.cat([a.flatten(1, 2), made_a.flatten(1, 2)], dim=1)
+    return norm_of_sum(left, right).square().tolist()
 
 
 def error_norms(b: Tensor, a: Tensor, weights: Tensor, made_b: Tensor, made_a: Tensor) -> Tensor:
@@ -191,6 +205,10 @@ def _group_layers(downloads: Mapping[ClientId, Download], most_bytes: int) -> li
 def _stack(layers: Sequence[str], half: str, states: Sequence[AdapterState]) -> Tensor:
     key = f".lora_{half}.weight"
     return stack_rows([[state[layer + key] for state in states] for layer in layers], transpose=half == "B")
+
+
+def _rank_of(state: AdapterState, layers: Sequence[str]) -> int:
+    return max(len(state[_keys(layer)[0]]) for layer in layers)
 
 
 def _keys(layer: str) -> tuple[str, str]:

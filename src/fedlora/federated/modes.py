@@ -15,6 +15,7 @@ from fedlora.config.train import HYPERPARAMETERS, TrainConfig
 from fedlora.errors import UsageError
 from fedlora.federated.privacy.combinations import check_privacy
 from fedlora.federated.strategies.ditto import TrainBoth
+from fedlora.federated.strategies.exact import FedEx, FLora
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
 from fedlora.federated.strategies.feddpa import TrainLocalBeside
 from fedlora.federated.strategies.fedprox import ProximalTraining
@@ -81,6 +82,8 @@ MODES: dict[str, Mode] = {
     "fedsvd": Mode(FedSvd(), TrainAndSend(), "parallel"),
     "fedrot": Mode(FedRot(), RotateAndSend(), "parallel"),
     "fedsa": Mode(FedSa(), KeepB(), "parallel"),
+    "fedex": Mode(FedEx(), TrainAndSend(), "parallel"),
+    "flora": Mode(FLora(), TrainAndSend(), "parallel"),
     "median": Mode(CoordinateMedian(), TrainAndSend(), "parallel"),
     "trimmed_mean": Mode(TrimmedMean(), TrainAndSend(), "parallel"),
     "krum": Mode(Krum(), TrainAndSend(), "parallel"),
@@ -132,6 +135,11 @@ def choose_mode(config: TrainConfig) -> Mode:
         raise UsageError(
             f"federation_mode={name}: personal_rounds={alone} leaves none of the {rounds} rounds to train together in",
             hint="lower --personal_rounds, raise --num_communication_rounds, or use none",
+        )
+    if config.export_rank is not None and config.export_rank < config.lora_r:
+        raise UsageError(
+            f"export_rank={config.export_rank} is below lora_r={config.lora_r}: not even the clients' rank would fit",
+            hint="raise --export_rank",
         )
     if mode.rule.sends and config.limits_clients:
         raise UsageError(

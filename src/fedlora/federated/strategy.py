@@ -15,6 +15,7 @@ from fedlora.types import (
     ClientMemory,
     ClientUpdate,
     Download,
+    Export,
     LocalResult,
     Phase,
     RoundContext,
@@ -32,7 +33,8 @@ class Strategy(Protocol):
     memory of them means nothing. `takes_ranks` strategies have a field `client_ranks` and send every client an adapter
     of its own rank. `weight_of` is what an update weighs in the method's mean, up to a common factor. With fewer than
     `fewest_clients` updates `aggregate` leaves the state as it is. `asks_everybody` says whether a round is for all
-    clients, whoever was drawn.
+    clients, whoever was drawn. `increment_rank` is the most ranks that a round adds to the base under a layer, from
+    clients of these ranks; `export` gives the global model as the one adapter that a round leaves.
     """
 
     is_weighted: ClassVar[bool]
@@ -48,6 +50,8 @@ class Strategy(Protocol):
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState: ...
     def global_adapter(self, state: ServerState) -> AdapterState | None: ...
     def asks_everybody(self, round_number: int) -> bool: ...
+    def increment_rank(self, ranks: Sequence[int], d_out: int, d_in: int) -> int: ...
+    def export(self, state: ServerState, scaling: float) -> Export: ...
 
 
 class ClientRule(Protocol):

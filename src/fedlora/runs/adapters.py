@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlora.errors import UsageError
+from fedlora.errors import StorageError, UsageError
 from fedlora.files import read_json
 from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.adapter_files import BIN_NAME, CONFIG_NAME, GLOBAL_BIN_NAME, SAFETENSORS_NAME
 from fedlora.llm.lora import LoraSpec
 from fedlora.paths import OutputName, RunPaths, client_number, is_number
-from fedlora.runs.checking import UPDATE_NAME, find_listed_fault
-from fedlora.types import ClientId
+from fedlora.runs.base_chain import FIELD, load_base
+from fedlora.runs.checking import UPDATE_NAME, find_listed_fault, read_manifest
+from fedlora.types import BaseDelta, ClientId
 
 
 def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
@@ -76,6 +77,24 @@ def adapter_specs(
             )
         specs[name] = spec
     return specs
+
+
+def find_additions(paths: RunPaths, round_number: int) -> BaseDelta | None:
+    """What the base model had been given when a round's clients trained on it; None when nothing.
+
+    Their adapters mean something on top of it only; the global adapter of a round holds it. StorageError when it is not
+    what was written.
+    """
+    manifest = read_manifest(paths.round_folder(round_number)) or {}
+    if FIELD not in manifest:
+        return None
+    base = load_base(paths, round_number - 1)
+    if base is None or manifest[FIELD]["parent_sha256"] != base.sha256:
+        raise StorageError(
+            f"{paths.round_folder(round_number)}: its clients did not train on what the rounds before it added",
+            hint="restore the folders of the run from a copy",
+        )
+    return base if base.links else None
 
 
 def names_in_round(paths: RunPaths, round_number: int) -> list[OutputName]:

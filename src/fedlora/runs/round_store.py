@@ -32,6 +32,7 @@ from fedlora.llm.adapter_files import (
 )
 from fedlora.llm.bin_layout import BinLayout
 from fedlora.paths import RunPaths, client_name
+from fedlora.runs.base_chain import BASE_NAME, increment_to_bytes
 from fedlora.runs.checking import (
     MANIFEST_NAME,
     UPDATE_NAME,
@@ -129,6 +130,8 @@ class RoundStore:
             "started_from": update.started_from,
             "task_id": update.task_id,
         }
+        if update.base_sha256 is not None:
+            record["base_sha256"] = update.base_sha256
         write_json(folder / UPDATE_NAME, seal(record))
 
     def updates(self, round_number: int, clients: Sequence[ClientId]) -> StoredUpdates:
@@ -195,12 +198,17 @@ class RoundStore:
         state: ServerState | None,
         facts: Mapping[str, Any],
     ) -> Path:
-        """Write the global adapter, the server's state and the manifest, then give the round its final name."""
+        """Write the global adapter, the server's state, what it added to the base, and the manifest; then give the
+        round its final name. The adapter's rank is that of `facts["export"]`, where there is one."""
         folder = self.paths.partial_folder(round_number)
         if global_adapter is not None:
             write_bytes(folder / GLOBAL_BIN_NAME, to_bin(global_adapter))
             write_bytes(folder / SAFETENSORS_NAME, to_safetensors(global_adapter))
-            write_text(folder / CONFIG_NAME, self.peft_config)
+            # where the method adds to the base, the round's adapter has a rank of its own
+            rank = facts["export"]["rank"] if "export" in facts else None
+            write_text(folder / CONFIG_NAME, config_at_rank(self.peft_config, rank) if rank else self.peft_config)
+        if state is not None and (increment := increment_to_bytes(state.base, round_number)):
+            write_bytes(folder / BASE_NAME, increment)
         if state is not None and (content := state_to_bytes(state, global_adapter)):
             write_bytes(folder / STATE_NAME, content)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -268,4 +276,5 @@ def update_of(facts: Mapping[str, Any], *, upload: AdapterState | None, memory: 
         memory=memory,
         started_from=facts["started_from"],
         metrics=facts["metrics"],
+        base_sha256=facts.get("base_sha256"),
     )

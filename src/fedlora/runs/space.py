@@ -39,11 +39,13 @@ def estimate_round_bytes(
 
 @dataclass(frozen=True)
 class SpaceNeed:
-    """What the rounds of a run take that are not committed yet."""
+    """What the rounds of a run take that are not committed yet: each `round_bytes`, and what `growth` says of it where
+    rounds differ."""
 
     paths: RunPaths
     rounds: int
     round_bytes: int
+    growth: Sequence[int] = ()
 
     def check(self, done: int) -> None:
         """StorageError when the next round cannot fit, before anything of it is written; a warning when the rest
@@ -52,7 +54,7 @@ class SpaceNeed:
         if left <= 0:
             return
         free, rest = shutil.disk_usage(self.paths.root).free, self.rest(done)
-        needed = max(0, rest - (left - 1) * self.round_bytes)
+        needed = max(0, rest - self._sum_from(done + 1))
         if needed > free:
             raise StorageError(
                 f"{self.paths.root}: round {done + 1} needs about {_megabytes(needed)}, {_megabytes(free)} are free",
@@ -69,7 +71,11 @@ class SpaceNeed:
         """Bytes that are still to be written behind round `done`."""
         partial = self.paths.partial_folder(done + 1)
         written = sum(_blocks(path.stat().st_size) for path in partial.rglob("*") if path.is_file())
-        return max(0, (self.rounds - done) * self.round_bytes - written)
+        return max(0, self._sum_from(done) - written)
+
+    def _sum_from(self, done: int) -> int:
+        """Bytes of all rounds behind `done`."""
+        return max(0, self.rounds - done) * self.round_bytes + sum(self.growth[done:])
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:

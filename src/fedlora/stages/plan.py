@@ -159,6 +159,7 @@ class Planning:
             weights=count_weights(self.bench.base, quantization),
             program=self.program,
             available=self.room,
+            background=self.training.growth.held,
         )
 
     def _probe(self, forecast: RunForecast, work: dict[tuple[ClientId, ...], Work]) -> _Clock:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedlora.engines.client_data import ClientExamples
+from fedlora.federated.base_delta import background_of
 from fedlora.llm.background import as_background
 from fedlora.llm.examples import Example
 from fedlora.llm.local_training import Trainer
@@ -72,7 +73,10 @@ class RoundMetrics:
         row |= result.metrics
         if result.global_adapter is not None:
             if self._has_validation():
-                row["val_loss"] = self.trainer.validate(result.global_adapter, self._shared_validation())
+                # on the additions themselves: what the round leaves for PEFT may be cut to a rank
+                row["val_loss"] = self.trainer.validate(
+                    result.global_adapter, self._shared_validation(), background=background_of(result.base)
+                )
             if self.has_personal:
                 row |= self._validate_personal(result.round, records)
         else:

@@ -18,14 +18,15 @@ from fedlora.console import Progress, say
 from fedlora.engines.cohorts import check_clients, choose_cohort
 from fedlora.engines.committed import read_result
 from fedlora.engines.devices import DeviceClients
-from fedlora.engines.forecast import measure_traffic
+from fedlora.engines.forecast import draw_waves, measure_traffic
+from fedlora.engines.growth import forecast_growth
 from fedlora.engines.private_run import find_doubts, make_private_run
 from fedlora.engines.rounds import FederatedRun
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.engines.worker import Worker
 from fedlora.errors import DataError
-from fedlora.federated.adapters import num_bytes
+from fedlora.federated.adapters import make_adapter, num_bytes
 from fedlora.federated.modes import Mode, choose_mode, has_global_model, has_personal_models, hyperparameters_of
 from fedlora.federated.privacy.budget import describe_spent
 from fedlora.federated.privacy.randomness import Secret
@@ -36,7 +37,7 @@ from fedlora.llm.adapter_config import make_peft_config
 from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
-from fedlora.llm.lora import is_fan_in_fan_out, make_adapter
+from fedlora.llm.lora import is_fan_in_fan_out
 from fedlora.paths import RunPaths
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import RoundStore
@@ -97,6 +98,8 @@ class Training:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
         check_clients(config, mode, self.clients.clients())
+        waves = draw_waves(config, self.clients.clients())
+        self.growth = forecast_growth(config, mode, waves, self.lora.shapes())
         self.space = self._estimate_space(mode)
 
     def run(self) -> None:
@@ -221,7 +224,7 @@ class Training:
         )
         traffic = measure_traffic(mode, self.adapter)
         needed += traffic.state_bytes + len(members) * traffic.extra_bytes
-        return SpaceNeed(self.paths, self.config.num_communication_rounds, needed)
+        return SpaceNeed(self.paths, self.config.num_communication_rounds, needed, self.growth.disk)
 
     def _rows_ahead(self, done: int) -> int:
         """Rows the run will train on, about: cohorts are drawn round by round."""

@@ -19,12 +19,14 @@ CLIENT_LEVEL = frozenset(
 
 _ONE_BY_ONE = "looks at single updates, and noise on their sum would not hide them"
 _RANKS = "sums products or factors of several shapes, and the noise of one clip belongs to a sum of one shape"
+_PRODUCTS = "sums products of single clients' factors, and noise on the sum of factors would not hide them"
 NOT_CLIENT_LEVEL = {
     "seq": "passes one client's adapter to the next, so there is no sum to add noise to",
     "none": "combines nothing, so there is no sum to add noise to",
     "pooled": "trains on the rows of all clients at once, so there is no client to hide",
     "finetune": "asks everybody in its last rounds, drawn or not",
     "scaffold": "sends two vectors, an update and a control, and one clip bounds only one of them",
+    **dict.fromkeys(("fedex", "flora"), _PRODUCTS),
     **dict.fromkeys(("zeropad", "hetlora", "flexlora"), _RANKS),
     **dict.fromkeys(("median", "trimmed_mean", "krum", "multi_krum", "geometric_median"), _ONE_BY_ONE),
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedlora.federated.adapters import pick_half, weighted_mean
+from fedlora.federated.base_delta import background_of
 from fedlora.federated.ranks import Rank, cut_rank, rank_of, rank_of_adapter
 from fedlora.types import (
     AdapterState,
@@ -19,6 +20,7 @@ from fedlora.types import (
     ClientMemory,
     ClientUpdate,
     Download,
+    Export,
     LocalResult,
     Phase,
     RoundContext,
@@ -60,6 +62,12 @@ class FedAvg:
     def asks_everybody(self, round_number: int) -> bool:
         return False
 
+    def increment_rank(self, ranks: Sequence[int], d_out: int, d_in: int) -> int:
+        return 0
+
+    def export(self, state: ServerState, scaling: float) -> Export:
+        return Export(self.global_adapter(state))
+
 
 @dataclass(frozen=True)
 class RankedServer(FedAvg):
@@ -85,7 +93,7 @@ class TrainAndSend:
     own_ranks: ClassVar[int] = 0
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
-        return (Phase(start=download.adapter, trainable=download.trainable),)
+        return (Phase(download.adapter, download.trainable, background=background_of(download.base)),)
 
     def upload(
         self, results: Sequence[LocalResult], download: Download, memory: ClientMemory

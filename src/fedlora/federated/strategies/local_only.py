@@ -40,9 +40,6 @@ class NoServer(RankedServer):
     def global_adapter(self, state: ServerState) -> AdapterState | None:
         return None
 
-    def asks_everybody(self, round_number: int) -> bool:
-        return False
-
 
 @dataclass(frozen=True)
 class KeepOwn:
