@@ -14,11 +14,12 @@ from fedlora.engines.devices import DeviceClients
 from fedlora.engines.messages import pack_outcome, pack_task, unpack_outcome, unpack_task
 from fedlora.engines.workbench import make_workbench
 from fedlora.errors import TrainingError, UsageError
+from fedlora.federated.base_delta import append
 from fedlora.files import sha256_of
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
 from fedlora.paths import tokens_folder
 from fedlora.stages import train
-from fedlora.types import ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
+from fedlora.types import BaseDelta, ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
 
 
 @pytest.fixture
@@ -42,9 +43,9 @@ def hashes(root) -> dict[str, str]:
     return {str(path.relative_to(root)): sha256_of(path) for name in wanted for path in sorted(root.rglob(name))}
 
 
-@pytest.mark.parametrize("mode", ["homo", "none"])
-def test_several_devices_give_the_bytes_of_one(options, mode):
-    common = {**options, "federation_mode": mode, "optimizer_state": "keep"}
+@pytest.mark.parametrize(("mode", "kept"), [("homo", "keep"), ("none", "keep"), ("fedex", "reset")])
+def test_several_devices_give_the_bytes_of_one(options, mode, kept):
+    common = {**options, "federation_mode": mode, "optimizer_state": kept}
     alone = train.run(TrainConfig.of(**common, exp_name="alone", device="cpu")).root
     together = train.run(TrainConfig.of(**common, exp_name="together", devices=("cpu", "cpu"))).root
     assert hashes(together) == hashes(alone)
@@ -229,3 +230,28 @@ def test_messages_keep_every_bit_and_every_field():
     assert again.memory.adapter.keys() == state.keys()
     failure = ClientFailure(7, "diverged", "no")
     assert unpack_outcome(pack_outcome(failure, {"x": 1})) == (failure, {"x": 1})
+
+
+def test_additions_to_the_base_go_to_a_worker_once():
+    factors = {"q.lora_A.weight": torch.randn(1, 9), "q.lora_B.weight": torch.randn(8, 1)}
+    first = append(BaseDelta(), 1, factors)
+    second = append(first, 2, factors, truncation_error=0.25)
+
+    def sent(base, held=None):
+        task = TrainTask("name", 3, 0, 7, (7,), Download({"a": torch.ones(1)}, travels=None, base=base))
+        return pack_task(task, ClientMemory(), {}, held=held.sha256 if held else None)
+
+    found, _, _ = unpack_task(sent(second))
+    assert found.download.travels is None
+    assert found.download.base.links == second.links
+    assert found.download.background.keys() == second.background.keys()
+    assert all(torch.equal(value, second.background[key]) for key, value in found.download.background.items())
+    named = sent(second, held=second)
+    assert len(named) < len(sent(second))
+    again, _, _ = unpack_task(named, found.download.base)
+    assert again.download.base is found.download.base
+    with pytest.raises(ValueError, match="never sent"):
+        unpack_task(named, first)
+    # nothing was added yet, or never will be
+    assert unpack_task(sent(BaseDelta()))[0].download.base == BaseDelta()
+    assert unpack_task(sent(None), first)[0].download.base is None

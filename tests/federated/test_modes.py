@@ -223,3 +223,11 @@ def test_every_mode_gets_the_same_cohorts(mode):
     store, _, _ = run_mode(mode, rounds=5, client_selection_frac=0.5, amounts=ten)
     reference, _, _ = run_mode("homo", rounds=5, client_selection_frac=0.5, amounts=ten)
     assert [facts["cohort"] for *_, facts in store.committed] == [facts["cohort"] for *_, facts in reference.committed]
+
+
+def test_a_task_names_the_base_it_is_to_be_trained_on():
+    """FLoRA's fresh adapter is the same whatever was sent; the base beneath it is not."""
+    one, other = (run_mode("flora", amounts=amounts)[1].tasks for amounts in ({0: 0.1, 1: 0.7}, {0: 0.1, 1: 0.9}))
+    same = [first.id == second.id for first, second in zip(one, other, strict=True)]
+    assert same == [True, True, False, False, False, False]
+    assert fingerprint(one[2].download.adapter) == fingerprint(other[2].download.adapter)

@@ -103,9 +103,10 @@ def choose_mode(config: TrainConfig) -> Mode:
             f"federation_mode={name} hands out other factors than a client left, so kept moments would mean nothing",
             hint="leave --optimizer_state at reset",
         )
-    if config.export_rank is not None and config.export_rank < config.lora_r:
+    export_rank = given.get("export_rank", known.get("export_rank", config.lora_r))
+    if export_rank < config.lora_r:
         raise UsageError(
-            f"export_rank={config.export_rank} is below lora_r={config.lora_r}: not even the clients' rank would fit",
+            f"export_rank={export_rank} is below lora_r={config.lora_r}: not even the clients' rank would fit",
             hint="raise --export_rank",
         )
     if mode.rule.sends and config.limits_clients:
