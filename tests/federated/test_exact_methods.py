@@ -63,7 +63,7 @@ def test_every_round_gives_the_mean_of_the_clients_models_exactly(strategy, clie
 @pytest.mark.parametrize("strategy", [FedEx(), FLora()], ids=["fedex", "flora"])
 def test_in_float32_only_rounding_is_lost(strategy):
     state = strategy.init(adapter(0, dtype=torch.float32), range(4))
-    expected = {layer: 0 for layer in LAYERS}
+    expected = dict.fromkeys(LAYERS, 0)
     for number in (1, 2, 3):
         sent = [adapter(100 * number + client, dtype=torch.float32) for client in range(4)]
         state = play(strategy, state, sent, number=number)
