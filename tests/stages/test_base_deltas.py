@@ -269,6 +269,19 @@ def test_a_cut_residual_is_told_and_is_verified(start):
     check(run)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_limits_act_before_anything_is_made_of_an_update(start, trained, mode):
+    run = start(f"limited-{mode}", mode, max_update_norm=0.01, norm_action="clip", num_communication_rounds=2)
+    assert len(manifest(run, 1)["limited"]) == 3
+    check(run)
+
+    def size(root: Path) -> float:
+        whole = load_base(RunPaths(root.parent, root.name), 1).background
+        return float(sum(value.square().sum() for key, value in whole.items() if "lora_B" in key or "delta" in key))
+
+    assert size(run) < 0.1 * size(trained[mode])
+
+
 def reseal(run: Path, number: int, *changed: Path, **changes) -> None:
     """A manifest that names files as they are now."""
     facts = manifest(run, number)
