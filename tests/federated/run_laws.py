@@ -27,7 +27,7 @@ from method_properties import Properties
 
 from fedlora.federated.adapters import fingerprint, pick_half, zeros_like
 from fedlora.federated.modes import MODES, Mode
-from fedlora.types import ClientMemory, ServerState
+from fedlora.types import BaseDelta, ClientMemory, ServerState
 
 MISSES = {1: (0, 1, 2, 3, 4, 5, 6), 2: (1, 2, 3, 4, 5), 3: (2, 3, 4, 5, 6), 4: (0, 1, 2, 3, 4)}
 """Cohorts of four rounds: client 0 takes part in the first and the last."""
@@ -173,6 +173,38 @@ def check_pull(mode: Mode, row: Properties) -> None:
     assert ways[0] > ways[-1] * 1.01
 
 
+def check_beneath(mode: Mode, row: Properties) -> None:
+    """Everybody trains on all that was added to the base, whatever rounds it missed; or on nothing else, ever."""
+    for wave in Federation(mode).run((1, 2, 3, 4), MISSES.__getitem__).waves:
+        wanted = beneath(wave.before)
+        for turn in wave.turns.values():
+            given = ServerState({}, base=BaseDelta(background=turn.phases[0].background or {}))
+            found = beneath(given)
+            assert found.keys() == wanted.keys(), "another base than the server's"
+            near(found, wanted, "another base than the server's")
+
+
+def check_own_models(mode: Mode, row: Properties) -> None:
+    """Own models stay with their clients: the server's way is FedAvg's to the bit. What they are is the paper's.
+
+    Ditto's is pulled to the global adapter it was sent; FedDPA's mixes outputs, `(1 - a) B_g A_g + a B_l A_l`.
+    """
+    federation = Federation(mode).run((1, 2, 3), MISSES.__getitem__)
+    plain_way = Federation(MODES["homo"]).run((1, 2, 3), MISSES.__getitem__)
+    assert fingerprint(federation.state.adapter) == fingerprint(plain_way.state.adapter), "another way than FedAvg's"
+    for wave in federation.waves:
+        for turn in wave.turns.values():
+            own, start, local = turn.update.memory.adapter, turn.download.adapter, turn.results[1].adapter
+            assert own is not None, "no own model"
+            if turn.phases[1].anchor is not None:
+                near(turn.phases[1].anchor, start, "pulled elsewhere", 0.0)
+                near(own, local, "another own model than was trained", 0.0)
+            else:
+                share = mode.rule.personal_weight
+                wanted = mean_of([products(start), products(local)], [1 - share, share])
+                near(products(own), wanted, "another mix than that of outputs")
+
+
 def check_equal_rows_train_as_one(mode: Mode, row: Properties) -> None:
     """Seven clients with the same rows are one of them, round after round (five, where a method needs as many)."""
     if row.order_matters:
@@ -255,6 +287,7 @@ EVERY_RUN: tuple[Check, ...] = (
     check_everybody_starts_alike,
     check_missed_rounds,
     check_equal_rows_train_as_one,
+    check_beneath,
     check_nothing_leaks,
     check_resume,
     check_shapes,

@@ -60,6 +60,24 @@ def test_every_round_gives_the_mean_of_the_clients_models_exactly(strategy, clie
                 assert not fresh.any()
 
 
+@pytest.mark.parametrize("strategy", [FedEx(), FLora()], ids=["fedex", "flora"])
+def test_in_float32_only_rounding_is_lost(strategy):
+    state = strategy.init(adapter(0, dtype=torch.float32), range(4))
+    expected = dict.fromkeys(LAYERS, 0)
+    for number in (1, 2, 3):
+        sent = [adapter(100 * number + client, dtype=torch.float32) for client in range(4)]
+        state = play(strategy, state, sent, number=number)
+        wide = [{key: value.double() for key, value in one.items()} for one in sent]
+        for layer in LAYERS:
+            kept = 0 if isinstance(strategy, FLora) else S * product(state.adapter, layer).double()
+            found = added(state.base, layer)
+            assert found.dtype == torch.float32
+            whole = expected[layer] + mean_product(wide, ROWS, layer)
+            assert torch.allclose(found.double() + kept, whole, rtol=0, atol=1e-5)
+            expected[layer] = whole - kept
+    assert all(value.dtype == torch.float32 for value in strategy.export(state, S).adapter.values())
+
+
 def test_fedex_averages_the_factors_as_fedavg_does():
     sent = [adapter(client) for client in range(4)]
     state = play(FedEx(), FedEx().init(adapter(9), range(4)), sent)

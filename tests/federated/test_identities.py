@@ -8,7 +8,7 @@ from federation_of_one_round import close
 from identities import EVERY_AGGREGATION, check_ranks, check_turns, near
 from linear_federation import Federation
 from method_properties import PROPERTIES
-from run_laws import EVERY_RUN, check_controls, check_pull, check_scale
+from run_laws import EVERY_RUN, check_controls, check_own_models, check_pull, check_scale
 
 from fedlora.config.train import MODE_NAMES
 from fedlora.federated.modes import MODES, Mode, has_global_model
@@ -43,6 +43,11 @@ def test_control_variates_are_option_ii_and_their_mean(mode):
 @pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.pulls])
 def test_the_pull_is_the_paper_s(mode):
     check_pull(MODES[mode], PROPERTIES[mode])
+
+
+@pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.has_own_model])
+def test_own_models_are_the_papers_and_stay_where_they_are(mode):
+    check_own_models(MODES[mode], PROPERTIES[mode])
 
 
 @pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.trains == ("B",)])

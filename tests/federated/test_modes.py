@@ -227,3 +227,11 @@ def test_every_mode_gets_the_same_cohorts(mode):
     found, expected = ([facts["cohort"] for *_, facts in kept.committed] for kept in (store, reference))
     # the last round of `finetune` is for everybody
     assert (found[:-1] if mode == "finetune" else found) == (expected[:-1] if mode == "finetune" else expected)
+
+
+def test_a_task_names_the_base_it_is_to_be_trained_on():
+    """FLoRA's fresh adapter is the same whatever was sent; the base beneath it is not."""
+    one, other = (run_mode("flora", amounts=amounts)[1].tasks for amounts in ({0: 0.1, 1: 0.7}, {0: 0.1, 1: 0.9}))
+    same = [first.id == second.id for first, second in zip(one, other, strict=True)]
+    assert same == [True, True, False, False, False, False]
+    assert fingerprint(one[2].download.adapter) == fingerprint(other[2].download.adapter)

@@ -269,6 +269,26 @@ def test_a_cut_residual_is_told_and_is_verified(start):
     check(run)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_limits_act_before_anything_is_made_of_an_update(start, trained, mode):
+    run = start(f"limited-{mode}", mode, max_update_norm=0.01, norm_action="clip", num_communication_rounds=2)
+    assert len(manifest(run, 1)["limited"]) == 3
+    check(run)
+
+    def size(root: Path) -> float:
+        whole = load_base(RunPaths(root.parent, root.name), 1).background
+        return float(sum(value.square().sum() for key, value in whole.items() if "lora_B" in key or "delta" in key))
+
+    assert size(run) < 0.1 * size(trained[mode])
+
+
+def reseal(run: Path, number: int, *changed: Path, **changes) -> None:
+    """A manifest that names files as they are now."""
+    facts = manifest(run, number)
+    files = {**facts["files"], **describe_files(run / str(number), list(changed))}
+    (run / f"{number}/manifest.json").write_text(json_text(seal({**facts, **changes, "files": files})))
+
+
 @pytest.mark.parametrize("damage", ["changed", "gone", "resealed", "round"])
 def test_a_broken_chain_is_found_by_all_who_read_it(copied, start, damage, capsys):
     run = copied("fedex")
@@ -285,9 +305,7 @@ def test_a_broken_chain_is_found_by_all_who_read_it(copied, start, damage, capsy
     else:
         # another increment, and a manifest that names it
         shutil.copy(other, file)
-        facts = manifest(run, 1)
-        files = {**facts["files"], **describe_files(run / "1", [file])}
-        (run / "1/manifest.json").write_text(json_text(seal({**facts, "files": files})))
+        reseal(run, 1, file)
     with pytest.raises(StorageError):
         check(run)
     with pytest.raises(StorageError, match="what round 1 added to the base cannot be used"):
@@ -297,6 +315,26 @@ def test_a_broken_chain_is_found_by_all_who_read_it(copied, start, damage, capsy
     again = start("fedex", "fedex", model_dir=run.parent)
     assert "round 3 is not used and trained again" in capsys.readouterr().err
     assert hashes(again) == expected
+
+
+def test_a_round_that_stands_on_another_chain_is_found(copied):
+    run = copied("flora")
+    reseal(run, 2, base_delta={**manifest(run, 2)["base_delta"], "parent_sha256": "0" * 64})
+    with pytest.raises(StorageError, match=r"round 2 added .* does not stand on what the rounds before it added"):
+        load_base(RunPaths(run.parent, run.name), 3)
+
+
+def test_an_increment_or_a_base_that_is_not_what_the_run_computes_is_found_by_verify(copied, capsys):
+    run = copied("fedex")
+    increment, record = run / f"3/{BASE_NAME}", run / "3/client_0/update.json"
+    shutil.copy(run / f"2/{BASE_NAME}", increment)
+    record.write_text(json_text(seal({**json.loads(record.read_text()), "base_sha256": "0" * 64})))
+    reseal(run, 3, increment, record)
+    with pytest.raises(StorageError):
+        check(run)
+    told = capsys.readouterr()
+    assert f"{increment} is not the aggregate of the clients' files" in told.out + told.err
+    assert f"{record}: the client trained on another base than it was given" in told.out + told.err
 
 
 def answer(run: Path, out: Path, **options) -> list[Path]:
@@ -338,6 +376,11 @@ def test_a_client_answers_on_the_base_of_its_round_alone_and_among_others(traine
     assert alone.read_text() == found.read_text()
     facts = json.loads(alone.with_name("client_2_output.meta.json").read_text())
     assert facts["base_delta_sha256"] == load_base(RunPaths(run.parent, run.name), 2).sha256
+    # on the bare base the same adapter says something else
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraModel, "set_background", lambda self, state: None)
+        (bare,) = answer(run, tmp_path / "bare", client_id=2, is_global_model=False)
+    assert bare.read_text() != alone.read_text()
     (everybody,) = answer(run, tmp_path / "global", is_global_model=True)
     assert "base_delta_sha256" not in json.loads(everybody.with_name("global_output.meta.json").read_text())
 
@@ -358,6 +401,7 @@ def test_a_client_s_answers_are_refused_where_the_chain_is_broken(copied, tmp_pa
         ({"federation_mode": "flora", "residual_rank": 4}, "has no residual_rank"),
         ({"federation_mode": "homo", "export_rank": 64}, "has no export_rank"),
         ({"federation_mode": "fedex", "export_rank": 4, "lora_r": 8}, "not even the clients' rank would fit"),
+        ({"federation_mode": "flora", "lora_r": 512}, "export_rank=256 is below lora_r=512"),
     ],
 )
 def test_combinations_that_cannot_be_right_are_refused(changes, what):

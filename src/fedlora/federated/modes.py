@@ -130,15 +130,16 @@ def choose_mode(config: TrainConfig) -> Mode:
             "other's",
             hint="leave --optimizer_state at reset",
         )
-    alone, rounds = {**known, **given}.get("personal_rounds", 0), config.num_communication_rounds
+    chosen = {**known, **given}
+    alone, rounds = chosen.get("personal_rounds", 0), config.num_communication_rounds
     if alone >= rounds:
         raise UsageError(
             f"federation_mode={name}: personal_rounds={alone} leaves none of the {rounds} rounds to train together in",
             hint="lower --personal_rounds, raise --num_communication_rounds, or use none",
         )
-    if config.export_rank is not None and config.export_rank < config.lora_r:
+    if (export_rank := chosen.get("export_rank", config.lora_r)) < config.lora_r:
         raise UsageError(
-            f"export_rank={config.export_rank} is below lora_r={config.lora_r}: not even the clients' rank would fit",
+            f"export_rank={export_rank} is below lora_r={config.lora_r}: not even the clients' rank would fit",
             hint="raise --export_rank",
         )
     if mode.rule.sends and config.limits_clients:

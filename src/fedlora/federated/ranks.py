@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedlora.federated.adapters import Shapes, layer_pairs, shapes_of
+from fedlora.federated.low_rank_svd import square_norm
 from fedlora.types import AdapterState, ClientId
 
 Rank = int
@@ -109,12 +110,9 @@ def padded_mean(
 
 
 def product_norm(state: AdapterState) -> float:
-    """Frobenius norm of `B A` over all layers together, `||B A||^2 = trace((B^T B)(A A^T))`, in float64."""
-    total = 0.0
-    for a_key, b_key in layer_pairs(state).values():
-        a, b = state[a_key].to(torch.float64), state[b_key].to(torch.float64)
-        total += float(((b.T @ b) * (a @ a.T)).sum())
-    return math.sqrt(max(total, 0.0))
+    """Frobenius norm of `B A` over all layers together, in float64."""
+    pairs = layer_pairs(state).values()
+    return math.sqrt(max(sum(square_norm(state[b_key], state[a_key]) for a_key, b_key in pairs), 0.0))
 
 
 def tail_norm(state: AdapterState, first: Rank) -> float:

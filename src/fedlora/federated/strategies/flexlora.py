@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedlora.federated.adapters import layer_pairs
+from fedlora.federated.low_rank_svd import svd_of_product
 from fedlora.federated.ranks import Rank, rank_of_adapter
 from fedlora.federated.strategies.fedavg import RankedServer
 from fedlora.types import AdapterState, RoundContext, ServerState, Updates
@@ -91,11 +92,8 @@ def split_svd(svd: Svd, a: Tensor, b: Tensor, split: Split) -> tuple[Tensor, Ten
 
 
 def _decompose(left: Tensor, right: Tensor) -> Svd:
-    """The SVD of `left @ right`; left (d_out, n), right (n, d_in)."""
-    q_left, core_left = torch.linalg.qr(left)
-    q_right, core_right = torch.linalg.qr(right.T)
-    u, s, vh = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
-    u, vh = q_left @ u, vh @ q_right.T
+    """The SVD of `left @ right` with signs fixed; left (d_out, n), right (n, d_in)."""
+    u, s, vh = svd_of_product(left, right)
     signs = vh.gather(1, vh.abs().argmax(dim=1, keepdim=True)).sign()
     signs = torch.where(signs == 0, 1.0, signs)
     return Svd(u * signs[:, 0], s, vh * signs)
