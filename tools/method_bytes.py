@@ -1,9 +1,10 @@
 """What each mode moves per client and round, by a run's own metrics: a table in docs/strategies.md.
 
-    python tools/method_bytes.py
+    python studies/small_model.py --folder build/small_model
+    python tools/method_bytes.py build/small_model
 
-Three rounds of every mode with five clients of rank 8 on the query and value layers of SmolLM2-135M, one optimizer
-step a round. Bytes do not depend on what is learned, so that is enough.
+Three rounds of every mode with five clients of rank 4 on the query and value layers, one optimizer step a round. Bytes
+do not depend on what is learned, so that is enough.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ BEGIN, END = "<!-- measured bytes: tools/method_bytes.py -->\n", "<!-- end of me
 CLIENTS = 5
 
 
-def measure(mode: str, folder: Path) -> list[tuple[float, float]]:
+def measure(mode: str, model: str, folder: Path) -> list[tuple[float, float]]:
     """(down, up) of every round, per client that took part."""
     options = {"prune_to": 1.0} if mode == "hetlora" else {}
     config = TrainConfig.of(
         exp_name=mode,
         federation_mode=mode,
-        base_model="smollm2-135m",
+        base_model=model,
         data_path=folder / "data",
         model_dir=folder / "models",
         num_clients=CLIENTS,
@@ -41,7 +42,7 @@ def measure(mode: str, folder: Path) -> list[tuple[float, float]]:
         client_selection_frac=1.0,
         local_batch_size=8,
         local_num_epochs=1,
-        lora_r=8,
+        lora_r=4,
         prompt_template="chat",
         **options,
     )
@@ -69,8 +70,11 @@ def main() -> None:
         rows = make_skill_rows(1, seed=0)
         for client in range(CLIENTS):
             write_json(folder / "data" / str(CLIENTS) / f"local_training_{client}.json", rows)
-        found = {mode: measure(mode, folder) for mode in MODE_NAMES}
-    place = f"In kB (1,000 bytes), by `python tools/method_bytes.py`, {describe_machine()}.\n\n"
+        found = {mode: measure(mode, sys.argv[1], folder) for mode in MODE_NAMES}
+    place = (
+        "Per client, in kB (1,000 bytes): five clients of rank 4 on the query and value layers of the studies' small "
+        f"model, by `python tools/method_bytes.py build/small_model`, {describe_machine()}.\n\n"
+    )
     before, rest = read_text(PAGE).split(BEGIN)
     write_text(PAGE, before + BEGIN + place + make_table(found) + END + rest.split(END)[1])
 
