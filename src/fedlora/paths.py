@@ -123,6 +123,43 @@ class OutputName:
 
 
 @dataclass(frozen=True)
+class NodePaths:
+    """What one node of a federation across machines keeps, run by run; `run_key` names a run by what it computes."""
+
+    state_dir: Path
+    run_key: str
+
+    @property
+    def layout_file(self) -> Path:
+        return _below(self.state_dir, "runs", self.run_key, "layout.json")
+
+    @property
+    def folder(self) -> Path:
+        return _below(self.state_dir, "runs", self.run_key)
+
+    def update_file(self, round_number: int) -> Path:
+        """The update of a round with everything this client keeps."""
+        return _below(self.state_dir, "runs", self.run_key, f"{round_number}.update")
+
+    def kept_rounds(self) -> list[int]:
+        """Rounds of which an update is kept, ascending."""
+        if not self.folder.is_dir():
+            return []
+        stems = [entry.stem for entry in self.folder.iterdir() if entry.suffix == ".update"]
+        return sorted(int(stem) for stem in stems if is_number(stem))
+
+
+def node_salt_file(state_dir: Path) -> Path:
+    """A secret of a node: what it tells of its data is salted with it."""
+    return _below(state_dir, "salt")
+
+
+def node_socket(state_dir: Path) -> Path:
+    """Where a node's worker listens."""
+    return _below(state_dir, "worker.sock")
+
+
+@dataclass(frozen=True)
 class ResultPaths:
     """Predictions, ROUGE and judge results of one experiment and round."""
 

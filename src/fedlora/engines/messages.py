@@ -21,7 +21,14 @@ Groups = Mapping[str, Mapping[str, Tensor] | None]
 def pack(header: Mapping[str, Any], groups: Groups) -> bytes:
     """A header and named groups of tensors; a group that is None stays None."""
     names = {name: group is not None for name, group in groups.items()}
-    tensors = {f"{name}/{key}": value for name, group in groups.items() for key, value in (group or {}).items()}
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, group in groups.items():
+        for key, value in (group or {}).items():
+            place = value.untyped_storage().data_ptr()
+            # what a client sends and what it keeps may be the same tensor, which safetensors refuses to write twice
+            tensors[f"{name}/{key}"] = value.clone() if place in seen else value
+            seen.add(place)
     line = json.dumps({"header": header, "groups": names}, allow_nan=False).encode()
     return line + b"\n" + safetensors.torch.save(tensors)
 

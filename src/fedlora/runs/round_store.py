@@ -45,6 +45,8 @@ from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, Se
 OPTIMIZER_NAME = "private/optimizer.safetensors"
 MEMORY_NAME = "private/memory.safetensors"
 EXTRA_NAME = "extra.safetensors"
+UPLOAD_NAME = "upload.safetensors"
+_UPLOAD = "upload"
 
 
 class RoundStore:
@@ -91,11 +93,18 @@ class RoundStore:
         seconds = self.log.seconds(round_number, client_id)
         return replace(update, metrics={**update.metrics, "seconds": seconds})
 
-    def keep_update(self, update: ClientUpdate, adapter: AdapterState) -> None:
-        """Write one client's update, its whole adapter and its memory into the open round; `update.json` last."""
+    def keep_update(self, update: ClientUpdate, adapter: AdapterState | None) -> None:
+        """Write one client's update, its whole adapter and its memory into the open round; `update.json` last.
+
+        Without a whole adapter, which then stays where the client is, what the client sent is written alone.
+        """
         folder = self.paths.partial_folder(update.round) / client_name(update.client_id)
-        write_bytes(folder / BIN_NAME, to_bin(adapter))
-        write_text(folder / CONFIG_NAME, self.peft_config)
+        folder.mkdir(parents=True, exist_ok=True)
+        if adapter is not None:
+            write_bytes(folder / BIN_NAME, to_bin(adapter))
+            write_text(folder / CONFIG_NAME, self.peft_config)
+        elif update.upload is not None:
+            write_bytes(folder / UPLOAD_NAME, groups_to_bytes({_UPLOAD: update.upload}))
         if update.memory.optimizer:
             write_bytes(folder / OPTIMIZER_NAME, safetensors.torch.save(dict(update.memory.optimizer)))
         for name, groups in ((MEMORY_NAME, update.memory.slots), (EXTRA_NAME, update.extra)):
@@ -104,6 +113,7 @@ class RoundStore:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         self.log.note_update(update.round, update.client_id, update.metrics.get("seconds", 0.0))
         record = {
+            **({"adapter_stays": True} if update.adapter_stays else {}),
             "client_id": update.client_id,
             "files": describe_files(folder, files),
             "keeps_adapter": update.memory.adapter is not None,
@@ -130,6 +140,10 @@ class RoundStore:
         """One update with its tensors, from the open round unless a committed `folder` is given."""
         place = (folder or self.paths.partial_folder(round_number)) / client_name(client_id)
         facts = read_json(place / UPDATE_NAME)
+        extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
+        if facts.get("adapter_stays"):
+            sent = load_groups(place / UPLOAD_NAME)[_UPLOAD] if facts["sends"] else None
+            return replace(update_of(facts, upload=sent, memory=ClientMemory()), extra=extra, adapter_stays=True)
         if self._layout is None:
             self._layout = BinLayout(self.shapes)
         adapter = load_adapter(place / BIN_NAME, self.shapes, layout=self._layout)
@@ -137,7 +151,6 @@ class RoundStore:
         slots = load_groups(place / MEMORY_NAME) if facts["keeps_slots"] else {}
         memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer, slots)
         upload = None if facts["sends"] is None else pick_half(adapter, facts["sends"])
-        extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
         return replace(update_of(facts, upload=upload, memory=memory), extra=extra)
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
@@ -153,8 +166,16 @@ class RoundStore:
             )
         return self.read_update(accepted, client_id, folder=folder).memory
 
+    def has_no_adapter(self, accepted: int, client_id: ClientId) -> bool:
+        """Whether what a client keeps of a committed round is not here, but where the client is."""
+        return bool(
+            read_json(self.paths.round_folder(accepted) / client_name(client_id) / UPDATE_NAME).get("adapter_stays")
+        )
+
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
         """Put a client's latest adapter into the open round, as a hard link where the file system has them."""
+        if self.has_no_adapter(accepted, client_id):
+            return
         source = self.paths.round_folder(accepted) / client_name(client_id)
         target = self.paths.partial_folder(round_number) / client_name(client_id)
         target.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,8 @@ class RoundMetrics:
             examples = self.held_out or self.clients.own_validation(client)
             if examples:
                 adapter = self.store.read_memory(client, round_number).adapter
-                record["val_loss"] = self.trainer.validate(adapter, [examples])
+                if adapter is not None:  # None: it stays where the client is
+                    record["val_loss"] = self.trainer.validate(adapter, [examples])
 
     def _has_validation(self) -> bool:
         return bool(self.held_out) or any(facts.num_validation for facts in self.clients.facts.values())

@@ -63,7 +63,10 @@ class Training:
         bench: Workbench,
         held_out: Sequence[Row],
         recorded: Mapping[str, Any] | None = None,
+        *,
+        remote: Callable[[Mode, Callable[[int], None]], ClientPool] | None = None,
     ) -> None:
+        self.remote = remote
         self.config = config
         self.paths = paths
         self.bench = bench
@@ -147,7 +150,10 @@ class Training:
 
     @contextlib.contextmanager
     def _open_pool(self, mode: Mode, store: RoundStore, on_rows: Callable[[int], None]) -> Iterator[ClientPool]:
-        """The clients of this process, and those of a worker process per further device."""
+        """The clients of this process, and those of a worker process per further device; or those of other machines."""
+        if self.remote is not None:
+            yield self.remote(mode, on_rows)
+            return
         local = SimulatedClients(self.trainer, mode.rule, self.clients, store, on_rows=on_rows)
         if len(self.config.devices) < 2:
             yield local
@@ -177,6 +183,9 @@ class Training:
         )
         header = {key: self.run_facts[key] for key in ("exp_name", "mode", "base_model", "base_dtype", "versions")}
         header["config_sha256"] = sha256_of_json(self.config.identity())
+        if self.remote is not None:
+            # a round may then hold no whole adapter from which its shapes could be read
+            header["shapes"] = {key: list(shape) for key, shape in self.lora.shapes().items()}
         return RoundStore(
             self.paths,
             shapes=self.lora.shapes(),

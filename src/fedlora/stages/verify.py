@@ -80,6 +80,8 @@ def _compute_again(paths: RunPaths, config: TrainConfig, ids: Sequence[int], num
 
 
 def _find_shapes(folder: Path, manifest: Mapping[str, Any]) -> Shapes:
+    if "shapes" in manifest:
+        return {key: tuple(shape) for key, shape in manifest["shapes"].items()}
     name = min(name for name in manifest["files"] if Path(name).name == BIN_NAME)
     return read_shapes(folder / name)
 

@@ -1,0 +1,163 @@
+"""Clients on other machines as a ClientPool: tasks go out over Flower's Grid, and what comes back is held at the gate.
+
+The loop is ours: Flower's own waits for ever for nodes, looks for replies every three seconds and calls a run
+completed whose rounds all ran out of time. Here every wait ends, and a client that is silent, sends an error or
+something that is no message of ours is a ClientFailure like any other. Nothing a node says of itself is believed that
+the server knows better: who it is, what its message may weigh, which metrics there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedlora.config.train import TrainConfig
+from fedlora.console import say
+from fedlora.engines.flower.codec import from_content, to_content
+from fedlora.engines.flower.replies import Answer, ask_update, expect_answer, read_update
+from fedlora.engines.flower.roster import NodeId, Roster
+from fedlora.federated.adapters import Shapes
+from fedlora.federated.strategy import ClientRule
+from fedlora.types import ClientFailure, ClientId, ClientUpdate, TrainTask
+
+CRASHED = 8
+"""Flower's code of an app process that died; another code of an error reply is 2, an exception in the app."""
+RAISED = (1, 2, 7)
+"""Codes that a repetition does not change: the app could not be loaded, raised, or its bundle was refused."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds: between two looks for replies, for a node that is away when its task goes out, for a wave's answers."""
+
+    poll: float = 0.2
+    absent: float = 10.0
+    wave: float = 3600.0
+
+
+class FlowerClients:
+    """A ClientPool over the nodes of a Grid; `roster` knows which node is which client."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        roster: Roster,
+        config: TrainConfig,
+        rule: ClientRule,
+        shapes: Shapes,
+        *,
+        patience: Patience | None = None,
+        on_rows: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self.grid = grid
+        self.roster = roster
+        self.config = config
+        self.rule = rule
+        self.shapes = shapes
+        self.patience = patience or Patience()
+        self.on_rows = on_rows
+        self._expected: Answer | None = None
+
+    def clients(self) -> Sequence[ClientId]:
+        """Clients that have something to train on."""
+        return self.roster.clients()
+
+    def train(self, tasks: Sequence[TrainTask]) -> Iterator[ClientUpdate | ClientFailure]:
+        """One update or failure per task, as they arrive; the last one no later than the wave's deadline."""
+        self._expected = expect_answer(self.rule, tasks[0].download)
+        wave = _Wave(tasks)
+        began = time.monotonic()
+        while wave.waiting or wave.sent:
+            waited = time.monotonic() - began
+            self._send(wave)
+            if waited > self.patience.absent:
+                for client in list(wave.waiting):
+                    yield wave.give_up(client, "its node is not connected")
+            for message in self.grid.pull_messages(list(wave.sent)) if wave.sent else ():
+                task = wave.sent.pop(message.metadata.reply_to_message_id, None)
+                if task is not None:
+                    yield self._receive(task, message)
+            if waited > self.patience.wave:
+                for task in wave.end():
+                    reason = f"no answer within {self.patience.wave:g} s"
+                    yield ClientFailure(task.client_id, "lost", reason)
+            if wave.waiting or wave.sent:
+                time.sleep(self.patience.poll)
+
+    def _send(self, wave: _Wave) -> None:
+        """Hand the tasks of those who are connected to Flower; the others stay in `waiting`."""
+        if not wave.waiting:
+            return
+        nodes = self.roster.look()
+        for client, task in list(wave.waiting.items()):
+            node = nodes.get(client)
+            if node is None:
+                continue
+            message_id = push(self.grid, node, ask_update(task, self.config), "train", self.patience.wave)
+            if message_id is not None:
+                wave.sent[message_id] = wave.waiting.pop(client)
+
+    def _receive(self, task: TrainTask, message: Message) -> ClientUpdate | ClientFailure:
+        client = task.client_id
+        if message.has_error():
+            return ClientFailure(client, *fault_of(message))
+        try:
+            payload = from_content(message.content, self._most_bytes(task))
+            outcome = read_update(payload, task, self._expected or expect_answer(self.rule, task.download))
+        except Exception as error:  # whatever a node sends, it is that node's fault
+            say(f"client {client}: a reply that cannot be read: {type(error).__name__}: {str(error)[:200]}")
+            return ClientFailure(client, "invalid", f"its reply cannot be read ({type(error).__name__})")
+        if isinstance(outcome, ClientUpdate):
+            self.on_rows(outcome.num_examples * self.config.local_num_epochs)
+        return outcome
+
+    def _most_bytes(self, task: TrainTask) -> int:
+        """What an honest reply can hold: the adapter twice (sent, and let out), each further group, and names."""
+        numbers = sum(_product(shape) for shape in self.shapes.values())
+        return 4 * numbers * (2 + len(self.rule.sends)) + (1 << 20) + 1024 * len(self.shapes)
+
+
+class _Wave:
+    """Which tasks have no node yet, and which are on their way, by message."""
+
+    def __init__(self, tasks: Sequence[TrainTask]) -> None:
+        self.waiting: dict[ClientId, TrainTask] = {task.client_id: task for task in tasks}
+        self.sent: dict[str, TrainTask] = {}
+
+    def give_up(self, client: ClientId, reason: str) -> ClientFailure:
+        """Wait no longer for a node that never came."""
+        del self.waiting[client]
+        return ClientFailure(client, "lost", reason)
+
+    def end(self) -> list[TrainTask]:
+        """Everything that is still open, which then is no more."""
+        late = [*self.waiting.values(), *self.sent.values()]
+        self.waiting, self.sent = {}, {}
+        return late
+
+
+def push(grid: Grid, node: NodeId, payload: bytes, kind: str, ttl: float) -> str | None:
+    """Send one message; its id, or None when Flower did not take it."""
+    message = Message(to_content(payload), node, kind, ttl=ttl)
+    return next(iter(grid.push_messages([message])), None)
+
+
+def fault_of(message: Message) -> tuple[Any, str]:
+    """Kind and reason of an error reply. Its text is Flower's or a node's, so only its code is told."""
+    code = message.error.code
+    if code in RAISED:
+        return "crashed", f"the node's app failed (Flower's code {code}); the log of the node has the details"
+    what = "the node's app process died" if code == CRASHED else "the node is not available"
+    return "lost", f"{what} (Flower's code {code})"
+
+
+def _product(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
