@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
@@ -50,7 +50,8 @@ class MemoryGrid(Grid):
         name = f"message-{len(self.sent)}"
         message.metadata.__dict__["_message_id"] = name
         self.sent.append(message)
-        answer = self.nodes[message.metadata.dst_node_id](message)
+        handler = self.nodes.get(message.metadata.dst_node_id)
+        answer = handler(message) if handler else Message(Error(5, "gone"), reply_to=message)
         if answer is not None:
             self._replies[name] = (self._looks + self.late, answer)
         return name

@@ -62,10 +62,12 @@ class Roster:
         """Until `count` clients have told their facts; TrainingError with who is missing after `seconds`."""
         until = self._clock() + seconds
         while self._is_open:
+            # what has arrived by then counts, however long this look takes
+            is_late = self._clock() > until
             self.look()
             if len(self.facts) >= count:
                 self._is_open = False
-            elif self._clock() > until:
+            elif is_late:
                 missing = sorted(set(range(count)) - self.facts.keys())
                 raise TrainingError(
                     f"{len(self.facts)} of {count} clients are there after {seconds:g} s; missing: {missing}",
