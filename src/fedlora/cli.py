@@ -90,6 +90,44 @@ COMMANDS = {
         "fedlora.stages.verify:run",
         positional="exp_name",
     ),
+    "flower init": Command(
+        "make certificates, keys and configurations of a federation across machines",
+        "fedlora.config.flower:InitConfig",
+        "fedlora.stages.flower_init:run",
+    ),
+    "flower server": Command(
+        "run the server of a federation across machines",
+        "fedlora.config.flower:ServerConfig",
+        "fedlora.stages.flower_processes:run_server",
+        positional="config",
+    ),
+    "flower node": Command(
+        "run one owner's node",
+        "fedlora.config.node:NodeConfig",
+        "fedlora.stages.flower_processes:run_node",
+        positional="config",
+    ),
+    "flower worker": Command(
+        "run only the part of a node that holds the model; `flower node` starts it",
+        "fedlora.config.node:NodeConfig",
+        "fedlora.stages.flower_processes:run_worker",
+        positional="config",
+    ),
+    "flower run": Command(
+        "train on the connected nodes: the configuration of `train`",
+        "fedlora.config.flower:SubmitConfig",
+        "fedlora.stages.flower_submit:run",
+    ),
+    "flower status": Command(
+        "nodes and runs of a server",
+        "fedlora.config.flower:StatusConfig",
+        "fedlora.stages.flower_submit:run_status",
+    ),
+    "flower local": Command(
+        "server, nodes and a run on this machine, for trying it out",
+        "fedlora.config.flower:LocalConfig",
+        "fedlora.stages.flower_local:run",
+    ),
     "data skills": Command(
         "write the skills data: short tasks with one right answer",
         "fedlora.config.data:SkillsConfig",

@@ -149,6 +149,91 @@ class NodePaths:
         return sorted(int(stem) for stem in stems if is_number(stem))
 
 
+@dataclass(frozen=True)
+class ServerFolder:
+    """Keys, certificates and state of the server of a federation across machines."""
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "server.yaml"
+
+    @property
+    def ca_certificate(self) -> Path:
+        return self.root / "ca.crt"
+
+    @property
+    def ca_key(self) -> Path:
+        return self.root / "ca.key"
+
+    @property
+    def certificate(self) -> Path:
+        return self.root / "server.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.root / "server.key"
+
+    @property
+    def secret(self) -> Path:
+        return self.root / "superexec.secret"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "state.db"
+
+    @property
+    def home(self) -> Path:
+        return self.root / "flower"
+
+    def public_key(self, client_id: int) -> Path:
+        return self.root / "nodes" / f"client-{client_id}.pub"
+
+    def public_keys(self) -> dict[int, Path]:
+        """Client -> its node's public key, for every node that was made or brought."""
+        found = self.root.glob("nodes/client-*.pub")
+        stems = {path.stem.removeprefix("client-"): path for path in found}
+        return {int(stem): path for stem, path in sorted(stems.items()) if is_number(stem)}
+
+
+@dataclass(frozen=True)
+class NodeFolder:
+    """Key, configuration and state of one node."""
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "node.yaml"
+
+    @property
+    def ca_certificate(self) -> Path:
+        return self.root / "ca.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.root / "node.key"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def home(self) -> Path:
+        return self.root / "flower"
+
+    @property
+    def guarded_command(self) -> Path:
+        """What runs in the place of Flower's command of this name."""
+        return self.root / "bin" / "flwr-clientapp"
+
+
+def client_folder(root: Path, client_id: int) -> Path:
+    """The folder of one node among those that are made together."""
+    return root / f"client-{client_id}"
+
+
 def node_salt_file(state_dir: Path) -> Path:
     """A secret of a node: what it tells of its data is salted with it."""
     return _below(state_dir, "salt")

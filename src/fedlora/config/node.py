@@ -24,6 +24,10 @@ Models = Annotated[Names, BeforeValidator(_names_of_mapping)]
 class NodeConfig(Config):
     """What this node is, and what a run may ask of it."""
 
+    folder: Path = flag(Path(), "folder of this node's key and certificate, made by `fedlora flower init`")
+    server: str = flag("127.0.0.1:9092", "host:port of the server, or of the proxy in front of it")
+    runtime_port: int = flag(9094, "port on this machine's loopback that Flower's processes here speak over", ge=1)
+    bundles: Names = flag((), "SHA-256 of app bundles allowed besides that of this release of fedlora")
     client_id: int = flag(0, "number of this client in the federation, from 0", ge=0, lt=100_000)
     data_path: Path = flag(Path("./train.json"), "file of this client's rows; no run can name another")
     state_dir: Path = flag(

@@ -7,6 +7,7 @@ base model either, for the server adds adapters up and never computes with them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,13 +19,14 @@ from fedlora.engines.client_data import ClientFacts
 from fedlora.engines.flower.pool import FlowerClients, Patience
 from fedlora.engines.flower.roster import Roster
 from fedlora.engines.workbench import Workbench, make_workbench
-from fedlora.errors import UsageError
+from fedlora.errors import FedloraError, UsageError
 from fedlora.federated.modes import Mode
 from fedlora.files import sha256_of_json
 from fedlora.llm.layout import Layout
 from fedlora.paths import RunPaths
 from fedlora.runs.lock import hold_run
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
+from fedlora.stages.flower_request import exit_line
 from fedlora.stages.training import Training
 from fedlora.types import ClientId, ClientPool
 
@@ -35,6 +37,22 @@ class Waits:
 
     start: float = 600.0
     wave: Patience = field(default_factory=Patience)
+
+
+def serve(grid: Any, request: str) -> None:
+    """What the server app does: the run that `make_request` wrote down; raises what `run` raises, its exit code told.
+
+    Flower carries no exit code from an app to whoever submitted it, but its output, so the code is a line of it.
+    """
+    try:
+        asked = json.loads(request)
+        config, waits = TrainConfig.make(asked["config"]), asked["waits"]
+        patience = Patience(absent=waits["absent"], wave=waits["wave"])
+        paths = run(grid, config, Waits(start=waits["start"], wave=patience))
+    except FedloraError as error:
+        print(exit_line(error.exit_code, str(error), error.hint), flush=True)
+        raise
+    print(exit_line(0, str(paths.root)), flush=True)
 
 
 def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
