@@ -6,6 +6,7 @@ The run belongs to the server: ending this command does not end it, and its file
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tempfile
 import time
@@ -25,6 +26,7 @@ from fedlora.paths import RunPaths, ServerFolder
 from fedlora.stages.flower_request import make_request, read_exit
 
 STATUS_SECONDS = 2.0
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def run(config: SubmitConfig) -> RunPaths:
@@ -106,7 +108,7 @@ def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:
             if (found := read_exit(line)) is not None:
                 ended = found
             else:
-                say(line.rstrip())
+                say(_COLOURS.sub("", line.rstrip()))
         if ended is not None:
             return ended
         status = _status(run_id, environment)

@@ -1,0 +1,163 @@
+"""SuperLink and three SuperNodes with TLS and node keys: the bytes of a simulation, and who is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra `flower` is not installed")
+
+from deployment import SIZES, Deployment
+
+from fedlora.config.flower import ServerConfig
+from fedlora.config.node import NodeConfig
+from fedlora.config.runs import VerifyConfig
+from fedlora.config.train import TrainConfig
+from fedlora.engines.flower.certificates import make_key, private_ssh
+from fedlora.engines.flower.commands import make_node_environment, supernode_command, write_connection
+from fedlora.files import sha256_of
+from fedlora.stages import train, verify
+
+pytestmark = pytest.mark.flower
+CANARY = "CANARY-7f3a9c"
+
+HOSTILE_CLIENT = """
+import pathlib
+pathlib.Path({marker!r}).touch()
+from flwr.clientapp import ClientApp
+app = ClientApp()
+"""
+
+HOSTILE_SERVER = """
+from flwr.app import Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    sent = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+    for reply in grid.send_and_receive(sent, timeout=60):
+        print("REPLY", reply.error.code if reply.has_error() else "ok", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory):
+    from tiny_run import make_client_files, make_tiny_model
+
+    # short: a Unix socket's path has room for a hundred characters
+    root = tmp_path_factory.mktemp("f")
+    data = make_client_files(root / "data", SIZES)
+    for file in data.rglob("*.json"):
+        rows = json.loads(file.read_text())
+        rows[0]["output"] = f"{CANARY} {rows[0]['output']}"
+        file.write_text(json.dumps(rows))
+    made = Deployment(root, make_tiny_model(root / "model"), data)
+    try:
+        made.start_server()
+        for client in range(len(SIZES)):
+            made.start_node(client)
+        yield made
+    finally:
+        made.stop_all()
+
+
+def adapters(run: Path) -> dict[str, str]:
+    return {
+        path.relative_to(run).as_posix(): sha256_of(path)
+        for path in sorted(run.rglob("*"))
+        if path.name in ("adapter_model.bin", "global_adapter_model.bin", "state.safetensors")
+    }
+
+
+@pytest.mark.parametrize("mode", ["homo", "seq", "none", "scaffold"])
+def test_real_nodes_give_the_bytes_of_a_simulation(deployment, mode):
+    done = deployment.run(deployment.config(mode, mode))
+    assert done.returncode == 0, done.stderr[-3000:]
+    there = deployment.root / "models" / mode
+    assert done.stdout.strip() == str(there)
+    file = deployment.config(f"{mode}-here", mode)
+    here = train.run(TrainConfig.make({}, file=file)).root
+    assert adapters(there) == adapters(here)
+    assert len(adapters(here)) >= 6
+    verify.run(VerifyConfig.of(exp_name=mode, model_dir=there.parent))
+
+
+def test_no_row_is_in_what_the_server_has_or_anybody_prints(deployment):
+    searched = 0
+    for folder in (deployment.server, deployment.logs, deployment.root / "models"):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                searched += 1
+                assert CANARY.encode() not in path.read_bytes(), path
+    assert searched > 30
+    rows = (deployment.data / str(len(SIZES))).glob("*.json")
+    assert all(CANARY in file.read_text() for file in rows if "manifest" not in file.name)
+
+
+def test_a_request_beyond_the_nodes_bounds_is_refused_with_its_reason(deployment):
+    done = deployment.run(deployment.config("greedy", "homo", lora_r=128), "--start_seconds", "20")
+    assert done.returncode == 4
+    assert "takes no part: lora_r=128 is above this node's bound of 64" in done.stderr
+    assert "0 of 3 clients are there" in done.stderr
+    assert not (deployment.root / "models" / "greedy" / "1").exists()
+
+
+def supernode(deployment: Deployment, folder: Path, *more: str, seconds: float = 25) -> str:
+    """The output of a SuperNode that is started with the files of `folder`, until it ends or for some seconds."""
+    ports = deployment.node_ports
+    policy = NodeConfig.of(folder=folder, server=f"127.0.0.1:{deployment.port}", runtime_port=max(ports) + 7)
+    command = [*supernode_command(policy), "--max-retries", "1", *more]
+    environment = dict(make_node_environment(policy, ""))
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+        return f"{done.returncode} {done.stdout}{done.stderr}"
+    except subprocess.TimeoutExpired as error:
+        return f"timeout {error.stdout}"
+
+
+def online(deployment: Deployment) -> str:
+    return deployment.call("flower", "status", "--server", str(deployment.server)).stdout
+
+
+@pytest.mark.parametrize("how", ["unknown key", "wrong authority", "plain text"])
+def test_a_node_that_cannot_prove_itself_does_not_get_in(deployment, tmp_path, how):
+    source = deployment.folder / "client-0"
+    authority = (source / "ca.crt").read_bytes()
+    if how == "wrong authority":
+        other = deployment.call("flower", "init", "--folder", str(tmp_path / "other"), "--nodes", "1")
+        assert other.returncode == 0
+        authority = (tmp_path / "other" / "client-0" / "ca.crt").read_bytes()
+    folder = tmp_path / "intruder"
+    folder.mkdir()
+    (folder / "ca.crt").write_bytes(authority)
+    (folder / "node.key").write_bytes(private_ssh(make_key()))
+    before = online(deployment)
+    told = supernode(deployment, folder, *(["--insecure"] if how == "plain text" else []))
+    assert not told.startswith("0 ")
+    assert online(deployment) == before
+    assert before.count("online") == len(SIZES)
+
+
+def test_a_bundle_that_is_not_on_the_list_is_not_run(deployment, tmp_path):
+    from fedlora.engines.flower.commands import CONNECTION, flwr_command
+    from fedlora.engines.flower.guard import bundle_folder
+
+    marker = tmp_path / "it-ran"
+    app = tmp_path / "app"
+    (app / "fedlora_flower").mkdir(parents=True)
+    project = (bundle_folder() / "pyproject.toml").read_text().replace('name = "fedlora-flower"', 'name = "hostile"')
+    assert tomllib.loads(project)["project"]["name"] == "hostile"
+    (app / "pyproject.toml").write_text(project)
+    (app / "fedlora_flower" / "__init__.py").write_text("")
+    (app / "fedlora_flower" / "client_app.py").write_text(HOSTILE_CLIENT.format(marker=str(marker)))
+    (app / "fedlora_flower" / "server_app.py").write_text(HOSTILE_SERVER)
+    environment = write_connection(ServerConfig.make({}, file=deployment.server / "server.yaml"))
+    command = flwr_command("run", str(app), CONNECTION, "--stream")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.count("REPLY 2") == len(SIZES), done.stdout + done.stderr
+    assert not marker.exists()
