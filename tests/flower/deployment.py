@@ -30,7 +30,7 @@ class Deployment:
         self.logs = root / "logs"
         self.logs.mkdir()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.port, *self.node_ports = _free_ports(1 + len(SIZES))
+        self.port, *self.node_ports = free_ports(1 + len(SIZES))
         init = ["--folder", str(self.folder), "--nodes", str(len(SIZES)), "--port", str(self.port)]
         self.call("flower", "init", *init, "--base_models", str(model))
 
@@ -148,7 +148,7 @@ class Deployment:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))

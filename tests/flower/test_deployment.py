@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import shutil
+import ssl
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
-from deployment import SIZES, Deployment
+from deployment import SIZES, Deployment, free_ports
 
 from fedlora.config.flower import ServerConfig
 from fedlora.config.node import NodeConfig
@@ -161,3 +165,59 @@ def test_a_bundle_that_is_not_on_the_list_is_not_run(deployment, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.count("REPLY 2") == len(SIZES), done.stdout + done.stderr
     assert not marker.exists()
+
+
+@pytest.fixture
+def proxy(deployment, tmp_path):
+    """nginx with the configuration that is shipped, places and ports changed; returns its port."""
+    nginx = shutil.which("nginx")
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    (port,) = free_ports(1)
+    text = (Path(__file__).parents[2] / "deploy" / "nginx.conf").read_text()
+    changes = {
+        "/etc/fedlora/server": str(deployment.server),
+        "443 ssl": f"127.0.0.1:{port} ssl",
+        "127.0.0.1:9092": f"127.0.0.1:{deployment.port}",
+        "federation.example.org": "localhost",
+    }
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    places = "".join(
+        f"{name}_temp_path {tmp_path / name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    whole = f"pid {tmp_path / 'pid'};\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{places}{text}\n}}\n"
+    (tmp_path / "nginx.conf").write_text(whole)
+    command = [nginx, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-g", "daemon off;"]
+    with (
+        (deployment.logs / "nginx.log").open("ab") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
+        yield port
+        process.terminate()
+
+
+def status_of(deployment: Deployment, port: int, path: str) -> int:
+    context = ssl.create_default_context(cafile=str(deployment.server / "ca.crt"))
+    connection = http.client.HTTPSConnection("localhost", port, context=context, timeout=10)
+    until = time.monotonic() + 10
+    while True:
+        try:
+            connection.request("POST", path, body=b"")
+            return connection.getresponse().status
+        except ConnectionRefusedError:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+def test_through_the_proxy_nodes_train_and_nobody_controls(deployment, proxy):
+    paths = ("/v1/control/start-run", "/v1/runtime/acquire-task", "/docs", "/openapi.json", "/v1/fleet/../control/x")
+    assert {path: status_of(deployment, proxy, path) for path in paths} == dict.fromkeys(paths, 403)
+    assert status_of(deployment, proxy, "/v1/fleet/pull-messages") not in (403, 502)
+    assert status_of(deployment, deployment.port, "/v1/control/start-run") != 403
+    deployment.stop("node-0")
+    deployment.start_node(0, "--server", f"localhost:{proxy}")
+    done = deployment.run(deployment.config("proxied", "homo"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert adapters(deployment.root / "models" / "proxied") == adapters(deployment.root / "models" / "homo")

@@ -26,6 +26,8 @@ from fedlora.paths import RunPaths, ServerFolder
 from fedlora.stages.flower_request import make_request, read_exit
 
 STATUS_SECONDS = 2.0
+AWAY_SECONDS = 90.0
+"""For how long a server may be away while a run is followed: the run outlives its SuperLink."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -100,34 +102,42 @@ def _submit(request: str, environment: dict[str, str]) -> str:
 
 
 def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:
-    """Pass on what the run prints until it has ended; exit code, message and hint."""
-    seen, ended = 0, None
+    """Pass on what the run prints until it has ended; exit code, message and hint.
+
+    Flower tells everything from the beginning when its stream is opened again, so a line is shown once.
+    """
+    shown: set[str] = set()
+    ended = None
+    heard = time.monotonic()
     while True:
-        for line in _lines(run_id, environment, seen):
-            seen += 1
+        for line in _lines(run_id, environment):
             if (found := read_exit(line)) is not None:
                 ended = found
-            else:
+            elif line not in shown:
+                shown.add(line)
                 say(_COLOURS.sub("", line.rstrip()))
         if ended is not None:
             return ended
-        status = _status(run_id, environment)
+        try:
+            status, heard = _status(run_id, environment), time.monotonic()
+        except StorageError:
+            if time.monotonic() - heard > AWAY_SECONDS:
+                raise
+            status = ""
         if status.startswith("finished"):
             reason = f"run {run_id} ended without a word: {status}"
             return TrainingError.exit_code, reason, "submit it again: it goes on from its last round"
         time.sleep(STATUS_SECONDS)
 
 
-def _lines(run_id: str, environment: dict[str, str], skip: int) -> Iterator[str]:
-    """What the run has printed behind the first `skip` lines, as long as Flower streams it."""
+def _lines(run_id: str, environment: dict[str, str]) -> Iterator[str]:
+    """What the run has printed and prints, as long as Flower streams it."""
     command = flwr_command("log", run_id, CONNECTION, "--stream")
     with subprocess.Popen(  # noqa: S603 - a command of ours, no shell
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         try:
-            for number, line in enumerate(process.stdout or ()):
-                if number >= skip:
-                    yield line
+            yield from process.stdout or ()
         finally:
             process.terminate()
 
