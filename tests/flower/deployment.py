@@ -124,7 +124,7 @@ class Deployment:
     def family(self, name: str, words: Sequence[str] = ()) -> list[psutil.Process]:
         """The processes that one has started, or those of them whose command has one of the words."""
         children = psutil.Process(self.processes[name].pid).children(recursive=True)
-        return [child for child in children if not words or any(word in " ".join(child.cmdline()) for word in words)]
+        return [child for child in children if not words or any(word in _command_of(child) for word in words)]
 
     def kill(self, name: str, *words: str) -> int:
         """SIGKILL to what `name` has started; returns how many processes that were."""
@@ -146,6 +146,13 @@ class Deployment:
     def remove(self) -> None:
         self.stop_all()
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended a moment ago
+        return ""
 
 
 def free_ports(count: int) -> list[int]:
