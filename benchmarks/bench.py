@@ -26,10 +26,10 @@ from table import render
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
-PARTS = ("training", "outside", "generation", "memory", "aggregation", "limit")
+PARTS = ("training", "outside", "generation", "memory", "aggregation", "meter", "limit")
 ON_REQUEST = ("continuous_batching",)
 """Parts that decided something once, and run with --only."""
-ON_CPU_ONLY = ("aggregation",)
+ON_CPU_ONLY = ("aggregation", "meter")
 """Parts that measure nothing of a GPU."""
 
 

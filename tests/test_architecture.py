@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "fedlora"
 FLOORS = ["ground", "data", "federated", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"]
-DOORS = {"cli", "flags", "demo", "flower_bundle", "__main__"}
+DOORS = {"cli", "flags", "demo", "flower_bundle", "flower_commands", "__main__"}
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
     for path in sorted(PACKAGE.rglob("*.py"))

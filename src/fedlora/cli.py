@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from fedlora import __version__
 from fedlora.console import printable
 from fedlora.errors import FedloraError, StorageError, UsageError
+from fedlora.flower_commands import FLOWER_COMMANDS
 from fedlora.redaction import redact
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -79,6 +80,12 @@ COMMANDS = {
         "fedlora.config.evaluate:ReportConfig",
         "fedlora.stages.report:run",
     ),
+    "compare": Command(
+        "methods over seeds and settings under one budget: table, figures, LaTeX",
+        "fedlora.config.compare:CompareConfig",
+        "fedlora.stages.compare:run",
+        positional="config",
+    ),
     "runs": Command(
         "list the runs: state, progress, best round, size",
         "fedlora.config.runs:RunsConfig",
@@ -90,43 +97,12 @@ COMMANDS = {
         "fedlora.stages.verify:run",
         positional="exp_name",
     ),
-    "flower init": Command(
-        "make certificates, keys and configurations of a federation across machines",
-        "fedlora.config.flower:InitConfig",
-        "fedlora.stages.flower_init:run",
-    ),
-    "flower server": Command(
-        "run the server of a federation across machines",
-        "fedlora.config.flower:ServerConfig",
-        "fedlora.stages.flower_processes:run_server",
-        positional="config",
-    ),
-    "flower node": Command(
-        "run one owner's node",
-        "fedlora.config.node:NodeConfig",
-        "fedlora.stages.flower_processes:run_node",
-        positional="config",
-    ),
-    "flower worker": Command(
-        "run only the part of a node that holds the model; `flower node` starts it",
-        "fedlora.config.node:NodeConfig",
-        "fedlora.stages.flower_processes:run_worker",
-        positional="config",
-    ),
-    "flower run": Command(
-        "train on the connected nodes: the configuration of `train`",
-        "fedlora.config.flower:SubmitConfig",
-        "fedlora.stages.flower_submit:run",
-    ),
-    "flower status": Command(
-        "nodes and runs of a server",
-        "fedlora.config.flower:StatusConfig",
-        "fedlora.stages.flower_submit:run_status",
-    ),
-    "flower local": Command(
-        "server, nodes and a run on this machine, for trying it out",
-        "fedlora.config.flower:LocalConfig",
-        "fedlora.stages.flower_local:run",
+    **{name: Command(*row) for name, row in FLOWER_COMMANDS.items()},
+    "reaggregate": Command(
+        "what if: a run's stored updates without a client, weighed or combined otherwise",
+        "fedlora.config.reaggregate:ReaggregateConfig",
+        "fedlora.stages.reaggregate:run",
+        positional="exp_name",
     ),
     "data skills": Command(
         "write the skills data: short tasks with one right answer",

@@ -6,8 +6,10 @@ or models is shown with its control characters escaped: a row must not be able t
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,8 +21,24 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
+_collectors: list[list[str]] = []
+
+
+@contextlib.contextmanager
+def collect_lines(lines: list[str] | None = None) -> Iterator[None]:
+    """Lines said inside go into `lines` instead of being shown, and no bar is drawn: for stages inside another."""
+    _collectors.append([] if lines is None else lines)
+    try:
+        yield
+    finally:
+        _collectors.pop()
+
+
 def say(text: str) -> None:
     """One line to standard error, without the keys this process knows."""
+    if _collectors:
+        _collectors[-1].append(redact(text))
+        return
     print(printable(redact(text)), file=sys.stderr, flush=True)
 
 
@@ -49,7 +67,7 @@ class Progress:
         self._bar: Any = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _collectors:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar

@@ -57,6 +57,6 @@ class JudgeError(FedloraError):
 
 
 class BudgetError(FedloraError):
-    """The user's limit on calls was reached before the work was done."""
+    """The user's limit, on calls or on privacy, was reached before the work was done."""
 
     exit_code = 8

@@ -125,11 +125,11 @@ def _shape(annotation: Any) -> dict[str, Any]:
 
 
 def _shown(default: Any) -> str:
-    if default is None or default == "":
+    if default is None or default in ("", {}):
         return "unset"
     if isinstance(default, bool):
         return str(default).lower()
-    return ",".join(default) if isinstance(default, tuple) else str(default)
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _with_underscores(argument: str) -> str:

@@ -123,128 +123,6 @@ class OutputName:
 
 
 @dataclass(frozen=True)
-class NodePaths:
-    """What one node of a federation across machines keeps, run by run; `run_key` names a run by what it computes."""
-
-    state_dir: Path
-    run_key: str
-
-    @property
-    def layout_file(self) -> Path:
-        return _below(self.state_dir, "runs", self.run_key, "layout.json")
-
-    @property
-    def folder(self) -> Path:
-        return _below(self.state_dir, "runs", self.run_key)
-
-    def update_file(self, round_number: int) -> Path:
-        """The update of a round with everything this client keeps."""
-        return _below(self.state_dir, "runs", self.run_key, f"{round_number}.update")
-
-    def kept_rounds(self) -> list[int]:
-        """Rounds of which an update is kept, ascending."""
-        if not self.folder.is_dir():
-            return []
-        stems = [entry.stem for entry in self.folder.iterdir() if entry.suffix == ".update"]
-        return sorted(int(stem) for stem in stems if is_number(stem))
-
-
-@dataclass(frozen=True)
-class ServerFolder:
-    """Keys, certificates and state of the server of a federation across machines."""
-
-    root: Path
-
-    @property
-    def settings(self) -> Path:
-        return self.root / "server.yaml"
-
-    @property
-    def ca_certificate(self) -> Path:
-        return self.root / "ca.crt"
-
-    @property
-    def ca_key(self) -> Path:
-        return self.root / "ca.key"
-
-    @property
-    def certificate(self) -> Path:
-        return self.root / "server.crt"
-
-    @property
-    def key(self) -> Path:
-        return self.root / "server.key"
-
-    @property
-    def secret(self) -> Path:
-        return self.root / "superexec.secret"
-
-    @property
-    def database(self) -> Path:
-        return self.root / "state.db"
-
-    @property
-    def home(self) -> Path:
-        return self.root / "flower"
-
-    def public_key(self, client_id: int) -> Path:
-        return self.root / "nodes" / f"client-{client_id}.pub"
-
-    def public_keys(self) -> dict[int, Path]:
-        """Client -> its node's public key, for every node that was made or brought."""
-        found = self.root.glob("nodes/client-*.pub")
-        stems = {path.stem.removeprefix("client-"): path for path in found}
-        return {int(stem): path for stem, path in sorted(stems.items()) if is_number(stem)}
-
-
-@dataclass(frozen=True)
-class NodeFolder:
-    """Key, configuration and state of one node."""
-
-    root: Path
-
-    @property
-    def settings(self) -> Path:
-        return self.root / "node.yaml"
-
-    @property
-    def ca_certificate(self) -> Path:
-        return self.root / "ca.crt"
-
-    @property
-    def key(self) -> Path:
-        return self.root / "node.key"
-
-    @property
-    def state(self) -> Path:
-        return self.root / "state"
-
-    @property
-    def home(self) -> Path:
-        return self.root / "flower"
-
-    @property
-    def guarded_command(self) -> Path:
-        """What runs in the place of Flower's command of this name."""
-        return self.root / "bin" / "flwr-clientapp"
-
-
-def client_folder(root: Path, client_id: int) -> Path:
-    """The folder of one node among those that are made together."""
-    return root / f"client-{client_id}"
-
-
-def node_salt_file(state_dir: Path) -> Path:
-    """A secret of a node: what it tells of its data is salted with it."""
-    return _below(state_dir, "salt")
-
-
-def node_socket(state_dir: Path) -> Path:
-    """Where a node's worker listens."""
-    return _below(state_dir, "worker.sock")
-
-
-@dataclass(frozen=True)
 class ResultPaths:
     """Predictions, ROUGE and judge results of one experiment and round."""
 
@@ -296,11 +174,55 @@ class DataPaths:
     def test_file(self, test_per_cat: int) -> Path:
         return self.folder / f"dolly_test_{test_per_cat}.jsonl"
 
+    def part_file(self, part: str) -> Path:
+        """`validation`, `test` or `answered`: a part of the test set, where a comparison divides it."""
+        return self.folder / f"{check_name(part, 'part')}.jsonl"
+
     def manifest(self, num_clients: int) -> Path:
         return self._clients_folder(num_clients) / "manifest.json"
 
     def _clients_folder(self, num_clients: int) -> Path:
         return _below(self.output_root, check_name(self.dataset_name, "dataset_name"), str(num_clients))
+
+
+@dataclass(frozen=True)
+class ComparisonPaths:
+    """The tree of one comparison: data sets, runs, what was measured of each, and the result."""
+
+    output_dir: Path
+    name: str
+
+    @property
+    def root(self) -> Path:
+        return _below(self.output_dir, check_name(self.name, "name"))
+
+    @property
+    def data_dir(self) -> Path:
+        return _below(self.root, "data")
+
+    @property
+    def model_dir(self) -> Path:
+        return _below(self.root, "runs")
+
+    @property
+    def lock_file(self) -> Path:
+        return _below(self.root, ".lock")
+
+    def rows_file(self, seed: int) -> Path:
+        """Rows of the skills data, where no file is given."""
+        return _below(self.root, "data", f"skills-{seed}.json")
+
+    def score_file(self, exp_name: str) -> Path:
+        """What was measured of one run."""
+        return _below(self.root, "scores", f"{check_name(exp_name, 'exp_name')}.json")
+
+    def answers_dir(self, kind: str) -> Path:
+        """`predictions` or `rouge`: the trees that generate and evaluate_rouge write."""
+        return _below(self.root, kind)
+
+    def result_file(self, name: str) -> Path:
+        """`comparison.md`, `.json`, `.tex`, or a figure."""
+        return _below(self.root, name)
 
 
 def report_file(report_dir: Path, name: str, suffix: str) -> Path:
@@ -318,3 +240,11 @@ def cache_folder() -> Path:
 def tokens_folder() -> Path:
     """Where tokenised rows are kept between runs."""
     return cache_folder() / "tokens"
+
+
+def secret_file(secret_id: str) -> Path:
+    """Where a private run's secret lies, away from what is shared: FEDLORA_SECRETS, else the user's state folder."""
+    if chosen := os.environ.get("FEDLORA_SECRETS"):
+        return Path(chosen).expanduser() / f"{check_name(secret_id, 'secret_id')}.key"
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "fedlora" / "secrets" / f"{check_name(secret_id, 'secret_id')}.key"

@@ -216,12 +216,17 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One finished round, without tensors except the global adapter it ended with."""
+    """One finished round, without tensors except the global adapter it ended with.
+
+    `metrics` are those of the error meter, `privacy` is what the run has spent so far, where it is private.
+    """
 
     round: int
     global_adapter: AdapterState | None
     records: Sequence[Mapping[str, Any]]
     failures: Sequence[ClientFailure]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    privacy: Mapping[str, Any] | None = None
 
 
 class ClientPool(Protocol):

@@ -8,8 +8,8 @@ import torch
 
 from fedlora.types import AdapterState, ClientMemory, ClientUpdate, RoundContext
 
-LAYERS = {"wide": (5, 9), "tall": (8, 3), "square": (6, 6), "thin": (4, 2)}
-"""Layer -> (d_out, d_in): wide, tall, square, and as thin as its rank."""
+LAYERS = {"wide": (5, 9), "tall": (8, 3), "square": (6, 6), "thin": (4, 2), "low": (2, 7), "dot": (2, 2)}
+"""Layer -> (d_out, d_in): wide, tall, square, and with inputs, outputs or both as few as its rank."""
 
 
 def adapter(seed: int, rank: int = 2, *, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:

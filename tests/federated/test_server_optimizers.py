@@ -1,41 +1,22 @@
 """Server optimizers against the papers' arithmetic, worked out by hand, and against torch's optimizers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from federation_of_one_round import adapter, aggregate, close, scalar
+from federation_of_one_round import adapter, aggregate, close
+from published_values import CHANGES, OPTIONS, PLACES, assert_places, follow
 
+from fedlora.federated.modes import MODES
 from fedlora.federated.strategies.fedavg import FedAvg
 from fedlora.federated.strategies.server_adaptive import FedAdagrad, FedAdam, FedYogi
 from fedlora.federated.strategies.server_momentum import DiLoCo, FedAvgM
 from fedlora.types import ServerState
 
-CHANGES = (0.5, -0.25, 0.1)
-"""The mean change of three rounds, whatever the server did before."""
 
-
-def follow(strategy) -> list[float]:
-    """Where a server that starts at zero is after each of the three rounds."""
-    state, places = ServerState(scalar(0.0)), []
-    for number, change in enumerate(CHANGES, start=1):
-        here = float(state.adapter["one.lora_B.weight"])
-        state = aggregate(strategy, state, [scalar(here + change)], round_number=number)
-        places.append(float(state.adapter["one.lora_B.weight"]))
-    return places
-
-
-@pytest.mark.parametrize(
-    ("strategy", "places"),
-    [
-        (FedAvgM(), (0.5, 0.7, 0.98)),
-        (DiLoCo(), (0.665, 0.616, 0.8624)),
-        (FedAdagrad(server_learning_rate=0.1, server_beta1=0.9), (0.00998002, 0.01355133, 0.01847319)),
-        (FedAdam(server_learning_rate=0.1), (0.09802019, 0.13330199, 0.18216549)),
-        (FedYogi(server_learning_rate=0.1), (0.09802000, 0.13316281, 0.18160749)),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_three_rounds_go_where_the_papers_go(strategy, places):
-    assert follow(strategy) == pytest.approx(places, abs=6e-9)
+@pytest.mark.parametrize("mode", PLACES)
+def test_three_rounds_go_where_the_papers_go(mode):
+    assert_places(replace(MODES[mode].strategy, **OPTIONS[mode]), PLACES[mode])
 
 
 @pytest.mark.parametrize(

@@ -465,3 +465,31 @@ def test_on_a_terminal_the_table_is_drawn_and_names_stay_text(
     out = capsys.readouterr().out
     assert "\u2502" in out
     assert "none client 0 (capitals)" in out
+
+
+def test_aggregation_error_and_drift_have_a_table_and_a_picture_where_they_were_measured(
+    world: World, real_pictures: None
+) -> None:
+    assert "Aggregation error" not in (markdown_of(world, "homo", "pooled"))
+    assert not (world.root / "reports/report/drift.png").exists()
+    path = world.root / "model_dir" / "homo" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "round" and row["round"]:
+            row |= {"aggregation_error": 0.5 ** row["round"], "drift_cosine_mean": 0.75, "drift_norm_mean": 0.125}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    markdown = markdown_of(world, "homo", "pooled")
+    assert "| homo | 0.5 | 0.25 | 0.75 | 0.75 | 0.125 | 0.125 |" in markdown
+    assert "| pooled | -" not in markdown, "a run without such numbers has no row"
+    assert "(drift.png)" in markdown
+    folder = world.root / "reports/report"
+    assert (folder / "drift.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "report.json").read_text())["drift"]["homo"]["aggregation_error"] == [
+        [1, 0.5],
+        [2, 0.25],
+    ]
+
+
+def markdown_of(world: World, *names: str) -> str:
+    run(world.config(*names))
+    return (world.root / "reports/report/report.md").read_text(encoding="utf-8")

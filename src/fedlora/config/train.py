@@ -22,6 +22,7 @@ PLACEMENT_FIELDS = frozenset(
         "data_path",
         "device",
         "devices",
+        "max_epsilon",
         "min_clients",
         "model_dir",
         "overwrite",
@@ -93,6 +94,15 @@ class TrainConfig(ReadingConfig):
     norm_action: Literal["clip", "quarantine"] = flag("clip", "what becomes of an update above max_update_norm")
     max_client_weight: float = flag(1.0, "largest share of the weights that one client may have", gt=0, le=1)
 
+    dp_noise_multiplier: OptionalFloat = flag(None, "client-level privacy: noise on the sum, in units of dp_clip", ge=0)
+    dp_clip: OptionalFloat = flag(None, "client-level privacy: longest update that is summed (Euclidean norm)", gt=0)
+    dp_delta: float = flag(1e-5, "delta of client-level privacy; well below 1 / clients", gt=0, lt=1)
+    dp_example_noise_multiplier: OptionalFloat = flag(None, "example-level privacy: noise of each step", ge=0)
+    dp_example_clip: OptionalFloat = flag(None, "example-level privacy: longest gradient of one row", gt=0)
+    dp_example_delta: float = flag(1e-5, "delta of example-level privacy; well below 1 / rows of a client", gt=0, lt=1)
+    dp_accountant: Literal["rdp", "pld"] = flag("rdp", "pld is tighter and needs the extra named dp")
+    max_epsilon: OptionalFloat = flag(None, "end the run before the round that would spend more", gt=0)
+
     server_learning_rate: OptionalFloat = flag(None, "of fedavgm, fedadagrad, fedadam, fedyogi, diloco, scaffold", gt=0)
     server_momentum: OptionalFloat = flag(None, "of fedavgm and diloco", ge=0, lt=1)
     server_beta1: OptionalFloat = flag(None, "decay of the mean, of fedadagrad, fedadam, fedyogi", ge=0, lt=1)
@@ -119,7 +129,8 @@ class TrainConfig(ReadingConfig):
     allow_drift: bool = flag(False, "go on with a run that was begun with other versions or on another machine")
 
     @field_validator(
-        "client_selection_frac", "local_learning_rate", "lora_alpha", "max_update_norm", "max_update_norm_ratio"
+        *("client_selection_frac", "local_learning_rate", "lora_alpha", "max_update_norm", "max_update_norm_ratio"),
+        *("dp_noise_multiplier", "dp_clip", "dp_example_noise_multiplier", "dp_example_clip", "max_epsilon"),
     )
     @classmethod
     def _finite(cls, value: float | None) -> float | None:
@@ -184,6 +195,11 @@ class TrainConfig(ReadingConfig):
     def limits_clients(self) -> bool:
         """Whether what one client may contribute is limited."""
         return bool(self.max_update_norm or self.max_update_norm_ratio or self.max_client_weight < 1)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the run bounds what it tells of one client, or of one example."""
+        return self.dp_noise_multiplier is not None or self.dp_example_noise_multiplier is not None
 
     @property
     def lora_scaling(self) -> float:

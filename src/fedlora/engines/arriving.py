@@ -181,15 +181,23 @@ class ArrivingUpdates:
         del self._open[failure.client_id]
 
 
+class MeasuredUpdates(Updates, Protocol):
+    """Updates whose counts and norms are known before they are handed on."""
+
+    @property
+    def done(self) -> list[ClientUpdate]: ...
+    def finish(self) -> None: ...
+
+
 class LimitedUpdates:
     """The same updates as a strategy may use them: none longer and none heavier than the limits allow.
 
     What lies in the store stays as the client sent it; `changes` says what was done to whom.
     """
 
-    def __init__(self, updates: ArrivingUpdates, tasks: Sequence[TrainTask], limits: Limits) -> None:
+    def __init__(self, updates: MeasuredUpdates, starts: Mapping[ClientId, AdapterState], limits: Limits) -> None:
         self._updates = updates
-        self._starts = {task.client_id: task.download.adapter for task in tasks}
+        self._starts = starts
         self._limits = limits
         self.changes: dict[ClientId, dict[str, Any]] = {}
 

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedlora.config.train import TrainConfig
+from fedlora.console import say
+from fedlora.engines.private_run import PrivateRun
+from fedlora.engines.replay import measure_again
 from fedlora.engines.rounds import record_of
-from fedlora.errors import StorageError
+from fedlora.errors import FedloraError, StorageError
 from fedlora.federated.adapters import Shapes
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
 from fedlora.paths import RunPaths
 from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.round_store import RoundStore
 from fedlora.runs.standing import read_committed
-from fedlora.types import ClientFailure, RoundResult
+from fedlora.types import ClientFailure, ClientId, RoundResult
 
 
-def read_result(paths: RunPaths, round_number: int, log: MetricsLog, shapes: Shapes) -> RoundResult:
-    """The result of a committed round; StorageError when one of its files is not what was written."""
+def read_result(
+    config: TrainConfig,
+    paths: RunPaths,
+    round_number: int,
+    log: MetricsLog,
+    shapes: Shapes,
+    ids: Sequence[ClientId],
+    private: PrivateRun | None = None,
+) -> RoundResult:
+    """The result of a committed round of a run over the clients `ids`; StorageError when one of its files is not what
+    was written. The error meter needs the round before it too: without that its numbers are left out with a warning."""
     folder = paths.round_folder(round_number)
     manifest = read_manifest(folder)
     fault = find_round_fault(folder, round_number)
@@ -26,6 +43,27 @@ def read_result(paths: RunPaths, round_number: int, log: MetricsLog, shapes: Sha
     limited = {entry["client_id"]: entry for entry in manifest["limited"]}
     updates = read_committed(paths, round_number, log)
     records = [{**record_of(update, update.metrics["wave"]), **limited.get(update.client_id, {})} for update in updates]
+    store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=log)
+    measured = _measure(config, store, ids, manifest, private)
+    if measured is not None:
+        known = {record["client_id"]: record for record in measured.records}
+        records = [{**known[record["client_id"]], **record} for record in records]
     failures = [ClientFailure(**entry) for entry in manifest["quarantined"]]
     file = folder / SAFETENSORS_NAME
-    return RoundResult(round_number, load_adapter(file, shapes) if file.is_file() else None, records, failures)
+    adapter = load_adapter(file, shapes) if file.is_file() else None
+    metrics = measured.metrics if measured else {}
+    return RoundResult(round_number, adapter, records, failures, metrics, manifest.get("privacy"))
+
+
+def _measure(
+    config: TrainConfig,
+    store: RoundStore,
+    ids: Sequence[ClientId],
+    manifest: Mapping[str, Any],
+    private: PrivateRun | None,
+) -> RoundResult | None:
+    try:
+        return measure_again(config, store, ids, manifest, private)
+    except FedloraError as error:
+        say(f"warning: round {manifest['round']} has no aggregation error and no drift in the metrics: {error}")
+        return None

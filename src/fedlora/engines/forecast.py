@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedlora.config.train import TrainConfig
-from fedlora.engines.rounds import choose_cohort
+from fedlora.engines.cohorts import choose_cohort
 from fedlora.engines.simulation import count_bytes
 from fedlora.federated.adapters import num_bytes
 from fedlora.federated.modes import Mode, Wave, choose_mode, has_global_model

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fedlora.config.train import TrainConfig
 from fedlora.engines.forecast import count_units, cut_step
 from fedlora.engines.workbench import Workbench
+from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.examples import Example, order_steps
 from fedlora.llm.layout import LayoutBook
 from fedlora.llm.local_training import Trainer
@@ -40,9 +41,10 @@ def run_probe(bench: Workbench, config: TrainConfig, client_id: ClientId, start:
     epochs = 1 if len(examples) > size else 2
     shortened = config.model_copy(update={"local_batch_size": size, "local_num_epochs": epochs})
     book = LayoutBook(bench.book.layout)
-    trained = Trainer(bench.base, bench.lora, shortened, book).train(
-        Phase(start), examples, round_number=1, client_id=client_id
-    )
+    trainer = Trainer(bench.base, bench.lora, shortened, book)
+    # nothing of the probe is kept, so a secret that nobody keeps will do
+    trainer.secret = Secret.draw() if config.is_private else None
+    trained = trainer.train(Phase(start), examples, round_number=1, client_id=client_id)
     steps = [step for epoch in range(epochs) for step in _steps(examples, shortened, client_id, epoch)]
     return Probe(
         client_id=client_id,

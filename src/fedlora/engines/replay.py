@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.train import TrainConfig
+from fedlora.engines.private_run import PrivateRun
 from fedlora.engines.rounds import FederatedRun
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, StorageError
 from fedlora.federated.adapters import Shapes, fingerprint
 from fedlora.federated.modes import Mode, choose_mode
 from fedlora.files import read_json
@@ -29,11 +30,20 @@ from fedlora.llm.adapter_files import (
 )
 from fedlora.llm.lora import make_adapter
 from fedlora.paths import RunPaths, client_name
-from fedlora.runs.checking import UPDATE_NAME
+from fedlora.runs.checking import UPDATE_NAME, find_round_fault, read_manifest
 from fedlora.runs.round_store import RoundStore, StoredUpdates
 from fedlora.runs.server_state import STATE_NAME, load_state, state_to_bytes
 from fedlora.runs.standing import find_accepted
-from fedlora.types import AdapterState, ClientFailure, ClientId, ClientUpdate, ServerState, TrainTask, Updates
+from fedlora.types import (
+    AdapterState,
+    ClientFailure,
+    ClientId,
+    ClientUpdate,
+    RoundResult,
+    ServerState,
+    TrainTask,
+    Updates,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Left:
     number: int
     state: ServerState | None
     accepted: Mapping[ClientId, int]
+    manifest: Mapping[str, Any]
 
 
 @dataclass
@@ -135,20 +146,51 @@ class Replay:
 
 
 def replay_round(
-    config: TrainConfig, store: RoundStore, ids: Sequence[ClientId], manifest: Mapping[str, Any]
+    config: TrainConfig,
+    store: RoundStore,
+    ids: Sequence[ClientId],
+    manifest: Mapping[str, Any],
+    private: PrivateRun | None = None,
 ) -> list[str]:
     """In what a committed round, whose files and those before it are whole, is not what the run computes."""
-    number, mode = manifest["round"], choose_mode(config)
-    replay = Replay(store, mode, ids, manifest)
+    replay = Replay(store, choose_mode(config), ids, manifest)
     try:
-        start = _read_left(store.paths, number - 1, store.shapes) if number > 1 else None
-        adapter = make_adapter(store.shapes, config.seed)
-        config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
-        next(FederatedRun(mode, replay, replay, config, adapter, start=start).rounds())
+        _run_again(config, replay, private)
     except FedloraError as error:
-        replay.faults.append(f"round {number} cannot be computed again: {error}")
+        replay.faults.append(f"round {manifest['round']} cannot be computed again: {error}")
     return replay.faults
 
 
+def measure_again(
+    config: TrainConfig,
+    store: RoundStore,
+    ids: Sequence[ClientId],
+    manifest: Mapping[str, Any],
+    private: PrivateRun | None = None,
+) -> RoundResult:
+    """A committed round as the loop hands it on, with the numbers of the error meter and without what the clock said.
+
+    StorageError when it is not what the run computes, or what it stands on is damaged.
+    """
+    replay = Replay(store, choose_mode(config), ids, manifest)
+    number = manifest["round"]
+    before = find_round_fault(store.paths.round_folder(number - 1), number - 1) if number > 1 else None
+    if before is None:
+        result = _run_again(config, replay, private)
+        if not replay.faults:
+            return result
+    raise StorageError(before or replay.faults[0], hint="restore the file from a copy, or train anew with --overwrite")
+
+
+def _run_again(config: TrainConfig, replay: Replay, private: PrivateRun | None) -> RoundResult:
+    store, number = replay.store, replay.manifest["round"]
+    start = _read_left(store.paths, number - 1, store.shapes) if number > 1 else None
+    adapter = make_adapter(store.shapes, config.seed)
+    config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
+    run = FederatedRun(replay.mode, replay, replay, config, adapter, start=start, private=private)
+    return next(run.rounds())
+
+
 def _read_left(paths: RunPaths, number: int, shapes: Shapes) -> Left:
-    return Left(number, load_state(paths.round_folder(number), shapes), find_accepted(paths, number))
+    folder = paths.round_folder(number)
+    return Left(number, load_state(folder, shapes), find_accepted(paths, number), read_manifest(folder) or {})

@@ -14,11 +14,14 @@ from typing import Any, Protocol
 
 from fedlora.config.train import TrainConfig
 from fedlora.engines.arriving import ArrivingUpdates, LimitedUpdates, WaveStore
-from fedlora.errors import TrainingError, UsageError
+from fedlora.engines.cohorts import check_clients, choose_cohort, count_fewest
+from fedlora.engines.private_run import PrivateRun
+from fedlora.errors import TrainingError
 from fedlora.federated.adapters import fingerprint, shapes_of
+from fedlora.federated.error_meter import ErrorMeter
 from fedlora.federated.limits import Limits
+from fedlora.federated.measurement import Measurement, merge_waves
 from fedlora.federated.modes import Mode, Wave
-from fedlora.federated.sampling import draw_cohort
 from fedlora.files import sha256_of_json
 from fedlora.types import (
     AdapterState,
@@ -30,6 +33,7 @@ from fedlora.types import (
     RoundResult,
     ServerState,
     TrainTask,
+    Updates,
 )
 
 
@@ -57,41 +61,8 @@ class Standing(Protocol):
     def state(self) -> ServerState | None: ...
     @property
     def accepted(self) -> Mapping[ClientId, int]: ...
-
-
-def choose_cohort(config: TrainConfig, clients: Sequence[ClientId], number: int) -> tuple[ClientId, ...]:
-    """Who takes part in a round of a run over these clients."""
-    return draw_cohort(
-        clients,
-        how=config.client_selection_strategy,
-        fraction=config.client_selection_frac,
-        seed=config.seed,
-        round_number=number,
-    )
-
-
-def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) -> None:
-    """TrainingError when nobody has a row to train on, UsageError when no cohort can hold `min_clients`."""
-    if not clients:
-        raise TrainingError("no client has a row to train on", hint="check the client files")
-    size, fewest = len(choose_cohort(config, clients, 1)), count_fewest(config, mode)
-    if config.max_client_weight * size < 1:
-        raise UsageError(
-            f"max_client_weight={config.max_client_weight:g} cannot be: one of {size} clients has at least "
-            f"1/{size} of the weights",
-            hint=f"raise it to {1 / size:.3g} or more",
-        )
-    if mode.order != "pooled" and size < fewest:
-        asks = f"min_clients={fewest}" if fewest == config.min_clients else f"{config.federation_mode} needs {fewest}"
-        raise UsageError(
-            f"{asks}, but a cohort has {size} of the {len(clients)} clients",
-            hint="raise --client_selection_frac, or lower what is asked for",
-        )
-
-
-def count_fewest(config: TrainConfig, mode: Mode) -> int:
-    """How many usable updates a round needs: what the user asks for, and what the method cannot do without."""
-    return 1 if mode.order == "pooled" else max(config.min_clients, mode.strategy.fewest_clients)
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
 
 
 class FederatedRun:
@@ -106,7 +77,10 @@ class FederatedRun:
         adapter: AdapterState,
         *,
         start: Standing | None = None,
+        private: PrivateRun | None = None,
     ) -> None:
+        if config.is_private != (private is not None):
+            raise ValueError("a run is private exactly when its configuration is")
         self.mode = mode
         self.pool = pool
         self.store = store
@@ -121,7 +95,10 @@ class FederatedRun:
         self.state = mode.strategy.init(adapter, self.clients)
         self.accepted: dict[ClientId, int] = {}
         self.done = 0
+        self.private = private
+        self.spent: Mapping[str, Any] | None = None
         if start is not None:
+            self.spent = start.manifest.get("privacy")
             self.state = start.state or self.state
             self.accepted = dict(start.accepted)
             self.done = start.number
@@ -132,10 +109,13 @@ class FederatedRun:
             yield self._run_round(number)
 
     def _draw_cohort(self, number: int) -> tuple[ClientId, ...]:
-        return choose_cohort(self.config, self.clients, number)
+        drawn = self.private.draw_cohort(self.clients, number) if self.private else None
+        return choose_cohort(self.config, self.clients, number) if drawn is None else drawn
 
     def _run_round(self, number: int) -> RoundResult:
         config, cohort = self.config, self._draw_cohort(number)
+        if self.private:
+            self.private.check(self.spent, cohort, number)
         self.store.begin_round(number)
         done = _Done()
         waves = self.mode.waves(cohort, shuffle=config.seq_order == "shuffled", seed=config.seed, round_number=number)
@@ -144,11 +124,17 @@ class FederatedRun:
         self._check_quorum(number, done)
         global_adapter = self.mode.strategy.global_adapter(self.state)
         self._commit(number, cohort, global_adapter, done)
-        return RoundResult(number, global_adapter, done.records, done.failures)
+        measured, by_client = merge_waves(done.measured)
+        records = [{**record, **by_client.get(record["client_id"], {})} for record in done.records]
+        return RoundResult(number, global_adapter, records, done.failures, measured, self.spent)
 
     def _run_wave(self, context: RoundContext, wave: Wave, done: _Done) -> None:
         """Train one wave and aggregate what is usable of it; what became of everybody is added to `done`."""
         config = self.config
+        if not wave:
+            # a Poisson cohort of nobody is a round of noise
+            self.state = self.mode.strategy.aggregate(self.state, self._hide([], context), context)
+            return
         tasks = self._make_tasks(context, wave)
         kept = {task.client_id: update for task in tasks if (update := self._find_kept(task)) is not None}
         refuses_long = config.norm_action == "quarantine"
@@ -164,18 +150,35 @@ class FederatedRun:
         )
         limited = None
         if config.limits_clients and not refuses_long:
-            limited = LimitedUpdates(arriving, tasks, self.limits)
-        self.state = self.mode.strategy.aggregate(self.state, limited or arriving, context)
+            starts = {task.client_id: task.download.adapter for task in tasks}
+            limited = LimitedUpdates(arriving, starts, self.limits)
+        meter = self._make_meter(tasks)
+        updates = meter.watch(limited or arriving)
+        self.state = self.mode.strategy.aggregate(self.state, self._hide(updates, context), context)
         arriving.finish()
+        done.measured.append(meter.measure(self.mode.strategy.global_adapter(self.state)))
         changes = limited.changes if limited else {}
         for update in arriving.done:
             done.records.append({**record_of(update, context.wave), **changes.get(update.client_id, {})})
         done.limited.extend({"client_id": client, **change} for client, change in sorted(changes.items()))
         done.failures.extend(arriving.failures)
 
+    def _hide(self, updates: Updates, context: RoundContext) -> Updates:
+        if self.private is None:
+            return updates
+        download = self.mode.strategy.broadcast(self.state, self.clients[0], context.round)
+        return self.private.hide(updates, download, context)
+
+    def _make_meter(self, tasks: Sequence[TrainTask]) -> ErrorMeter:
+        """Clients weigh in it as they do in what it measures: all the same where they are hidden behind noise."""
+        is_weighted = self.mode.strategy.is_weighted and self.config.dp_noise_multiplier is None
+        downloads = {task.client_id: task.download for task in tasks}
+        return ErrorMeter(downloads, is_weighted=is_weighted, scaling=self.config.lora_scaling)
+
     def _check_quorum(self, number: int, done: _Done) -> None:
         fewest = count_fewest(self.config, self.mode)
-        if len(done.records) >= fewest:
+        if len(done.records) >= fewest or not (done.records or done.failures):
+            # nobody was asked: only a private cohort can be empty
             return
         reasons = "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in done.failures)
         what = (
@@ -230,6 +233,9 @@ class FederatedRun:
             "limited": done.limited,
             "quarantined": [failure.record() for failure in done.failures],
         }
+        if self.private:
+            self.spent = self.private.budget.spend(self.spent, sorted(fresh))
+            facts["privacy"] = self.spent
         # a state that nothing has changed is where every run begins, and not kept
         is_new = bool(self.state.slots) or self.state.adapter is not self._untrained
         self.store.commit_round(number, global_adapter, self.state if is_new else None, facts)
@@ -243,6 +249,7 @@ class _Done:
     records: list[Mapping[str, Any]] = field(default_factory=list)
     failures: list[ClientFailure] = field(default_factory=list)
     limited: list[Mapping[str, Any]] = field(default_factory=list)
+    measured: list[Measurement] = field(default_factory=list)
 
 
 def record_of(update: ClientUpdate, wave: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ configuration: where a client trains cannot change what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +47,12 @@ def make_workbench(
     facts: Mapping[ClientId, ClientFacts] | None = None,
     outline: bool = False,
     only: Sequence[ClientId] | None = None,
+    load: Callable[..., BaseModel] = load_base_model,
 ) -> Workbench:
     """Load the base onto `device`; without a layout one is planned, without facts the clients are counted, or `only`
     those of them that are here.
+
+    `load` may hand out a base that is loaded already (`ResidentBase`).
 
     With `outline` the base has no weights: everything can be counted, nothing computed.
     """
@@ -57,7 +60,7 @@ def make_workbench(
     if outline:
         base = load_outline(config.base_model, **source)
     else:
-        base = load_base_model(config.base_model, quantization=config.quantization, **source)
+        base = load(config.base_model, quantization=config.quantization, **source)
     spec = LoraSpec(
         config.lora_r,
         config.lora_alpha,

@@ -21,6 +21,7 @@ from fedlora.engines.messages import pack, pack_outcome, pack_task, unpack, unpa
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import make_workbench
 from fedlora.federated.modes import choose_mode
+from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
 from fedlora.types import ClientFailure, ClientId, ClientMemory, ClientUpdate, TrainTask
 
@@ -39,11 +40,12 @@ class Worker:
         files: Sequence[Path],
         facts: Mapping[ClientId, ClientFacts],
         layout: Layout,
+        secret: Secret | None = None,
     ) -> None:
         self.device = device
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        options = (theirs, device, config, list(files), dict(facts), layout, torch.get_num_threads())
+        options = (theirs, device, config, list(files), dict(facts), layout, torch.get_num_threads(), secret)
         self.process = context.Process(target=serve, args=options, daemon=True, name=f"fedlora {device}")
         self.process.start()
         theirs.close()
@@ -84,6 +86,7 @@ def serve(
     facts: dict[ClientId, ClientFacts],
     layout: Layout,
     threads: int,
+    secret: Secret | None = None,
 ) -> None:
     """A worker's life: load, then train task by task until the pipe closes."""
     # an interrupt from the keyboard reaches every process; the first one decides what becomes of the others
@@ -98,6 +101,7 @@ def serve(
         try:
             if clients is None:
                 bench = make_workbench(config, files, device=device, layout=layout, facts=facts)
+                bench.trainer.secret = secret
                 clients = SimulatedClients(bench.trainer, choose_mode(config).rule, bench.examples, _Given())
             answer = _train(clients, task, memory, Layout.from_record(more["layout"]))
         except Exception as error:  # whatever it is, the first process must hear of it

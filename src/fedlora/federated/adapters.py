@@ -20,11 +20,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 Value = TypeVar("Value")
 
 
-def weighted_mean(pairs: Iterable[tuple[AdapterState, float]]) -> dict[str, Tensor] | None:
+def weighted_mean(
+    pairs: Iterable[tuple[AdapterState, float]], *, dtype: torch.dtype | None = None
+) -> dict[str, Tensor] | None:
     """Mean of adapters with the given positive weights: `sum(w * x) / sum(w)`; None without a pair.
 
-    Summed in float64 and cast once, to the type of what was given. Streams: beside the sum one adapter at a time is
-    held. Raises ValueError on a weight that is not positive or on keys or shapes that differ.
+    Summed in float64 and cast once, to `dtype` or the type of what was given: whoever computes on with the mean takes
+    float64, or a small change of a large value is lost to the first rounding. Streams: beside the sum one adapter at a
+    time is held. Raises ValueError on a weight that is not positive or on keys or shapes that differ.
     """
     totals: dict[str, Tensor] = {}
     kinds: dict[str, torch.dtype] = {}
@@ -34,7 +37,7 @@ def weighted_mean(pairs: Iterable[tuple[AdapterState, float]]) -> dict[str, Tens
             raise ValueError(f"weight {weight} is not positive")
         if not totals:
             totals = {key: torch.zeros(value.shape, dtype=torch.float64) for key, value in state.items()}
-            kinds = {key: value.dtype for key, value in state.items()}
+            kinds = {key: dtype or value.dtype for key, value in state.items()}
         if state.keys() != totals.keys():
             raise ValueError("adapters with different keys cannot be averaged")
         for key, total in totals.items():

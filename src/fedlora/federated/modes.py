@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from fedlora.config.train import HYPERPARAMETERS, TrainConfig
 from fedlora.errors import UsageError
+from fedlora.federated.privacy.combinations import check_privacy
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
 from fedlora.federated.strategies.fedprox import ProximalTraining
 from fedlora.federated.strategies.fedrot import FedRot, RotateAndSend
@@ -105,6 +106,7 @@ def choose_mode(config: TrainConfig) -> Mode:
             f"federation_mode={name} sends more than an adapter, and a limit on the adapter alone would not hold",
             hint="leave max_update_norm, max_update_norm_ratio and max_client_weight out",
         )
+    check_privacy(config)
     return replace(mode, strategy=_with(mode.strategy, given), rule=_with(mode.rule, given))
 
 

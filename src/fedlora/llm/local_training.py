@@ -19,6 +19,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.errors import TrainingError
 from fedlora.federated.adapters import pick_half
+from fedlora.federated.privacy.randomness import Secret
 from fedlora.federated.schedule import learning_rate
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Batch, Example, cut_passes, make_batch, order_steps
@@ -27,6 +28,7 @@ from fedlora.llm.local_gradient import GradientTerms
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.loss import backward_loss, sum_loss
 from fedlora.llm.memory import with_less_memory
+from fedlora.llm.private_steps import PrivateSteps
 from fedlora.seeds import derive_seed
 from fedlora.types import AdapterState, Phase
 
@@ -55,6 +57,8 @@ class Trainer:
         self.lora = lora
         self.config = config
         self.book = book
+        # what private lots and their noise are drawn from: set by whoever runs a private configuration
+        self.secret: Secret | None = None
 
     def train(
         self,
@@ -74,25 +78,17 @@ class Trainer:
         factors = pick_half(dict(self.lora.named_factors()), phase.trainable)
         optimizer = self._make_optimizer(factors, moments)
         terms = GradientTerms(phase, factors, needs_mean=needs_gradient)
-        steps = [
-            step
-            for epoch in range(config.local_num_epochs)
-            for step in order_steps(
-                examples,
-                batch_size=config.local_batch_size,
-                seed=config.seed,
-                round_number=round_number,
-                client_id=client_id,
-                epoch=epoch,
-                by_length=config.group_by_length,
-            )
-        ]
+        private = None
+        if config.dp_example_noise_multiplier is not None:
+            place = {"round_number": round_number, "client_id": client_id}
+            private = PrivateSteps(self.lora, factors, config, self.secret, **place)
+        steps = private.draw_lots(examples) if private else self._order_steps(examples, round_number, client_id)
         loss_sum, num_labels, num_tokens = 0.0, 0, 0
         devices = [self.base.device] if self.base.device.type == "cuda" else []
         checkpointing = self.book.layout.gradient_checkpointing
         with torch.random.fork_rng(devices=devices), self.lora.train_mode(checkpointing=checkpointing):
             for index, rows in enumerate(steps):
-                loss_sum += self._add_gradients(rows, round_number, client_id, index)
+                loss_sum += self._add_gradients(rows, round_number, client_id, index, private)
                 terms.add()
                 self._update(optimizer, list(factors.values()), self._rate(round_number, index, len(steps)))
                 if not math.isfinite(loss_sum):
@@ -106,7 +102,8 @@ class Trainer:
         return Trained(
             adapter=self.lora.get_adapter(),
             moments=_read_moments(factors, optimizer) if config.optimizer_state == "keep" else {},
-            loss=loss_sum / num_labels,
+            # private lots may all be empty
+            loss=loss_sum / max(1, num_labels),
             num_tokens=num_tokens,
             num_labels=num_labels,
             num_steps=len(steps),
@@ -139,11 +136,38 @@ class Trainer:
         passes = self._cut_passes(rows, tokens_per_pass)
         return float(sum(sum_loss(self.base, self._make_batch(group, share_prefix=True)) for group in passes))
 
-    def _add_gradients(self, rows: Sequence[Example], round_number: int, client_id: int, step: int) -> float:
+    def _order_steps(self, examples: Sequence[Example], round_number: int, client_id: int) -> list[list[Example]]:
+        """All steps of all local epochs."""
+        config = self.config
+        return [
+            step
+            for epoch in range(config.local_num_epochs)
+            for step in order_steps(
+                examples,
+                batch_size=config.local_batch_size,
+                seed=config.seed,
+                round_number=round_number,
+                client_id=client_id,
+                epoch=epoch,
+                by_length=config.group_by_length,
+            )
+        ]
+
+    def _add_gradients(
+        self, rows: Sequence[Example], round_number: int, client_id: int, step: int, private: PrivateSteps | None
+    ) -> float:
         """Leave the gradient of one step in the factors; returns the sum of the loss over its labels.
 
         When memory runs out the step starts anew with half the budget, which is then kept in the book.
         """
+        loss = self._sum_gradients(rows, round_number, client_id, step, private) if rows else 0.0
+        if private:
+            private.add_noise(step)
+        return loss
+
+    def _sum_gradients(
+        self, rows: Sequence[Example], round_number: int, client_id: int, step: int, private: PrivateSteps | None
+    ) -> float:
         scale = 1.0 / sum(example.num_labels for example in rows)
         # with dropout every row must draw its own noise, on the tokens it shares as well; and a layer that is
         # computed again has no cache to share
@@ -152,10 +176,8 @@ class Trainer:
         def attempt(tokens_per_pass: int) -> float:
             self._clear_gradients()
             torch.manual_seed(derive_seed(self.config.seed, "dropout", round_number, client_id, step))
-            passes = self._cut_passes(rows, tokens_per_pass)
-            losses = [
-                backward_loss(self.base, self._make_batch(group, share_prefix=share), scale=scale) for group in passes
-            ]
+            passes = self._cut_passes(rows, tokens_per_pass, most_rows=private.most_rows if private else None)
+            losses = [self._run_backward(group, scale, share, private) for group in passes]
             return float(torch.stack(losses).sum())
 
         planned = self.book.layout.budget(round_number, client_id, step)
@@ -167,11 +189,23 @@ class Trainer:
             self.book.add(Reduction(round_number, client_id, step, used))
         return loss
 
-    def _cut_passes(self, rows: Sequence[Example], tokens_per_pass: int) -> list[list[Example]]:
+    def _run_backward(
+        self, group: Sequence[Example], scale: float, share: bool, private: PrivateSteps | None
+    ) -> torch.Tensor:
+        """One pass, whose gradients are added to the factors'; in a private one each row's are clipped first."""
+        if private is None:
+            return backward_loss(self.base, self._make_batch(group, share_prefix=share), scale=scale)
+        batch = self._make_batch(group, share_prefix=False)
+        return private.add_clipped(group, lambda: backward_loss(self.base, batch, scale=1.0))
+
+    def _cut_passes(
+        self, rows: Sequence[Example], tokens_per_pass: int, *, most_rows: int | None = None
+    ) -> list[list[Example]]:
+        limits = [limit for limit in (self.config.local_micro_batch_size, most_rows) if limit is not None]
         passes = cut_passes(
             [len(example.ids) for example in rows],
             token_budget=tokens_per_pass,
-            most_rows=self.config.local_micro_batch_size,
+            most_rows=min(limits, default=None),
         )
         return [[rows[index] for index in group] for group in passes]
 

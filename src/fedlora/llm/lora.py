@@ -8,7 +8,7 @@ In float32 the two compute the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +107,8 @@ class LoraLinear(nn.Module):
         self.answerers = answerers
         self.stack: tuple[Tensor, Tensor] | None = None
         self.background = Background()
+        # what computes the layer's output in the place of a and b, where rows have factors of their own
+        self.instead: Callable[[Tensor], Tensor] | None = None
         self._casts: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,6 +116,8 @@ class LoraLinear(nn.Module):
             return self.background.add_to(self.base(x), x)
         if self.stack is not None:
             return self._forward_stacked(x, *self.stack)
+        if self.instead is not None:
+            return self.instead(x)
         dropout = self.dropout if self.training else 0.0
         if type(self.base) is nn.Linear and self.background.is_empty:
             factors = (self.a, self.b, self._cast_factors(x.dtype))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,7 @@ class FrozenProduct(torch.autograd.Function):
         return gradients[0] @ ctx.layer.dequantise(gradients[0].dtype), None
 
 
-class FrozenLinear(nn.Linear):
+class FrozenLinear(nn.Linear, ABC):
     """A linear layer that takes over the numbers of a bitsandbytes layer; `weight` holds them in their few bits."""
 
     scale: Tensor
@@ -54,9 +55,9 @@ class FrozenLinear(nn.Linear):
         # the class before quantization: an adapter's file says whether that stores its weight transposed
         self.source_cls = layer.source_cls
 
+    @abstractmethod
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         """The weight (d_out, d_in) that the few bits stand for."""
-        raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
         result: Any = FrozenProduct.apply(input, self)

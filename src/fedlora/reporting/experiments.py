@@ -75,6 +75,11 @@ def load_experiment(config: ReportConfig, exp_name: str) -> Experiment | None:
         raise UsageError(
             f"{paths.run_file}: format {known!r} is unknown", hint="report with the fedlora that trained it"
         )
+    if "reaggregated_from" in run:
+        raise UsageError(
+            f"{paths.root}: a what-if of {run['reaggregated_from']['exp_name']}, which took no steps of its own",
+            hint="compare it by the table of `fedlora reaggregate`, or by evaluate_rouge",
+        )
     rows = [row for row in _read_metrics(paths.metrics_file) if row["round"] <= config.communication_rounds]
     names = [OutputName("base"), *_subjects(run)]
     return Experiment(

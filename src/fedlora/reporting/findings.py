@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedlora.reporting.experiments import Experiment
@@ -11,6 +11,7 @@ from fedlora.reporting.fairness import answer_sources, config_differences, find_
 from fedlora.reporting.summary import (
     Gap,
     ModelRow,
+    drift_curves,
     experiment_titles,
     find_gaps,
     in_report_order,
@@ -57,6 +58,8 @@ class Findings:
     """Experiment -> its run.json."""
     config_differences: Mapping[str, Mapping[str, Any]]
     answers: Sequence[Mapping[str, Any]]
+    drift: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
+    """Experiment -> number of the error meter -> (round, value) points; only experiments that have any."""
 
     @property
     def categories(self) -> list[str]:
@@ -80,6 +83,7 @@ class Findings:
             "experiments": self.runs,
             "config_differences": self.config_differences,
             "answers": self.answers,
+            "drift": self.drift,
         }
 
 
@@ -107,6 +111,7 @@ def gather_findings(experiments: Sequence[Experiment], absent: Sequence[str]) ->
         runs={one.name: one.run for one in experiments},
         config_differences=config_differences(experiments),
         answers=answer_sources(experiments),
+        drift={one.name: curves for one in in_report_order(experiments) if any((curves := drift_curves(one)).values())},
     )
 
 

@@ -28,8 +28,15 @@ _DEFINITIONS = """\
   prompt and response; bytes are adapters up and down; seconds are training alone."""
 
 
+_DRIFT = """\
+**Aggregation error** is the distance of what a round made global from the weighted mean of the clients' products,
+relative to that mean; with robust methods and server optimizers it includes what they do on purpose. **Cosine** is
+that of a client's change to the mean change, **norm** the length of a client's change of the weights, both means over
+clients. A single update has nothing that is averaged. An exact mean is not by itself a better model: see the losses."""
+
+
 def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
-    """The whole report; `pictures` names which of rounds.png and clients.png lie beside it."""
+    """The whole report; `pictures` names which of rounds.png, clients.png and drift.png lie beside it."""
     parts = [f"# Federated LoRA: the models after round {findings.round_number}", _headline(findings)]
     parts += [f"> **Warning:** {escape(text)}" for text in findings.warnings]
     parts.append(_table(COLUMNS, map(main_cells, findings.rows)))
@@ -43,6 +50,9 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
     if findings.categories:
         parts += ["## What each model knows", "Exact match per category of the test file."]
         parts += ["![Exact match of every model per category](clients.png)", _category_table(findings)]
+    if findings.drift:
+        parts += ["## Aggregation error and drift", _drift_table(findings), _DRIFT]
+        parts += ["![Aggregation error and drift per round](drift.png)"] if "drift.png" in pictures else []
     if findings.judgements:
         parts += ["## Judge", _judge_table(findings)]
     if findings.quarantined:
@@ -98,6 +108,18 @@ def _category_table(findings: Findings) -> str:
 def _category_cell(row: ModelRow, category: str) -> str:
     text = number_text(row.categories.get(category), 2)
     return f"**{text}**" if category in row.own_categories else text
+
+
+def _drift_table(findings: Findings) -> str:
+    """First and last round of everything the error meter told."""
+    head = ("model", "error, first round", "last round", "cosine, first", "last", "norm, first", "last")
+    names = ("aggregation_error", "drift_cosine_mean", "drift_norm_mean")
+    rows = []
+    for name, curves in findings.drift.items():
+        ends = [(points[0][1], points[-1][1]) if (points := curves[each]) else (None, None) for each in names]
+        cells = [NOTHING if value is None else f"{value:.3g}" for pair in ends for value in pair]
+        rows.append((findings.titles[name], *cells))
+    return _table(head, rows)
 
 
 def _judge_table(findings: Findings) -> str:
@@ -180,7 +202,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool 
 
 
 def _isnumber_text(text: str) -> bool:
-    return re.fullmatch(r"[-\d.,%* ]+( (B|kB|MB|GB))?", text) is not None
+    return re.fullmatch(r"[-\d.,%* ]+(e-\d+)?( (B|kB|MB|GB))?", text) is not None
 
 
 def _code(command: str) -> str:

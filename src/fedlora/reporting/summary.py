@@ -131,6 +131,14 @@ def loss_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+def drift_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
+    """(round, value) points of the error meter, as far as the mode has them."""
+    return {
+        name: [(row["round"], row[name]) for row in experiment.round_rows if name in row]
+        for name in ("aggregation_error", "drift_cosine_mean", "drift_norm_mean")
+    }
+
+
 def base_owner(experiments: Sequence[Experiment]) -> Experiment:
     """The experiment whose base-model scores stand in the table: the first that has any, else the first."""
     scored = [experiment for experiment in experiments if experiment.answers["base"].rouge is not None]

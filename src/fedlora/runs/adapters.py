@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedlora.errors import UsageError
+from fedlora.files import read_json
 from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.adapter_files import BIN_NAME, CONFIG_NAME, GLOBAL_BIN_NAME, SAFETENSORS_NAME
 from fedlora.llm.lora import LoraSpec
-from fedlora.paths import OutputName, RunPaths, is_number
-from fedlora.runs.checking import find_listed_fault
+from fedlora.paths import OutputName, RunPaths, client_number, is_number
+from fedlora.runs.checking import UPDATE_NAME, find_listed_fault
+from fedlora.types import ClientId
 
 
 def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
@@ -49,6 +51,16 @@ def names_in_round(paths: RunPaths, round_number: int) -> list[OutputName]:
     clients = [OutputName("client", number) for number in sorted(int(text) for text in numbers if is_number(text))]
     named = [OutputName("global"), *clients]
     return [name for name in named if _exists(folder, name)]
+
+
+def find_personal(paths: RunPaths, last_round: int) -> dict[ClientId, Path]:
+    """The newest adapter that each client keeps for itself, up to a round; empty where clients keep none."""
+    found: dict[ClientId, Path] = {}
+    for number in reversed([number for number in paths.committed_rounds() if number <= last_round]):
+        for file in paths.round_folder(number).glob(f"client_*/{UPDATE_NAME}"):
+            if read_json(file).get("keeps_adapter"):
+                found.setdefault(client_number(file.parent.name), file.with_name(BIN_NAME))
+    return dict(sorted(found.items()))
 
 
 def _candidates(folder: Path, name: OutputName) -> list[Path]:

@@ -78,6 +78,8 @@ def _state_of(paths: RunPaths, record: Mapping[str, Any], done: int, problem: st
         return f"training: {holder}"
     if problem:
         return problem
+    if "reaggregated_from" in record:
+        return f"what-if of {record['reaggregated_from']['exp_name']}"
     is_all = record.get("state") == "finished" and done >= record["config"]["num_communication_rounds"]
     return "finished" if is_all else "interrupted"
 

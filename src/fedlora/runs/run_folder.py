@@ -87,9 +87,20 @@ def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[s
     return [f"{name}: {then.get(name)!r} -> {now.get(name)!r}" for name in differing]
 
 
+def check_trained(paths: RunPaths, recorded: Mapping[str, Any]) -> None:
+    """UsageError when what lies there was put together by `reaggregate`: nobody trained it, so it has no updates."""
+    if "reaggregated_from" in recorded:
+        raise UsageError(
+            f"{paths.root}: holds what `fedlora reaggregate` made of run {recorded['reaggregated_from']['exp_name']}",
+            hint="name that run instead, or choose another --exp_name",
+        )
+
+
 def check_same(paths: RunPaths, config: TrainConfig) -> None:
     """UsageError with the difference when the recorded run is not the one that `config` asks for."""
-    if differences := find_differences(read_run(paths)["config"], config):
+    recorded = read_run(paths)
+    check_trained(paths, recorded)
+    if differences := find_differences(recorded["config"], config):
         raise UsageError(
             f"{paths.root}: a run of this name exists with another configuration ({'; '.join(differences)})",
             hint="choose another --exp_name, or give --overwrite to delete it and start anew",

@@ -50,7 +50,7 @@ class Allocation:
 
 
 def run(config: AllocateConfig) -> Mapping[str, Any]:
-    """Write the data set and return its manifest. Same configuration and input, same bytes.
+    """Write the data set, print how it was dealt out and return its manifest. Same configuration and input, same bytes.
 
     Raises UsageError (input or flags), DataError (a row, a category that is too small), StorageError.
     """

@@ -19,7 +19,7 @@ from fedlora.engines.flower.certificates import (
 )
 from fedlora.errors import UsageError
 from fedlora.files import write_bytes, write_text
-from fedlora.paths import NodeFolder, ServerFolder, client_folder
+from fedlora.flower_paths import NodeFolder, ServerFolder, client_folder
 
 OWNER_ONLY = 0o600
 

@@ -12,7 +12,8 @@ from fedlora.console import say
 from fedlora.data.client_files import find_client_files
 from fedlora.engines.flower.processes import Program, running
 from fedlora.errors import StorageError, UsageError
-from fedlora.paths import NodeFolder, RunPaths, ServerFolder, client_folder
+from fedlora.flower_paths import NodeFolder, ServerFolder, client_folder
+from fedlora.paths import RunPaths
 from fedlora.stages import flower_init, flower_submit
 
 START_SECONDS = 120.0

@@ -28,7 +28,7 @@ from fedlora.engines.flower.processes import Program, running, supervise
 from fedlora.engines.flower.worker import serve
 from fedlora.errors import StorageError, UsageError
 from fedlora.files import json_text, write_text
-from fedlora.paths import NodeFolder, ServerFolder, node_socket
+from fedlora.flower_paths import NodeFolder, ServerFolder, node_socket
 
 START_SECONDS = 60.0
 

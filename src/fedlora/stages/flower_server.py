@@ -59,6 +59,11 @@ def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
     """Train all rounds, or those that are left, with the nodes of a Flower grid; returns where they lie."""
     if config.federation_mode == "pooled":
         raise UsageError("federation_mode=pooled brings rows together, and here they stay where they are")
+    if config.is_private:
+        raise UsageError(
+            "differential privacy needs a secret at every client, which nodes do not have yet",
+            hint="leave the dp_ flags out, or train in one process with `fedlora train`",
+        )
     if config.devices:
         raise UsageError("devices are the nodes' own business", hint="leave --devices out")
     paths = RunPaths(config.model_dir, config.exp_name)

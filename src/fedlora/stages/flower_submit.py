@@ -22,7 +22,8 @@ from fedlora.engines.flower.commands import CONNECTION, flwr_command, write_conn
 from fedlora.engines.flower.guard import bundle_folder
 from fedlora.errors import FedloraError, StorageError, TrainingError, UsageError
 from fedlora.files import write_text
-from fedlora.paths import RunPaths, ServerFolder
+from fedlora.flower_paths import ServerFolder
+from fedlora.paths import RunPaths
 from fedlora.stages.flower_request import make_request, read_exit
 
 STATUS_SECONDS = 2.0

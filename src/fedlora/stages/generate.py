@@ -8,7 +8,7 @@ sidecar that says what produced it; a second call with the same settings finds i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -49,8 +49,8 @@ class Source:
     quantization: Quantization
 
 
-def run(config: GenerateConfig) -> list[Path]:
-    """Write the predictions of the chosen adapters; returns the files."""
+def run(config: GenerateConfig, *, load: Callable[..., BaseModel] = load_base_model) -> list[Path]:
+    """Write the predictions of the chosen adapters; returns the files. `load` may hand out a base loaded already."""
     paths = RunPaths(config.model_dir, config.exp_name)
     source = _find_source(config, paths)
     rows = read_rows(config.test_file_path, rules=config.read_rules)
@@ -64,7 +64,7 @@ def run(config: GenerateConfig) -> list[Path]:
     facts = {name: _facts(config, source, adapters.get(name), len(rows)) for name in names}
     missing = [name for name in names if not _is_answered(results, name, facts[name], overwrite=config.overwrite)]
     if missing:
-        base = load_base_model(
+        base = load(
             source.base_model,
             device=config.device,
             dtype=config.base_dtype,

@@ -17,9 +17,9 @@ from fedlora.console import say
 from fedlora.data.client_files import find_client_files
 from fedlora.data.doctor import Finding, Silo, examine_rows, examine_shortened, examine_skew
 from fedlora.data.records import read_rows
+from fedlora.engines.cohorts import check_clients
 from fedlora.engines.forecast import RunForecast, Work, count_run_units, draw_waves, forecast_run, measure_epoch
 from fedlora.engines.probe import Probe, run_probe
-from fedlora.engines.rounds import check_clients
 from fedlora.errors import FedloraError, TrainingError, UsageError
 from fedlora.evaluation.judge.forecast import forecast_judging
 from fedlora.federated.adapters import num_bytes

@@ -13,6 +13,7 @@ from fedlora.errors import UsageError
 from fedlora.files import json_text, write_bytes, write_text
 from fedlora.paths import report_file
 from fedlora.reporting.categories_figure import draw_categories
+from fedlora.reporting.drift_figure import draw_drift
 from fedlora.reporting.experiments import load_experiment, train_command
 from fedlora.reporting.findings import Findings, gather_findings
 from fedlora.reporting.markdown import markdown_report
@@ -23,7 +24,7 @@ __all__ = ["main_table_text", "run"]
 
 
 def run(config: ReportConfig) -> Findings:
-    """Write report.md, report.json, rounds.png and clients.png, print the main table; returns what they say.
+    """Write report.md, report.json and the pictures beside them, print the main table; returns what they say.
 
     Raises UsageError when none of the experiments has a run, or a file of one cannot be read.
     """
@@ -39,6 +40,8 @@ def run(config: ReportConfig) -> Findings:
     pictures = {"rounds.png": draw_rounds(findings)}
     if findings.categories:
         pictures["clients.png"] = draw_categories(findings)
+    if any(curves["aggregation_error"] for curves in findings.drift.values()):
+        pictures["drift.png"] = draw_drift(findings)
     for name, content in pictures.items():
         write_bytes(markdown.with_name(name), content)
     write_text(report_file(config.report_dir, config.report_name, ".json"), json_text(findings.record()))

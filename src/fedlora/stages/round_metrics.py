@@ -45,17 +45,21 @@ class RoundMetrics:
     def record(self, result: RoundResult, seconds: float) -> dict[str, Any]:
         """Validate what a round left and write its lines; returns the round's line."""
         records = [dict(record) for record in result.records]
+        num_labels = sum(record["num_response_tokens"] for record in records)
         row: dict[str, Any] = {
             "kind": "round",
             "round": result.round,
             "cohort": [record["client_id"] for record in records],
             "quarantined": [failure.record() for failure in result.failures],
-            "loss": sum(r["loss"] * r["num_response_tokens"] for r in records)
-            / sum(r["num_response_tokens"] for r in records),
+            # nobody trained on anything where a private cohort is empty
+            "loss": sum(r["loss"] * r["num_response_tokens"] for r in records) / num_labels if num_labels else None,
             "seconds": seconds,
         }
+        if result.privacy is not None:
+            row["privacy"] = {name: result.privacy[name] for name in ("unit", "epsilon", "delta", "accountant")}
         for name in ("num_steps", "num_tokens", "bytes_down", "bytes_up"):
             row[name] = sum(record[name] for record in records)
+        row |= result.metrics
         if result.global_adapter is not None:
             if self._has_validation():
                 row["val_loss"] = self.trainer.validate(result.global_adapter, self._shared_validation())

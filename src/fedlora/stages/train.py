@@ -8,7 +8,7 @@ torch is imported: a second start on the same run ends within a second and has c
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,20 @@ from fedlora.runs.lock import hold_run
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
 
 
-def run(config: TrainConfig) -> RunPaths:
-    """Train all rounds of one experiment, or those that are left of it; returns where they lie."""
+def run(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> RunPaths:
+    """Train all rounds of one experiment, or those that are left of it; returns where they lie.
+
+    `load` takes the place of `load_base_model` where one base serves several runs.
+    """
     paths = RunPaths(config.model_dir, config.exp_name)
     check_free(paths)
     files = find_client_files(config.data_path, config.num_clients, chosen=config.chosen("num_clients"))
     with hold_run(paths):
-        _train(config.model_copy(update={"num_clients": len(files)}), paths, files)
+        _train(config.model_copy(update={"num_clients": len(files)}), paths, files, {"load": load} if load else {})
     return paths
 
 
-def _train(config: TrainConfig, paths: RunPaths, files: list[Path]) -> None:
+def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Mapping[str, Any]) -> None:
     check_free(paths)
     recorded = None
     if paths.run_file.exists() and not config.overwrite:
@@ -45,7 +48,7 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path]) -> None:
     held_out = read_rows(Path(config.val_data_path), rules=rules) if config.val_data_path else []
     from fedlora.stages.training import Training, open_bench
 
-    training = Training(config, paths, open_bench(config, files, recorded), held_out, recorded)
+    training = Training(config, paths, open_bench(config, files, recorded, **options), held_out, recorded)
     if recorded is None:
         clear_run(paths)
     training.run()

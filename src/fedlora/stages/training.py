@@ -15,25 +15,31 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
+from fedlora.engines.cohorts import check_clients, choose_cohort
 from fedlora.engines.committed import read_result
 from fedlora.engines.devices import DeviceClients
 from fedlora.engines.forecast import measure_traffic
-from fedlora.engines.rounds import FederatedRun, check_clients, choose_cohort
+from fedlora.engines.private_run import find_doubts, make_private_run
+from fedlora.engines.rounds import FederatedRun
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.engines.worker import Worker
 from fedlora.errors import DataError
 from fedlora.federated.adapters import num_bytes
 from fedlora.federated.modes import Mode, choose_mode, has_global_model, hyperparameters_of
+from fedlora.federated.privacy.budget import describe_spent
+from fedlora.federated.privacy.randomness import Secret
 from fedlora.federated.sampling import cohort_size
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_config import make_peft_config
+from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
 from fedlora.llm.lora import is_fan_in_fan_out, make_adapter
 from fedlora.paths import RunPaths
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import RoundStore
+from fedlora.runs.secret_file import load_secret, save_secret
 from fedlora.runs.space import SpaceNeed, estimate_round_bytes
 from fedlora.runs.standing import Standing, find_standing
 from fedlora.stages.environment import check_environment, describe_environment, library_versions
@@ -45,12 +51,17 @@ LONG_UPDATE = 10
 
 
 def open_bench(
-    config: TrainConfig, files: Sequence[Path], recorded: Mapping[str, Any] | None, *, outline: bool = False
+    config: TrainConfig,
+    files: Sequence[Path],
+    recorded: Mapping[str, Any] | None,
+    *,
+    outline: bool = False,
+    load: Callable[..., BaseModel] = load_base_model,
 ) -> Workbench:
     """Load the model, or its outline, onto the run's first device, with the layout that the run was begun with."""
     device = config.devices[0] if config.devices else config.device
     layout = Layout.from_record(recorded["layout"]) if recorded else None
-    return make_workbench(config, files, device=device, layout=layout, outline=outline)
+    return make_workbench(config, files, device=device, layout=layout, outline=outline, load=load)
 
 
 class Training:
@@ -78,6 +89,11 @@ class Training:
             raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
         self.adapter = make_adapter(self.lora.shapes(), config.seed)
         self.mode = mode = choose_mode(config)
+        self.secret = _find_secret(config, recorded)
+        self.sizes = {client: clients.num_examples for client, clients in bench.examples.facts.items()}
+        self.sizes = {client: size for client, size in self.sizes.items() if size}
+        self.private = make_private_run(config, self.sizes, self.secret)
+        self.trainer.secret = self.secret
         self.run_facts = self._describe()
         if recorded is not None:
             self._check_unchanged(recorded)
@@ -97,6 +113,8 @@ class Training:
         log = MetricsLog(self.paths.metrics_file)
         rows = log.go_on(done)
         store = self._make_store(log, standing)
+        if self.secret and not self.is_resumed:
+            save_secret(self.secret)
         store.write_run(self.run_facts)
         self.bench.book.on_change = lambda layout: self._record_layout(store, layout)
         self._warn()
@@ -106,7 +124,7 @@ class Training:
             Progress(f"train {config.exp_name} ({config.federation_mode})", self._rows_ahead(done)) as progress,
             self._open_pool(mode, store, progress.advance) as pool,
         ):
-            federated = FederatedRun(mode, pool, store, config, self.adapter, start=standing)
+            federated = FederatedRun(mode, pool, store, config, self.adapter, start=standing, private=self.private)
             self.space.check(done)
             began = time.monotonic()
             for result in federated.rounds():
@@ -145,7 +163,8 @@ class Training:
             else "all rounds are done"
         )
         for number in sorted(set(range(1, standing.number + 1)) - {row["round"] for row in closed}):
-            result = read_result(self.paths, number, metrics.log, self.lora.shapes())
+            facts = (number, metrics.log, self.lora.shapes(), self.clients.clients(), self.private)
+            result = read_result(self.config, self.paths, *facts)
             metrics.record(result, sum(record["seconds"] for record in result.records))
 
     @contextlib.contextmanager
@@ -163,7 +182,7 @@ class Training:
             yield local
             return
         layout, facts, files = self.bench.book.layout, self.clients.facts, self.clients.files
-        workers = [Worker(device, self.config, files, facts, layout) for device in self.config.devices[1:]]
+        workers = [Worker(device, self.config, files, facts, layout, self.secret) for device in self.config.devices[1:]]
         try:
             yield DeviceClients(local, workers, on_rows)
         finally:
@@ -217,7 +236,9 @@ class Training:
         return max(1, round(sum(sizes) * share * config.local_num_epochs * (config.num_communication_rounds - done)))
 
     def _describe(self) -> dict[str, Any]:
+        secret = {"privacy": {"secret_id": self.secret.id}} if self.secret else {}
         return {
+            **secret,
             "format": 1,
             "exp_name": self.config.exp_name,
             "mode": self.config.federation_mode,
@@ -237,11 +258,24 @@ class Training:
         }
 
     def _warn(self) -> None:
+        if self.private:
+            rounds = self.config.num_communication_rounds
+            planned = self.private.budget.forecast(rounds, list(self.sizes))
+            say(f"privacy after {rounds} rounds: at most {describe_spent(planned)}")
+            for doubt in find_doubts(self.config, self.sizes):
+                say(doubt)
         for client, facts in self.clients.facts.items():
             if not facts.num_examples:
                 say(f"warning: client {client} ({facts.file}) has no row to train on and is never selected")
             elif facts.num_empty:
                 say(f"client {client}: {facts.num_empty} rows with an empty response are left out")
+
+
+def _find_secret(config: TrainConfig, recorded: Mapping[str, Any] | None) -> Secret | None:
+    """The secret of a private run: a new one for a new run, and for one that goes on the one it was begun with."""
+    if not config.is_private:
+        return None
+    return load_secret(recorded["privacy"]["secret_id"]) if recorded else Secret.draw()
 
 
 def _size(adapter: AdapterState) -> dict[str, int]:
@@ -250,10 +284,12 @@ def _size(adapter: AdapterState) -> dict[str, int]:
 
 def _say_round(row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int) -> None:
     held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
-    say(f"round {row['round']} of {rounds}: training loss {row['loss']:.3f}{held_out}, {row['seconds']:.0f} s")
+    loss = "nobody was drawn" if row["loss"] is None else f"training loss {row['loss']:.3f}"
+    spent = f", {describe_spent(row['privacy'])}" if "privacy" in row else ""
+    say(f"round {row['round']} of {rounds}: {loss}{held_out}{spent}, {row['seconds']:.0f} s")
     for failure in row["quarantined"]:
         say(f"  client {failure['client_id']} is left out of the round: {failure['reason']}")
-    median = statistics.median(record["update_norm"] for record in records)
+    median = statistics.median([record["update_norm"] for record in records] or [0.0])
     for record in records:
         if record["update_norm"] > LONG_UPDATE * median and "clipped_to" not in record:
             times = f"{record['update_norm'] / median:.0f} times as long as the median" if median else "not zero"

@@ -7,31 +7,34 @@ because a file it stands on is damaged, is told of as such; the rounds behind it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import printable
+from fedlora.engines.private_run import make_private_run
 from fedlora.engines.replay import replay_round
-from fedlora.errors import StorageError
+from fedlora.errors import StorageError, UsageError
 from fedlora.federated.adapters import Shapes
 from fedlora.files import sha256_of_json
-from fedlora.llm.adapter_files import BIN_NAME
+from fedlora.llm.adapter_files import BIN_NAME, GLOBAL_BIN_NAME
 from fedlora.llm.adapter_shapes import read_shapes
 from fedlora.paths import RunPaths
 from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_round_faults
 from fedlora.runs.checking import read_manifest
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import RoundStore
-from fedlora.runs.run_folder import read_run
+from fedlora.runs.run_folder import check_trained, read_run
+from fedlora.runs.secret_file import load_secret
 
 
 def run(config: VerifyConfig) -> None:
     """Print one line per round and fault; StorageError with the first fault when there is one."""
     paths = RunPaths(config.model_dir, config.exp_name)
     recorded = read_run(paths)
+    check_trained(paths, recorded)
     faults: list[str] = []
+    missing = _find_missing_secret(recorded)
     for line, found in _look(paths, recorded):
         print(printable(line), *(printable(f"  {fault}") for fault in found), sep="\n")
         faults += found
@@ -42,13 +45,14 @@ def run(config: VerifyConfig) -> None:
             hint="restore the file from a copy; the same train command trains again, to the same bytes, what the run "
             "has to go on from: its last round and what clients keep; --overwrite trains everything anew",
         )
+    if missing is not None:
+        raise UsageError(f"all files are as written, but no round was computed again: {missing}", hint=missing.hint)
 
 
 def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """What is found, round by round, then in the files beside the rounds."""
     train = TrainConfig.of(**recorded["config"])
     identity = sha256_of_json(train.identity())
-    ids = [client["client_id"] for client in recorded["clients"] if client["num_examples"]]
     rounds = paths.committed_rounds()
     missing = sorted(set(range(1, max(rounds, default=0) + 1)) - set(rounds))
     if missing:
@@ -62,8 +66,10 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
         elif damaged:
             first = min(damaged)
             yield f"round {number}: its files are whole; not computed again, since round {first} is damaged", []
+        elif _find_missing_secret(recorded) is not None:
+            yield f"round {number}: its files are whole; not computed again without the run's secret", []
         else:
-            faults = _compute_again(paths, train, ids, number)
+            faults = _compute_again(paths, train, recorded, number)
             damaged |= {number} if faults else set()
             yield _describe_round(paths, number, faults), faults
     faults = find_metrics_faults(paths)
@@ -72,18 +78,38 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
         yield f"{folder.name}: open, {describe_open_round(folder)}", []
 
 
-def _compute_again(paths: RunPaths, config: TrainConfig, ids: Sequence[int], number: int) -> list[str]:
+def _find_missing_secret(recorded: Mapping[str, Any]) -> UsageError | None:
+    """Why the noise of a run with client-level privacy cannot be drawn again, None when it can or there is none."""
+    if recorded["config"].get("dp_noise_multiplier") is None:
+        return None
+    try:
+        load_secret(recorded["privacy"]["secret_id"])
+    except UsageError as error:
+        return error
+    return None
+
+
+def _compute_again(paths: RunPaths, config: TrainConfig, recorded: Mapping[str, Any], number: int) -> list[str]:
     manifest = read_manifest(paths.round_folder(number)) or {}
-    shapes = _find_shapes(paths.round_folder(number), manifest)
+    shapes = _find_shapes(paths, number)
+    sizes = {client["client_id"]: client["num_examples"] for client in recorded["clients"] if client["num_examples"]}
+    secret = load_secret(recorded["privacy"]["secret_id"]) if config.dp_noise_multiplier is not None else None
+    private = make_private_run(config, sizes, secret)
     store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=MetricsLog(paths.metrics_file))
-    return replay_round(config, store, ids, manifest)
+    return replay_round(config, store, list(sizes), manifest, private)
 
 
-def _find_shapes(folder: Path, manifest: Mapping[str, Any]) -> Shapes:
-    if "shapes" in manifest:
-        return {key: tuple(shape) for key, shape in manifest["shapes"].items()}
-    name = min(name for name in manifest["files"] if Path(name).name == BIN_NAME)
-    return read_shapes(folder / name)
+def _find_shapes(paths: RunPaths, number: int) -> Shapes:
+    """From any client's adapter of the round; a private round may have none, and then the nearest file that has."""
+    listed = (read_manifest(paths.round_folder(number)) or {}).get("shapes")
+    if listed:  # of clients on other machines, whose adapters may have stayed there
+        return {key: tuple(shape) for key, shape in listed.items()}
+    for place in sorted(paths.committed_rounds(), key=lambda other: (other != number, other)):
+        folder = paths.round_folder(place)
+        for name in (f"*/{BIN_NAME}", GLOBAL_BIN_NAME):
+            if found := min(folder.glob(name), default=None):
+                return read_shapes(found)
+    raise StorageError(f"{paths.root}: no round has an adapter", hint="train on: a later round will have one")
 
 
 def _describe_round(paths: RunPaths, number: int, faults: Sequence[str]) -> str:

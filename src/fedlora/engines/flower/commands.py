@@ -15,7 +15,7 @@ from fedlora.config.flower import ServerConfig
 from fedlora.config.node import NodeConfig
 from fedlora.engines.flower.guard import ALLOWED_VARIABLE
 from fedlora.files import make_folder, write_text
-from fedlora.paths import NodeFolder, ServerFolder, node_socket
+from fedlora.flower_paths import NodeFolder, ServerFolder, node_socket
 
 CONNECTION = "fedlora"
 """Name of the server in Flower's own configuration."""

@@ -25,9 +25,9 @@ from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.errors import DataError, FedloraError, StorageError
 from fedlora.federated.modes import choose_mode
 from fedlora.files import sha256_of, sha256_of_json
+from fedlora.flower_paths import NodePaths
 from fedlora.llm.layout import Layout
 from fedlora.llm.memory import is_out_of_memory
-from fedlora.paths import NodePaths
 from fedlora.types import AdapterState, ClientFailure, ClientMemory, ClientUpdate, FailureKind, TrainTask
 
 PUBLIC_REASONS: dict[FailureKind, str] = {

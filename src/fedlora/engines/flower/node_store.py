@@ -16,7 +16,7 @@ from fedlora.engines.flower.frames import FrameError, frame, unframe
 from fedlora.engines.messages import pack_outcome, unpack_outcome
 from fedlora.errors import DataError
 from fedlora.files import read_json, write_bytes, write_json
-from fedlora.paths import NodePaths, node_salt_file
+from fedlora.flower_paths import NodePaths, node_salt_file
 from fedlora.types import ClientId, ClientMemory, ClientUpdate
 
 OWNER_ONLY = 0o600

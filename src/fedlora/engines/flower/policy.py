@@ -45,6 +45,8 @@ def find_excess(policy: NodeConfig, config: TrainConfig) -> str | None:
         return f"base_model={config.base_model[:80]!r} is not allowed on this node"
     if config.federation_mode == "pooled":
         return "federation_mode=pooled brings rows together, and no row leaves this node"
+    if config.is_private:
+        return "differential privacy is not offered by this node's version of fedlora"
     if policy.federation_modes and config.federation_mode not in policy.federation_modes:
         return f"federation_mode={config.federation_mode} is not allowed on this node"
     bounds = {

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+
 from fedlora.federated.adapters import combine, weighted_mean, zeros_like
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
 from fedlora.types import (
@@ -46,8 +48,8 @@ class Scaffold(FedAvg):
         return Download(state.adapter, extra={CONTROL: state.slots[CONTROL]})
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
-        mean = weighted_mean((update.upload or {}, 1.0) for update in updates)
-        change = weighted_mean((update.extra[CHANGE], 1.0) for update in updates)
+        mean = weighted_mean(((update.upload or {}, 1.0) for update in updates), dtype=torch.float64)
+        change = weighted_mean(((update.extra[CHANGE], 1.0) for update in updates), dtype=torch.float64)
         if mean is None or change is None:
             return state
         eta, part = self.server_learning_rate, len(updates) / len(context.clients)

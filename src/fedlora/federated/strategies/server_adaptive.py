@@ -33,7 +33,7 @@ class AdaptiveServer(FedAvg, ABC):
         """The next v from the last one and the square of the change, both float64."""
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
-        mean = weighted_mean((update.upload or {}, update.num_examples) for update in updates)
+        mean = weighted_mean(((update.upload or {}, update.num_examples) for update in updates), dtype=torch.float64)
         if mean is None:
             return state
         beta, eta, tau = self.server_beta1, self.server_learning_rate, self.server_tau

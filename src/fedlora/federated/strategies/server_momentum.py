@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fedlora.federated.adapters import combine, weighted_mean, zeros_like
@@ -26,7 +27,7 @@ class FedAvgM(FedAvg):
     server_momentum: float = 0.9
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
-        mean = weighted_mean((update.upload or {}, update.num_examples) for update in updates)
+        mean = weighted_mean(((update.upload or {}, update.num_examples) for update in updates), dtype=torch.float64)
         if mean is None:
             return state
         beta, eta = self.server_momentum, self.server_learning_rate
@@ -50,7 +51,7 @@ class DiLoCo(FedAvg):
     server_momentum: float = 0.9
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
-        mean = weighted_mean((update.upload or {}, 1.0) for update in updates)
+        mean = weighted_mean(((update.upload or {}, 1.0) for update in updates), dtype=torch.float64)
         if mean is None:
             return state
         mu, eta = self.server_momentum, self.server_learning_rate

@@ -1,0 +1,249 @@
+"""Configuration of the `compare` stage: one experiment, mostly written as a YAML file.
+
+`train`, `data` and the values of `axes` hold fields of the train and allocate stages under their own names. What a
+comparison must decide itself (seed, rounds, mode, learning rate, folders) is refused there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, field_validator, model_validator
+
+from fedlora.config.data import AllocateConfig
+from fedlora.config.schema import ONLY_BY_FLAG, Config, Names, OptionalInt, flag
+from fedlora.config.train import MODE_NAMES, TrainConfig
+from fedlora.errors import UsageError
+from fedlora.paths import check_name
+
+FIXED_MODES = ("pooled", "none")
+"""Rows of every comparison beside the base model: centralised training, and each client alone."""
+
+_DECIDED = {
+    *("exp_name", "model_dir", "data_path", "val_data_path", "federation_mode", "seed", "num_communication_rounds"),
+    *("local_learning_rate", "overwrite", "output_root", "dataset_name", "test_per_cat", "local_val_set_size"),
+}
+DATA_FIELDS = frozenset(AllocateConfig.model_fields) - _DECIDED
+TRAIN_FIELDS = frozenset(TrainConfig.model_fields) - _DECIDED - DATA_FIELDS - ONLY_BY_FLAG
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the result: a mode, with fields of its own where it has some."""
+
+    name: str
+    mode: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    learning_rates: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the axes: what it sets, and how it is called."""
+
+    label: str
+    values: Mapping[str, Any]
+
+
+def _read_mapping(value: Any) -> Any:
+    """A mapping, or the text of one, as a flag gives it: `{lora_r: 4}`."""
+    if not isinstance(value, str):
+        return value
+    import yaml
+
+    try:
+        return yaml.safe_load(value) if value.strip() else {}
+    except yaml.YAMLError:
+        raise ValueError("not a mapping; write {field: value, ...}") from None
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _read_methods(value: Any) -> Any:
+    if isinstance(value, str):
+        value = _split(value)
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("a list of modes")
+    return tuple(entry if isinstance(entry, Method) else _read_method(entry) for entry in value)
+
+
+def _read_method(entry: Any) -> Method:
+    """`homo`, or `{mode: fedprox, name: strong pull, proximal_mu: 1, learning_rates: [1e-3]}`."""
+    given = {"mode": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else {}
+    mode = given.pop("mode", None)
+    if mode not in MODE_NAMES:
+        raise ValueError(f"{mode!r} is no mode; the modes are {', '.join(MODE_NAMES)}")
+    name = str(given.pop("name", mode))
+    try:
+        check_name(name, "name")
+    except UsageError as error:
+        raise ValueError(f"{error}; {error.hint}") from None
+    if len(name) > 40:
+        raise ValueError(f"name={name!r} is longer than 40 characters")
+    rates = given.pop("learning_rates", ())
+    _check_fields(given, TRAIN_FIELDS, f"of {name}")
+    return Method(name, mode, given, _read_rates(rates))
+
+
+def _read_rates(value: Any) -> tuple[float, ...]:
+    if isinstance(value, (str, int, float)):
+        value = _split(str(value))
+    try:
+        rates = tuple(sorted({float(rate) for rate in value}))
+    except (TypeError, ValueError):
+        raise ValueError("a list of numbers") from None
+    if not all(math.isfinite(rate) and rate > 0 for rate in rates):
+        raise ValueError("learning rates are positive numbers")
+    return rates
+
+
+def _check_fields(given: Mapping[str, Any], known: frozenset[str], where: str) -> None:
+    for name in given:
+        if name in _DECIDED:
+            raise ValueError(f"{name} {where}: compare decides it")
+        if name in ONLY_BY_FLAG:
+            raise ValueError(f"{name} {where}: only the flag can set it")
+        if name not in known:
+            raise ValueError(f"unknown field {name!r} {where}")
+
+
+Methods = Annotated[tuple[Method, ...], BeforeValidator(_read_methods)]
+Rates = Annotated[tuple[float, ...], BeforeValidator(_read_rates)]
+Fields = Annotated[dict[str, Any], BeforeValidator(_read_mapping)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
+
+
+class CompareConfig(Config):
+    """Compare methods over seeds and settings on one data set under one budget; base, pooled and none come with them.
+
+    A call with the same experiment goes on where the last one stopped.
+    """
+
+    name: str = flag("comparison", "name of the experiment: its folder under output_dir")
+    output_dir: Path = flag(Path("./comparisons"), "root of all comparisons")
+    modes: Methods = flag((Method("homo", "homo"),), "modes; in a file also {mode: fedprox, name: ..., proximal_mu: 1}")
+    seeds: Numbers = flag((1, 2, 3), "each draws data, adapters, cohorts and order anew, alike for every method")
+    learning_rates: Rates = flag((3e-4,), "of the clients; several: every method takes its best on validation rows")
+    sweep_seeds: int = flag(1, "seeds over which learning rates are compared", ge=1)
+    budget_steps: OptionalInt = flag(None, "optimizer steps of a run, all clients together", ge=1)
+    budget_tokens: OptionalInt = flag(None, "or tokens of a run, prompts and responses", ge=1)
+    train: Fields = flag({}, "fields of train that hold everywhere, as {lora_r: 4, local_batch_size: 16}")
+    data: Fields = flag({}, "fields of allocate; without input_file the skills data")
+    axes: Fields = flag({}, "what is varied: {lora_r: [4, 16], skew: [{partition: iid}, {partition: category}]}")
+    validation_per_cat: int = flag(16, "rows per category on which learning rates are chosen", ge=1)
+    test_per_cat: int = flag(32, "rows per category on which everything is reported", ge=1)
+    answers_per_cat: int = flag(0, "test rows per category that are answered and scored; 0: none", ge=0)
+    max_new_tokens: int = flag(32, "most tokens of an answer", ge=1)
+    curves: Names = flag(("seq",), "modes whose loss on every client's kind of rows is measured all along")
+    keep_runs: bool = flag(True, "false: remove a run's folder once everything about it is measured")
+    retry: bool = flag(False, "try again what has failed")
+    plan: bool = flag(False, "only say what would be done, and about how long it takes")
+    trust_remote_code: bool = flag(False, "run code that a model repository ships (only this flag can allow it)")
+
+    @field_validator("name")
+    @classmethod
+    def _is_folder(cls, value: str) -> str:
+        return check_name(value, "name")
+
+    @field_validator("modes")
+    @classmethod
+    def _distinct(cls, value: tuple[Method, ...]) -> tuple[Method, ...]:
+        names = [method.name for method in value]
+        if not names or len(set(names)) < len(names):
+            raise ValueError("name at least one mode, and none twice (a second one needs a `name` of its own)")
+        for method in value:
+            if method.name in ("base", *FIXED_MODES) and method.name != method.mode:
+                raise ValueError(f"{method.name!r} is the name of another row")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _some_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError("one or more different numbers from 0 on")
+        return value
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _some_rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("name at least one")
+        return value
+
+    @field_validator("train")
+    @classmethod
+    def _known_train(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _check_fields(value, TRAIN_FIELDS, "in train")
+        return value
+
+    @field_validator("data")
+    @classmethod
+    def _known_data(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _check_fields(value, DATA_FIELDS, "in data")
+        return value
+
+    @field_validator("axes")
+    @classmethod
+    def _known_axes(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for axis, points in value.items():
+            if not isinstance(points, list) or not points:
+                raise ValueError(f"{axis}: a list of values")
+            for point in points:
+                fields = point if isinstance(point, dict) else {axis: point}
+                _check_fields(fields, TRAIN_FIELDS | DATA_FIELDS, f"in axis {axis}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CompareConfig:
+        if (self.budget_steps is None) == (self.budget_tokens is None):
+            raise ValueError("give budget_steps or budget_tokens, and not both")
+        if self.sweep_seeds > len(self.seeds):
+            raise ValueError(f"sweep_seeds={self.sweep_seeds}, but there are {len(self.seeds)} seeds")
+        if self.answers_per_cat > self.test_per_cat:
+            raise ValueError(f"answers_per_cat={self.answers_per_cat} is more than test_per_cat={self.test_per_cat}")
+        labels = [setting.label for setting in self.settings()]
+        if len(set(labels)) < len(labels):
+            raise ValueError("axes: the same setting comes twice")
+        return self
+
+    def methods(self) -> tuple[Method, ...]:
+        """The methods in their order, with the fixed rows behind them unless they are named."""
+        named = {method.mode for method in self.modes if not method.fields}
+        return (*self.modes, *(Method(mode, mode) for mode in FIXED_MODES if mode not in named))
+
+    def settings(self) -> tuple[Setting, ...]:
+        """Every combination of the axes' points, the last axis fastest."""
+        return tuple(
+            Setting(", ".join(label for label, _ in chosen), {k: v for _, point in chosen for k, v in point.items()})
+            for chosen in itertools.product(*(list(_points(axis, values)) for axis, values in self.axes.items()))
+        )
+
+    def rates_of(self, method: Method) -> tuple[float, ...]:
+        """The learning rates among which a method chooses."""
+        return method.learning_rates or self.learning_rates
+
+    @property
+    def budget_unit(self) -> str:
+        """`steps` or `tokens`."""
+        return "steps" if self.budget_steps is not None else "tokens"
+
+    @property
+    def budget(self) -> int:
+        """How many of them a run may take."""
+        return self.budget_steps or self.budget_tokens or 0
+
+
+def _points(axis: str, values: list[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for value in values:
+        fields = value if isinstance(value, dict) else {axis: value}
+        yield ", ".join(f"{name} {given}" for name, given in fields.items()), fields

@@ -1,0 +1,97 @@
+"""Configuration of the `reaggregate` stage."""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+from pathlib import Path
+
+from pydantic import field_validator, model_validator
+
+from fedlora.config.reading import ReadingConfig
+from fedlora.config.schema import Names, OptionalFloat, flag
+from fedlora.config.train import MODE_NAMES, Precision
+
+SERVER_FIELDS = ("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau")
+
+_WEIGHT = re.compile(r"(\d{1,9}):(\d{1,12}(?:\.\d{1,6})?)")
+
+
+class ReaggregateConfig(ReadingConfig):
+    """What another aggregation would have made of every round's stored updates, without training.
+
+    Each round starts from where the run really stood, so every answer holds for one round: later updates were trained
+    on the actual path. The adapters lie under model_dir like a run's, and `generate` answers with them.
+    """
+
+    exp_name: str = flag("fedavg-1B", "run whose stored updates are combined anew")
+    model_dir: Path = flag(Path("./models"), "root of all runs")
+    new_name: str = flag("", "folder under model_dir for what comes out; unset: <exp_name>-what-if")
+    leave_out: Names = flag((), "clients to leave out, as 3 or 3,5")
+    weights: str = flag("", "examples, tokens, uniform, or of every client its own, as 0:2,1:0.5; unset: the run's")
+    federation_mode: str = flag("", "homo, fedavgm, fedadagrad, fedadam, fedyogi or diloco; unset: the run's own")
+    server_learning_rate: OptionalFloat = flag(None, "of fedavgm, fedadagrad, fedadam, fedyogi, diloco", gt=0)
+    server_momentum: OptionalFloat = flag(None, "of fedavgm and diloco", ge=0, lt=1)
+    server_beta1: OptionalFloat = flag(None, "of fedadagrad, fedadam, fedyogi", ge=0, lt=1)
+    server_beta2: OptionalFloat = flag(None, "of fedadam and fedyogi", ge=0, lt=1)
+    server_tau: OptionalFloat = flag(None, "of fedadagrad, fedadam, fedyogi", gt=0)
+    val_data_path: str = flag("", "rows on which the actual and the other adapter of every round are compared")
+    device: str = flag("auto", "auto, cpu, cuda or cuda:<n>; used with val_data_path")
+    base_dtype: Precision = flag("auto", "type of the frozen base; used with val_data_path")
+    trust_remote_code: bool = flag(False, "run code that a model repository ships (only this flag can allow it)")
+    overwrite: bool = flag(False, "replace what an earlier call left under new_name")
+
+    @field_validator("leave_out")
+    @classmethod
+    def _are_clients(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [name for name in value if not (name.isascii() and name.isdigit())]:
+            raise ValueError(f"{wrong[0]!r} is no number of a client")
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_can_be_read(cls, value: str) -> str:
+        if value in ("", "examples", "tokens", "uniform"):
+            return value
+        parts = [_WEIGHT.fullmatch(part.strip()) for part in value.split(",")]
+        found = [match for match in parts if match is not None]
+        if len(found) < len(parts):
+            raise ValueError("give examples, tokens, uniform, or client:weight pairs as 0:2,1:0.5")
+        if any(Fraction(match[2]) == 0 for match in found):
+            raise ValueError("a weight is zero: name that client in leave_out instead")
+        if len({int(match[1]) for match in found}) < len(found):
+            raise ValueError("a client is named twice")
+        return value
+
+    @field_validator("federation_mode")
+    @classmethod
+    def _known_mode(cls, value: str) -> str:
+        if value and value not in MODE_NAMES:
+            raise ValueError(f"unknown mode; the modes are {', '.join(MODE_NAMES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _something_changes(self) -> ReaggregateConfig:
+        if not (self.leave_out or self.weights or self.federation_mode or self.server_settings):
+            raise ValueError("nothing is changed: give leave_out, weights, federation_mode or a setting of the server")
+        return self
+
+    @property
+    def server_settings(self) -> dict[str, float]:
+        """The hyper-parameters that were given."""
+        return {name: value for name in SERVER_FIELDS if (value := getattr(self, name)) is not None}
+
+    @property
+    def left_out(self) -> frozenset[int]:
+        return frozenset(map(int, self.leave_out))
+
+    @property
+    def client_weights(self) -> dict[int, int] | None:
+        """Client -> whole weight in the proportions that were given; None unless `weights` names clients."""
+        if ":" not in self.weights:
+            return None
+        pairs = [part.strip().split(":") for part in self.weights.split(",")]
+        given = {int(client): Fraction(weight) for client, weight in pairs}
+        scale = math.lcm(*(weight.denominator for weight in given.values()))
+        return {client: int(weight * scale) for client, weight in given.items()}

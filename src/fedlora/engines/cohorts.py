@@ -1,0 +1,46 @@
+"""Who takes part in a round, and whether a run over these clients can be at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedlora.config.train import TrainConfig
+from fedlora.errors import TrainingError, UsageError
+from fedlora.federated.modes import Mode
+from fedlora.federated.sampling import draw_cohort
+from fedlora.types import ClientId
+
+
+def choose_cohort(config: TrainConfig, clients: Sequence[ClientId], number: int) -> tuple[ClientId, ...]:
+    """Who takes part in a round of a run over these clients; with client-level privacy a stand-in of the usual size."""
+    return draw_cohort(
+        clients,
+        how=config.client_selection_strategy,
+        fraction=config.client_selection_frac,
+        seed=config.seed,
+        round_number=number,
+    )
+
+
+def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) -> None:
+    """TrainingError when nobody has a row to train on, UsageError when no cohort can hold `min_clients`."""
+    if not clients:
+        raise TrainingError("no client has a row to train on", hint="check the client files")
+    size, fewest = len(choose_cohort(config, clients, 1)), count_fewest(config, mode)
+    if config.max_client_weight * size < 1:
+        raise UsageError(
+            f"max_client_weight={config.max_client_weight:g} cannot be: one of {size} clients has at least "
+            f"1/{size} of the weights",
+            hint=f"raise it to {1 / size:.3g} or more",
+        )
+    if mode.order != "pooled" and size < fewest:
+        asks = f"min_clients={fewest}" if fewest == config.min_clients else f"{config.federation_mode} needs {fewest}"
+        raise UsageError(
+            f"{asks}, but a cohort has {size} of the {len(clients)} clients",
+            hint="raise --client_selection_frac, or lower what is asked for",
+        )
+
+
+def count_fewest(config: TrainConfig, mode: Mode) -> int:
+    """How many usable updates a round needs: what the user asks for, and what the method cannot do without."""
+    return 1 if mode.order == "pooled" else max(config.min_clients, mode.strategy.fewest_clients)

@@ -1,0 +1,121 @@
+"""A comparison as runs: which data sets, which configurations, what each run is called.
+
+A run is named by a hash of everything it computes from, its data included. So an experiment that is changed keeps the
+runs that are still asked for, and what is the same under two settings (`pooled` where only privacy varies) is run
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.compare import DATA_FIELDS, FIXED_MODES, CompareConfig, Method, Setting
+from fedlora.config.data import AllocateConfig
+from fedlora.config.train import HYPERPARAMETERS, TrainConfig
+from fedlora.files import sha256_of_json
+from fedlora.paths import ComparisonPaths
+
+FEDERATED_ONLY = frozenset(
+    {
+        *HYPERPARAMETERS,
+        "max_update_norm",
+        "max_update_norm_ratio",
+        "norm_action",
+        "max_client_weight",
+        "client_ranks",
+        "max_epsilon",
+    }
+)
+"""Fields, beside those of privacy (dp_*), that say how updates are combined: the fixed rows combine none, and are what
+privacy costs something against."""
+
+DIGEST = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method under one setting: a row of the table, with one run per seed."""
+
+    setting: Setting
+    method: Method
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from every other cell."""
+        return self.setting.label, self.method.name
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One allocation: the folder of its client files, its held-out rows, and a hash of all of it."""
+
+    folder: Path
+    validation: Path
+    test: Path
+    answered: Path
+    num_clients: int
+    digest: str
+
+
+def cells_of(config: CompareConfig) -> list[Cell]:
+    """Every row of the table, setting by setting."""
+    return [Cell(setting, method) for setting in config.settings() for method in config.methods()]
+
+
+def allocation_of(config: CompareConfig, setting: Setting, seed: int, paths: ComparisonPaths) -> AllocateConfig:
+    """How the data of a setting is dealt out under a seed; the held-out rows do not depend on how."""
+    fields = {**config.data, **{name: value for name, value in setting.values.items() if name in DATA_FIELDS}}
+    held_out = config.validation_per_cat + config.test_per_cat
+    digest = sha256_of_json([{name: str(value) for name, value in fields.items()}, held_out])[:DIGEST]
+    return AllocateConfig.of(
+        **{"input_file": paths.rows_file(seed), **fields},
+        output_root=paths.data_dir,
+        dataset_name=f"{digest}-s{seed}",
+        test_per_cat=held_out,
+        seed=seed,
+    )
+
+
+def train_fields_of(config: CompareConfig, cell: Cell) -> dict[str, Any]:
+    """What the experiment says of a cell's training, later words over earlier: train, setting, method."""
+    setting = {name: value for name, value in cell.setting.values.items() if name not in DATA_FIELDS}
+    shared = {**config.train, **setting}
+    if cell.method.mode in FIXED_MODES:
+        shared = {
+            name: value for name, value in shared.items() if name not in FEDERATED_ONLY and not name.startswith("dp_")
+        }
+    return {**shared, **cell.method.fields}
+
+
+def train_config_of(
+    config: CompareConfig, cell: Cell, *, seed: int, rate: float, rounds: int, data: DataSet
+) -> TrainConfig:
+    """The configuration of one run, under its name; UsageError where it cannot be."""
+    paths = ComparisonPaths(config.output_dir, config.name)
+    made = TrainConfig.of(
+        **train_fields_of(config, cell),
+        federation_mode=cell.method.mode,
+        seed=seed,
+        local_learning_rate=rate,
+        num_communication_rounds=rounds,
+        num_clients=data.num_clients,
+        data_path=data.folder,
+        model_dir=paths.model_dir,
+        trust_remote_code=config.trust_remote_code,
+    )
+    named = f"{cell.method.mode}-s{seed}-lr{rate:g}-{digest_of(made.record(), data)}".replace("+", "")
+    return made.model_copy(update={"exp_name": named})
+
+
+def base_name_of(train: TrainConfig, data: DataSet) -> str:
+    """The name under which the base model's own loss on a data set is kept."""
+    names = ("base_model", "base_dtype", "quantization", "prompt_template", "cutoff_len")
+    return f"base-{digest_of({name: getattr(train, name) for name in names}, data)}"
+
+
+def digest_of(record: Mapping[str, Any], data: DataSet) -> str:
+    """The beginning of a hash over a configuration, without its name, and the data."""
+    return sha256_of_json([{k: v for k, v in record.items() if k != "exp_name"}, data.digest])[:DIGEST]

@@ -1,0 +1,216 @@
+"""Rounds of a committed run aggregated otherwise: without a client, with other weights, by another server.
+
+Every round starts from what the round before it really left, since that is what its updates were trained from: an
+answer holds for one round, not for a run that would have gone another way. A server that the run did not have
+remembers what it made of the rounds before, along the actual path; a server that it had starts from its own memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fedlora.config.train import TrainConfig
+from fedlora.engines.arriving import LimitedUpdates
+from fedlora.errors import StorageError, UsageError
+from fedlora.federated.adapters import layer_pairs
+from fedlora.federated.limits import Limits
+from fedlora.federated.modes import choose_mode
+from fedlora.federated.products import norm_of_sum, stack_rows
+from fedlora.federated.strategy import Strategy
+from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
+from fedlora.llm.lora import make_adapter
+from fedlora.paths import client_name
+from fedlora.runs.checking import find_round_fault, manifest_sha256, read_manifest
+from fedlora.runs.round_store import RoundStore, StoredUpdates
+from fedlora.runs.server_state import load_state
+from fedlora.runs.standing import read_committed
+from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, RoundContext, ServerState, Updates
+
+SERVER_SIDE = ("homo", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco")
+"""Modes that differ in nothing but what the server does with the mean: each can take the updates of any other."""
+
+SUM_KIND = (*SERVER_SIDE, "fedprox", "fedrot", "ffa", "rolora", "fedsvd")
+"""Modes whose server takes a mean of updates that started from one adapter."""
+
+ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
+"""Their updates could be averaged; what they do themselves is no mean."""
+
+REASONS = {
+    "none": "its clients send nothing",
+    "seq": "each client starts from what the one before left, so nothing else can be made of one update",
+    "pooled": "one trainer has everybody's rows, and there is one update",
+    "fedsa": "clients keep their B, and there is no global model",
+    "scaffold": "its updates carry control variates, which another cohort or other weights would contradict",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is done otherwise; `weights` by client, or `examples`, `tokens`, `uniform`; None: as the run did."""
+
+    leave_out: frozenset[ClientId]
+    weights: Mapping[ClientId, int] | str | None
+
+    def count(self, update: ClientUpdate) -> int:
+        """What an update weighs."""
+        if isinstance(self.weights, Mapping):
+            return self.weights[update.client_id]
+        return {"uniform": 1, "tokens": update.num_tokens}.get(self.weights or "examples", update.num_examples)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One round: what it really made, what it would have made, and of what; `distance` is the length of the
+    difference of the two products in lengths of the actual round's step, None where that step is zero."""
+
+    round: int
+    actual: AdapterState
+    adapter: AdapterState
+    counts: Mapping[ClientId, int]
+    distance: float | None
+    source: Mapping[str, Any]
+
+
+class WhatIf:
+    """The rounds of one run under one change; `target` is the configuration whose server aggregates."""
+
+    def __init__(self, source: TrainConfig, target: TrainConfig, change: Change, store: RoundStore) -> None:
+        check_modes(source.federation_mode, target.federation_mode)
+        self.strategy: Strategy = choose_mode(target).strategy
+        if change.weights is not None and not self.strategy.is_weighted:
+            raise UsageError(
+                f"federation_mode={target.federation_mode} gives every client the same weight",
+                hint="leave --weights out",
+            )
+        if isinstance(change.weights, Mapping) and target.max_client_weight < 1:
+            raise UsageError(
+                "weights of single clients and the run's max_client_weight contradict each other",
+                hint="give examples, tokens or uniform",
+            )
+        self.source, self.target, self.change, self.store = source, target, change, store
+        # a server that the run had goes on from its own memory
+        self.is_own = source.federation_mode == target.federation_mode
+
+    def rounds(self, ids: Sequence[ClientId]) -> Iterator[Outcome]:
+        """Every committed round in turn; StorageError when a file it stands on is not what was written."""
+        slots: Mapping[str, AdapterState] | None = None
+        before: Mapping[str, Any] | None = None
+        for number in self.store.paths.committed_rounds():
+            folder = self.store.paths.round_folder(number)
+            manifest = read_manifest(folder)
+            if (fault := find_round_fault(folder, number)) or manifest is None:
+                raise StorageError(str(fault), hint="restore the file from a copy; `fedlora verify` finds all faults")
+            if manifest.get("parent_sha256") != (manifest_sha256(before) if before else None):
+                raise StorageError(
+                    f"{folder} does not stand on the round before it", hint="`fedlora verify` finds all faults"
+                )
+            start = self._read_start(number, ids)
+            if slots is None:
+                slots = self.strategy.init(start.adapter, ids).slots
+            state = start if self.is_own else replace(start, slots=slots)
+            outcome, after = self._run(number, state, ids, manifest)
+            slots, before = after.slots, manifest
+            yield outcome
+
+    def _read_start(self, number: int, ids: Sequence[ClientId]) -> ServerState:
+        """What the round before left in the run itself."""
+        left = load_state(self.store.paths.round_folder(number - 1), self.store.shapes) if number > 1 else None
+        untrained = make_adapter(self.store.shapes, self.source.seed)
+        return left or choose_mode(self.source).strategy.init(untrained, ids)
+
+    def _run(
+        self, number: int, state: ServerState, ids: Sequence[ClientId], manifest: Mapping[str, Any]
+    ) -> tuple[Outcome, ServerState]:
+        folder = self.store.paths.round_folder(number)
+        chosen = ChosenUpdates(self.store, number, self.change, None if self.is_own else state.adapter)
+        updates: Updates = chosen
+        if self.target.limits_clients and self.target.norm_action == "clip":
+            limits = Limits(
+                self.target.max_update_norm, self.target.max_update_norm_ratio, self.target.max_client_weight
+            )
+            updates = LimitedUpdates(chosen, {update.client_id: state.adapter for update in chosen.done}, limits)
+        after = self.strategy.aggregate(state, updates, RoundContext(number, 0, ids, manifest["cohort"]))
+        made = self.strategy.global_adapter(after)
+        if made is None:
+            raise UsageError(f"federation_mode={self.target.federation_mode} leaves no global model")
+        actual = load_adapter(folder / SAFETENSORS_NAME, self.store.shapes)
+        step = product_distance(actual, state.adapter)
+        counts = {update.client_id: update.num_examples for update in chosen.done}
+        if not self.strategy.is_weighted:
+            counts = dict.fromkeys(counts, 1)
+        files = {name: facts["sha256"] for name, facts in manifest["files"].items()}
+        source = {
+            "manifest_sha256": manifest_sha256(manifest),
+            "actual_adapter_sha256": files[SAFETENSORS_NAME],
+            "updates_sha256": {
+                name: sha256
+                for client in sorted(counts)
+                for name, sha256 in sorted(files.items())
+                if name.startswith(f"{client_name(client)}/adapter_model")
+            },
+        }
+        distance = product_distance(made, actual) / step if step else None
+        return Outcome(number, actual, made, counts, distance, source), after
+
+
+class ChosenUpdates:
+    """The updates of a committed round that are used, each with the count it weighs by, in client-id order.
+
+    With `complete_by` an update of one factor is given the other from there: a server that sums both gets both.
+    """
+
+    def __init__(self, store: RoundStore, number: int, change: Change, complete_by: AdapterState | None) -> None:
+        self._complete_by = complete_by
+        kept = read_committed(store.paths, number, store.log)
+        used = [update for update in kept if update.client_id not in change.leave_out]
+        self.done = [replace(update, num_examples=change.count(update)) for update in used]
+        self._counts = {update.client_id: update.num_examples for update in self.done}
+        folder = store.paths.round_folder(number)
+        self._stored = StoredUpdates(store, number, sorted(self._counts), folder=folder)
+
+    def finish(self) -> None:
+        """All are there."""
+
+    def __len__(self) -> int:
+        return len(self.done)
+
+    def __iter__(self) -> Iterator[ClientUpdate]:
+        for update in self._stored:
+            upload = update.upload or {}
+            if self._complete_by is not None:
+                upload = {**self._complete_by, **upload}
+            yield replace(update, upload=upload, memory=ClientMemory(), num_examples=self._counts[update.client_id])
+
+
+def check_modes(source: str, target: str) -> None:
+    """UsageError with the reason when the updates of `source` cannot be given to the server of `target`."""
+    if source in REASONS or source not in (*SUM_KIND, *ROBUST):
+        reason = REASONS.get(source, "its updates are no terms of a mean")
+        raise UsageError(f"the run's federation_mode={source} cannot be aggregated otherwise: {reason}")
+    if target == source and target in SUM_KIND:
+        return
+    if target not in SERVER_SIDE:
+        if target in ROBUST:
+            reason = "it chooses among updates instead of summing them"
+        else:
+            reason = REASONS.get(target, "what it changes is how clients train, and these updates are trained already")
+        raise UsageError(
+            f"federation_mode={target} cannot take the updates of {source}: {reason}",
+            hint=f"name one with --federation_mode: {', '.join(SERVER_SIDE)}",
+        )
+
+
+def product_distance(one: AdapterState, other: AdapterState) -> float:
+    """`||B A - B' A'||` over all layers, from factors."""
+    total = 0.0
+    for a_key, b_key in layer_pairs(one).values():
+        b = stack_rows([[one[b_key], other[b_key]]], transpose=True)
+        a = stack_rows([[one[a_key], other[a_key]]], transpose=False)
+        left = torch.cat([b[:, 0] - b[:, 1], b[:, 1]], dim=1)
+        right = torch.cat([a[:, 0], a[:, 0] - a[:, 1]], dim=1)
+        total += float(norm_of_sum(left, right)) ** 2
+    return total**0.5

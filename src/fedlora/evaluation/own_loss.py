@@ -1,0 +1,41 @@
+"""A client's own loss: that of the categories it has, weighed as its training rows are.
+
+It is the expected loss on a new row of the client's kind. Its training rows themselves would show what an adapter
+remembers, not what the client gained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def client_shares(recorded: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Client -> category -> share of its training rows, from run.json."""
+    shares = {}
+    for client in recorded["clients"]:
+        total = sum(client["categories"].values())
+        if total:
+            shares[str(client["client_id"])] = {name: n / total for name, n in client["categories"].items()}
+    return shares
+
+
+def own_loss(losses: Mapping[str, float], shares: Mapping[str, float]) -> float:
+    """The expected loss on a row of a client's kind."""
+    return sum(share * losses[category] for category, share in shares.items())
+
+
+def own_losses(score: Mapping[str, Any], shares: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Client -> own loss, under its own adapter where it has one, else under the global one; clients without either
+    (never selected, in a mode without a global model) are absent."""
+    return {
+        client: own_loss(losses, mix)
+        for client, mix in shares.items()
+        if (losses := score["clients"].get(client) or score["global"]) is not None
+    }
+
+
+def mean_own_loss(score: Mapping[str, Any], shares: Mapping[str, Mapping[str, float]]) -> float:
+    """Every client counts the same."""
+    found = list(own_losses(score, shares).values())
+    return sum(found) / len(found)

@@ -1,0 +1,1 @@
+"""Differential privacy: the mechanism, its secret randomness, and what it costs."""

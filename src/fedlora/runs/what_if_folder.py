@@ -1,0 +1,47 @@
+"""The folder of a what-if: rounds that `generate` can use, and beside each of them what it was made of.
+
+It looks like a run's and is none: `train` and `verify` refuse it, and nothing but another `reaggregate` replaces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedlora.errors import UsageError
+from fedlora.files import write_json
+from fedlora.paths import RunPaths
+from fedlora.runs.round_store import RoundStore
+from fedlora.runs.run_folder import check_free, clear_run, read_run
+from fedlora.types import AdapterState
+
+PROVENANCE_NAME = "reaggregated.json"
+MARK = "reaggregated_from"
+"""The field of run.json that says so; run_folder.check_trained looks for it."""
+
+
+UNFINISHED = "reaggregating"
+"""The state of a what-if that was broken off: the next call begins it anew."""
+
+
+def make_room(paths: RunPaths, *, overwrite: bool) -> None:
+    """UsageError when a run lies there, or a what-if that may not be replaced; else nothing is left there."""
+    check_free(paths)
+    if not paths.run_file.exists():
+        return
+    recorded = read_run(paths)
+    if MARK not in recorded:
+        raise UsageError(f"{paths.root}: a run of this name exists", hint="choose another --new_name")
+    if not overwrite and recorded["state"] != UNFINISHED:
+        raise UsageError(
+            f"{paths.root}: an earlier reaggregate left its adapters there",
+            hint="choose another --new_name, or give --overwrite to replace them",
+        )
+    clear_run(paths)
+
+
+def write_round(store: RoundStore, number: int, adapter: AdapterState, provenance: Mapping[str, Any]) -> None:
+    """Commit a round of one adapter and its provenance; its manifest names both."""
+    store.begin_round(number)
+    write_json(store.paths.partial_folder(number) / PROVENANCE_NAME, provenance)
+    store.commit_round(number, adapter, None, {"cohort": [], "limited": [], "quarantined": []})

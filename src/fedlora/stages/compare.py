@@ -1,0 +1,68 @@
+"""The `compare` stage: methods over seeds and settings on one data set, under one budget.
+
+Every run goes through the stages allocate and train as the command line calls them, in this process and on one
+resident base. Learning rates are chosen on validation rows, which the test rows never touch; the test rows are scored
+once a method's learning rate is chosen. A run that fails is told of in the table and ends no other.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.compare import CompareConfig
+from fedlora.console import Progress, say
+from fedlora.errors import UsageError
+from fedlora.files import json_text, write_bytes, write_text
+from fedlora.llm.resident_base import ResidentBase
+from fedlora.paths import ComparisonPaths, RunPaths
+from fedlora.reporting.comparison import gather_comparison
+from fedlora.reporting.comparison_figures import draw_comparison
+from fedlora.reporting.comparison_latex import latex_table
+from fedlora.reporting.comparison_text import comparison_markdown, comparison_text, plan_of_runs_text
+from fedlora.runs.lock import hold_run
+from fedlora.stages.compared_run import Laboratory
+from fedlora.stages.comparing import Comparing
+from fedlora.stages.comparison_data import DataSets
+
+
+def run(config: CompareConfig) -> dict[str, Any]:
+    """Do what is left of the experiment, write and print its result; returns it (with `--plan` what would be done).
+
+    Raises UsageError when no run of the experiment can be, StorageError, LockedError; what is wrong with single runs is
+    recorded.
+    """
+    paths = ComparisonPaths(config.output_dir, config.name)
+    laboratory = Laboratory(config, paths, ResidentBase())
+    if config.plan:
+        with tempfile.TemporaryDirectory(prefix="fedlora-plan-") as folder:
+            data = DataSets(config, ComparisonPaths(Path(folder), config.name))
+            plan = Comparing(laboratory, data).make_plan()
+        print(plan_of_runs_text(plan))
+        return plan
+    # the folder's lock, as that of a run: two processes on one experiment would do everything twice
+    with hold_run(RunPaths(config.output_dir, config.name)):
+        return _compare(Comparing(laboratory, DataSets(config, paths)), paths)
+
+
+def _compare(comparing: Comparing, paths: ComparisonPaths) -> dict[str, Any]:
+    plan = comparing.make_plan()
+    say(plan_of_runs_text(plan))
+    if not plan["runs"]:
+        reasons = "; ".join(sorted({refused["reason"] for refused in plan["refused"]}))
+        raise UsageError(f"no run of this experiment can be: {reasons}", hint="change the experiment")
+    with Progress(f"compare {comparing.config.name}", plan["runs"]) as progress:
+        cells = comparing.do_runs(progress.advance)
+    result = gather_comparison(plan, cells)
+    figures = draw_comparison(result)
+    for name, content in figures.items():
+        write_bytes(paths.result_file(name), content)
+    write_text(paths.result_file("comparison.tex"), latex_table(result))
+    write_text(paths.result_file("comparison.json"), json_text(result))
+    write_text(paths.result_file("comparison.md"), comparison_markdown(result, figures=tuple(figures)))
+    print(comparison_text(result))
+    print(paths.result_file("comparison.md"))
+    sys.stdout.flush()
+    return result

@@ -1,0 +1,196 @@
+"""The `reaggregate` stage: what another aggregation would have made of the updates that a run has stored.
+
+Nothing is trained. Every round starts from where the run really stood, so each line of the table is a what-if of that
+one round; the adapters of two rounds do not build on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.reaggregate import ReaggregateConfig
+from fedlora.config.train import HYPERPARAMETERS, TrainConfig
+from fedlora.console import printable, say
+from fedlora.data.records import read_rows
+from fedlora.engines.what_if import Change, Outcome, WhatIf, check_modes
+from fedlora.engines.workbench import make_workbench
+from fedlora.errors import DataError, StorageError, UsageError
+from fedlora.federated.modes import choose_mode, hyperparameters_of
+from fedlora.files import read_text
+from fedlora.llm.adapter_files import CONFIG_NAME, GLOBAL_BIN_NAME
+from fedlora.llm.adapter_shapes import read_shapes
+from fedlora.llm.examples import encode_rows
+from fedlora.llm.layout import Layout
+from fedlora.paths import RunPaths
+from fedlora.reporting.plain_text import NOTHING, table_text
+from fedlora.runs.checking import find_listed_fault
+from fedlora.runs.lock import hold_run
+from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.round_store import RoundStore
+from fedlora.runs.run_folder import read_run
+from fedlora.runs.what_if_folder import MARK, UNFINISHED, make_room, write_round
+from fedlora.types import AdapterState, Row
+
+Validate = Callable[[AdapterState], float]
+
+NOTE = (
+    "Each line is a what-if of one round: it starts from where the run really stood before that round. How a run would "
+    "have gone on from there is not known, for later updates were trained on the actual path."
+)
+
+
+def run(config: ReaggregateConfig) -> RunPaths:
+    """Write one adapter per committed round under `new_name` and print the table; returns where they lie."""
+    paths = RunPaths(config.model_dir, config.exp_name)
+    recorded = read_run(paths)
+    if MARK in recorded:
+        raise UsageError(
+            f"{paths.root}: holds a what-if, and no updates", hint=f"name the run itself: {recorded[MARK]['exp_name']}"
+        )
+    source = TrainConfig.of(**recorded["config"])
+    check_modes(source.federation_mode, config.federation_mode or source.federation_mode)
+    target = _make_target(config, source)
+    ids = [client["client_id"] for client in recorded["clients"] if client["num_examples"]]
+    _check_clients(config, ids)
+    rounds = paths.committed_rounds()
+    if not rounds:
+        raise UsageError(f"{paths.root}: no round is committed", hint="train first")
+    held_out = read_rows(Path(config.val_data_path), rules=config.read_rules) if config.val_data_path else []
+    new = RunPaths(config.model_dir, config.new_name or f"{config.exp_name}-what-if")
+    if new.root == paths.root:
+        raise UsageError("new_name is the run itself", hint="choose another --new_name")
+    first = paths.round_folder(rounds[0])
+    if fault := find_listed_fault(first, [first / GLOBAL_BIN_NAME, first / CONFIG_NAME]):
+        raise StorageError(fault, hint="restore the file from a copy; `fedlora verify` finds all faults")
+    shapes = read_shapes(first / GLOBAL_BIN_NAME)
+    store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=MetricsLog(paths.metrics_file))
+    weights = config.client_weights or (config.weights or None)
+    what_if = WhatIf(source, target, Change(config.left_out, weights), store)
+    with hold_run(new):
+        make_room(new, overwrite=config.overwrite)
+        validate = _open_validation(config, source, recorded, held_out) if held_out else None
+        _write(config, target, new, recorded, what_if, ids, validate)
+    return new
+
+
+def _check_clients(config: ReaggregateConfig, ids: Sequence[int]) -> None:
+    """UsageError for a client that the run does not have, or one without a weight where single clients have theirs."""
+    weights = config.client_weights
+    if unknown := sorted((config.left_out | set(weights or {})) - set(ids)):
+        raise UsageError(f"the run has no client {unknown[0]}", hint=f"its clients are {', '.join(map(str, ids))}")
+    if weights is not None and (missing := sorted(set(ids) - weights.keys() - config.left_out)):
+        raise UsageError(
+            f"weights has none for client {missing[0]}",
+            hint="name every client of the run, or leave it out with --leave_out",
+        )
+
+
+def _make_target(config: ReaggregateConfig, source: TrainConfig) -> TrainConfig:
+    """The run's configuration with another server; settings of a server that it no longer has are dropped."""
+    name = config.federation_mode or source.federation_mode
+    fields = source.record()
+    if name != source.federation_mode:
+        fields |= dict.fromkeys(HYPERPARAMETERS)
+        # what clients did with their optimizers is done
+        fields |= {"optimizer_state": "reset"}
+    return TrainConfig.of(**{**fields, "federation_mode": name, **config.server_settings})
+
+
+def _write(
+    config: ReaggregateConfig,
+    target: TrainConfig,
+    new: RunPaths,
+    recorded: Mapping[str, Any],
+    what_if: WhatIf,
+    ids: Sequence[int],
+    validate: Validate | None,
+) -> None:
+    paths = what_if.store.paths
+    changed = {
+        "leave_out": sorted(config.left_out),
+        "weights": config.client_weights or config.weights or "as in the run",
+        "federation_mode": target.federation_mode,
+        "hyperparameters": hyperparameters_of(choose_mode(target)),
+    }
+    origin = {"exp_name": config.exp_name, "federation_mode": recorded["mode"], "changed": changed, "note": NOTE}
+    facts = {
+        **{key: value for key, value in recorded.items() if key not in ("sha256", "best_round")},
+        "exp_name": new.exp_name,
+        "mode": target.federation_mode,
+        "hyperparameters": changed["hyperparameters"],
+        "state": UNFINISHED,
+        "config": {**target.record(), "exp_name": new.exp_name},
+        MARK: origin,
+    }
+    header = {key: facts[key] for key in ("exp_name", "mode", "base_model", "base_dtype", "versions")}
+    first = paths.round_folder(paths.committed_rounds()[0])
+    written = RoundStore(
+        new,
+        shapes=what_if.store.shapes,
+        peft_config=read_text(first / CONFIG_NAME),
+        header=header,
+        log=MetricsLog(new.metrics_file),
+    )
+    written.write_run(facts)
+    lines: list[dict[str, Any]] = []
+    for outcome in what_if.rounds(ids):
+        line = _describe(outcome, validate)
+        write_round(written, outcome.round, outcome.adapter, {**origin, **line, "source": outcome.source})
+        say(f"round {outcome.round} of {paths.committed_rounds()[-1]} done")
+        lines.append(line)
+    written.write_run({**facts, "state": "reaggregated", MARK: {**origin, "rounds": lines}})
+    print(f"{printable(config.exp_name)} ({recorded['mode']}) -> {printable(new.exp_name)}: {_say_change(changed)}")
+    print(table_text(*_table(lines)))
+    print(NOTE)
+    print(new.root)
+
+
+def _describe(outcome: Outcome, validate: Validate | None) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "round": outcome.round,
+        "counts": {str(client): count for client, count in sorted(outcome.counts.items())},
+        "distance": outcome.distance,
+    }
+    if validate is not None:
+        line |= {"actual_val_loss": validate(outcome.actual), "val_loss": validate(outcome.adapter)}
+    return line
+
+
+def _table(lines: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    heads = ["round", "clients", "distance / step"]
+    if "val_loss" in lines[0]:
+        heads += ["held-out loss, actual", "what-if", "difference"]
+    rows = []
+    for line in lines:
+        cells = [str(line["round"]), str(len(line["counts"])), _number(line["distance"], ".4f")]
+        if "val_loss" in line:
+            before, after = line["actual_val_loss"], line["val_loss"]
+            cells += [f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"]
+        rows.append(cells)
+    return heads, rows
+
+
+def _number(value: float | None, form: str) -> str:
+    return NOTHING if value is None else format(value, form)
+
+
+def _say_change(changed: Mapping[str, Any]) -> str:
+    parts = [f"server {changed['federation_mode']}", f"weights {changed['weights']}"]
+    if changed["leave_out"]:
+        parts.append(f"without client {', '.join(map(str, changed['leave_out']))}")
+    return ", ".join(parts)
+
+
+def _open_validation(
+    config: ReaggregateConfig, source: TrainConfig, recorded: Mapping[str, Any], held_out: Sequence[Row]
+) -> Validate:
+    """Load the base; what comes back gives the held-out loss of an adapter."""
+    fields = {"token_cache": False, "base_dtype": config.base_dtype, "trust_remote_code": config.trust_remote_code}
+    train = source.model_copy(update=fields)
+    bench = make_workbench(train, [], device=config.device, layout=Layout.from_record(recorded["layout"]))
+    examples = encode_rows(held_out, bench.encoder, cutoff=train.cutoff_len).examples
+    if not examples:
+        raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
+    return lambda adapter: bench.trainer.validate(adapter, [examples])
