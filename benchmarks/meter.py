@@ -107,6 +107,7 @@ def _time_many(count: int) -> float:
     import torch
 
     from fedlora.federated.error_meter import ErrorMeter
+    from fedlora.federated.strategies.fedavg import FedAvg
     from fedlora.types import ClientMemory, ClientUpdate, Download
 
     draw = torch.Generator().manual_seed(0)
@@ -130,7 +131,7 @@ def _time_many(count: int) -> float:
         )
         for client in range(count)
     ]
-    meter = ErrorMeter({client: Download(start) for client in range(count)}, is_weighted=True, scaling=2.0)
+    meter = ErrorMeter({client: Download(start) for client in range(count)}, weight_of=FedAvg().weight_of, scaling=2.0)
     made = {key: torch.stack([(one.upload or {})[key] for one in updates]).mean(dim=0) for key in start}
     began = time.perf_counter()
     for _ in meter.watch(updates):  # type: ignore[arg-type]

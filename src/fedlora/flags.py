@@ -120,6 +120,8 @@ def _shape(annotation: Any) -> dict[str, Any]:
     if get_origin(annotation) in (tuple, list):
         return {"nargs": "+", "metavar": "NAME"}
     kinds = (annotation, *get_args(annotation))
+    if choices := [str(each) for kind in kinds if get_origin(kind) is Literal for each in get_args(kind)]:
+        return {"metavar": "|".join(choices)}
     names = {int: "INT", float: "FLOAT", Path: "PATH"}
     return {"metavar": next((names[kind] for kind in kinds if kind in names), "TEXT")}
 

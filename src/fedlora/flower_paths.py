@@ -23,6 +23,11 @@ class NodePaths:
         return self.folder / "layout.json"
 
     @property
+    def base_file(self) -> Path:
+        """What the run has added to its base."""
+        return self.folder / "base.additions"
+
+    @property
     def folder(self) -> Path:
         return self.state_dir / "runs" / self.run_key
 

@@ -69,38 +69,86 @@ STRICT = ReadRules()
 
 
 @dataclass(frozen=True)
+class BaseLink:
+    """One increment of the base without its tensors: made in round `version`, of rank `ranks[layer]`.
+
+    `sha256` is over the parent's and the tensors; `truncation_error` is what was cut of it, relative to the whole.
+    """
+
+    version: int
+    parent_sha256: str | None
+    sha256: str
+    ranks: Mapping[str, int]
+    truncation_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class BaseDelta:
+    """What a run has added to its base so far, kept beside it: one increment a round at most, chained by hash.
+
+    `background` is the sum of all, as a `Phase` takes it: per layer factors, or one dense matrix once that is smaller;
+    its scaling is 1. `newest` are the factors of the last increment. Made by `federated.base_delta` only.
+    """
+
+    links: tuple[BaseLink, ...] = ()
+    background: AdapterState = field(default_factory=dict)
+    newest: AdapterState = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str | None:
+        """Stands for every bit that was added, in order; None before the first increment."""
+        return self.links[-1].sha256 if self.links else None
+
+
+@dataclass(frozen=True)
+class Export:
+    """A global model as one adapter of standard form; `relative_error` is what a limit on its `rank` cut off."""
+
+    adapter: AdapterState | None
+    rank: int = 0
+    relative_error: float = 0.0
+
+
+@dataclass(frozen=True)
 class ServerState:
     """What a server remembers from round to round: what clients start from, and named tensors of its own.
 
-    `slots` (momentum, control variates, ...) have PEFT keys like the adapter. A checkpoint is these fields.
+    `slots` (momentum, control variates, ...) have PEFT keys like the adapter; `base` is what the method has added to
+    the base, None where it adds nothing. A checkpoint is these three. `notes` are what the last round is to be
+    remembered for (what was cut, say); no round computes from them.
     """
 
     adapter: AdapterState
     slots: Mapping[str, AdapterState] = field(default_factory=dict)
+    notes: Mapping[str, float] = field(default_factory=dict)
+    base: BaseDelta | None = None
 
 
 @dataclass(frozen=True)
 class Download:
     """What the server sends to a client for one task.
 
-    `travels` names the factors that have to be sent (a client has the others already), `trainable` those that are
-    trained and `shared` those that are sent back; `extra` are further tensors with PEFT keys, such as the server's
-    control variate.
+    `travels` names the factors that have to be sent (a client has the others already, or can draw them), `trainable`
+    those that are trained and `shared` those that are sent back, where None is nothing; `extra` are further tensors
+    with PEFT keys, such as the server's control variate; of `base` those increments are sent that the client has not
+    had.
     """
 
     adapter: AdapterState
-    travels: Half = "both"
+    travels: Half | None = "both"
     trainable: Half = "both"
-    shared: Half = "both"
+    shared: Half | None = "both"
     extra: Mapping[str, AdapterState] = field(default_factory=dict)
+    base: BaseDelta | None = None
 
 
 @dataclass(frozen=True)
 class Phase:
     """One stretch of local training from `start`.
 
-    Each step's gradient is that of the loss, plus `proximal_mu * (x - anchor)`, plus `correction`. The model's update
-    is `weight * s * B @ A`, beside a `background` that is not trained: factors by their PEFT keys, or a dense matrix as
+    Each step's gradient is that of the loss, plus `proximal_mu * (x - anchor)`, plus `correction`, plus that of
+    `tail_penalty * ||B[:, tail_from:]|| * ||A[tail_from:]||` of every layer. The model's update is
+    `weight * s * B @ A`, beside a `background` that is not trained: factors by their PEFT keys, or a dense matrix as
     `<layer>.delta.weight`, whose scaling is 1.
     """
 
@@ -111,6 +159,8 @@ class Phase:
     correction: AdapterState | None = None
     background: AdapterState | None = None
     weight: float = 1.0
+    tail_penalty: float = 0.0
+    tail_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +173,10 @@ class LocalResult:
 
 @dataclass(frozen=True)
 class ClientMemory:
-    """What stays with a client between its tasks; committed together with the update it belongs to."""
+    """What stays with a client between its tasks; committed together with the update it belongs to.
+
+    `adapter` is the client's own model, of whatever rank; `slots` are what else its rule needs next time.
+    """
 
     adapter: AdapterState | None = None
     optimizer: Mapping[str, Tensor] | None = None
@@ -161,7 +214,8 @@ class TrainTask:
 class ClientUpdate:
     """What one client's training left: `upload` and `extra` go to the server, `memory` stays with the client.
 
-    `upload` holds the factors that the task shares, `extra` what the client's rule sends besides. Where a client is
+    `upload` holds the factors that the task shares, `extra` what the client's rule sends besides. An adapter that was
+    trained on a base with additions means something on that base only, which `base_sha256` names. Where a client is
     another machine its memory does not come along; `adapter_stays` says that an adapter of its own is in it.
     """
 
@@ -176,6 +230,7 @@ class ClientUpdate:
     started_from: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, AdapterState] = field(default_factory=dict)
+    base_sha256: str | None = None
     adapter_stays: bool = False
 
 
@@ -206,19 +261,23 @@ class Updates(Protocol):
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What a strategy may know about the round it aggregates."""
+    """What a strategy may know about the round it aggregates; `scaling` is `s` in `dW = s * B @ A`."""
 
     round: int
     wave: int
     clients: Sequence[ClientId]
     cohort: Sequence[ClientId]
+    seed: int = 0
+    scaling: float = 1.0
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One finished round, without tensors except the global adapter it ended with.
+    """One finished round, without tensors except the global model it ended with: an adapter, on `base` where the
+    method has added to the base.
 
-    `metrics` are those of the error meter, `privacy` is what the run has spent so far, where it is private.
+    `metrics` belong to all of it: what the error meter found, and what the server noted; `privacy` is what the run has
+    spent so far, where it is private.
     """
 
     round: int
@@ -227,6 +286,7 @@ class RoundResult:
     failures: Sequence[ClientFailure]
     metrics: Mapping[str, Any] = field(default_factory=dict)
     privacy: Mapping[str, Any] | None = None
+    base: BaseDelta | None = None
 
 
 class ClientPool(Protocol):

@@ -14,11 +14,14 @@ from fedlora.engines.devices import DeviceClients
 from fedlora.engines.messages import pack_outcome, pack_task, unpack_outcome, unpack_task
 from fedlora.engines.workbench import make_workbench
 from fedlora.errors import TrainingError, UsageError
+from fedlora.federated.adapters import fingerprint
+from fedlora.federated.base_delta import append
+from fedlora.federated.ranks import cut_rank
 from fedlora.files import sha256_of
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
 from fedlora.paths import tokens_folder
 from fedlora.stages import train
-from fedlora.types import ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
+from fedlora.types import BaseDelta, ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
 
 
 @pytest.fixture
@@ -42,15 +45,20 @@ def hashes(root) -> dict[str, str]:
     return {str(path.relative_to(root)): sha256_of(path) for name in wanted for path in sorted(root.rglob(name))}
 
 
-@pytest.mark.parametrize("mode", ["homo", "none"])
-def test_several_devices_give_the_bytes_of_one(options, mode):
-    common = {**options, "federation_mode": mode, "optimizer_state": "keep"}
+@pytest.mark.parametrize(
+    ("mode", "kept", "ranks"), [("homo", "keep", None), ("none", "keep", "4,2x4"), ("fedex", "reset", None)]
+)
+def test_several_devices_give_the_bytes_of_one(options, mode, kept, ranks, capsys):
+    rounds = 3 if mode == "fedex" else 2
+    common = {**options, "num_communication_rounds": rounds, "federation_mode": mode, "optimizer_state": kept}
+    common["client_ranks"] = ranks
     alone = train.run(TrainConfig.of(**common, exp_name="alone", device="cpu")).root
     together = train.run(TrainConfig.of(**common, exp_name="together", devices=("cpu", "cpu"))).root
     assert hashes(together) == hashes(alone)
+    assert "going on without it" not in capsys.readouterr().err
     assert len(hashes(alone)) > 20
     lines = [json.loads(line) for line in (together / "metrics.jsonl").read_text().splitlines()]
-    assert [line["client_id"] for line in lines if line["kind"] == "client"] == [0, 1, 2, 3, 4] * 2
+    assert [line["client_id"] for line in lines if line["kind"] == "client"] == [0, 1, 2, 3, 4] * rounds
 
 
 def test_a_chain_uses_one_device_and_says_so(options, capsys):
@@ -229,3 +237,35 @@ def test_messages_keep_every_bit_and_every_field():
     assert again.memory.adapter.keys() == state.keys()
     failure = ClientFailure(7, "diverged", "no")
     assert unpack_outcome(pack_outcome(failure, {"x": 1})) == (failure, {"x": 1})
+
+
+def test_an_adapter_that_was_cut_to_a_client_s_rank_travels_as_what_it_is():
+    whole = {"l.lora_A.weight": torch.randn(4, 5), "l.lora_B.weight": torch.randn(3, 4)}
+    part = cut_rank(whole, 2)
+    found, _, _ = unpack_task(pack_task(TrainTask("", 1, 0, 0, (0,), Download(part)), ClientMemory(), {}))
+    assert all(torch.equal(found.download.adapter[key], part[key]) for key in whole)
+    assert fingerprint(found.download.adapter) == fingerprint(part)
+
+
+def test_additions_to_the_base_go_to_a_worker_once():
+    factors = {"q.lora_A.weight": torch.randn(1, 9), "q.lora_B.weight": torch.randn(8, 1)}
+    first = append(BaseDelta(), 1, factors)
+    second = append(first, 2, factors, truncation_error=0.25)
+
+    def sent(base, held=None):
+        task = TrainTask("name", 3, 0, 7, (7,), Download({"a": torch.ones(1)}, travels=None, base=base))
+        return pack_task(task, ClientMemory(), {}, held=held.sha256 if held else None)
+
+    found, _, _ = unpack_task(sent(second))
+    assert found.download.travels is None
+    assert found.download.base.links == second.links
+    assert fingerprint(found.download.base.background) == fingerprint(second.background)
+    named = sent(second, held=second)
+    assert len(named) < len(sent(second))
+    again, _, _ = unpack_task(named, found.download.base)
+    assert again.download.base is found.download.base
+    with pytest.raises(ValueError, match="never sent"):
+        unpack_task(named, first)
+    # nothing was added yet, or never will be
+    assert unpack_task(sent(BaseDelta()))[0].download.base == BaseDelta()
+    assert unpack_task(sent(None), first)[0].download.base is None

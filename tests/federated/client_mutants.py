@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedlora.federated.adapters import pick_half, zeros_like
+from fedlora.federated.strategies.ditto import TrainBoth
 from fedlora.federated.strategies.fedavg import TrainAndSend
+from fedlora.federated.strategies.feddpa import TrainLocalBeside
 from fedlora.federated.strategies.fedprox import ProximalTraining
 from fedlora.federated.strategies.fedrot import RotateAndSend
 from fedlora.federated.strategies.fedsa import KeepB
@@ -126,3 +128,23 @@ class SendsItsOwn(TrainAndSend):
 
     def upload(self, results, download, memory):
         return Upload(results[0].adapter), replace(memory, adapter=results[0].adapter)
+
+
+class SendsItsOwnModel(TrainBoth):
+    def upload(self, results, download, memory):
+        sent, memory = super().upload(results, download, memory)
+        return replace(sent, adapter=memory.adapter), memory
+
+
+class PulledToItself(TrainBoth):
+    def phases(self, download, memory):
+        shared, personal = super().phases(download, memory)
+        return shared, replace(personal, anchor=personal.start)
+
+
+class MixesFactors(TrainLocalBeside):
+    def upload(self, results, download, memory):
+        sent, memory = super().upload(results, download, memory)
+        local, share = results[1].adapter, self.personal_weight
+        mixed = {key: (1 - share) * value + share * local[key] for key, value in download.adapter.items()}
+        return sent, replace(memory, adapter=mixed)

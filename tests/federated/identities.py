@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from federation_of_one_round import LAYERS, adapter, close, context, product, update
+from federation_of_one_round import LAYERS, adapter, context, product, update
 from linear_federation import fresh, hand_in
 from method_properties import Properties
 from torch import Tensor
@@ -23,10 +23,20 @@ Check = Callable[[Mode, Properties], None]
 
 ROWS = (5, 2, 9, 1, 4, 7, 3)
 
+SCALING = 1.5
+"""s of all aggregations here."""
+
 
 def plain(mode: Mode, row: Properties) -> Mode:
     """The mode with its server going exactly to the mean."""
     return replace(mode, strategy=replace(mode.strategy, **row.plain))
+
+
+def weights_of(row: Properties, rows: Sequence[int], made: Sequence[Mapping[str, Tensor]]) -> list[float]:
+    """What clients weigh that have so many rows and made these products."""
+    if row.weighs_by_norm:
+        return [float(sum(one.square().sum() for one in each.values()) ** 0.5) for each in made]
+    return [float(n) if row.is_weighted else 1.0 for n in rows]
 
 
 def send(mode: Mode, state: ServerState, row: Properties, seeds: Sequence[int], number: int = 1):
@@ -47,7 +57,8 @@ def combine(
     """One aggregation in the order given; clients are numbered along it, and N is the number of clients."""
     change = {name: zeros_like(state.adapter) for name in mode.rule.sends}
     updates = [update(k, one, rows=n, extra=change) for k, (one, n) in enumerate(zip(sent, rows, strict=True))]
-    return mode.strategy.aggregate(state, updates, context(number, len(sent)))
+    place = replace(context(number, len(sent)), scaling=SCALING)
+    return mode.strategy.aggregate(state, updates, place)
 
 
 def near(found: AdapterState, wanted: AdapterState, what: str, tolerance: float = 1e-10) -> None:
@@ -61,9 +72,26 @@ def products(state: AdapterState) -> dict[str, Tensor]:
     return {layer: product(state, layer) for layer in LAYERS}
 
 
-def left_by(state: ServerState) -> dict[str, Tensor]:
+def left_by(state: ServerState, scaling: float = SCALING) -> dict[str, Tensor]:
     """What a state adds to the base, layer by layer, in units of `s`: for most modes the product of its factors."""
-    return products(state.adapter)
+    return plus(products(state.adapter), beneath(state, scaling))
+
+
+def beneath(state: ServerState, scaling: float = SCALING) -> dict[str, Tensor]:
+    """What a method has added to the base under the adapter, in units of `s`; empty where it adds nothing."""
+    added = state.base.background if state.base is not None else {}
+    found = {}
+    for layer in LAYERS:
+        if f"{layer}.delta.weight" in added:
+            found[layer] = added[f"{layer}.delta.weight"] / scaling
+        elif f"{layer}.lora_A.weight" in added:
+            found[layer] = product(added, layer) / scaling
+    return found
+
+
+def plus(one: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sum, layer by layer; `more` may lack some."""
+    return {layer: value + more[layer] if layer in more else value for layer, value in one.items()}
 
 
 def mean_of(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -117,6 +145,7 @@ def check_order(mode: Mode, row: Properties) -> None:
 
 def near_states(found: ServerState, wanted: ServerState, what: str) -> None:
     near(found.adapter, wanted.adapter, what)
+    near(left_by(found), left_by(wanted), what)
     assert found.slots.keys() == wanted.slots.keys(), what
     for name in found.slots:
         near(found.slots[name], wanted.slots[name], f"{what}: {name}")
@@ -131,7 +160,8 @@ def check_weights(mode: Mode, row: Properties) -> None:
     if not row.is_weighted:
         near_states(weighed, even, "rows where they do not weigh")
         return
-    assert not close(weighed.adapter, even.adapter, 1e-4), "rows do not weigh"
+    off = max(float((left_by(weighed)[layer] - left_by(even)[layer]).abs().max()) for layer in LAYERS)
+    assert off > 1e-4 or not row.has_global, "rows do not weigh"
     many = [one for one, n in zip(sent, ROWS, strict=True) for _ in range(n)]
     near_states(combine(mode, state, many, [1] * len(many)), weighed, "one client of n rows, n clients of one row")
 
@@ -146,10 +176,15 @@ def check_combination(mode: Mode, row: Properties) -> None:
         state = begin(mode)
         trained, sent = send(mode, state, row, range(1, 8), number)
         after = combine(mode, state, sent, ROWS, number)
-        weights = ROWS if row.is_weighted else (1,) * 7
-        wanted = mean_of([products(one) for one in trained], weights)
-        if row.combines == "products" and not row.order_matters and row.trains != ("both",):
+        made = [products(one) for one in trained]
+        weights = weights_of(row, ROWS, made)
+        wanted = mean_of(made, weights)
+        if row.combines == "products" and mode.order == "parallel":
             near(left_by(after), wanted, "the mean of products")
+        elif row.combines == "cut":
+            near(
+                left_by(after), {layer: best_of_rank(value) for layer, value in wanted.items()}, "the best of its rank"
+            )
         elif row.combines == "factors" and row.has_global:
             _check_cross_term(after.adapter, sent, weights)
             off = max(float((product(after.adapter, layer) - wanted[layer]).abs().max()) for layer in LAYERS)
@@ -158,6 +193,12 @@ def check_combination(mode: Mode, row: Properties) -> None:
             _check_middle(after.adapter, sent)
         elif row.combines == "nothing":
             assert after is state
+
+
+def best_of_rank(matrix: Tensor, rank: int = 2) -> Tensor:
+    """The nearest matrix of a rank, formed densely."""
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return (u[:, :rank] * s[:rank]) @ vh[:rank]
 
 
 def _check_cross_term(after: AdapterState, sent: Sequence[AdapterState], weights: Sequence[float]) -> None:
@@ -183,7 +224,8 @@ def check_fixed_point(mode: Mode, row: Properties) -> None:
             download = mode.strategy.broadcast(state, 0, number)
             after = combine(mode, state, [hand_in(mode, download, download.adapter)] * 7, ROWS, number)
             near(left_by(after), products(start), "nobody moved")
-            if row.alone != "product" or not any(bool(product(start, layer).any()) for layer in LAYERS):
+            is_empty = not any(bool(product(start, layer).any()) for layer in LAYERS)
+            if not row.draws_anew and (row.alone != "product" or is_empty):
                 near(after.adapter, start, "nobody moved")
             state = after
 
@@ -216,7 +258,7 @@ def check_one_rounding(mode: Mode, row: Properties) -> None:
     for key, value in narrow.adapter.items():
         assert value.dtype == torch.float32, key
     if row.alone == "product":
-        narrow_, wide_ = products({k: v.double() for k, v in narrow.adapter.items()}), products(wide.adapter)
+        narrow_, wide_ = {k: v.double() for k, v in left_by(narrow).items()}, left_by(wide)
         for layer, value in wide_.items():
             assert bool(((narrow_[layer] - value).abs() <= 1e-6 * value.abs().max()).all()), layer
     else:
@@ -229,16 +271,21 @@ def check_one_rounding(mode: Mode, row: Properties) -> None:
 def check_ranks(mode: Mode, row: Properties) -> None:
     """A client of rank 1 among clients of rank 2 is refused, not spread over both; or has a place of its own.
 
-    Where ranks may differ, equal clients of rank 1 give their product.
+    Where ranks may differ, equal clients of rank 1 give their product, and beside it what the server has of the
+    directions that they do not have, if its row says so.
     """
     state = begin(mode)
     (trained, *_), sent = send(mode, state, row, range(1, 8))
     if row.combines == "nothing":
         return
     thin = {key: value[:1] if ".lora_A." in key else value[:, :1] for key, value in sent[0].items()}
-    if row.has_unequal_ranks:
+    if row.ranks != "one":
         whole = {key: value[:1] if ".lora_A." in key else value[:, :1] for key, value in trained.items()}
-        near(left_by(combine(mode, state, [thin] * 7, ROWS)), products(whole), "clients of rank 1")
+        wanted = products(whole)
+        if row.ranks == "directions":
+            rest = {key: v[1:] if ".lora_A." in key else v[:, 1:] for key, v in state.adapter.items()}
+            wanted = {layer: value + product(rest, layer) for layer, value in wanted.items()}
+        near(left_by(combine(mode, state, [thin] * 7, ROWS)), wanted, "clients of rank 1")
         return
     try:
         combine(mode, state, [*sent[1:], thin], ROWS)
@@ -254,6 +301,7 @@ def check_key_order(mode: Mode, row: Properties) -> None:
     straight = combine(mode, state, sent, ROWS)
     turned = combine(mode, state, [dict(reversed(list(one.items()))) for one in sent], ROWS)
     assert fingerprint(turned.adapter) == fingerprint(straight.adapter), "the order of keys shows"
+    assert (turned.base and turned.base.sha256) == (straight.base and straight.base.sha256), "the order of keys shows"
 
 
 def check_turns(mode: Mode, row: Properties) -> None:

@@ -17,11 +17,13 @@ from federation_of_one_round import LAYERS, adapter
 from torch import Tensor, nn
 
 from fedlora.federated.adapters import pick_half, zeros_like
+from fedlora.federated.base_delta import append
 from fedlora.federated.modes import Mode
 from fedlora.llm.local_gradient import GradientTerms
 from fedlora.paths import POOLED
 from fedlora.types import (
     AdapterState,
+    BaseDelta,
     ClientMemory,
     ClientUpdate,
     Download,
@@ -148,7 +150,8 @@ class Federation:
         for number in rounds:
             members = tuple(cohort(number)) if cohort else tuple(range(self.clients))
             for index, wave in enumerate(self.mode.waves(members, shuffle=False, seed=0, round_number=number)):
-                self._run_wave(RoundContext(number, index, tuple(range(self.clients)), members), wave)
+                everybody, scaling = tuple(range(self.clients)), self.setup.scaling
+                self._run_wave(RoundContext(number, index, everybody, members, scaling=scaling), wave)
         return self
 
     def _run_wave(self, context: RoundContext, wave: Any) -> None:
@@ -179,16 +182,30 @@ class Federation:
         """State and memories as bytes: what a checkpoint holds."""
         memories = {client: (memory.adapter, dict(memory.slots)) for client, memory in self.memories.items()}
         buffer = io.BytesIO()
-        torch.save((dict(self.state.adapter), dict(self.state.slots), memories), buffer)
+        torch.save((dict(self.state.adapter), dict(self.state.slots), memories, self._increments()), buffer)
         return buffer.getvalue()
+
+    def _increments(self) -> list[tuple[int, dict[str, Tensor]]] | None:
+        """What each round added to the base, None where the method never does."""
+        if self.state.base is None:
+            return None
+        grown = [wave for wave in self.waves if _links(wave.after) > _links(wave.before)]
+        return [(wave.round, dict(wave.after.base.newest)) for wave in grown if wave.after.base]
 
     def resumed(self, mode: Mode, saved: bytes) -> Federation:
         """A run that goes on from a checkpoint and has never seen anything else."""
-        state, slots, memories = torch.load(io.BytesIO(saved), weights_only=True)
+        state, slots, memories, increments = torch.load(io.BytesIO(saved), weights_only=True)
         other = replace(self, mode=mode, waves=[])
-        other.state = ServerState(state, slots)
+        base = None if increments is None else BaseDelta()
+        for number, factors in increments or []:
+            base = append(base or BaseDelta(), number, factors)
+        other.state = ServerState(state, slots, base=base)
         other.memories = {client: ClientMemory(kept, slots=slots) for client, (kept, slots) in memories.items()}
         return other
+
+
+def _links(state: ServerState) -> int:
+    return len(state.base.links) if state.base else 0
 
 
 def hand_in(mode: Mode, download: Download, trained: AdapterState) -> AdapterState:

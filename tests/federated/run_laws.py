@@ -9,16 +9,31 @@ from dataclasses import replace
 
 import torch
 from federation_of_one_round import LAYERS, adapter
-from identities import Check, left_by, mean_of, near, near_states, plain, products
+from identities import (
+    Check,
+    beneath,
+    best_of_rank,
+    left_by,
+    mean_of,
+    near,
+    near_states,
+    plain,
+    plus,
+    products,
+    weights_of,
+)
 from linear_federation import Federation, Setup, gradient_of, train
 from method_properties import Properties
 
 from fedlora.federated.adapters import fingerprint, pick_half, zeros_like
 from fedlora.federated.modes import MODES, Mode
-from fedlora.types import ClientMemory, ServerState
+from fedlora.types import BaseDelta, ClientMemory, ServerState
 
 MISSES = {1: (0, 1, 2, 3, 4, 5, 6), 2: (1, 2, 3, 4, 5), 3: (2, 3, 4, 5, 6), 4: (0, 1, 2, 3, 4)}
 """Cohorts of four rounds: client 0 takes part in the first and the last."""
+
+AVERAGED = ("products", "cut", "factors")
+"""What a row's `combines` says of modes whose clients are averaged."""
 
 
 def check_waves(mode: Mode, row: Properties) -> None:
@@ -28,9 +43,12 @@ def check_waves(mode: Mode, row: Properties) -> None:
         clients = sorted(wave.turns)
         trained = [products(wave.turns[client].trained) for client in clients]
         rows = [wave.turns[client].update.num_examples for client in clients]
-        wanted, found = mean_of(trained, rows if row.is_weighted else [1] * len(rows)), left_by(wave.after)
+        mean = mean_of(trained, weights_of(row, rows, trained))
+        wanted, found = plus(mean, beneath(wave.before)), left_by(wave.after)
         if row.combines == "products":
             near(found, wanted, f"round {wave.round}: the mean of products")
+        elif row.combines == "cut":
+            near(found, {layer: best_of_rank(value) for layer, value in wanted.items()}, f"round {wave.round}: the cut")
         elif row.combines == "factors" and row.has_global:
             assert max(float((found[layer] - wanted[layer]).abs().max()) for layer in LAYERS) > 1e-8
 
@@ -50,9 +68,10 @@ def check_first_step(mode: Mode, row: Properties) -> None:
             assert all(float(one[key].abs().max()) > 1e-6 for key in pick_half(one, "B")), "the first round trains no B"
         if steps == 1:
             assert all(torch.equal(one[key], wave.before.adapter[key]) for one in moved for key in pick_half(one, "A"))
-        if row.combines in ("products", "factors") and row.has_global:
+        if row.combines in AVERAGED and row.has_global:
             rows = [turn.update.num_examples for _, turn in sorted(wave.turns.items())]
-            wanted = mean_of([products(one) for one in moved], rows if row.is_weighted else [1] * len(rows))
+            made = [products(one) for one in moved]
+            wanted = mean_of(made, weights_of(row, rows, made))
             found = left_by(wave.after)
             off = max(float((found[layer] - wanted[layer]).abs().max()) for layer in LAYERS)
             assert (off <= 1e-10) == exact, f"{steps} steps: {off:g} from the mean of products"
@@ -60,7 +79,7 @@ def check_first_step(mode: Mode, row: Properties) -> None:
 
 def check_one_step_is_centralised(mode: Mode, row: Properties) -> None:
     """Equal numbers of rows, B = 0 and one plain step: the product is that of one trainer with everybody's rows."""
-    if row.order_matters or row.combines not in ("products", "factors") or not row.has_global:
+    if row.order_matters or row.weighs_by_norm or row.combines not in AVERAGED or not row.has_global:
         return
     together = Federation(MODES["pooled"], Setup(steps=1)).run((1,))
     apart = Federation(plain(mode, row), Setup(steps=1), rows=lambda _: 10).run((1,))
@@ -85,7 +104,7 @@ def check_halves(mode: Mode, row: Properties) -> None:
             assert all(torch.equal(wave.before.adapter[key], wave.after.adapter[key]) for key in still)
         # who has a factor already must have the one that the server means
         absent = wave.before.adapter.keys() - pick_half(wave.before.adapter, travels).keys()
-        if row.has_global:
+        if row.has_global and not row.draws_anew:
             assert all(torch.equal(federation.start[key], wave.before.adapter[key]) for key in absent)
 
 
@@ -109,7 +128,8 @@ def check_missed_rounds(mode: Mode, row: Properties) -> None:
     before, turn = first.turns[0], last.turns[0]
     own = pick_half(before.trained, row.keeps) if row.keeps != "none" else {}
     near(turn.start, {**last.before.adapter, **own}, "where a client starts that was away", 0.0)
-    assert (before.update.memory.adapter is not None) == (row.keeps != "none"), "a memory that nothing asks for"
+    has_memory = before.update.memory.adapter is not None
+    assert has_memory == (row.keeps != "none" or row.has_own_model), "a memory that nothing asks for"
     assert frozenset(last.after.slots) == row.slots, "another server state than promised"
     if row.keeps_control:
         mine = before.update.memory.slots["control"]
@@ -153,6 +173,38 @@ def check_pull(mode: Mode, row: Properties) -> None:
     assert ways[0] > ways[-1] * 1.01
 
 
+def check_beneath(mode: Mode, row: Properties) -> None:
+    """Everybody trains on all that was added to the base, whatever rounds it missed; or on nothing else, ever."""
+    for wave in Federation(mode).run((1, 2, 3, 4), MISSES.__getitem__).waves:
+        wanted = beneath(wave.before)
+        for turn in wave.turns.values():
+            given = ServerState({}, base=BaseDelta(background=turn.phases[0].background or {}))
+            found = beneath(given)
+            assert found.keys() == wanted.keys(), "another base than the server's"
+            near(found, wanted, "another base than the server's")
+
+
+def check_own_models(mode: Mode, row: Properties) -> None:
+    """Own models stay with their clients: the server's way is FedAvg's to the bit. What they are is the paper's.
+
+    Ditto's is pulled to the global adapter it was sent; FedDPA's mixes outputs, `(1 - a) B_g A_g + a B_l A_l`.
+    """
+    federation = Federation(mode).run((1, 2, 3), MISSES.__getitem__)
+    plain_way = Federation(MODES["homo"]).run((1, 2, 3), MISSES.__getitem__)
+    assert fingerprint(federation.state.adapter) == fingerprint(plain_way.state.adapter), "another way than FedAvg's"
+    for wave in federation.waves:
+        for turn in wave.turns.values():
+            own, start, local = turn.update.memory.adapter, turn.download.adapter, turn.results[1].adapter
+            assert own is not None, "no own model"
+            if turn.phases[1].anchor is not None:
+                near(turn.phases[1].anchor, start, "pulled elsewhere", 0.0)
+                near(own, local, "another own model than was trained", 0.0)
+            else:
+                share = mode.rule.personal_weight
+                wanted = mean_of([products(start), products(local)], [1 - share, share])
+                near(products(own), wanted, "another mix than that of outputs")
+
+
 def check_equal_rows_train_as_one(mode: Mode, row: Properties) -> None:
     """Seven clients with the same rows are one of them, round after round (five, where a method needs as many)."""
     if row.order_matters:
@@ -160,7 +212,7 @@ def check_equal_rows_train_as_one(mode: Mode, row: Properties) -> None:
     fewer = Federation(mode, clients=row.fewest, owner=lambda _: 3).run((1, 2, 3))
     more = Federation(mode, clients=7, owner=lambda _: 3).run((1, 2, 3))
     if row.alone == "product":
-        near(products(more.state.adapter), products(fewer.state.adapter), "seven equal clients")
+        near(left_by(more.state), left_by(fewer.state), "seven equal clients")
     else:
         near_states(more.state, fewer.state, "seven equal clients")
 
@@ -179,7 +231,8 @@ def check_nothing_leaks(mode: Mode, row: Properties) -> None:
 
 
 def _bits(federation: Federation) -> list[str]:
-    groups = [federation.state.adapter, *federation.state.slots.values()]
+    base = federation.state.base
+    groups = [federation.state.adapter, *federation.state.slots.values(), base.background if base else {}]
     for _, memory in sorted(federation.memories.items()):
         groups += [memory.adapter or {}, *memory.slots.values()]
     return [fingerprint(group) for group in groups]
@@ -234,6 +287,7 @@ EVERY_RUN: tuple[Check, ...] = (
     check_everybody_starts_alike,
     check_missed_rounds,
     check_equal_rows_train_as_one,
+    check_beneath,
     check_nothing_leaks,
     check_resume,
     check_shapes,

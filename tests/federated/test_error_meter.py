@@ -25,16 +25,16 @@ def near(start, seed: int, size: float = 0.1):
     return {key: value + size * step[key] for key, value in start.items()}
 
 
-def meter_of(start, count: int, *, is_weighted: bool = True, **options) -> ErrorMeter:
+def meter_of(start, count: int, **options) -> ErrorMeter:
     downloads = {client: Download(start) for client in range(count)}
-    return ErrorMeter(downloads, is_weighted=is_weighted, scaling=SCALE, **options)
+    return ErrorMeter(downloads, weight_of=FedAvg().weight_of, scaling=SCALE, **options)
 
 
 def measure(strategy, start, sent, rows, *, number: int = 1, **options):
     """What the meter says of one round of a strategy, and the global adapter it led to."""
     state = strategy.init(start, range(len(sent)))
     downloads = {client: strategy.broadcast(state, client, number) for client in range(len(sent))}
-    meter = ErrorMeter(downloads, is_weighted=strategy.is_weighted, scaling=SCALE, **options)
+    meter = ErrorMeter(downloads, weight_of=strategy.weight_of, scaling=SCALE, **options)
     updates = [update(client, one, rows=count) for client, (one, count) in enumerate(zip(sent, rows, strict=True))]
     state = strategy.aggregate(state, meter.watch(updates), context(number, len(sent)))
     made = strategy.global_adapter(state)
@@ -154,7 +154,7 @@ def test_clients_of_other_ranks_and_starts_are_measured_like_dense_matrices():
     sent = [near_of_rank(start, seed) for seed, start in enumerate(starts, start=4)]
     made = adapter(9, 3)
     downloads = {client: Download(start) for client, start in enumerate(starts)}
-    meter = ErrorMeter(downloads, is_weighted=True, scaling=SCALE)
+    meter = ErrorMeter(downloads, weight_of=FedAvg().weight_of, scaling=SCALE)
     list(meter.watch([update(client, one, rows=client + 1) for client, one in enumerate(sent)]))
     found = meter.measure(made)
     weights = torch.tensor([1, 2, 3], dtype=torch.float64) / 6

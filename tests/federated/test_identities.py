@@ -8,7 +8,7 @@ from federation_of_one_round import close
 from identities import EVERY_AGGREGATION, check_ranks, check_turns, near
 from linear_federation import Federation
 from method_properties import PROPERTIES
-from run_laws import EVERY_RUN, check_controls, check_pull, check_scale
+from run_laws import EVERY_RUN, check_controls, check_own_models, check_pull, check_scale
 
 from fedlora.config.train import MODE_NAMES
 from fedlora.federated.modes import MODES, Mode, has_global_model
@@ -22,7 +22,8 @@ def test_every_mode_has_its_row():
 @pytest.mark.parametrize("mode", MODE_NAMES)
 @pytest.mark.parametrize("check", [*EVERY_AGGREGATION, *EVERY_RUN], ids=lambda check: check.__name__)
 def test_a_mode_keeps_its_promises(check, mode):
-    check(MODES[mode], PROPERTIES[mode])
+    row = PROPERTIES[mode]
+    check(MODES[mode].with_hyperparameters(row.settings), row)
 
 
 @pytest.mark.parametrize("mode", MODE_NAMES)
@@ -42,6 +43,11 @@ def test_control_variates_are_option_ii_and_their_mean(mode):
 @pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.pulls])
 def test_the_pull_is_the_paper_s(mode):
     check_pull(MODES[mode], PROPERTIES[mode])
+
+
+@pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.has_own_model])
+def test_own_models_are_the_papers_and_stay_where_they_are(mode):
+    check_own_models(MODES[mode], PROPERTIES[mode])
 
 
 @pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.trains == ("B",)])
@@ -65,7 +71,7 @@ def test_the_order_of_clients_matters_where_it_should():
     assert not close(straight.state.adapter, turned.state.adapter, 1e-4)
 
 
-class ZeroPadding(FedAvg):
+class Padding(FedAvg):
     """Smaller factors filled up with zeros."""
 
     def aggregate(self, state, updates, context):
@@ -79,7 +85,7 @@ class ZeroPadding(FedAvg):
 
 
 def test_a_server_may_take_smaller_ranks():
-    mode, row = Mode(ZeroPadding(), TrainAndSend(), "parallel"), replace(PROPERTIES["homo"], has_unequal_ranks=True)
+    mode, row = Mode(Padding(), TrainAndSend(), "parallel"), replace(PROPERTIES["homo"], ranks="product")
     check_ranks(mode, row)
     with pytest.raises(AssertionError):
         check_ranks(mode, PROPERTIES["homo"])

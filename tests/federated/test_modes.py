@@ -11,7 +11,7 @@ from fedlora.config.train import MODE_NAMES, TrainConfig
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import TrainingError
 from fedlora.federated.adapters import fingerprint, pick_half
-from fedlora.federated.modes import MODES
+from fedlora.federated.modes import MODES, choose_mode
 from fedlora.types import ClientFailure, ClientId, ClientMemory, ClientUpdate, LocalResult, TrainTask
 
 START = {"l.lora_A.weight": torch.arange(6.0).view(2, 3), "l.lora_B.weight": torch.zeros(4, 2)}
@@ -72,12 +72,14 @@ class FakeClients:
                 yield ClientFailure(task.client_id, "diverged", "planned")
                 continue
             memory = self.store.read_memory(task.client_id, task.accepted)
-            (phase,) = self.rule.phases(task.download, memory)
+            phases = self.rule.phases(task.download, memory)
             move = sum(self.amounts[client] for client in task.rows_of)
-            trained = {key: value + move for key, value in phase.start.items()}
-            trained = {**phase.start, **pick_half(trained, phase.trainable)}
-            result = LocalResult(trained, {key: value * 0 + move for key, value in trained.items()})
-            upload, memory = self.rule.upload([result], task.download, memory)
+            results = []
+            for phase in phases:
+                trained = {key: value + move for key, value in phase.start.items()}
+                trained = {**phase.start, **pick_half(trained, phase.trainable)}
+                results.append(LocalResult(trained, {key: value * 0 + move for key, value in trained.items()}))
+            upload, memory = self.rule.upload(results, task.download, memory)
             metrics = {"loss": 1.0, "num_response_tokens": 5, "update_norm": 1.0}
             yield ClientUpdate(
                 task.id,
@@ -88,7 +90,7 @@ class FakeClients:
                 10 + task.client_id % 3,
                 5,
                 2,
-                fingerprint(phase.start),
+                fingerprint(phases[0].start),
                 metrics,
                 upload.extra if upload else {},
             )
@@ -99,7 +101,7 @@ def run_mode(mode: str, *, rounds=3, amounts=None, reverse=False, failing=(), **
     pool = FakeClients(mode, store, amounts=amounts or amounts_of(mode), reverse=reverse, failing=failing)
     options = {"client_selection_frac": 1.0, "num_communication_rounds": rounds, **changes}
     config = TrainConfig.of(federation_mode=mode, **options)
-    results = list(FederatedRun(MODES[mode], pool, store, config, START).rounds())
+    results = list(FederatedRun(choose_mode(config), pool, store, config, START).rounds())
     return store, pool, results
 
 
@@ -108,7 +110,8 @@ def final(mode: str, **options) -> list[str]:
     store, pool, results = run_mode(mode, **options)
     last = results[-1].global_adapter
     if last is not None:
-        return [fingerprint(last)]
+        base = results[-1].base
+        return [fingerprint(last), *([str(base.sha256), fingerprint(base.background)] if base else [])]
     return [fingerprint(store.kept[3, client].memory.adapter) for client in pool.clients()]
 
 
@@ -221,4 +224,14 @@ def test_every_mode_gets_the_same_cohorts(mode):
     ten = {client: 0.1 * client - 0.3 for client in range(10)}
     store, _, _ = run_mode(mode, rounds=5, client_selection_frac=0.5, amounts=ten)
     reference, _, _ = run_mode("homo", rounds=5, client_selection_frac=0.5, amounts=ten)
-    assert [facts["cohort"] for *_, facts in store.committed] == [facts["cohort"] for *_, facts in reference.committed]
+    found, expected = ([facts["cohort"] for *_, facts in kept.committed] for kept in (store, reference))
+    # the last round of `finetune` is for everybody
+    assert (found[:-1] if mode == "finetune" else found) == (expected[:-1] if mode == "finetune" else expected)
+
+
+def test_a_task_names_the_base_it_is_to_be_trained_on():
+    """FLoRA's fresh adapter is the same whatever was sent; the base beneath it is not."""
+    one, other = (run_mode("flora", amounts=amounts)[1].tasks for amounts in ({0: 0.1, 1: 0.7}, {0: 0.1, 1: 0.9}))
+    same = [first.id == second.id for first, second in zip(one, other, strict=True)]
+    assert same == [True, True, False, False, False, False]
+    assert fingerprint(one[2].download.adapter) == fingerprint(other[2].download.adapter)

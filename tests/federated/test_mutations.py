@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import base_mutants
 import client_mutants
 import identities
 import pytest
@@ -206,6 +207,48 @@ MUTATIONS = [
         is_not_moved_by_one_far_away,
         robust_mutants.FourStepsFromTheMean,
     ),
+    Mutation(
+        "the residual without alpha / r",
+        "fedex",
+        identities.check_combination,
+        base_mutants.NoScalingInResidual,
+    ),
+    Mutation(
+        "the residual of clients that weigh the same",
+        "fedex",
+        identities.check_combination,
+        base_mutants.ResidualOfEvenClients,
+    ),
+    Mutation("a transposed residual", "fedex", identities.check_combination, base_mutants.TransposedResidual),
+    Mutation(
+        "a client that missed rounds lacks their residuals",
+        "fedex",
+        run_laws.check_beneath,
+        base_mutants.OnlyTheNewest,
+    ),
+    Mutation(
+        "weights on both factors of a stack (w squared)",
+        "flora",
+        identities.check_combination,
+        base_mutants.SharesOnBothFactors,
+    ),
+    Mutation("a stack without alpha / r", "flora", identities.check_combination, base_mutants.NoScalingInStack),
+    Mutation(
+        "stacked into the base, and kept as well",
+        "flora",
+        identities.check_combination,
+        base_mutants.StacksAndGoesOn,
+    ),
+    Mutation(
+        "the mean of factors is decomposed",
+        "flexlora",
+        identities.check_combination,
+        base_mutants.MeanOfFactorsDecomposed,
+    ),
+    Mutation("HetLoRA weighted by rows", "hetlora", identities.check_combination, base_mutants.RowsWeighInHetLora),
+    Mutation("a personal model that is sent", "ditto", run_laws.check_own_models, client_mutants.SendsItsOwnModel),
+    Mutation("Ditto pulled to where it starts", "ditto", run_laws.check_own_models, client_mutants.PulledToItself),
+    Mutation("factors mixed instead of outputs", "feddpa", run_laws.check_own_models, client_mutants.MixesFactors),
 ]
 
 
@@ -219,8 +262,8 @@ def _empty_shelves(monkeypatch):
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.pitfall)
 def test_a_known_fault_is_caught(mutation, monkeypatch):
     row = PROPERTIES[mutation.mode]
-    mutation.check(MODES[mutation.mode], row)
-    mutated = mutation.apply(monkeypatch)
+    mutation.check(MODES[mutation.mode].with_hyperparameters(row.settings), row)
+    mutated = mutation.apply(monkeypatch).with_hyperparameters(row.settings)
     with pytest.raises(AssertionError):
         mutation.check(mutated, row)
 

@@ -12,6 +12,8 @@ from fedlora.types import ClientMemory, ClientUpdate, Download, TrainTask
 
 SHAPES = {"l.lora_A.weight": (2, 5), "l.lora_B.weight": (4, 2), "m.lora_A.weight": (2, 3), "m.lora_B.weight": (3, 2)}
 TASK = TrainTask("name", 1, 0, 3, (3,), Download({}))
+ALONE = dataclasses.replace(TASK, download=Download({}, travels=None, shared=None))
+"""A task of which nothing is sent back."""
 
 
 def adapter(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -36,12 +38,27 @@ def update(**changes) -> ClientUpdate:
 
 
 def fault_of(**changes) -> str | None:
-    return find_update_fault(update(**changes), TASK, SHAPES)
+    task = TASK if changes.get("upload", {}) is not None else ALONE
+    return find_update_fault(update(**changes), task, SHAPES)
 
 
 def test_a_good_update_has_no_fault():
     assert fault_of() is None
     assert fault_of(upload=None, memory=ClientMemory(adapter())) is None
+
+
+def test_what_is_sent_is_what_the_task_shares():
+    kept = ClientMemory(adapter())
+    assert find_update_fault(update(upload=None, memory=kept), TASK, SHAPES) == "it sends nothing"
+    assert "unknown keys" in str(find_update_fault(update(memory=kept), ALONE, SHAPES))
+
+
+def test_a_model_that_stays_may_be_of_another_rank_and_what_is_sent_may_not():
+    twice = {key: (2 * a, b) if ".lora_A." in key else (a, 2 * b) for key, (a, b) in SHAPES.items()}
+    large = {key: torch.zeros(shape) for key, shape in twice.items()}
+    assert find_update_fault(update(memory=ClientMemory(large)), TASK, SHAPES, keeps=twice) is None
+    for changes in ({"memory": ClientMemory(adapter())}, {"upload": large, "memory": ClientMemory(large)}):
+        assert "expected" in str(find_update_fault(update(**changes), TASK, SHAPES, keeps=twice))
 
 
 keys = st.sampled_from(sorted(SHAPES))

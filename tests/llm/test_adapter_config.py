@@ -12,7 +12,7 @@ import pytest
 
 from fedlora.errors import UsageError
 from fedlora.llm import adapter_config
-from fedlora.llm.adapter_config import NEUTRAL, AdapterConfig, load_spec, make_peft_config
+from fedlora.llm.adapter_config import NEUTRAL, AdapterConfig, config_at_rank, load_spec, make_peft_config
 from fedlora.llm.lora import LoraSpec
 
 PLAIN: dict[str, Any] = {
@@ -143,6 +143,18 @@ def test_what_is_written_is_what_is_read(tmp_path):
     ):
         text = make_peft_config(spec, "base", fan_in_fan_out=True, layers=[])
         assert load_spec(written(tmp_path, text.encode())) == spec
+
+
+@pytest.mark.parametrize("is_rslora", [False, True])
+def test_an_adapter_of_another_rank_keeps_its_scaling(tmp_path, is_rslora):
+    spec = LoraSpec(3, 16, 16 / (3**0.5 if is_rslora else 3), 0.0, ("q_proj",), is_rslora)
+    text = make_peft_config(spec, "base", fan_in_fan_out=False, layers=[])
+    assert config_at_rank(text, 3) == text
+    for rank in (1, 6, 250):
+        (tmp_path / "adapter_config.json").write_text(config_at_rank(text, rank))
+        found = load_spec(tmp_path / "adapter_config.json")
+        assert found.r == rank
+        assert found.scaling == pytest.approx(spec.scaling, rel=1e-12)
 
 
 @pytest.mark.parametrize(

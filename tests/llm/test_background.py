@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from fedlora.config.train import TrainConfig
+from fedlora.federated.adapters import make_adapter
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.examples import Example
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
-from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.types import Phase
 
 SPEC = LoraSpec(4, 12.0, 3.0, 0.0, ("q_proj", "v_proj", "down_proj"))
@@ -91,6 +92,17 @@ def test_an_adapter_of_smaller_rank_is_set_and_read_as_it_is(lora):
     lora.set_adapter(None)
     lora.set_background(background)
     torch.testing.assert_close(logits(lora), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_stacked_adapters_of_different_ranks_answer_as_each_alone(lora):
+    states = [rank(trained_like(lora.shapes(), seed), r) for seed, r in ((1, 2), (2, 4), (3, 1))]
+    expected = []
+    for state in states:
+        lora.set_adapter(state)
+        expected.append(logits(lora))
+    lora.stack_adapters(states, torch.float32)
+    lora.choose_rows(torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(logits(lora, IDS.expand(3, -1)), torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["transposed", "too large", "flat"])

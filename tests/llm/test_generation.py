@@ -6,6 +6,7 @@ import torch
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError
+from fedlora.federated.adapters import make_adapter
 from fedlora.llm import generation
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.decoding import Decoding, choose_decoding, choose_tokens
@@ -14,7 +15,7 @@ from fedlora.llm.generation import Request
 from fedlora.llm.generation import generate_answers as generate_requests
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
-from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.types import Phase, Row
 

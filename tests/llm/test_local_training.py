@@ -5,11 +5,12 @@ import torch
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError
+from fedlora.federated.adapters import make_adapter
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
-from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.loss import backward_loss
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.types import Phase, Row

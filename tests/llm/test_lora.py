@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from fedlora.errors import UsageError
-from fedlora.federated.adapters import shapes_of
+from fedlora.federated.adapters import make_adapter, shapes_of
 from fedlora.llm.adapter_config import load_spec, make_peft_config
 from fedlora.llm.adapter_files import load_adapter, to_bin, to_safetensors
 from fedlora.llm.base_model import load_base_model
-from fedlora.llm.lora import Answerers, LoraLinear, LoraModel, LoraSpec, find_targets, is_fan_in_fan_out, make_adapter
+from fedlora.llm.lora import Answerers, LoraLinear, LoraModel, LoraSpec, find_targets, is_fan_in_fan_out
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

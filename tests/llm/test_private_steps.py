@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from fedlora.config.train import TrainConfig
-from fedlora.federated.adapters import difference_norm, pick_half
+from fedlora.federated.adapters import difference_norm, make_adapter, pick_half
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.examples import Example, encode_rows, make_batch
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
-from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.loss import backward_loss
 from fedlora.llm.private_steps import PrivateSteps
 from fedlora.llm.prompts import PromptEncoder

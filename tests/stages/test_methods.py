@@ -28,6 +28,9 @@ STATEFUL = {
     "diloco": {"momentum"},
     "scaffold": {"control"},
     "fedsa": {"adapter"},
+    "hetlora": {"ranks"},
+    "fedex": {"adapter"},
+    "flora": {"adapter"},
 }
 """What lies in a round's state.safetensors."""
 
@@ -118,7 +121,7 @@ def test_what_a_server_remembers_lies_in_the_round(start, mode):
 
 @pytest.mark.parametrize("mode", NEW)
 def test_run_json_tells_the_hyperparameters_and_whether_there_is_a_global_model(start, mode):
-    run = start("run", mode, num_communication_rounds=1)
+    run = start("run", mode, num_communication_rounds=2)
     facts = json.loads((run / "run.json").read_text())
     assert facts["hyperparameters"] == hyperparameters_of(MODES[mode])
     assert facts["has_global_model"] == has_global_model(MODES[mode]) == (run / "1/global_adapter_model.bin").is_file()

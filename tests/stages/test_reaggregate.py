@@ -14,9 +14,8 @@ from fedlora.config.reaggregate import ReaggregateConfig
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
 from fedlora.errors import StorageError, UsageError
-from fedlora.federated.adapters import weighted_mean
+from fedlora.federated.adapters import make_adapter, weighted_mean
 from fedlora.files import json_text, sha256_of
-from fedlora.llm.lora import make_adapter
 from fedlora.runs.checking import seal
 from fedlora.stages import generate, reaggregate, train, verify
 

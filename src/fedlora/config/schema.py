@@ -32,9 +32,32 @@ def _empty_is_none(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip() == "" else value
 
 
+EMPTY_IS_NONE = BeforeValidator(_empty_is_none)
+
+
+def _split_ranks(value: Any) -> Any:
+    """Accept `8,4x2` (`[8, 4x2]`) for (8, 4, 4), one number for one, and nothing for None."""
+    parts = _split_names(value)
+    if isinstance(parts, int):
+        return (parts,)
+    if not isinstance(parts, list | tuple):
+        return parts
+    ranks: list[Any] = []
+    for part in parts:
+        rank, _, count = part.partition("x") if isinstance(part, str) else (part, "", "")
+        if count and not (count.isdecimal() and 0 < int(count) <= MOST_RANKS):
+            raise ValueError(f"{part!r} is no rank times a number of clients")
+        ranks += [rank] * int(count or 1)
+    return tuple(ranks) or None
+
+
+MOST_RANKS = 1_000_000
+"""Most clients of one rank that a short form stands for."""
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
-OptionalInt = Annotated[int | None, BeforeValidator(_empty_is_none)]
-OptionalFloat = Annotated[float | None, BeforeValidator(_empty_is_none)]
+OptionalInt = Annotated[int | None, EMPTY_IS_NONE]
+OptionalRanks = Annotated[tuple[int, ...] | None, BeforeValidator(_split_ranks)]
+OptionalFloat = Annotated[float | None, EMPTY_IS_NONE]
 
 
 ONLY_BY_FLAG = frozenset({"trust_remote_code"})

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from fedlora.config.reading import ReadingConfig
-from fedlora.config.schema import Names, OptionalFloat, OptionalInt, flag
+from fedlora.config.schema import EMPTY_IS_NONE, Names, OptionalFloat, OptionalInt, OptionalRanks, flag
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Template = Literal["alpaca", "chat"]
 Quantization = Literal["none", "int8", "nf4"]
+Normalisation = Annotated[Literal["all", "participants"] | None, EMPTY_IS_NONE]
+Split = Annotated[Literal["b", "balanced"] | None, EMPTY_IS_NONE]
 
 PLACEMENT_FIELDS = frozenset(
     {
@@ -36,7 +38,10 @@ PLACEMENT_FIELDS = frozenset(
 HYPERPARAMETERS = (
     *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
     *("proximal_mu", "rotation_strength"),
+    *("ditto_lambda", "personal_weight", "personal_rounds"),
+    *("residual_rank", "export_rank"),
     *("trimmed_share", "num_hostile", "krum_selected", "weiszfeld_steps", "weiszfeld_smoothing"),
+    *("client_ranks", "rank_normalisation", "prune_to", "tail_penalty", "svd_split"),
 )
 """Fields that belong to single methods; unset, a method's own default holds. A test holds the names equal."""
 
@@ -76,7 +81,7 @@ class TrainConfig(ReadingConfig):
     weight_decay: float = flag(0.0, "AdamW weight decay", ge=0)
     max_grad_norm: float = flag(1.0, "clip the gradient of a step to this norm; 0 turns clipping off", ge=0)
 
-    lora_r: int = flag(4, "rank of the adapter", ge=1, le=4096)
+    lora_r: int = flag(4, "rank of the adapter; with client_ranks, of the global one", ge=1, le=4096)
     lora_alpha: float = flag(16.0, "scaling numerator: the update is alpha / r * B @ A", gt=0, allow_inf_nan=False)
     lora_dropout: float = flag(0.05, "dropout before A while training", ge=0, lt=1)
     lora_target_modules: Names = flag(("q_proj", "v_proj"), "names of the adapted layers, or all-linear")
@@ -110,11 +115,27 @@ class TrainConfig(ReadingConfig):
     server_tau: OptionalFloat = flag(None, "adaptivity of fedadagrad, fedadam, fedyogi", gt=0)
     proximal_mu: OptionalFloat = flag(None, "weight of fedprox's pull to the global adapter", ge=0)
     rotation_strength: OptionalFloat = flag(None, "of fedrot: 1 turns all the way, 0 not at all", ge=0, le=1)
+    ditto_lambda: OptionalFloat = flag(None, "weight of ditto's pull of the own model to the global one", ge=0)
+    personal_weight: OptionalFloat = flag(None, "of feddpa: share of the local adapter in the output", ge=0, le=1)
+    personal_rounds: OptionalInt = flag(None, "of finetune: last rounds, in which everybody trains alone", ge=1)
+    residual_rank: OptionalInt = flag(None, "of fedex: most ranks of a round's residual; unset: all of it", ge=1)
+    export_rank: OptionalInt = flag(
+        None, "of fedex, flora: most ranks of the adapter that a round leaves for PEFT", ge=1, le=4096
+    )
     trimmed_share: OptionalFloat = flag(None, "of trimmed_mean: left out at each end", ge=0, lt=0.5)
     num_hostile: OptionalInt = flag(None, "clients that krum and multi_krum must withstand", ge=0)
     krum_selected: OptionalInt = flag(None, "clients whose mean multi_krum takes", ge=1)
     weiszfeld_steps: OptionalInt = flag(None, "of geometric_median", ge=1)
     weiszfeld_smoothing: OptionalFloat = flag(None, "smallest distance of geometric_median", gt=0)
+    client_ranks: OptionalRanks = flag(
+        None, "a rank per client, by number, up to lora_r: 8,4,4,2 or 8,4x2,2; of zeropad, hetlora, flexlora, none"
+    )
+    rank_normalisation: Normalisation = flag(
+        None, "of zeropad, hetlora: who divides a direction that some have, all clients or its participants"
+    )
+    prune_to: OptionalFloat = flag(None, "of hetlora: share of its rank that a client keeps when it prunes", gt=0, le=1)
+    tail_penalty: OptionalFloat = flag(None, "of hetlora: weight of what holds down the directions behind it", ge=0)
+    svd_split: Split = flag(None, "of flexlora: singular values to B, or their roots to both")
 
     local_val_set_size: int = flag(0, "rows of each client held back for validation", ge=0)
     val_data_path: str = flag("", "file of rows on which every round's adapters are validated")
@@ -159,6 +180,12 @@ class TrainConfig(ReadingConfig):
         if value not in MODE_NAMES:
             raise ValueError(f"unknown mode; the modes are {', '.join(MODE_NAMES)}")
         return value
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> TrainConfig:
+        if bad := sorted({rank for rank in self.client_ranks or () if not 1 <= rank <= self.lora_r}):
+            raise ValueError(f"client_ranks={bad[0]}: a client's rank is at least 1 and at most lora_r={self.lora_r}")
+        return self
 
     @model_validator(mode="after")
     def _order_needs_seq(self) -> TrainConfig:
@@ -211,9 +238,9 @@ class TrainConfig(ReadingConfig):
         return self.model_dump(mode="json", exclude=set(PLACEMENT_FIELDS))
 
     def identity(self) -> dict[str, Any]:
-        """What a round computes from: `record` without the name, and without the number of rounds where no client's
-        learning rate depends on it, for such a run may grow."""
-        may_grow = self.lr_schedule in ("constant", "linear_per_round")
+        """What a round computes from: `record` without the name, and without the number of rounds where neither a
+        client's learning rate nor the method depends on it, for such a run may grow."""
+        may_grow = self.lr_schedule in ("constant", "linear_per_round") and self.federation_mode not in BOUND_MODES
         free = {"exp_name", "num_communication_rounds"} if may_grow else {"exp_name"}
         return {name: value for name, value in self.record().items() if name not in free}
 
@@ -222,6 +249,12 @@ MODE_NAMES = (
     *("homo", "seq", "none", "pooled"),
     *("fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco", "fedprox", "scaffold"),
     *("ffa", "rolora", "fedsvd", "fedrot", "fedsa"),
+    *("fedex", "flora"),
     *("median", "trimmed_mean", "krum", "multi_krum", "geometric_median"),
+    *("zeropad", "hetlora", "flexlora"),
+    *("ditto", "feddpa", "finetune"),
 )
 """Names of the table in federated/modes.py, here because flags must not import torch; a test holds both equal."""
+
+BOUND_MODES = ("finetune",)
+"""Modes whose rounds depend on how many there are."""

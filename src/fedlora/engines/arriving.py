@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from fedlora.console import say
 from fedlora.federated.adapters import Shapes, difference_norm
 from fedlora.federated.limits import Limits, cap_counts, clip_update
+from fedlora.federated.ranks import cut_like
 from fedlora.federated.validation import find_update_fault
 from fedlora.types import (
     AdapterState,
@@ -52,8 +53,10 @@ class ArrivingUpdates:
         kept: Mapping[ClientId, ClientUpdate] | None = None,
         *,
         sends: Sequence[str] = (),
+        may_be_smaller: bool = False,
         retries: int = 0,
         longest: float | None = None,
+        keeps: Shapes | None = None,
     ) -> None:
         self._kept: dict[ClientId, ClientUpdate] = dict(kept or {})
         self._downloads = {task.client_id: task.download.adapter for task in tasks}
@@ -62,7 +65,9 @@ class ArrivingUpdates:
         self._store = store
         self._expected = expected
         self._sends = sends
+        self._may_be_smaller = may_be_smaller
         self._longest = longest
+        self._keeps = keeps
         self._round = tasks[0].round
         self._ahead = sorted(task.client_id for task in tasks)
         self._is_begun = False
@@ -151,7 +156,14 @@ class ArrivingUpdates:
             if not outcome.is_retryable:
                 self._give_up(outcome)
             return None
-        reason = find_update_fault(outcome, task, self._expected, self._sends)
+        reason = find_update_fault(
+            outcome,
+            task,
+            self._expected,
+            self._sends,
+            may_be_smaller=self._may_be_smaller,
+            keeps=self._keeps,
+        )
         if reason is None:
             outcome = _measure(outcome, task)
             reason = self._find_length_fault(outcome)
@@ -167,7 +179,7 @@ class ArrivingUpdates:
         return None
 
     def _find_length_fault(self, update: ClientUpdate) -> str | None:
-        if self._longest is None:
+        if self._longest is None or update.upload is None:
             return None
         norm = update.metrics["update_norm"]
         return f"its norm {norm:.6g} is above max_update_norm={self._longest:g}" if norm > self._longest else None
@@ -215,7 +227,8 @@ class LimitedUpdates:
             yield self._limit(update, longest, counts.get(update.client_id, update.num_examples))
 
     def _limit(self, update: ClientUpdate, longest: float, counted_as: int) -> ClientUpdate:
-        upload, norm = clip_update(self._starts[update.client_id], update.upload or {}, longest)
+        sent = update.upload or {}
+        upload, norm = clip_update(cut_like(self._starts[update.client_id], sent), sent, longest)
         change: dict[str, Any] = {}
         if norm > longest:
             change |= {"norm": norm, "clipped_to": longest}
@@ -230,5 +243,6 @@ def _measure(update: ClientUpdate, task: TrainTask) -> ClientUpdate:
     """The update with the norm of what it sends measured here: what a client tells of itself bounds nothing."""
     if update.upload is None:
         return update
-    norm = difference_norm(update.upload, task.download.adapter)
+    # of a client that gave directions up, how far the others moved
+    norm = difference_norm(update.upload, cut_like(task.download.adapter, update.upload))
     return replace(update, metrics={**update.metrics, "update_norm": norm})

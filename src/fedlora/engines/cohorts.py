@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError, UsageError
-from fedlora.federated.modes import Mode
+from fedlora.federated.modes import Mode, choose_mode
 from fedlora.federated.sampling import draw_cohort
 from fedlora.types import ClientId
 
 
 def choose_cohort(config: TrainConfig, clients: Sequence[ClientId], number: int) -> tuple[ClientId, ...]:
     """Who takes part in a round of a run over these clients; with client-level privacy a stand-in of the usual size."""
+    if choose_mode(config).strategy.asks_everybody(number):
+        return tuple(clients)
     return draw_cohort(
         clients,
         how=config.client_selection_strategy,

@@ -14,9 +14,11 @@ from fedlora.errors import FedloraError, StorageError
 from fedlora.federated.adapters import Shapes
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
 from fedlora.paths import RunPaths
+from fedlora.runs.base_chain import FIELD, BaseChain, measure_additions
 from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import RoundStore
+from fedlora.runs.server_state import load_server
 from fedlora.runs.standing import read_committed
 from fedlora.types import ClientFailure, ClientId, RoundResult
 
@@ -50,9 +52,13 @@ def read_result(
         records = [{**known[record["client_id"]], **record} for record in records]
     failures = [ClientFailure(**entry) for entry in manifest["quarantined"]]
     file = folder / SAFETENSORS_NAME
-    adapter = load_adapter(file, shapes) if file.is_file() else None
-    metrics = measured.metrics if measured else {}
-    return RoundResult(round_number, adapter, records, failures, metrics, manifest.get("privacy"))
+    if FIELD in manifest and (state := load_server(BaseChain(paths), paths, round_number, shapes)) is not None:
+        adapter, base = state.adapter, state.base
+    else:
+        adapter, base = (load_adapter(file, shapes) if file.is_file() else None), None
+    found = measured.metrics if measured else {}
+    metrics = {**found, **manifest.get("notes", {}), **measure_additions(manifest)}
+    return RoundResult(round_number, adapter, records, failures, metrics, manifest.get("privacy"), base)
 
 
 def _measure(

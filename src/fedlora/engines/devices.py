@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fedlora.console import say
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.worker import Worker, WorkerLostError
+from fedlora.federated.modes import choose_mode
 from fedlora.types import ClientFailure, ClientId, ClientUpdate, TrainTask
 
 AHEAD = 2
@@ -30,6 +31,8 @@ class DeviceClients:
         self.local = local
         self.workers = list(workers)
         self.on_rows = on_rows
+        config = local.trainer.config
+        self._passes = config.local_num_epochs * choose_mode(config).rule.num_phases
 
     def clients(self) -> Sequence[ClientId]:
         """Clients that have something to train on."""
@@ -76,7 +79,7 @@ class DeviceClients:
             for reduction in reductions:
                 book.add(reduction)
             if isinstance(outcome, ClientUpdate):
-                self.on_rows(outcome.num_examples * self.local.trainer.config.local_num_epochs)
+                self.on_rows(outcome.num_examples * self._passes)
             desk.put(index, outcome)
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from fedlora.config.train import TrainConfig
 from fedlora.engines.cohorts import choose_cohort
+from fedlora.engines.growth import forecast_growth
 from fedlora.engines.simulation import count_bytes
-from fedlora.federated.adapters import num_bytes
+from fedlora.federated.adapters import num_bytes, shapes_of
 from fedlora.federated.modes import Mode, Wave, choose_mode, has_global_model
+from fedlora.federated.ranks import rank_of
 from fedlora.llm.adapter_files import to_bin, to_safetensors
 from fedlora.llm.examples import PASS_OVERHEAD_TOKENS, Example, cut_passes, order_steps
 from fedlora.llm.layout import Layout
@@ -118,24 +121,30 @@ def forecast_run(
     """`work` has one epoch of every task's rows, by the clients whose rows they are."""
     steps_of: Counter[ClientId] = Counter()
     rounds_of: Counter[ClientId] = Counter()
+    mode = choose_mode(config)
+    epochs = config.local_num_epochs * mode.rule.num_phases
     num_tokens = 0
     for waves in rounds:
         for client, rows_of in (member for wave in waves for member in wave):
             epoch = work[rows_of]
-            steps_of[client] += epoch.num_steps * config.local_num_epochs
-            num_tokens += epoch.num_tokens * config.local_num_epochs
+            steps_of[client] += epoch.num_steps * epochs
+            num_tokens += epoch.num_tokens * epochs
             rounds_of.update(rows_of)
-    mode = choose_mode(config)
-    updates = [sum(len(wave) for wave in waves) for waves in rounds]
-    traffic = measure_traffic(mode, adapter)
+    members = [[client for wave in waves for client, _ in wave] for waves in rounds]
+    sending = [clients for number, clients in enumerate(members, start=1) if not mode.strategy.asks_everybody(number)]
+    updates = [len(clients) for clients in members]
+    traffic = measure_clients(config, mode, adapter, {client for clients in members for client in clients})
+    growth = forecast_growth(config, mode, rounds, shapes_of(adapter))
+    sent = [sum(traffic[client].bytes_down for client in clients) for clients in sending]
+    disk_bytes = _disk_bytes(config, mode, adapter, [traffic[client] for clients in members for client in clients])
     return RunForecast(
         num_steps=steps_of.total(),
         num_tokens=num_tokens,
         num_updates=sum(updates),
         most_updates=max(updates),
-        bytes_down=max(updates) * traffic.bytes_down,
-        bytes_up=max(updates) * traffic.bytes_up,
-        disk_bytes=_disk_bytes(config, mode, adapter, sum(updates), traffic),
+        bytes_down=max(one + more for one, more in zip_longest(sent, growth.down, fillvalue=0)),
+        bytes_up=max(sum(traffic[client].bytes_up for client in clients) for clients in sending),
+        disk_bytes=disk_bytes + sum(growth.disk),
         steps_of=dict(sorted(steps_of.items())),
         rounds_of=dict(sorted(rounds_of.items())),
         waves=[wave for waves in rounds for wave in waves],
@@ -146,55 +155,77 @@ def count_run_units(
     config: TrainConfig, waves: Iterable[Wave], work: dict[tuple[ClientId, ...], Work], devices: int = 1
 ) -> float:
     """Units of work from the run's begin to its end; a wave's clients share the devices."""
-    total = 0.0
+    total, epochs = 0.0, config.local_num_epochs * choose_mode(config).rule.num_phases
     for wave in waves:
-        units = [work[rows_of].units * config.local_num_epochs for _, rows_of in wave]
+        units = [work[rows_of].units * epochs for _, rows_of in wave]
         # at best evenly shared, and never faster than the client that takes longest
         total += max(sum(units) / max(1, devices), max(units))
     return total
 
 
-def _disk_bytes(config: TrainConfig, mode: Mode, adapter: AdapterState, updates: int, traffic: Traffic) -> int:
-    per_update = len(to_bin(adapter)) + RECORD_BYTES + traffic.extra_bytes
+def _disk_bytes(config: TrainConfig, mode: Mode, adapter: AdapterState, updates: Sequence[Traffic]) -> int:
+    per_update = RECORD_BYTES
     if config.optimizer_state == "keep":
         # two moments of the adapter's size, and a step count for each factor
         per_update += 2 * num_bytes(adapter) + RECORD_BYTES
-    per_round = RECORD_BYTES + traffic.state_bytes
+    per_round = RECORD_BYTES + max(each.state_bytes for each in updates)
     if has_global_model(mode):
         per_round += len(to_bin(adapter)) + len(to_safetensors(adapter))
-    return updates * per_update + config.num_communication_rounds * per_round
+    files = sum(each.file_bytes + each.extra_bytes + per_update for each in updates)
+    return files + config.num_communication_rounds * per_round
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a method moves and stores, in bytes of tensors: per client down and up (in the heavier of two rounds),
-    beside a client's adapter, and beside the global one."""
+    """What a method moves and stores for a client of some rank, in bytes of tensors: down and up (in the heavier of
+    two rounds), beside its adapter, and beside the global one; `file_bytes` is the file of its adapter. What is added
+    to the base is not in it: it grows."""
 
     bytes_down: int
     bytes_up: int
     extra_bytes: int
     state_bytes: int
+    file_bytes: int
 
 
-def measure_traffic(mode: Mode, adapter: AdapterState) -> Traffic:
+def measure_clients(
+    config: TrainConfig, mode: Mode, adapter: AdapterState, clients: Iterable[ClientId]
+) -> dict[ClientId, Traffic]:
+    """Client -> its traffic, measured once for each rank."""
+    by_rank: dict[int, Traffic] = {}
+    found = {}
+    for client in sorted(clients):
+        rank = rank_of(client, config.client_ranks, config.lora_r)
+        if rank not in by_rank:
+            by_rank[rank] = measure_traffic(mode, adapter, client)
+        found[client] = by_rank[rank]
+    return found
+
+
+def measure_traffic(mode: Mode, adapter: AdapterState, client: ClientId = 0) -> Traffic:
     """The method itself, asked with one client that trained nothing."""
-    state = mode.strategy.init(adapter, (0,))
-    down, up, extra = [], [], 0
+    state = mode.strategy.init(adapter, (client,))
+    down, up, extra, own = [], [], 0, adapter
     for number in (1, 2):
-        download = mode.strategy.broadcast(state, 0, number)
+        download = mode.strategy.broadcast(state, client, number)
+        own = download.adapter
         phases = mode.rule.phases(download, ClientMemory())
         results = [LocalResult(phase.start, phase.start) for phase in phases]
         upload, memory = mode.rule.upload(results, download, ClientMemory())
-        sizes = count_bytes(download, upload) if mode.order != "pooled" else (0, 0)
+        sizes = count_bytes(replace(download, base=None), upload) if mode.order != "pooled" else (0, 0)
         down.append(sizes[0])
         up.append(sizes[1])
         sent = upload or Upload({})
         extra = sum(map(num_bytes, [*sent.extra.values(), *memory.slots.values()]))
-        update = ClientUpdate("", number, 0, sent.adapter, memory, 1, 1, 1, "", {}, sent.extra)
+        if memory.adapter is not None:
+            # a model of more ranks than travel, and what is sent where that is no part of it
+            extra += num_bytes(memory.adapter) - num_bytes(own)
+            extra += num_bytes(sent.adapter) if len(phases) > 1 else 0
+        update = ClientUpdate("", number, client, sent.adapter, memory, 1, 1, 1, "", {}, sent.extra)
         if upload is not None:
-            state = mode.strategy.aggregate(state, [update], RoundContext(number, 0, (0,), (0,)))
+            state = mode.strategy.aggregate(state, [update], RoundContext(number, 0, (client,), (client,)))
     left = mode.strategy.global_adapter(state)
-    return Traffic(max(down), max(up), extra, len(state_to_bytes(state, left) or b""))
+    return Traffic(max(down), max(up), extra, len(state_to_bytes(state, left) or b""), len(to_bin(own)))
 
 
 def _padded(group: Sequence[Example]) -> int:

@@ -13,9 +13,23 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from fedlora.types import AdapterState, ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
+from fedlora.federated.base_delta import append
+from fedlora.types import (
+    AdapterState,
+    BaseDelta,
+    BaseLink,
+    ClientFailure,
+    ClientMemory,
+    ClientUpdate,
+    Download,
+    TrainTask,
+)
 
 Groups = Mapping[str, Mapping[str, Tensor] | None]
+
+
+class MissingAdditionsError(ValueError):
+    """A task stands on additions to the base that this side has not got."""
 
 
 def pack(header: Mapping[str, Any], groups: Groups) -> bytes:
@@ -25,6 +39,8 @@ def pack(header: Mapping[str, Any], groups: Groups) -> bytes:
     seen: set[int] = set()
     for name, group in groups.items():
         for key, value in (group or {}).items():
+            # an adapter cut to a client's rank is a view of the server's
+            value = value.contiguous()
             place = value.untyped_storage().data_ptr()
             # what a client sends and what it keeps may be the same tensor, which safetensors refuses to write twice
             tensors[f"{name}/{key}"] = value.clone() if place in seen else value
@@ -49,8 +65,18 @@ def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, dict[str, Tensor] 
     return facts["header"], groups
 
 
-def pack_task(task: TrainTask, memory: ClientMemory, more: Mapping[str, Any]) -> bytes:
-    """One client's task with the memory it starts from."""
+def pack_task(
+    task: TrainTask,
+    memory: ClientMemory,
+    more: Mapping[str, Any],
+    *,
+    held: str | None = None,
+    increments: Mapping[int, AdapterState] | None = None,
+) -> bytes:
+    """One client's task with the memory it starts from; additions to the base that the other side has `held` since
+    an earlier task, by their hash, are only named. With `increments`, by version, only these are sent."""
+    base = task.download.base
+    is_whole = base is not None and increments is None and base.sha256 != (held or "")
     header = {
         "id": task.id,
         "round": task.round,
@@ -59,19 +85,28 @@ def pack_task(task: TrainTask, memory: ClientMemory, more: Mapping[str, Any]) ->
         "rows_of": list(task.rows_of),
         "accepted": task.accepted,
         "halves": [task.download.travels, task.download.trainable, task.download.shared],
+        "links": None if base is None else [asdict(link) for link in base.links],
         "more": dict(more),
     }
-    groups = {"download": task.download.adapter, **_name("extra", task.download.extra), **_memory_groups(memory)}
+    groups = {
+        "download": task.download.adapter,
+        "base": base.background if base is not None and is_whole else None,
+        **_name("increment", {str(version): factors for version, factors in (increments or {}).items()}),
+        **_name("extra", task.download.extra),
+        **_memory_groups(memory),
+    }
     return pack(header, groups)
 
 
-def unpack_task(message: bytes) -> tuple[TrainTask, ClientMemory, dict[str, Any]]:
-    """The task, the memory, and what came with them."""
+def unpack_task(message: bytes, held: BaseDelta | None = None) -> tuple[TrainTask, ClientMemory, dict[str, Any]]:
+    """The task, the memory, and what came with them; `held` are the additions to the base of the last task."""
     header, groups = unpack(message)
     more = header.pop("more")
     header["rows_of"] = tuple(header["rows_of"])
     halves = header.pop("halves")
-    task = TrainTask(**header, download=Download(groups["download"] or {}, *halves, extra=_named("extra", groups)))
+    base = _read_base(header.pop("links"), groups["base"], held, _named("increment", groups))
+    download = Download(groups["download"] or {}, *halves, extra=_named("extra", groups), base=base)
+    task = TrainTask(**header, download=download)
     return task, _read_memory(groups), more
 
 
@@ -97,6 +132,29 @@ def unpack_outcome(message: bytes) -> tuple[ClientUpdate | ClientFailure, dict[s
     extra = _named("extra", groups)
     update = ClientUpdate(**header["update"], upload=groups["upload"], memory=_read_memory(groups), extra=extra)
     return update, header["more"]
+
+
+def _read_base(
+    links: list[dict[str, Any]] | None,
+    background: AdapterState | None,
+    held: BaseDelta | None,
+    increments: Mapping[str, AdapterState],
+) -> BaseDelta | None:
+    if links is None:
+        return None
+    chain = tuple(BaseLink(**link) for link in links)
+    if background is not None:
+        return BaseDelta(chain, background)
+    base = held or BaseDelta()
+    known = [None, *(link.sha256 for link in chain)]
+    if base.sha256 not in known:
+        raise MissingAdditionsError("what is held is no beginning of the additions that a task names")
+    for link in chain[known.index(base.sha256) :]:
+        factors = increments.get(str(link.version), {})
+        base = append(base, link.version, factors, truncation_error=link.truncation_error)
+        if base.sha256 != link.sha256:
+            raise MissingAdditionsError("a task names additions to the base that were never sent")
+    return base
 
 
 def _memory_groups(memory: ClientMemory) -> Groups:

@@ -17,7 +17,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.engines.private_run import PrivateRun
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import FedloraError, StorageError
-from fedlora.federated.adapters import Shapes, fingerprint
+from fedlora.federated.adapters import Shapes, fingerprint, make_adapter
 from fedlora.federated.modes import Mode, choose_mode
 from fedlora.files import read_json
 from fedlora.llm.adapter_files import (
@@ -28,11 +28,11 @@ from fedlora.llm.adapter_files import (
     to_bin,
     to_safetensors,
 )
-from fedlora.llm.lora import make_adapter
 from fedlora.paths import RunPaths, client_name
+from fedlora.runs.base_chain import BASE_NAME, BaseChain, increment_to_bytes
 from fedlora.runs.checking import UPDATE_NAME, find_round_fault, read_manifest
 from fedlora.runs.round_store import RoundStore, StoredUpdates
-from fedlora.runs.server_state import STATE_NAME, load_state, state_to_bytes
+from fedlora.runs.server_state import STATE_NAME, load_server, state_to_bytes
 from fedlora.runs.standing import find_accepted
 from fedlora.types import (
     AdapterState,
@@ -94,6 +94,8 @@ class Replay:
             # from what a client has that did not leave it, nobody else can tell
             if not update.adapter_stays and update.started_from != fingerprint(start):
                 self.faults.append(f"{place / UPDATE_NAME}: the client started from something else than it was given")
+            if update.base_sha256 != (task.download.base.sha256 if task.download.base is not None else None):
+                self.faults.append(f"{place / UPDATE_NAME}: the client trained on another base than it was given")
             yield update
 
     def begin_round(self, round_number: int) -> None:
@@ -114,10 +116,10 @@ class Replay:
 
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
         """Compare a carried adapter with the one of the round it came from."""
+        if not self.store.keeps_adapter(client_id, accepted):
+            return
         for name in (BIN_NAME, CONFIG_NAME):
             path = self.folder / client_name(client_id) / name
-            if self.store.has_no_adapter(accepted, client_id):
-                continue
             source = self.store.paths.round_folder(accepted) / client_name(client_id) / name
             if not path.is_file() or path.read_bytes() != source.read_bytes():
                 self.faults.append(f"{path} is not the file of round {accepted}, from which it was carried forward")
@@ -139,7 +141,9 @@ class Replay:
                 expected[name] = hashlib.sha256(write(global_adapter)).hexdigest()
         if state is not None and (content := state_to_bytes(state, global_adapter)):
             expected[STATE_NAME] = hashlib.sha256(content).hexdigest()
-        for name in (GLOBAL_BIN_NAME, SAFETENSORS_NAME, STATE_NAME):
+        if state is not None and (increment := increment_to_bytes(state.base, round_number)):
+            expected[BASE_NAME] = hashlib.sha256(increment).hexdigest()
+        for name in (GLOBAL_BIN_NAME, SAFETENSORS_NAME, STATE_NAME, BASE_NAME):
             if self.manifest["files"].get(name, {}).get("sha256") != expected.get(name):
                 self.faults.append(f"{self.folder / name} is not the aggregate of the clients' files")
         return self.folder
@@ -150,12 +154,16 @@ def replay_round(
     store: RoundStore,
     ids: Sequence[ClientId],
     manifest: Mapping[str, Any],
+    chain: BaseChain,
     private: PrivateRun | None = None,
 ) -> list[str]:
-    """In what a committed round, whose files and those before it are whole, is not what the run computes."""
+    """In what a committed round, whose files and those before it are whole, is not what the run computes.
+
+    `chain` reads what the rounds before it added to the base; one for all rounds reads each only once.
+    """
     replay = Replay(store, choose_mode(config), ids, manifest)
     try:
-        _run_again(config, replay, private)
+        _run_again(config, replay, chain, private)
     except FedloraError as error:
         replay.faults.append(f"round {manifest['round']} cannot be computed again: {error}")
     return replay.faults
@@ -176,21 +184,21 @@ def measure_again(
     number = manifest["round"]
     before = find_round_fault(store.paths.round_folder(number - 1), number - 1) if number > 1 else None
     if before is None:
-        result = _run_again(config, replay, private)
+        result = _run_again(config, replay, BaseChain(store.paths), private)
         if not replay.faults:
             return result
     raise StorageError(before or replay.faults[0], hint="restore the file from a copy, or train anew with --overwrite")
 
 
-def _run_again(config: TrainConfig, replay: Replay, private: PrivateRun | None) -> RoundResult:
+def _run_again(config: TrainConfig, replay: Replay, chain: BaseChain, private: PrivateRun | None) -> RoundResult:
     store, number = replay.store, replay.manifest["round"]
-    start = _read_left(store.paths, number - 1, store.shapes) if number > 1 else None
+    start = _read_left(chain, store.paths, number - 1, store.shapes) if number > 1 else None
     adapter = make_adapter(store.shapes, config.seed)
     config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
     run = FederatedRun(replay.mode, replay, replay, config, adapter, start=start, private=private)
     return next(run.rounds())
 
 
-def _read_left(paths: RunPaths, number: int, shapes: Shapes) -> Left:
-    folder = paths.round_folder(number)
-    return Left(number, load_state(folder, shapes), find_accepted(paths, number), read_manifest(folder) or {})
+def _read_left(chain: BaseChain, paths: RunPaths, number: int, shapes: Shapes) -> Left:
+    state = load_server(chain, paths, number, shapes)
+    return Left(number, state, find_accepted(paths, number), read_manifest(paths.round_folder(number)) or {})

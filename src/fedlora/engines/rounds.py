@@ -18,11 +18,14 @@ from fedlora.engines.cohorts import check_clients, choose_cohort, count_fewest
 from fedlora.engines.private_run import PrivateRun
 from fedlora.errors import TrainingError
 from fedlora.federated.adapters import fingerprint, shapes_of
+from fedlora.federated.base_delta import add_increment
 from fedlora.federated.error_meter import ErrorMeter
 from fedlora.federated.limits import Limits
 from fedlora.federated.measurement import Measurement, merge_waves
-from fedlora.federated.modes import Mode, Wave
+from fedlora.federated.modes import Mode, Wave, has_personal_models
+from fedlora.federated.ranks import rank_in, shapes_at
 from fedlora.files import sha256_of_json
+from fedlora.runs.base_chain import describe_additions, measure_additions
 from fedlora.types import (
     AdapterState,
     ClientFailure,
@@ -87,6 +90,8 @@ class FederatedRun:
         self.config = config
         self.clients = tuple(pool.clients())
         self.expected = shapes_of(adapter)
+        times = mode.rule.own_ranks
+        self.keeps = shapes_at(self.expected, times * rank_in(self.expected)) if times > 1 else None
         self.limits = Limits(config.max_update_norm, config.max_update_norm_ratio, config.max_client_weight)
         # what a task's id begins with: an update of another run answers none of this one's
         self._run_id = sha256_of_json(config.identity())
@@ -112,21 +117,29 @@ class FederatedRun:
         drawn = self.private.draw_cohort(self.clients, number) if self.private else None
         return choose_cohort(self.config, self.clients, number) if drawn is None else drawn
 
+    def _describe(self, number: int, wave: int, cohort: Sequence[ClientId]) -> RoundContext:
+        config = self.config
+        return RoundContext(number, wave, self.clients, cohort, config.seed, config.lora_scaling)
+
     def _run_round(self, number: int) -> RoundResult:
         config, cohort = self.config, self._draw_cohort(number)
         if self.private:
             self.private.check(self.spent, cohort, number)
+        before = self.state.base
         self.store.begin_round(number)
         done = _Done()
         waves = self.mode.waves(cohort, shuffle=config.seq_order == "shuffled", seed=config.seed, round_number=number)
         for index, wave in enumerate(waves):
-            self._run_wave(RoundContext(number, index, self.clients, cohort), wave, done)
+            self._run_wave(self._describe(number, index, cohort), wave, done)
         self._check_quorum(number, done)
+        export = self.mode.strategy.export(self.state, config.lora_scaling)
+        base_facts = describe_additions(before, self.state.base, export)
+        self._commit(number, cohort, export.adapter, done, base_facts)
         global_adapter = self.mode.strategy.global_adapter(self.state)
-        self._commit(number, cohort, global_adapter, done)
         measured, by_client = merge_waves(done.measured)
         records = [{**record, **by_client.get(record["client_id"], {})} for record in done.records]
-        return RoundResult(number, global_adapter, records, done.failures, measured, self.spent)
+        metrics = {**measured, **self.state.notes, **measure_additions(base_facts)}
+        return RoundResult(number, global_adapter, records, done.failures, metrics, self.spent, self.state.base)
 
     def _run_wave(self, context: RoundContext, wave: Wave, done: _Done) -> None:
         """Train one wave and aggregate what is usable of it; what became of everybody is added to `done`."""
@@ -145,18 +158,24 @@ class FederatedRun:
             self.expected,
             kept,
             sends=self.mode.rule.sends,
+            may_be_smaller=self.mode.rule.sends_smaller,
             retries=config.client_retries,
             longest=config.max_update_norm if refuses_long else None,
+            keeps=self.keeps,
         )
         limited = None
-        if config.limits_clients and not refuses_long:
+        # what nobody sends needs no limit
+        if config.limits_clients and not refuses_long and tasks[0].download.shared is not None:
             starts = {task.client_id: task.download.adapter for task in tasks}
             limited = LimitedUpdates(arriving, starts, self.limits)
-        meter = self._make_meter(tasks)
+        meter, before = self._make_meter(tasks), self.state.base
         updates = meter.watch(limited or arriving)
         self.state = self.mode.strategy.aggregate(self.state, self._hide(updates, context), context)
         arriving.finish()
-        done.measured.append(meter.measure(self.mode.strategy.global_adapter(self.state)))
+        made = self.mode.strategy.global_adapter(self.state)
+        if made is not None:
+            made = add_increment(made, before, self.state.base, config.lora_scaling)
+        done.measured.append(meter.measure(made))
         changes = limited.changes if limited else {}
         for update in arriving.done:
             done.records.append({**record_of(update, context.wave), **changes.get(update.client_id, {})})
@@ -171,9 +190,10 @@ class FederatedRun:
 
     def _make_meter(self, tasks: Sequence[TrainTask]) -> ErrorMeter:
         """Clients weigh in it as they do in what it measures: all the same where they are hidden behind noise."""
-        is_weighted = self.mode.strategy.is_weighted and self.config.dp_noise_multiplier is None
+        is_hidden = self.config.dp_noise_multiplier is not None
+        weight_of = (lambda update: 1.0) if is_hidden else self.mode.strategy.weight_of
         downloads = {task.client_id: task.download for task in tasks}
-        return ErrorMeter(downloads, is_weighted=is_weighted, scaling=self.config.lora_scaling)
+        return ErrorMeter(downloads, weight_of=weight_of, scaling=self.config.lora_scaling)
 
     def _check_quorum(self, number: int, done: _Done) -> None:
         fewest = count_fewest(self.config, self.mode)
@@ -200,11 +220,13 @@ class FederatedRun:
             download = self.mode.strategy.broadcast(self.state, client, context.round)
             accepted = self.accepted.get(client)
             # the same tensors mostly go to everybody, and are hashed once
-            sent = [download.travels, download.trainable, download.shared]
+            sent: list[str | None] = [download.travels, download.trainable, download.shared]
             for name, group in {"": download.adapter, **download.extra}.items():
                 if id(group) not in known:
                     known[id(group)] = fingerprint(group)
                 sent.append(f"{name}:{known[id(group)]}")
+            if download.base is not None and download.base.links:
+                sent.append(f"base:{download.base.sha256}")
             facts = [self._run_id, context.round, context.wave, client, rows_of, accepted, sent]
             tasks.append(
                 TrainTask(sha256_of_json(facts), context.round, context.wave, client, rows_of, download, accepted)
@@ -220,11 +242,12 @@ class FederatedRun:
         self,
         number: int,
         cohort: Sequence[ClientId],
-        global_adapter: AdapterState | None,
+        adapter: AdapterState | None,
         done: _Done,
+        base_facts: Mapping[str, Any],
     ) -> None:
         fresh = {int(record["client_id"]) for record in done.records}
-        if global_adapter is None:
+        if has_personal_models(self.mode):
             for client, accepted in sorted(self.accepted.items()):
                 if client not in fresh:
                     self.store.carry_forward(number, client, accepted)
@@ -232,13 +255,15 @@ class FederatedRun:
             "cohort": list(cohort),
             "limited": done.limited,
             "quarantined": [failure.record() for failure in done.failures],
+            **({"notes": dict(self.state.notes)} if self.state.notes else {}),
+            **base_facts,
         }
         if self.private:
             self.spent = self.private.budget.spend(self.spent, sorted(fresh))
             facts["privacy"] = self.spent
         # a state that nothing has changed is where every run begins, and not kept
         is_new = bool(self.state.slots) or self.state.adapter is not self._untrained
-        self.store.commit_round(number, global_adapter, self.state if is_new else None, facts)
+        self.store.commit_round(number, adapter, self.state if is_new else None, facts)
         self.accepted.update(dict.fromkeys(fresh, number))
 
 

@@ -13,7 +13,10 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.data.records import read_rows
-from fedlora.llm.adapter_files import load_adapter
+from fedlora.federated.ranks import shapes_at
+from fedlora.llm.adapter_config import load_spec
+from fedlora.llm.adapter_files import CONFIG_NAME, load_adapter
+from fedlora.llm.background import as_background
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Example, encode_rows
 from fedlora.llm.layout import LayoutBook
@@ -59,14 +62,24 @@ class Scorer:
         self.config = config
         self._groups: dict[Path, Mapping[str, list[Example]]] = {}
 
-    def losses(self, adapter: AdapterState | None, rows_file: Path) -> Losses:
-        """The loss on every category of a file; None is the base model."""
+    def losses(
+        self, adapter: AdapterState | None, rows_file: Path, *, background: AdapterState | None = None
+    ) -> Losses:
+        """The loss on every category of a file; None is the base model, and a background is added to either."""
         groups = self._read(rows_file)
-        return {category: self.trainer.validate(adapter, [examples]) for category, examples in groups.items()}
+        return {
+            category: self.trainer.validate(adapter, [examples], background=background)
+            for category, examples in groups.items()
+        }
 
     def score_file(self, file: Path, rows_file: Path) -> Losses:
         """`losses` of a stored adapter."""
-        return self.losses(load_adapter(file, self.lora.shapes()), rows_file)
+        spec = load_spec(file.with_name(CONFIG_NAME))
+        adapter = load_adapter(file, shapes_at(self.lora.shapes(), spec.r))
+        if spec.r > self.lora.spec.r:
+            # a stack of two does not fit into the layers, and is the same beside them
+            return self.losses(None, rows_file, background=as_background(adapter, spec.scaling))
+        return self.losses(adapter, rows_file)
 
     def score_run(self, paths: RunPaths, rows_file: Path) -> dict[str, Any]:
         """Losses of what a run's last round left: of the global adapter, if there is one, and of the clients' own."""

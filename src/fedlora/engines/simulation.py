@@ -15,6 +15,7 @@ from typing import Protocol
 from fedlora.console import say
 from fedlora.errors import FedloraError, OutOfMemoryError, StorageError, TrainingError
 from fedlora.federated.adapters import difference_norm, fingerprint, num_bytes, pick_half, shapes_of
+from fedlora.federated.base_delta import count_missed, layer_sizes
 from fedlora.federated.strategy import ClientRule
 from fedlora.federated.validation import find_fault
 from fedlora.llm.examples import Example
@@ -109,7 +110,7 @@ class SimulatedClients:
         results = [LocalResult(trained.adapter, trained.mean_gradient) for trained in parts]
         upload, memory = self.rule.upload(results, task.download, memory)
         # in `pooled` rows travel, and no adapters
-        down, up = count_bytes(task.download, upload) if task.client_id != POOLED else (0, 0)
+        down, up = count_bytes(task.download, upload, task.accepted) if task.client_id != POOLED else (0, 0)
         return ClientUpdate(
             task_id=task.id,
             round=task.round,
@@ -122,6 +123,7 @@ class SimulatedClients:
             num_tokens=sum(trained.num_tokens for trained in parts),
             num_steps=sum(trained.num_steps for trained in parts),
             started_from=fingerprint(phases[0].start),
+            base_sha256=task.download.base.sha256 if task.download.base is not None else None,
             metrics={
                 "loss": parts[0].loss,
                 "num_response_tokens": parts[0].num_labels,
@@ -130,17 +132,24 @@ class SimulatedClients:
                 "bytes_up": up,
                 "update_norm": difference_norm(parts[0].adapter, phases[0].start),
                 "wave": task.wave,
+                **({"loss_personal": parts[-1].loss} if len(parts) > 1 else {}),
             },
         )
 
 
-def count_bytes(download: Download, upload: Upload | None) -> tuple[int, int]:
-    """Bytes of tensors down and up; nothing travels where a client sends nothing."""
-    if upload is None:
-        return 0, 0
+def count_bytes(download: Download, upload: Upload | None, accepted: int | None = None) -> tuple[int, int]:
+    """Bytes of tensors down and up.
+
+    Of what was added to the base a client is sent what is new since round `accepted`, in which it took part last.
+    """
+    sent = upload or Upload({})
     down = num_bytes(pick_half(download.adapter, download.travels))
-    extra_down, extra_up = (sum(map(num_bytes, part.extra.values())) for part in (download, upload))
-    return down + extra_down, num_bytes(upload.adapter) + extra_up
+    if download.base is not None:
+        sizes = layer_sizes(shapes_of(download.adapter))
+        width = next(iter(download.adapter.values())).element_size()
+        down += width * count_missed(download.base.links, sizes, accepted)
+    extra_down, extra_up = (sum(map(num_bytes, part.extra.values())) for part in (download, sent))
+    return down + extra_down, num_bytes(sent.adapter) + extra_up
 
 
 def _kind_of(error: Exception) -> FailureKind:

@@ -16,13 +16,12 @@ import torch
 from fedlora.config.train import TrainConfig
 from fedlora.engines.arriving import LimitedUpdates
 from fedlora.errors import StorageError, UsageError
-from fedlora.federated.adapters import layer_pairs
+from fedlora.federated.adapters import layer_pairs, make_adapter
 from fedlora.federated.limits import Limits
 from fedlora.federated.modes import choose_mode
 from fedlora.federated.products import norm_of_sum, stack_rows
 from fedlora.federated.strategy import Strategy
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
-from fedlora.llm.lora import make_adapter
 from fedlora.paths import client_name
 from fedlora.runs.checking import find_round_fault, manifest_sha256, read_manifest
 from fedlora.runs.round_store import RoundStore, StoredUpdates
@@ -33,16 +32,20 @@ from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, Ro
 SERVER_SIDE = ("homo", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco")
 """Modes that differ in nothing but what the server does with the mean: each can take the updates of any other."""
 
-SUM_KIND = (*SERVER_SIDE, "fedprox", "fedrot", "ffa", "rolora", "fedsvd")
+SUM_KIND = (*SERVER_SIDE, "fedprox", "fedrot", "ffa", "rolora", "fedsvd", "ditto", "feddpa")
 """Modes whose server takes a mean of updates that started from one adapter."""
 
 ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
 """Their updates could be averaged; what they do themselves is no mean."""
 
+_RANKS = "its clients may send different ranks, which other servers do not take"
 REASONS = {
     "none": "its clients send nothing",
     "seq": "each client starts from what the one before left, so nothing else can be made of one update",
     "pooled": "one trainer has everybody's rows, and there is one update",
+    **dict.fromkeys(("zeropad", "hetlora", "flexlora"), _RANKS),
+    **dict.fromkeys(("fedex", "flora"), "its updates stand on what each round before added to the base"),
+    "finetune": "in its last rounds nothing is sent",
     "fedsa": "clients keep their B, and there is no global model",
     "scaffold": "its updates carry control variates, which another cohort or other weights would contradict",
 }
@@ -150,7 +153,7 @@ class WhatIf:
                 name: sha256
                 for client in sorted(counts)
                 for name, sha256 in sorted(files.items())
-                if name.startswith(f"{client_name(client)}/adapter_model")
+                if name.startswith((f"{client_name(client)}/adapter_model", f"{client_name(client)}/upload"))
             },
         }
         distance = product_distance(made, actual) / step if step else None

@@ -23,7 +23,7 @@ from fedlora.engines.workbench import make_workbench
 from fedlora.federated.modes import choose_mode
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
-from fedlora.types import ClientFailure, ClientId, ClientMemory, ClientUpdate, TrainTask
+from fedlora.types import BaseDelta, ClientFailure, ClientId, ClientMemory, ClientUpdate, TrainTask
 
 
 class WorkerLostError(Exception):
@@ -47,6 +47,8 @@ class Worker:
         self.connection, theirs = context.Pipe()
         options = (theirs, device, config, list(files), dict(facts), layout, torch.get_num_threads(), secret)
         self.process = context.Process(target=serve, args=options, daemon=True, name=f"fedlora {device}")
+        # which additions to the base lie there already
+        self._held: str | None = None
         self.process.start()
         theirs.close()
 
@@ -54,8 +56,10 @@ class Worker:
         self, task: TrainTask, memory: ClientMemory, layout: Layout
     ) -> tuple[ClientUpdate | ClientFailure, list[Reduction]]:
         """One task there; WorkerLostError when the process ends; what went wrong in it is raised here."""
+        base = task.download.base
         try:
-            self.connection.send_bytes(pack_task(task, memory, {"layout": layout.record()}))
+            self.connection.send_bytes(pack_task(task, memory, {"layout": layout.record()}, held=self._held))
+            self._held = base.sha256 if base is not None else self._held
             message = self.connection.recv_bytes()
         except (EOFError, OSError) as error:
             self.process.join(5)
@@ -93,9 +97,11 @@ def serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     clients: SimulatedClients | None = None
+    held: BaseDelta | None = None
     while True:
         try:
-            task, memory, more = unpack_task(connection.recv_bytes())
+            task, memory, more = unpack_task(connection.recv_bytes(), held)
+            held = task.download.base or held
         except (EOFError, OSError):
             return
         try:

@@ -1,4 +1,4 @@
-"""Arithmetic on adapters: sums, norms, sizes and fingerprints of PEFT-keyed tensors.
+"""Arithmetic on adapters: sums, norms, sizes and fingerprints of PEFT-keyed tensors, and how an adapter begins.
 
 Sums over clients run in float64 in the order given (client-id order) and are cast once at the end:
 float32 sums depend on the order in which clients arrive.
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fedlora.seeds import derive_seed
 from fedlora.types import AdapterState, Half
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -81,8 +82,10 @@ def shapes_of(state: AdapterState) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def pick_half(state: Mapping[str, Value], half: Half) -> Mapping[str, Value]:
-    """What belongs to the factors A, to the factors B, or to all of them, by PEFT key."""
+def pick_half(state: Mapping[str, Value], half: Half | None) -> Mapping[str, Value]:
+    """What belongs to the factors A, to the factors B, to all of them, or to none, by PEFT key."""
+    if half is None:
+        return {}
     if half == "both":
         return state
     return {key: value for key, value in state.items() if f".lora_{half}." in key}
@@ -115,3 +118,19 @@ def combine(function: Callable[..., Tensor], *states: AdapterState) -> dict[str,
 def zeros_like(state: AdapterState) -> dict[str, Tensor]:
     """The same keys and shapes, all zero."""
     return {key: torch.zeros_like(value) for key, value in state.items()}
+
+
+def make_adapter(shapes: Shapes, seed: int) -> dict[str, Tensor]:
+    """The untrained adapter: A Kaiming-uniform with a = sqrt(5) as in PEFT, so U(-1/sqrt(d_in), 1/sqrt(d_in)); B zero.
+
+    Each tensor draws from a stream of its own, so the values do not depend on the other layers.
+    """
+    state: dict[str, Tensor] = {}
+    for key, shape in sorted(shapes.items()):
+        state[key] = torch.zeros(shape, dtype=torch.float32)
+        if key.endswith("lora_A.weight"):
+            number = int.from_bytes(key.encode(), "big") % (1 << 61)
+            generator = torch.Generator().manual_seed(derive_seed(seed, "lora_init", number))
+            bound = 1 / math.sqrt(shape[1])
+            state[key].uniform_(-bound, bound, generator=generator)
+    return state

@@ -33,24 +33,25 @@ WORK_BYTES = 8 << 20
 class ErrorMeter:
     """Measures one wave: `watch` looks at the updates while a strategy uses them, `measure` compares with the result.
 
-    `scaling` is s of `dW = s B A`. Factors are held as they came, in float32 and by reference, up to `most_bytes`.
+    `scaling` is s of `dW = s B A`, `weight_of` what an update weighs; where nobody weighs anything all weigh the same.
+    Factors are held as they came, in float32 and by reference, up to `most_bytes`.
     """
 
     def __init__(
         self,
         downloads: Mapping[ClientId, Download],
         *,
-        is_weighted: bool,
+        weight_of: Callable[[ClientUpdate], float],
         scaling: float,
         most_bytes: int = MOST_BYTES,
     ) -> None:
         self.downloads = downloads
-        self.is_weighted = is_weighted
+        self.weight_of = weight_of
         self.scaling = scaling
         self._groups = _group_layers(downloads, most_bytes)
         self._updates: Updates | None = None
         self._held: dict[ClientId, AdapterState] = {}
-        self._counts: dict[ClientId, int] = {}
+        self._weights: dict[ClientId, float] = {}
 
     def watch(self, updates: Updates) -> Updates:
         """The same updates, looked at while they are handed on for the first time."""
@@ -62,9 +63,9 @@ class ErrorMeter:
         if not self._held or self._updates is None:
             return Measurement()
         clients = sorted(self._held)
-        weights = torch.tensor(
-            [self._counts[client] if self.is_weighted else 1 for client in clients], dtype=torch.float64
-        )
+        weights = torch.tensor([self._weights[client] for client in clients], dtype=torch.float64)
+        if not bool(weights.any()):
+            weights = torch.ones_like(weights)
         wave = Wave(clients, weights / weights.sum(), self.scaling)
         found: dict[str, Layer] = {}
         for number, group in enumerate(self._groups):
@@ -77,7 +78,7 @@ class ErrorMeter:
     def _hold(self, update: ClientUpdate) -> None:
         if update.upload is not None:
             self._held[update.client_id] = self._pick(update, self._groups[0])
-            self._counts[update.client_id] = update.num_examples
+            self._weights[update.client_id] = self.weight_of(update)
 
     def _pick(self, update: ClientUpdate, layers: Sequence[str]) -> AdapterState:
         """The client's whole factors of some layers: what it sent, and what it left as it was sent to it."""
@@ -102,7 +103,11 @@ class ErrorMeter:
         starts = {id(self.downloads[client].adapter): self.downloads[client].adapter for client in wave.clients}
         order, count = list(starts), len(wave.clients)
         start_of = [order.index(id(self.downloads[client].adapter)) for client in wave.clients]
-        results = [] if made is None or count < 2 else [made]
+        made = None if count < 2 else made
+        # of all clients' ranks together: padding the clients to as many would cost more than all the rest
+        highest = max(_rank_of(self._held[client], layers) for client in wave.clients)
+        is_stack = made is not None and _rank_of(made, layers) > highest
+        results = [] if made is None or is_stack else [made]
         # in one stack, so that all are padded to one rank; the result stands behind the clients, as one more of them
         states = [*starts.values(), *(self._held[client] for client in wave.clients), *results]
         b, a = (_stack(layers, half, states) for half in ("B", "A"))
@@ -121,6 +126,9 @@ class ErrorMeter:
                 norms = error_norms(b[:, :count], a[:, :count], wave.weights, b[:, count], a[:, count])
                 squares[doubtful] = norms.square()
             errors = squares.tolist()
+        elif made is not None:
+            made_b, made_a = (_stack(layers, half, [made]) for half in ("B", "A"))
+            errors = _stack_errors(b[:, first:], a[:, first:], wave.weights, made_b, made_a)
         return [Layer(*each) for each in zip(changes[:, :count, :count], totals.tolist(), errors, strict=True)]
 
 
@@ -131,6 +139,13 @@ def _difference_squares(changes: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
     squares = torch.einsum("k,nkj,j->n", signed, changes, signed)
     norms = changes.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     return squares, (norms @ signed.abs()).square()
+
+
+def _stack_errors(b: Tensor, a: Tensor, weights: Tensor, made_b: Tensor, made_a: Tensor) -> list[float]:
+    """Squares of the norms of `sum w_k B_k A_k - B A` for a result of another rank than the clients'."""
+    left = torch.cat([(weights[:, None, None] * b).flatten(1, 2), -made_b.flatten(1, 2)], dim=1)
+    right = torch.cat([a.flatten(1, 2), made_a.flatten(1, 2)], dim=1)
+    return norm_of_sum(left, right).square().tolist()
 
 
 def error_norms(b: Tensor, a: Tensor, weights: Tensor, made_b: Tensor, made_a: Tensor) -> Tensor:
@@ -190,6 +205,10 @@ def _group_layers(downloads: Mapping[ClientId, Download], most_bytes: int) -> li
 def _stack(layers: Sequence[str], half: str, states: Sequence[AdapterState]) -> Tensor:
     key = f".lora_{half}.weight"
     return stack_rows([[state[layer + key] for state in states] for layer in layers], transpose=half == "B")
+
+
+def _rank_of(state: AdapterState, layers: Sequence[str]) -> int:
+    return max(len(state[_keys(layer)[0]]) for layer in layers)
 
 
 def _keys(layer: str) -> tuple[str, str]:

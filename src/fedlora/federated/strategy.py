@@ -13,7 +13,9 @@ from fedlora.types import (
     AdapterState,
     ClientId,
     ClientMemory,
+    ClientUpdate,
     Download,
+    Export,
     LocalResult,
     Phase,
     RoundContext,
@@ -28,19 +30,28 @@ class Strategy(Protocol):
 
     `broadcast` is given the number of the round, for methods that alternate. `is_weighted` says whether rows weigh,
     `turns_factors` whether the factors a client starts from are others than those it left, so that its optimizer's
-    memory of them means nothing. With fewer than `fewest_clients` updates `aggregate` leaves the state as it is.
+    memory of them means nothing. `takes_ranks` strategies have a field `client_ranks` and send every client an adapter
+    of its own rank. `weight_of` is what an update weighs in the method's mean, up to a common factor. With fewer than
+    `fewest_clients` updates `aggregate` leaves the state as it is. `asks_everybody` says whether a round is for all
+    clients, whoever was drawn. `increment_rank` is the most ranks that a round adds to the base under a layer, from
+    clients of these ranks; `export` gives the global model as the one adapter that a round leaves.
     """
 
     is_weighted: ClassVar[bool]
     turns_factors: ClassVar[bool]
+    takes_ranks: ClassVar[bool]
 
     @property
     def fewest_clients(self) -> int: ...
 
+    def weight_of(self, update: ClientUpdate) -> float: ...
     def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState: ...
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download: ...
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState: ...
     def global_adapter(self, state: ServerState) -> AdapterState | None: ...
+    def asks_everybody(self, round_number: int) -> bool: ...
+    def increment_rank(self, ranks: Sequence[int], d_out: int, d_in: int) -> int: ...
+    def export(self, state: ServerState, scaling: float) -> Export: ...
 
 
 class ClientRule(Protocol):
@@ -48,10 +59,16 @@ class ClientRule(Protocol):
 
     The first of its phases is the one that the server hears of: loss, norm and where it began are told of that one.
     `sends` names the extra tensors of an upload; `needs_gradient` asks for the mean gradient of local training.
+    `sends_smaller` says that an upload may be of a smaller rank than the download. `num_phases` is how many times a
+    task trains. `own_ranks` is the rank of the model that a client keeps for itself, in multiples of the rank that
+    travels; 0 where it keeps none.
     """
 
     sends: ClassVar[tuple[str, ...]]
+    sends_smaller: ClassVar[bool]
     needs_gradient: ClassVar[bool]
+    num_phases: ClassVar[int]
+    own_ranks: ClassVar[int]
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]: ...
     def upload(

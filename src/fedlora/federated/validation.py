@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from fedlora.federated.adapters import Shapes, pick_half
+from fedlora.federated.adapters import Shapes, pick_half, shapes_of
+from fedlora.federated.ranks import rank_in, shapes_at
 from fedlora.types import AdapterState, ClientUpdate, TrainTask
 
 COUNTS = {"num_examples": (1, 10**9), "num_steps": (0, 10**12), "num_tokens": (0, 10**15)}
@@ -23,23 +24,38 @@ NEEDED_METRICS = ("loss", "num_response_tokens", "update_norm")
 """What a round's own line is computed from, and how far the client moved."""
 
 
-def find_update_fault(update: ClientUpdate, task: TrainTask, expected: Shapes, sends: Sequence[str] = ()) -> str | None:
+def find_update_fault(
+    update: ClientUpdate,
+    task: TrainTask,
+    expected: Shapes,
+    sends: Sequence[str] = (),
+    *,
+    may_be_smaller: bool = False,
+    keeps: Shapes | None = None,
+) -> str | None:
     """The first reason why `update` cannot be used as the answer to `task`, or None: task, counts, metrics, tensors.
 
-    `expected` are the shapes of a whole adapter; an upload holds the factors that the task shares, and so does each
-    further group of tensors, which are those named by `sends`.
+    `expected` are the shapes of a whole adapter of the largest rank, the client's own is that of what it was sent, or
+    with `may_be_smaller` any below. An upload holds the factors that the task shares, and so does each further group of
+    tensors, which are those named by `sends`. `keeps` are the shapes of the model that the client keeps, where they are
+    others.
     """
+    expected = _own_shapes(expected, task)
     if (update.round, update.client_id, update.task_id) != (task.round, task.client_id, task.id):
         return f"it answers another task, of round {update.round!r} and client {update.client_id!r}"
     if fault := _find_count_fault(update) or _find_metric_fault(update.metrics):
         return fault
     if update.upload is None and update.memory.adapter is None and not update.adapter_stays:
         return "it holds no adapter"
+    if update.upload is None and task.download.shared is not None:
+        return "it sends nothing"
     if sorted(update.extra) != sorted(sends if update.upload is not None else ()):
         return f"it sends {sorted(update.extra)} besides, where {sorted(sends)} is expected"
+    if may_be_smaller and update.upload:
+        expected = _smaller_shapes(expected, update.upload)
     shared = pick_half(expected, task.download.shared)
     groups = [(state, shared) for state in (update.upload, *update.extra.values())]
-    groups.append((update.memory.adapter, expected))
+    groups.append((update.memory.adapter, keeps or expected))
     return next((fault for state, shapes in groups if state is not None and (fault := find_fault(state, shapes))), None)
 
 
@@ -55,6 +71,21 @@ def find_fault(state: AdapterState, expected: Shapes) -> str | None:
         if fault := _find_tensor_fault(key, state[key], expected[key]):
             return fault
     return None
+
+
+def _own_shapes(expected: Shapes, task: TrainTask) -> Shapes:
+    factors = {key: shape for key, shape in shapes_of(task.download.adapter).items() if key in expected}
+    return shapes_at(expected, rank_in(factors)) if factors else expected
+
+
+def _smaller_shapes(expected: Shapes, sent: AdapterState) -> Shapes:
+    """The expected shapes at the rank that the first tensor claims to have, where that is a possible one."""
+    key = min(expected)
+    value = sent.get(key)
+    if not isinstance(value, torch.Tensor) or value.dim() != len(expected[key]):
+        return expected
+    claimed = rank_in({key: tuple(value.shape)})
+    return shapes_at(expected, claimed) if 1 <= claimed < rank_in(expected) else expected
 
 
 def _find_tensor_fault(key: str, value: Any, shape: tuple[int, ...]) -> str | None:

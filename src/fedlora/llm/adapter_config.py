@@ -115,6 +115,17 @@ def make_peft_config(spec: LoraSpec, base_model: str, *, fan_in_fan_out: bool, l
     return json_text(value)
 
 
+def config_at_rank(config: str, rank: int) -> str:
+    """The text of an adapter_config.json for the same layers and scaling with another rank."""
+    value = json.loads(config)
+    if value["r"] == rank:
+        return config
+    # s = alpha / r, or alpha / sqrt(r), is the same for all
+    share = rank / value["r"]
+    alpha = value["lora_alpha"] * (share**0.5 if value["use_rslora"] else share)
+    return json_text({**value, "r": rank, "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha})
+
+
 def load_spec(path: Path, *, base_model: str | None = None) -> LoraSpec:
     """The shape of an adapter from its `adapter_config.json`; UsageError names the file and the field that is wrong.
 

@@ -9,6 +9,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
+from fedlora.types import AdapterState
+
+
+def as_background(adapter: AdapterState, scaling: float) -> dict[str, Tensor]:
+    """An adapter of any rank with its scaling in B: what `LoraModel.set_background` adds as it stands."""
+    return {key: value * scaling if ".lora_B." in key else value for key, value in adapter.items()}
+
 
 class Background:
     """The background of one layer. `parts` are the tensors that

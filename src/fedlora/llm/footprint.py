@@ -32,7 +32,7 @@ BITS = {"int8": 8.0, "nf4": 4.5}
 class Footprint:
     """Bytes at the peak, and `available`, the bytes that the process may hold; all on the device that trains.
 
-    On a GPU the program itself does not count.
+    On a GPU the program itself does not count. `background` is what the method will have added to the base.
     """
 
     program: int
@@ -40,10 +40,11 @@ class Footprint:
     optimizer: int
     one_pass: int
     available: int
+    background: int = 0
 
     @property
     def total(self) -> int:
-        return self.program + self.base + self.optimizer + self.one_pass
+        return self.program + self.base + self.optimizer + self.one_pass + self.background
 
 
 def read_program(base: BaseModel, *, outline: bool) -> int:
@@ -65,8 +66,10 @@ def estimate_footprint(
     weights: int,
     program: int,
     available: int,
+    background: int = 0,
 ) -> Footprint:
-    """The peak of a run whose heaviest pass holds `pass_tokens` padded tokens in rows of `pass_length`."""
+    """The peak of a run whose heaviest pass holds `pass_tokens` padded tokens in rows of `pass_length`, with so many
+    numbers of `background` beside the base at its end."""
     kept = count_kept_bytes(base, lora, pass_length)
     if layout.gradient_checkpointing:
         kept = kept_with_checkpointing(base, kept)
@@ -79,6 +82,8 @@ def estimate_footprint(
         optimizer=(OPTIMIZER_COPIES + FEDERATION_COPIES) * factors,
         one_pass=round(TEMPORARIES * kept * pass_tokens + logits),
         available=available,
+        # float32, and cast for training and for validation where the base is of another type
+        background=background * (4 + (0 if base.dtype.itemsize == 4 else 2 * base.dtype.itemsize)),
     )
 
 

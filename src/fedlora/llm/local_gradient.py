@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fedlora.federated.adapters import layer_pairs
+from fedlora.federated.ranks import cut_like, pad_like
 from fedlora.types import AdapterState, Phase
 
 
@@ -19,6 +21,9 @@ class GradientTerms:
 
     def __init__(self, phase: Phase, factors: Mapping[str, nn.Parameter], *, needs_mean: bool) -> None:
         self._factors = factors
+        self._start = phase.start
+        self._tail_penalty, self._tail_from = phase.tail_penalty, phase.tail_from
+        self._pairs = layer_pairs(factors) if phase.tail_penalty else {}
         self._mu = phase.proximal_mu
         self._anchor = _place(phase.anchor, factors) if phase.anchor is not None and phase.proximal_mu else {}
         self._correction = _place(phase.correction, factors) if phase.correction is not None else {}
@@ -27,7 +32,7 @@ class GradientTerms:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Count this step's own gradient, then add `mu * (x - anchor)` and the correction to it."""
+        """Count this step's own gradient, then add `mu * (x - anchor)`, the correction and the tail's to it."""
         self._steps += 1
         for key, factor in self._factors.items():
             if factor.grad is None:
@@ -38,16 +43,30 @@ class GradientTerms:
                 factor.grad.add_(factor - self._anchor[key], alpha=self._mu)
             if key in self._correction:
                 factor.grad.add_(self._correction[key])
+        for a_key, b_key in self._pairs.values():
+            self._hold_down_tail(self._factors[a_key], self._factors[b_key])
 
     def mean(self) -> AdapterState | None:
         """The mean over all steps of the loss's own gradient, on the CPU; None when it was not asked for."""
         if not self._sum:
             return None
-        return {key: (value / self._steps).to("cpu") for key, value in self._sum.items()}
+        mean = {key: (value / self._steps).to("cpu") for key, value in self._sum.items()}
+        return cut_like(mean, {key: self._start[key] for key in mean}) if self._start else mean
+
+    def _hold_down_tail(self, a: nn.Parameter, b: nn.Parameter) -> None:
+        """Add the gradient of `penalty * ||B_tail|| * ||A_tail||`; of a norm that is zero it is zero."""
+        if a.grad is None or b.grad is None:
+            raise ValueError("a penalty on the tail needs both factors to be trained")
+        rows, columns, tiny = a[self._tail_from :], b[:, self._tail_from :], torch.finfo(a.dtype).tiny
+        a_norm, b_norm = rows.norm(), columns.norm()
+        a.grad[self._tail_from :] += rows / a_norm.clamp_min(tiny) * (self._tail_penalty * b_norm)
+        b.grad[:, self._tail_from :] += columns / b_norm.clamp_min(tiny) * (self._tail_penalty * a_norm)
 
 
 def _place(state: AdapterState, factors: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Tensors beside the factors they belong to; a factor without one is an error, or the term would not be there."""
+    """Tensors beside the factors they belong to, of a smaller rank filled up with zeros; a factor without one is an
+    error, or the term would not be there."""
+    state = pad_like({key: state[key] for key in factors}, factors)
     for key, factor in factors.items():
         if state[key].shape != factor.shape:
             raise ValueError(f"{key}: shape {tuple(state[key].shape)}, expected {tuple(factor.shape)}")

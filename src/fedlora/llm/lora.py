@@ -7,7 +7,6 @@ In float32 the two compute the same.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from fedlora.federated.adapters import Shapes
 from fedlora.llm.background import Background
 from fedlora.llm.targets import find_targets, is_conv1d
-from fedlora.seeds import derive_seed
 from fedlora.types import AdapterState
 
 KEY_PREFIX = "base_model.model."
@@ -154,6 +152,7 @@ class LoraModel:
         self._answerers = Answerers()
         self._background: AdapterState | None = None
         self._sizes: dict[str, tuple[int, int]] = {}
+        self._stacked_rank = spec.r
         model.requires_grad_(False)
         for name, base, d_in, d_out in find_targets(model, spec.target_modules):
             layer = LoraLinear(base, d_in, d_out, spec, self._answerers)
@@ -171,7 +170,7 @@ class LoraModel:
         yield from self._factors
 
     def shapes(self) -> Shapes:
-        """Key -> shape of a full adapter."""
+        """Key -> shape of a full adapter, of the layers' rank."""
         return {key: tuple(factor.shape) for key, factor in self.named_factors()}
 
     @torch.no_grad()
@@ -208,19 +207,20 @@ class LoraModel:
 
     @torch.no_grad()
     def stack_adapters(self, states: Sequence[AdapterState | None], dtype: torch.dtype) -> None:
-        """Hold several adapters at once, cast to the base's `dtype`; None is the base model. `choose_rows` comes next.
+        """Hold several adapters at once, of any ranks, cast to the base's `dtype`; None is the base model.
 
-        Until `set_adapter` the model answers with these, and cannot be trained.
+        `choose_rows` comes next. Until `set_adapter` the model answers with these, and cannot be trained.
         """
-        r = self.spec.r
+        r = self._stacked_rank = max([1, *(_rank_of(state) for state in states if state is not None)])
         for name, layer in self.layers.items():
             a = torch.zeros(len(states) * r, layer.a.shape[1], dtype=dtype, device=layer.a.device)
             b = torch.zeros(layer.b.shape[0], len(states) * r, dtype=dtype, device=layer.b.device)
             for index, state in enumerate(states):
                 if state is not None:
-                    own = slice(index * r, (index + 1) * r)
-                    a[own] = state[f"{KEY_PREFIX}{name}.lora_A.weight"]
-                    b[:, own] = state[f"{KEY_PREFIX}{name}.lora_B.weight"]
+                    own_a, own_b = (state[f"{KEY_PREFIX}{name}.lora_{half}.weight"] for half in "AB")
+                    # the rest of a smaller rank stays zero
+                    own = slice(index * r, index * r + len(own_a))
+                    a[own], b[:, own] = own_a, own_b
             layer.active, layer.stack = True, (a, b)
 
     def choose_rows(self, adapters: Tensor) -> None:
@@ -229,7 +229,7 @@ class LoraModel:
         if layer.stack is None:
             raise ValueError("choose_rows needs stacked adapters")
         a = layer.stack[0]
-        owners = torch.arange(len(a), device=a.device) // self.spec.r
+        owners = torch.arange(len(a), device=a.device) // self._stacked_rank
         self._answerers.mask = (owners == adapters[:, None]).to(a.dtype)[:, None]
 
     def get_adapter(self) -> dict[str, Tensor]:
@@ -257,20 +257,9 @@ class LoraModel:
             self.model.eval()
 
 
-def make_adapter(shapes: Shapes, seed: int) -> dict[str, Tensor]:
-    """The untrained adapter: A Kaiming-uniform with a = sqrt(5) as in PEFT, so U(-1/sqrt(d_in), 1/sqrt(d_in)); B zero.
-
-    Each tensor draws from a stream of its own, so the values do not depend on the other layers.
-    """
-    state: dict[str, Tensor] = {}
-    for key, shape in sorted(shapes.items()):
-        state[key] = torch.zeros(shape, dtype=torch.float32)
-        if key.endswith("lora_A.weight"):
-            number = int.from_bytes(key.encode(), "big") % (1 << 61)
-            generator = torch.Generator().manual_seed(derive_seed(seed, "lora_init", number))
-            bound = 1 / math.sqrt(shape[1])
-            state[key].uniform_(-bound, bound, generator=generator)
-    return state
+def _rank_of(state: AdapterState) -> int:
+    """The highest rank of an adapter's layers."""
+    return max(len(value) for key, value in state.items() if key.endswith(".lora_A.weight"))
 
 
 def _check_fits(key: str, value: Tensor, factor: Tensor) -> tuple[int, int]:

@@ -79,8 +79,10 @@ def _run_lines(record: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"disk         {size_text(run['disk_bytes'])} for all rounds, {size_text(record['disk_free_bytes'])} free"
     program = f"program {size_text(memory['program'])}, " if memory["program"] else ""
+    background = f"additions to the base {size_text(memory['background'])}, " if memory["background"] else ""
     yield (
         f"memory       about {size_text(memory['total'])} at the peak: {program}base {size_text(memory['base'])}, "
+        f"{background}"
         f"adapter and optimizer {size_text(memory['optimizer'])}, a pass {size_text(memory['one_pass'])}; "
         f"{size_text(memory['available'])} can be had"
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from fedlora.errors import UsageError
+from fedlora.errors import StorageError, UsageError
 from fedlora.files import read_json
 from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.adapter_files import BIN_NAME, CONFIG_NAME, GLOBAL_BIN_NAME, SAFETENSORS_NAME
 from fedlora.llm.lora import LoraSpec
 from fedlora.paths import OutputName, RunPaths, client_number, is_number
-from fedlora.runs.checking import UPDATE_NAME, find_listed_fault
-from fedlora.types import ClientId
+from fedlora.runs.base_chain import FIELD, load_base
+from fedlora.runs.checking import UPDATE_NAME, find_listed_fault, read_manifest
+from fedlora.types import BaseDelta, ClientId
 
 
 def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
@@ -27,6 +30,22 @@ def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
     raise UsageError(f"{folder}: no {what}; {known}", hint="check --communication_rounds and --client_id")
 
 
+def client_model_file(paths: RunPaths, round_number: int, client_id: ClientId) -> Path | None:
+    """The adapter of the model that a client has after a round; None is the base.
+
+    Its own where it keeps one, from this round or carried forward from an earlier one; else the global adapter; where
+    there is no global one either, the client has not taken part yet and has the base.
+    """
+    folder, own = paths.round_folder(round_number), OutputName("client", client_id)
+    record = folder / str(own) / UPDATE_NAME
+    # what is carried forward has no record: only models of their own are
+    if _exists(folder, own) and (not record.is_file() or read_json(record)["keeps_adapter"]):
+        return adapter_file(paths, round_number, own)
+    if _exists(folder, OutputName("global")):
+        return adapter_file(paths, round_number, OutputName("global"))
+    return None
+
+
 def check_committed(paths: RunPaths, round_number: int, file: Path) -> None:
     """UsageError unless an adapter and the settings beside it are, byte for byte, what the round's manifest names."""
     folder = paths.round_folder(round_number)
@@ -39,6 +58,43 @@ def check_committed(paths: RunPaths, round_number: int, file: Path) -> None:
 def adapter_spec(paths: RunPaths, round_number: int, name: OutputName, *, base_model: str | None = None) -> LoraSpec:
     """The LoRA settings beside an adapter; another base than `base_model` in them is said, and not followed."""
     return load_spec(adapter_file(paths, round_number, name).with_name(CONFIG_NAME), base_model=base_model)
+
+
+def adapter_specs(
+    paths: RunPaths, round_number: int, names: Sequence[OutputName], *, base_model: str
+) -> dict[OutputName, LoraSpec]:
+    """The settings of adapters that answer together: their ranks may differ; UsageError when layers or scaling do."""
+    specs: dict[OutputName, LoraSpec] = {}
+    for name in names:
+        # what is to be said about the base is said once
+        spec = adapter_spec(paths, round_number, name, base_model=None if specs else base_model)
+        first = next(iter(specs.values()), spec)
+        if spec.target_modules != first.target_modules or not math.isclose(spec.scaling, first.scaling):
+            file = adapter_file(paths, round_number, name).with_name(CONFIG_NAME)
+            raise UsageError(
+                f"{file}: other layers or another scaling (lora_alpha / r) than the other adapters of the round",
+                hint="restore the file, or answer with this adapter alone",
+            )
+        specs[name] = spec
+    return specs
+
+
+def find_additions(paths: RunPaths, round_number: int) -> BaseDelta | None:
+    """What the base model had been given when a round's clients trained on it; None when nothing.
+
+    Their adapters mean something on top of it only; the global adapter of a round holds it. StorageError when it is not
+    what was written.
+    """
+    manifest = read_manifest(paths.round_folder(round_number)) or {}
+    if FIELD not in manifest:
+        return None
+    base = load_base(paths, round_number - 1)
+    if base is None or manifest[FIELD]["parent_sha256"] != base.sha256:
+        raise StorageError(
+            f"{paths.round_folder(round_number)}: its clients did not train on what the rounds before it added",
+            hint="restore the folders of the run from a copy",
+        )
+    return base if base.links else None
 
 
 def names_in_round(paths: RunPaths, round_number: int) -> list[OutputName]:

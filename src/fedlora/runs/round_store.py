@@ -17,8 +17,10 @@ from typing import Any
 import safetensors.torch
 
 from fedlora.errors import StorageError
-from fedlora.federated.adapters import Shapes, find_half, pick_half
+from fedlora.federated.adapters import Shapes, find_half, fingerprint, pick_half
+from fedlora.federated.ranks import rank_in, rank_of_adapter, shapes_at
 from fedlora.files import read_json, sync_folder, write_bytes, write_json, write_text
+from fedlora.llm.adapter_config import config_at_rank
 from fedlora.llm.adapter_files import (
     BIN_NAME,
     CONFIG_NAME,
@@ -30,6 +32,7 @@ from fedlora.llm.adapter_files import (
 )
 from fedlora.llm.bin_layout import BinLayout
 from fedlora.paths import RunPaths, client_name
+from fedlora.runs.base_chain import BASE_NAME, increment_to_bytes
 from fedlora.runs.checking import (
     MANIFEST_NAME,
     UPDATE_NAME,
@@ -46,12 +49,11 @@ OPTIMIZER_NAME = "private/optimizer.safetensors"
 MEMORY_NAME = "private/memory.safetensors"
 EXTRA_NAME = "extra.safetensors"
 UPLOAD_NAME = "upload.safetensors"
-_UPLOAD = "upload"
 
 
 class RoundStore:
-    """The files of one run; `shapes` and `peft_config` describe its adapters, `parent_sha256` is the manifest of the
-    round that comes before what is written next."""
+    """The files of one run; `shapes` and `peft_config` describe its adapters (those of the largest rank, where ranks
+    differ), `parent_sha256` is the manifest of the round that comes before what is written next."""
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class RoundStore:
         self.header = dict(header)
         self.log = log
         self._parent = parent_sha256
-        self._layout: BinLayout | None = None
+        self._layouts: dict[int, BinLayout] = {}
 
     def begin_round(self, round_number: int) -> None:
         """A working folder with nothing in it but the updates that an interrupted attempt committed there."""
@@ -99,12 +101,15 @@ class RoundStore:
         Without a whole adapter, which then stays where the client is, what the client sent is written alone.
         """
         folder = self.paths.partial_folder(update.round) / client_name(update.client_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        if adapter is not None:
+        if adapter is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            rank, is_apart = rank_in(self.shapes), update.upload is not None
+        else:
+            rank, is_apart = rank_of_adapter(adapter), _is_apart(update)
             write_bytes(folder / BIN_NAME, to_bin(adapter))
-            write_text(folder / CONFIG_NAME, self.peft_config)
-        elif update.upload is not None:
-            write_bytes(folder / UPLOAD_NAME, groups_to_bytes({_UPLOAD: update.upload}))
+            write_text(folder / CONFIG_NAME, config_at_rank(self.peft_config, rank))
+        if is_apart:
+            write_bytes(folder / UPLOAD_NAME, to_safetensors(update.upload or {}))
         if update.memory.optimizer:
             write_bytes(folder / OPTIMIZER_NAME, safetensors.torch.save(dict(update.memory.optimizer)))
         for name, groups in ((MEMORY_NAME, update.memory.slots), (EXTRA_NAME, update.extra)):
@@ -124,12 +129,16 @@ class RoundStore:
             "num_examples": update.num_examples,
             "num_steps": update.num_steps,
             "num_tokens": update.num_tokens,
+            "rank": rank,
             "round": update.round,
+            "sends_apart": is_apart,
             "sends": None if update.upload is None else find_half(update.upload, self.shapes),
             "sends_extra": sorted(update.extra),
             "started_from": update.started_from,
             "task_id": update.task_id,
         }
+        if update.base_sha256 is not None:
+            record["base_sha256"] = update.base_sha256
         write_json(folder / UPDATE_NAME, seal(record))
 
     def updates(self, round_number: int, clients: Sequence[ClientId]) -> StoredUpdates:
@@ -142,16 +151,28 @@ class RoundStore:
         facts = read_json(place / UPDATE_NAME)
         extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
         if facts.get("adapter_stays"):
-            sent = load_groups(place / UPLOAD_NAME)[_UPLOAD] if facts["sends"] else None
-            return replace(update_of(facts, upload=sent, memory=ClientMemory()), extra=extra, adapter_stays=True)
-        if self._layout is None:
-            self._layout = BinLayout(self.shapes)
-        adapter = load_adapter(place / BIN_NAME, self.shapes, layout=self._layout)
+            apart = self._read_apart(place, facts) if facts["sends_apart"] else None
+            return replace(update_of(facts, upload=apart, memory=ClientMemory()), extra=extra, adapter_stays=True)
+        # the rank and where an upload lies are younger than the record
+        layout = self._layout(place, facts.get("rank", rank_in(self.shapes)))
+        adapter = load_adapter(place / BIN_NAME, layout.shapes, layout=layout)
         optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
         slots = load_groups(place / MEMORY_NAME) if facts["keeps_slots"] else {}
         memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer, slots)
         upload = None if facts["sends"] is None else pick_half(adapter, facts["sends"])
+        if facts.get("sends_apart"):
+            upload = self._read_apart(place, facts)
         return replace(update_of(facts, upload=upload, memory=memory), extra=extra)
+
+    def _read_apart(self, place: Path, facts: Mapping[str, Any]) -> AdapterState:
+        return load_adapter(place / UPLOAD_NAME, pick_half(self.shapes, facts["sends"]))
+
+    def _layout(self, place: Path, rank: int) -> BinLayout:
+        if type(rank) is not int or rank < 1:
+            raise StorageError(f"{place / UPDATE_NAME}: rank {rank!r} is none", hint="restore the file")
+        if rank not in self._layouts:
+            self._layouts[rank] = BinLayout(shapes_at(self.shapes, rank))
+        return self._layouts[rank]
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
         """What a client kept with its last committed update; empty before its first."""
@@ -166,15 +187,13 @@ class RoundStore:
             )
         return self.read_update(accepted, client_id, folder=folder).memory
 
-    def has_no_adapter(self, accepted: int, client_id: ClientId) -> bool:
-        """Whether what a client keeps of a committed round is not here, but where the client is."""
-        return bool(
-            read_json(self.paths.round_folder(accepted) / client_name(client_id) / UPDATE_NAME).get("adapter_stays")
-        )
+    def keeps_adapter(self, client_id: ClientId, accepted: int) -> bool:
+        """Whether what lies in a client's folder of a round is a model of its own, and not what it sent."""
+        return read_json(self.paths.round_folder(accepted) / client_name(client_id) / UPDATE_NAME)["keeps_adapter"]
 
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
-        """Put a client's latest adapter into the open round, as a hard link where the file system has them."""
-        if self.has_no_adapter(accepted, client_id):
+        """Put the adapter that a client keeps into the open round, as a hard link where the file system has them."""
+        if not self.keeps_adapter(client_id, accepted):
             return
         source = self.paths.round_folder(accepted) / client_name(client_id)
         target = self.paths.partial_folder(round_number) / client_name(client_id)
@@ -192,12 +211,17 @@ class RoundStore:
         state: ServerState | None,
         facts: Mapping[str, Any],
     ) -> Path:
-        """Write the global adapter, the server's state and the manifest, then give the round its final name."""
+        """Write the global adapter, the server's state, what it added to the base, and the manifest; then give the
+        round its final name. The adapter's rank is that of `facts["export"]`, where there is one."""
         folder = self.paths.partial_folder(round_number)
         if global_adapter is not None:
             write_bytes(folder / GLOBAL_BIN_NAME, to_bin(global_adapter))
             write_bytes(folder / SAFETENSORS_NAME, to_safetensors(global_adapter))
-            write_text(folder / CONFIG_NAME, self.peft_config)
+            # where the method adds to the base, the round's adapter has a rank of its own
+            rank = facts["export"]["rank"] if "export" in facts else None
+            write_text(folder / CONFIG_NAME, config_at_rank(self.peft_config, rank) if rank else self.peft_config)
+        if state is not None and (increment := increment_to_bytes(state.base, round_number)):
+            write_bytes(folder / BASE_NAME, increment)
         if state is not None and (content := state_to_bytes(state, global_adapter)):
             write_bytes(folder / STATE_NAME, content)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -245,6 +269,16 @@ class StoredUpdates:
             yield self._store.read_update(self._round, client_id, folder=self._folder)
 
 
+def _is_apart(update: ClientUpdate) -> bool:
+    """Whether a client sends what is no part of the adapter it keeps: all factors, or others than the kept ones."""
+    if update.upload is None or update.memory.adapter is None:
+        return False
+    if update.upload.keys() == update.memory.adapter.keys():
+        return True
+    part = {key: value for key, value in update.memory.adapter.items() if key in update.upload}
+    return fingerprint(part) != fingerprint(update.upload)
+
+
 def update_of(facts: Mapping[str, Any], *, upload: AdapterState | None, memory: ClientMemory) -> ClientUpdate:
     """An update from its record and its tensors."""
     counts = {name: facts[name] for name in ("round", "client_id", "num_examples", "num_tokens", "num_steps")}
@@ -255,4 +289,5 @@ def update_of(facts: Mapping[str, Any], *, upload: AdapterState | None, memory: 
         memory=memory,
         started_from=facts["started_from"],
         metrics=facts["metrics"],
+        base_sha256=facts.get("base_sha256"),
     )

@@ -6,6 +6,7 @@ Only what the round does not hold anyway is written: a strategy whose whole stat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -13,6 +14,8 @@ import safetensors.torch
 from fedlora.errors import StorageError
 from fedlora.federated.adapters import Shapes
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
+from fedlora.paths import RunPaths
+from fedlora.runs.base_chain import BaseChain
 from fedlora.types import AdapterState, ServerState
 
 STATE_NAME = "state.safetensors"
@@ -34,6 +37,13 @@ def load_state(folder: Path, shapes: Shapes) -> ServerState | None:
     if _ADAPTER in groups:
         return ServerState(groups.pop(_ADAPTER), groups)
     return ServerState(load_adapter(adapter_file, shapes), groups) if adapter_file.is_file() else None
+
+
+def load_server(chain: BaseChain, paths: RunPaths, number: int, shapes: Shapes) -> ServerState | None:
+    """The state that a sound round left, with what the rounds up to it added to the base; StorageError where those are
+    not what was written."""
+    state, base = load_state(paths.round_folder(number), shapes), chain.up_to(number)
+    return state if state is None or base is None else replace(state, base=base)
 
 
 def groups_to_bytes(groups: Mapping[str, AdapterState]) -> bytes:

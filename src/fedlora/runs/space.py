@@ -9,35 +9,43 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedlora.console import say
 from fedlora.errors import StorageError
 from fedlora.federated.adapters import Shapes
+from fedlora.federated.ranks import shapes_at
 from fedlora.files import NO_SPACE
 from fedlora.paths import RunPaths
 
 BLOCK_BYTES = 4096
 
 
-def estimate_round_bytes(shapes: Shapes, *, updates: int, keeps_optimizer: bool, has_global: bool) -> int:
-    """Bytes that a round with so many updates leaves: adapters, AdamW's two moments, configurations, records."""
-    adapter = 4 * sum(math.prod(shape) for shape in shapes.values())
-    listing = 512 * len(shapes)
-    file = _blocks(adapter + listing)
-    client = file + 2 * BLOCK_BYTES + (_blocks(2 * adapter + 2 * listing) if keeps_optimizer else 0)
+def estimate_round_bytes(
+    shapes: Shapes, *, updates: int, keeps_optimizer: bool, has_global: bool, ranks: Sequence[int] = ()
+) -> int:
+    """Bytes that a round with so many updates leaves: adapters, AdamW's two moments, configurations, records.
+
+    `ranks` are those of the clients where they are not the one of `shapes`; moments take the room of the largest.
+    """
+    whole, listing = _count_bytes(shapes), 512 * len(shapes)
+    sizes = [_count_bytes(shapes_at(shapes, rank)) for rank in ranks] or [whole] * updates
+    clients = sum(_blocks(size + listing) for size in sizes) + updates * 2 * BLOCK_BYTES
+    moments = updates * _blocks(2 * whole + 2 * listing) if keeps_optimizer else 0
     manifest = _blocks(2048 + 1024 * (updates + 1))
-    return updates * client + (2 * file + BLOCK_BYTES if has_global else 0) + manifest
+    return clients + moments + (2 * _blocks(whole + listing) + BLOCK_BYTES if has_global else 0) + manifest
 
 
 @dataclass(frozen=True)
 class SpaceNeed:
-    """What the rounds of a run take that are not committed yet."""
+    """What the rounds of a run take that are not committed yet: each `round_bytes`, and what `growth` says of it where
+    rounds differ."""
 
     paths: RunPaths
     rounds: int
     round_bytes: int
+    growth: Sequence[int] = ()
 
     def check(self, done: int) -> None:
         """StorageError when the next round cannot fit, before anything of it is written; a warning when the rest
@@ -46,7 +54,7 @@ class SpaceNeed:
         if left <= 0:
             return
         free, rest = shutil.disk_usage(self.paths.root).free, self.rest(done)
-        needed = max(0, rest - (left - 1) * self.round_bytes)
+        needed = max(0, rest - self._sum_from(done + 1))
         if needed > free:
             raise StorageError(
                 f"{self.paths.root}: round {done + 1} needs about {_megabytes(needed)}, {_megabytes(free)} are free",
@@ -63,7 +71,11 @@ class SpaceNeed:
         """Bytes that are still to be written behind round `done`."""
         partial = self.paths.partial_folder(done + 1)
         written = sum(_blocks(path.stat().st_size) for path in partial.rglob("*") if path.is_file())
-        return max(0, (self.rounds - done) * self.round_bytes - written)
+        return max(0, self._sum_from(done) - written)
+
+    def _sum_from(self, done: int) -> int:
+        """Bytes of all rounds behind `done`."""
+        return max(0, self.rounds - done) * self.round_bytes + sum(self.growth[done:])
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
@@ -80,6 +92,10 @@ class SpaceNeed:
                 hint=f"free about {_megabytes(rest)}, which the rest of the run needs, then give the same command "
                 "again: it goes on from here",
             ) from error
+
+
+def _count_bytes(shapes: Shapes) -> int:
+    return 4 * sum(math.prod(shape) for shape in shapes.values())
 
 
 def _blocks(size: int) -> int:

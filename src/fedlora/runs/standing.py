@@ -17,11 +17,12 @@ from fedlora.errors import StorageError
 from fedlora.federated.adapters import Shapes
 from fedlora.files import read_json
 from fedlora.paths import RunPaths, client_name, client_number
+from fedlora.runs.base_chain import BaseChain
 from fedlora.runs.checking import UPDATE_NAME, find_round_fault, manifest_sha256, read_kept_update, read_manifest
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import update_of
 from fedlora.runs.run_folder import remove_entry
-from fedlora.runs.server_state import load_state
+from fedlora.runs.server_state import load_server
 from fedlora.types import ClientId, ClientMemory, ClientUpdate, ServerState
 
 
@@ -41,12 +42,12 @@ class Standing:
 
 def find_standing(paths: RunPaths, shapes: Shapes) -> Standing | None:
     """The round from which a run goes on, None before its first; rounds above it are moved aside."""
-    found = None
+    found, chain = None, BaseChain(paths)
     for number in reversed(paths.committed_rounds()):
         folder = paths.round_folder(number)
-        fault = find_round_fault(folder, number) or _find_chain_fault(paths, number)
+        fault = find_round_fault(folder, number) or _find_chain_fault(paths, number) or _find_base_fault(chain, number)
         if fault is None:
-            state = load_state(folder, shapes)
+            state = load_server(chain, paths, number, shapes)
             found = Standing(number, read_manifest(folder) or {}, state, find_accepted(paths, number))
             break
         say(f"round {number} is not used and trained again: {fault}")
@@ -95,6 +96,14 @@ def _find_chain_fault(paths: RunPaths, round_number: int) -> str | None:
         folder = paths.round_folder(number) / client_name(client)
         if read_kept_update(folder) is None:
             return f"{folder} is damaged"
+    return None
+
+
+def _find_base_fault(chain: BaseChain, round_number: int) -> str | None:
+    try:
+        chain.up_to(round_number)
+    except StorageError as error:
+        return str(error)
     return None
 
 

@@ -20,8 +20,8 @@ from fedlora.engines.probe import run_probe
 from fedlora.engines.workbench import make_workbench
 from fedlora.errors import FedloraError, StorageError, UsageError
 from fedlora.evaluation.own_loss import mean_own_loss
+from fedlora.federated.adapters import make_adapter
 from fedlora.federated.modes import choose_mode
-from fedlora.llm.lora import make_adapter
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.stages.compared_run import FAILED, Laboratory, Record
 from fedlora.stages.comparison_data import DataSets

@@ -24,6 +24,7 @@ from fedlora.federated.modes import Mode
 from fedlora.files import sha256_of_json
 from fedlora.llm.layout import Layout
 from fedlora.paths import RunPaths
+from fedlora.runs.base_chain import read_increment
 from fedlora.runs.lock import hold_run
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
 from fedlora.stages.flower_request import exit_line
@@ -90,7 +91,16 @@ def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: Mapping[st
     bench.examples.facts = {client: replace(f, num_validation=0) for client, f in sorted(roster.facts.items())}
 
     def open_pool(mode: Mode, on_rows: Callable[[int], None]) -> ClientPool:
-        return FlowerClients(grid, roster, config, mode.rule, shapes, patience=waits.wave, on_rows=on_rows)
+        return FlowerClients(
+            grid,
+            roster,
+            config,
+            mode.rule,
+            shapes,
+            patience=waits.wave,
+            on_rows=on_rows,
+            increment_of=lambda number: read_increment(paths, number),
+        )
 
     training = Training(config, paths, bench, held_out, recorded, remote=open_pool)
     if recorded is None:

@@ -8,7 +8,7 @@ sidecar that says what produced it; a second call with the same settings finds i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -18,19 +18,20 @@ from fedlora.config.train import Quantization, Template
 from fedlora.console import Progress, say
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
+from fedlora.federated.ranks import shapes_at
 from fedlora.files import json_lines, read_json, sha256_of, write_json, write_text
 from fedlora.llm.adapter_files import load_adapter
 from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.decoding import choose_decoding
 from fedlora.llm.generation import Request, generate_answers
-from fedlora.llm.lora import LoraModel
+from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_batch
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName, ResultPaths, RunPaths
-from fedlora.runs.adapters import adapter_file, adapter_spec, check_committed, names_in_round
+from fedlora.runs.adapters import adapter_file, adapter_specs, check_committed, find_additions, names_in_round
 from fedlora.runs.run_folder import read_run
 from fedlora.stages.environment import library_versions
-from fedlora.types import AdapterState, Row
+from fedlora.types import AdapterState, BaseDelta, Row
 
 TOGETHER_ROWS = 512
 """About so many prompts, of one adapter or of several together, keep batches full."""
@@ -61,9 +62,13 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] = load_base_mo
     for file in adapters.values():
         check_committed(paths, config.communication_rounds, file)
     results = ResultPaths(config.prediction_dir, config.exp_name, config.communication_rounds)
+    additions = find_additions(paths, config.communication_rounds) if any(map(_is_client, names)) else None
     facts = {name: _facts(config, source, adapters.get(name), len(rows)) for name in names}
+    if additions is not None:
+        facts |= {name: {**facts[name], "base_delta_sha256": additions.sha256} for name in names if _is_client(name)}
     missing = [name for name in names if not _is_answered(results, name, facts[name], overwrite=config.overwrite)]
     if missing:
+        unanswered = {name: adapters.get(name) for name in missing}
         base = load(
             source.base_model,
             device=config.device,
@@ -71,16 +76,37 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] = load_base_mo
             quantization=source.quantization,
             trust_remote_code=config.trust_remote_code,
         )
-        lora = _add_lora(base, paths, config, missing)
-        answering = Answering(config, source, base, lora, rows)
-        for group in _group_names(missing, len(rows), lora):
-            answers = answering.answer(group, [_load(adapters.get(name), lora) for name in group])
-            for name in group:
-                _write_answers(results, name, rows, answers, facts[name])
+        for name, answers in _answer(config, source, paths, rows, base, unanswered, additions):
+            _write_answers(results, name, rows, answers, facts[name])
     written = [results.predictions(name) for name in names]
     for file in written:
         print(file)
     return written
+
+
+def _answer(
+    config: GenerateConfig,
+    source: Source,
+    paths: RunPaths,
+    rows: Sequence[Row],
+    base: BaseModel,
+    adapters: Mapping[OutputName, Path | None],
+    additions: BaseDelta | None,
+) -> Iterator[tuple[OutputName, Answers]]:
+    """Everybody's answers, group by group; clients answer on top of the `additions` to the base."""
+    trained = {name: file for name, file in adapters.items() if file is not None}
+    specs = adapter_specs(paths, config.communication_rounds, list(trained), base_model=base.name)
+    # the layers take adapters of any smaller rank
+    lora = LoraModel(base.model, max(specs.values(), key=lambda spec: spec.r)) if specs else None
+    answering = Answering(config, source, base, lora, rows)
+    for group in _group_names(list(adapters), len(rows), specs, apart=additions is not None):
+        states = [
+            load_adapter(trained[name], shapes_at(lora.shapes(), specs[name].r)) if lora and name in trained else None
+            for name in group
+        ]
+        background = additions.background if additions is not None and _is_client(group[0]) else None
+        answers = answering.answer(group, states, background)
+        yield from ((name, answers) for name in group)
 
 
 def _find_source(config: GenerateConfig, paths: RunPaths) -> Source:
@@ -163,30 +189,24 @@ def _is_answered(results: ResultPaths, name: OutputName, facts: dict[str, Any], 
     )
 
 
-def _add_lora(base: BaseModel, paths: RunPaths, config: GenerateConfig, names: list[OutputName]) -> LoraModel | None:
-    trained = [name for name in names if name.kind != "base"]
-    if not trained:
-        return None
-    spec = adapter_spec(paths, config.communication_rounds, trained[0], base_model=base.name)
-    return LoraModel(base.model, spec)
+def _is_client(name: OutputName) -> bool:
+    return name.kind == "client"
 
 
-def _group_names(names: list[OutputName], num_rows: int, lora: LoraModel | None) -> list[list[OutputName]]:
+def _group_names(
+    names: list[OutputName], num_rows: int, specs: Mapping[OutputName, LoraSpec], *, apart: bool
+) -> list[list[OutputName]]:
     """Who answers together: as many as it takes to fill batches when rows are few, so that a kill loses little.
 
     The base answers alone: in other company the last bits of its sums differ, and with them now and then a word,
-    while runs that are compared must find the same base.
+    while runs that are compared must find the same base. So does, `apart`, a global adapter whose clients stand on
+    additions to the base.
     """
-    size = 1
-    if lora is not None:
-        size = max(1, min(TOGETHER_ROWS // num_rows, TOGETHER_RANK // lora.spec.r))
-    trained = [name for name in names if name.kind != "base"]
-    alone = [[name] for name in names if name.kind == "base"]
-    return alone + [trained[start : start + size] for start in range(0, len(trained), size)]
-
-
-def _load(file: Path | None, lora: LoraModel | None) -> AdapterState | None:
-    return load_adapter(file, lora.shapes()) if file is not None and lora is not None else None
+    trained = [name for name in names if name.kind != "base" and not (apart and name.kind == "global")]
+    groups = [[name] for name in names if name not in trained]
+    rank = max((specs[name].r for name in trained), default=1)
+    size = max(1, min(TOGETHER_ROWS // num_rows, TOGETHER_RANK // rank))
+    return groups + [trained[start : start + size] for start in range(0, len(trained), size)]
 
 
 @dataclass(frozen=True)
@@ -214,14 +234,21 @@ class Answering:
         longest = self.decoding.max_new_tokens
         self.prompts = [self.encoder.prompt(row, cutoff=source.cutoff_len, response_length=longest) for row in rows]
 
-    def answer(self, names: Sequence[OutputName], states: Sequence[AdapterState | None]) -> Answers:
-        """Answer every row with every adapter of a group, in shared batches when there are several."""
+    def answer(
+        self, names: Sequence[OutputName], states: Sequence[AdapterState | None], background: AdapterState | None
+    ) -> Answers:
+        """Answer every row with every adapter of a group, in shared batches when there are several.
+
+        `background` is what they stand on beside the base.
+        """
         requests = [
             Request(prompt.ids, row, adapter)
             for adapter in range(len(names))
             for row, prompt in enumerate(self.prompts)
         ]
         together = self.lora if len(names) > 1 else None
+        if self.lora is not None:
+            self.lora.set_background(background)
         if together is not None:
             together.stack_adapters(states, self.base.dtype)
         elif self.lora is not None:

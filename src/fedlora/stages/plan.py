@@ -23,7 +23,7 @@ from fedlora.engines.probe import Probe, run_probe
 from fedlora.errors import FedloraError, TrainingError, UsageError
 from fedlora.evaluation.judge.forecast import forecast_judging
 from fedlora.federated.adapters import num_bytes
-from fedlora.federated.modes import choose_mode, has_global_model
+from fedlora.federated.modes import choose_mode, has_global_model, has_personal_models
 from fedlora.federated.partition import label_skew
 from fedlora.files import write_json
 from fedlora.llm.adapter_files import to_bin, to_safetensors
@@ -159,6 +159,7 @@ class Planning:
             weights=count_weights(self.bench.base, quantization),
             program=self.program,
             available=self.room,
+            background=self.training.growth.held,
         )
 
     def _probe(self, forecast: RunForecast, work: dict[tuple[ClientId, ...], Work]) -> _Clock:
@@ -183,8 +184,13 @@ class Planning:
         examples = self.bench.examples
         own = {client: sum(len(one.ids) for one in examples.own_validation(client)) for client in examples.facts}
         rounds = self.train.num_communication_rounds
-        if has_global_model(choose_mode(self.train)):
-            return (rounds + 1) * (shared or sum(own.values()))
+        mode = choose_mode(self.train)
+        if has_global_model(mode):
+            total = (rounds + 1) * (shared or sum(own.values()))
+            if has_personal_models(mode):
+                alone = sum(mode.strategy.asks_everybody(number) for number in range(1, rounds + 1))
+                total += sum((alone or count) * (own[client] + shared) for client, count in forecast.rounds_of.items())
+            return total
         return (shared or sum(own.values())) + sum(
             count * (shared or own[client]) for client, count in forecast.rounds_of.items()
         )

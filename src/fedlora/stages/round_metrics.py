@@ -1,7 +1,8 @@
 """What is measured after a round: the held-out loss, and the lines of metrics.jsonl.
 
 The held-out rows of `val_data_path` are only looked at, never trained on: their loss is measured before the
-first round and after each, for the global adapter or, in `none`, for every client's.
+first round and after each, for the global adapter or, where there is none, for every client's. Where clients have
+models of their own beside a global one, those are measured on the client's own held-back rows and on the held-out ones.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedlora.engines.client_data import ClientExamples
+from fedlora.federated.base_delta import background_of
+from fedlora.llm.background import as_background
 from fedlora.llm.examples import Example
 from fedlora.llm.local_training import Trainer
 from fedlora.runs.metrics_log import MetricsLog
@@ -21,13 +24,21 @@ class RoundMetrics:
     """Measures rounds and writes them down; `best` is the round that validated best so far."""
 
     def __init__(
-        self, trainer: Trainer, clients: ClientExamples, held_out: Sequence[Example], store: RoundStore, log: MetricsLog
+        self,
+        trainer: Trainer,
+        clients: ClientExamples,
+        held_out: Sequence[Example],
+        store: RoundStore,
+        log: MetricsLog,
+        *,
+        has_personal: bool = False,
     ) -> None:
         self.trainer = trainer
         self.clients = clients
         self.held_out = list(held_out)
         self.store = store
         self.log = log
+        self.has_personal = has_personal
         self.best: dict[str, Any] | None = None
 
     def start(self) -> None:
@@ -62,7 +73,12 @@ class RoundMetrics:
         row |= result.metrics
         if result.global_adapter is not None:
             if self._has_validation():
-                row["val_loss"] = self.trainer.validate(result.global_adapter, self._shared_validation())
+                # on the additions themselves: what the round leaves for PEFT may be cut to a rank
+                row["val_loss"] = self.trainer.validate(
+                    result.global_adapter, self._shared_validation(), background=background_of(result.base)
+                )
+            if self.has_personal:
+                row |= self._validate_personal(result.round, records)
         else:
             self._validate_clients(result.round, records)
             losses = [record["val_loss"] for record in records if "val_loss" in record]
@@ -83,6 +99,25 @@ class RoundMetrics:
                 adapter = self.store.read_memory(client, round_number).adapter
                 if adapter is not None:  # None: it stays where the client is
                     record["val_loss"] = self.trainer.validate(adapter, [examples])
+
+    def _validate_personal(self, round_number: int, records: list[dict[str, Any]]) -> dict[str, float]:
+        """Every own model of the cohort on the client's own rows, and on the held-out ones; the means for the round."""
+        for record in records:
+            client = record["client_id"]
+            adapter = self.store.read_memory(client, round_number).adapter
+            own = self.clients.own_validation(client)
+            if adapter is None or not (own or self.held_out):
+                continue
+            # of any rank, so beside the layers and not in them
+            beside = as_background(adapter, self.trainer.lora.spec.scaling)
+            record["val_loss_personal"] = self.trainer.validate(None, [own or self.held_out], background=beside)
+            if own and self.held_out:
+                record["val_loss_personal_shared"] = self.trainer.validate(None, [self.held_out], background=beside)
+        means = {}
+        for name in ("val_loss_personal", "val_loss_personal_shared"):
+            if losses := [record[name] for record in records if name in record]:
+                means[name] = sum(losses) / len(losses)
+        return means
 
     def _has_validation(self) -> bool:
         return bool(self.held_out) or any(facts.num_validation for facts in self.clients.facts.values())

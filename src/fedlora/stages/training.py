@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,25 @@ from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
 from fedlora.engines.cohorts import check_clients, choose_cohort
 from fedlora.engines.committed import read_result
-from fedlora.engines.devices import DeviceClients
-from fedlora.engines.forecast import measure_traffic
+from fedlora.engines.forecast import draw_waves, measure_traffic
+from fedlora.engines.growth import forecast_growth
+from fedlora.engines.pools import open_pool
 from fedlora.engines.private_run import find_doubts, make_private_run
 from fedlora.engines.rounds import FederatedRun
-from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
-from fedlora.engines.worker import Worker
 from fedlora.errors import DataError
-from fedlora.federated.adapters import num_bytes
-from fedlora.federated.modes import Mode, choose_mode, has_global_model, hyperparameters_of
+from fedlora.federated.adapters import make_adapter, num_bytes
+from fedlora.federated.modes import Mode, choose_mode, has_global_model, has_personal_models, hyperparameters_of
 from fedlora.federated.privacy.budget import describe_spent
 from fedlora.federated.privacy.randomness import Secret
+from fedlora.federated.ranks import rank_of
 from fedlora.federated.sampling import cohort_size
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_config import make_peft_config
 from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
-from fedlora.llm.lora import is_fan_in_fan_out, make_adapter
+from fedlora.llm.lora import is_fan_in_fan_out
 from fedlora.paths import RunPaths
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import RoundStore
@@ -99,6 +99,8 @@ class Training:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
         check_clients(config, mode, self.clients.clients())
+        waves = draw_waves(config, self.clients.clients())
+        self.growth = forecast_growth(config, mode, waves, self.lora.shapes())
         self.space = self._estimate_space(mode)
 
     def run(self) -> None:
@@ -118,7 +120,8 @@ class Training:
         store.write_run(self.run_facts)
         self.bench.book.on_change = lambda layout: self._record_layout(store, layout)
         self._warn()
-        metrics = RoundMetrics(self.trainer, self.clients, self.held_out, store, log)
+        own = has_personal_models(mode)
+        metrics = RoundMetrics(self.trainer, self.clients, self.held_out, store, log, has_personal=own)
         self._catch_up(metrics, standing, rows)
         with (
             Progress(f"train {config.exp_name} ({config.federation_mode})", self._rows_ahead(done)) as progress,
@@ -167,27 +170,12 @@ class Training:
             result = read_result(self.config, self.paths, *facts)
             metrics.record(result, sum(record["seconds"] for record in result.records))
 
-    @contextlib.contextmanager
-    def _open_pool(self, mode: Mode, store: RoundStore, on_rows: Callable[[int], None]) -> Iterator[ClientPool]:
-        """The clients of this process, and those of a worker process per further device; or those of other machines."""
+    def _open_pool(
+        self, mode: Mode, store: RoundStore, on_rows: Callable[[int], None]
+    ) -> contextlib.AbstractContextManager[ClientPool]:
         if self.remote is not None:
-            yield self.remote(mode, on_rows)
-            return
-        local = SimulatedClients(self.trainer, mode.rule, self.clients, store, on_rows=on_rows)
-        if len(self.config.devices) < 2:
-            yield local
-            return
-        if mode.order != "parallel":
-            say(f"{self.config.federation_mode} trains one client after another: only {self.config.devices[0]} is used")
-            yield local
-            return
-        layout, facts, files = self.bench.book.layout, self.clients.facts, self.clients.files
-        workers = [Worker(device, self.config, files, facts, layout, self.secret) for device in self.config.devices[1:]]
-        try:
-            yield DeviceClients(local, workers, on_rows)
-        finally:
-            for worker in workers:
-                worker.close()
+            return contextlib.nullcontext(self.remote(mode, on_rows))
+        return open_pool(self.bench, self.config, mode, store, on_rows, self.secret)
 
     def _record_layout(self, store: RoundStore, layout: Layout) -> None:
         self.run_facts = {**self.run_facts, "layout": layout.record()}
@@ -215,16 +203,20 @@ class Training:
         )
 
     def _estimate_space(self, mode: Mode) -> SpaceNeed:
-        members = choose_cohort(self.config, self.clients.clients(), 1)
+        clients, rounds = self.clients.clients(), self.config.num_communication_rounds
+        members = max((choose_cohort(self.config, clients, number) for number in (1, rounds)), key=len)
+        # who will be drawn is not asked: the largest ranks, together
+        ranks = sorted(rank_of(client, self.config.client_ranks, self.config.lora_r) for client in clients)
         needed = estimate_round_bytes(
             self.lora.shapes(),
             updates=1 if mode.order == "pooled" else len(members),
             keeps_optimizer=self.config.optimizer_state == "keep",
             has_global=has_global_model(mode),
+            ranks=ranks[-len(members) :] if self.config.client_ranks else (),
         )
         traffic = measure_traffic(mode, self.adapter)
         needed += traffic.state_bytes + len(members) * traffic.extra_bytes
-        return SpaceNeed(self.paths, self.config.num_communication_rounds, needed)
+        return SpaceNeed(self.paths, self.config.num_communication_rounds, needed, self.growth.disk)
 
     def _rows_ahead(self, done: int) -> int:
         """Rows the run will train on, about: cohorts are drawn round by round."""
@@ -233,7 +225,9 @@ class Training:
         share = 1.0
         if sizes and config.client_selection_strategy != "all":
             share = cohort_size(config.client_selection_frac, len(sizes)) / len(sizes)
-        return max(1, round(sum(sizes) * share * config.local_num_epochs * (config.num_communication_rounds - done)))
+        ahead = range(done + 1, config.num_communication_rounds + 1)
+        rounds = sum(1.0 if self.mode.strategy.asks_everybody(number) else share for number in ahead)
+        return max(1, round(sum(sizes) * rounds * config.local_num_epochs * self.mode.rule.num_phases))
 
     def _describe(self) -> dict[str, Any]:
         secret = {"privacy": {"secret_id": self.secret.id}} if self.secret else {}
@@ -243,6 +237,7 @@ class Training:
             "exp_name": self.config.exp_name,
             "mode": self.config.federation_mode,
             "has_global_model": has_global_model(self.mode),
+            "has_personal_models": has_personal_models(self.mode),
             "hyperparameters": hyperparameters_of(self.mode),
             "state": "training",
             "base_model": self.config.base_model,

@@ -16,11 +16,13 @@ from fedlora.engines.private_run import make_private_run
 from fedlora.engines.replay import replay_round
 from fedlora.errors import StorageError, UsageError
 from fedlora.federated.adapters import Shapes
+from fedlora.federated.ranks import shapes_at
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_files import BIN_NAME, GLOBAL_BIN_NAME
 from fedlora.llm.adapter_shapes import read_shapes
 from fedlora.paths import RunPaths
 from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_round_faults
+from fedlora.runs.base_chain import BaseChain
 from fedlora.runs.checking import read_manifest
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.round_store import RoundStore
@@ -57,7 +59,7 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
     missing = sorted(set(range(1, max(rounds, default=0) + 1)) - set(rounds))
     if missing:
         yield "rounds", [f"{paths.round_folder(number)} is missing" for number in missing]
-    damaged = set(missing)
+    damaged, chain = set(missing), BaseChain(paths)
     for number in rounds:
         faults = find_round_faults(paths, number, identity)
         if faults:
@@ -69,7 +71,7 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
         elif _find_missing_secret(recorded) is not None:
             yield f"round {number}: its files are whole; not computed again without the run's secret", []
         else:
-            faults = _compute_again(paths, train, recorded, number)
+            faults = _compute_again(paths, train, recorded, number, chain)
             damaged |= {number} if faults else set()
             yield _describe_round(paths, number, faults), faults
     faults = find_metrics_faults(paths)
@@ -89,14 +91,17 @@ def _find_missing_secret(recorded: Mapping[str, Any]) -> UsageError | None:
     return None
 
 
-def _compute_again(paths: RunPaths, config: TrainConfig, recorded: Mapping[str, Any], number: int) -> list[str]:
+def _compute_again(
+    paths: RunPaths, config: TrainConfig, recorded: Mapping[str, Any], number: int, chain: BaseChain
+) -> list[str]:
     manifest = read_manifest(paths.round_folder(number)) or {}
-    shapes = _find_shapes(paths, number)
+    # a client's own adapter may be of another rank
+    shapes = shapes_at(_find_shapes(paths, number), config.lora_r)
     sizes = {client["client_id"]: client["num_examples"] for client in recorded["clients"] if client["num_examples"]}
     secret = load_secret(recorded["privacy"]["secret_id"]) if config.dp_noise_multiplier is not None else None
     private = make_private_run(config, sizes, secret)
     store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=MetricsLog(paths.metrics_file))
-    return replay_round(config, store, list(sizes), manifest, private)
+    return replay_round(config, store, list(sizes), manifest, chain, private)
 
 
 def _find_shapes(paths: RunPaths, number: int) -> Shapes:

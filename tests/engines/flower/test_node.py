@@ -24,8 +24,9 @@ from fedlora.engines.flower.node import Node
 from fedlora.engines.flower.replies import ask_facts, ask_update, read_facts
 from fedlora.engines.messages import pack, unpack_outcome
 from fedlora.errors import LockedError, UsageError
+from fedlora.federated.adapters import make_adapter
 from fedlora.llm.base_model import load_outline
-from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.types import ClientFailure, ClientUpdate, Download, TrainTask
 
 CANARY = "CANARY-55e1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from small_federation import SIZES, Federation, adapters
 
 from fedlora.config.runs import VerifyConfig
 from fedlora.federated.adapters import fingerprint, shapes_of
+from fedlora.federated.modes import MODES
 from fedlora.llm.adapter_files import BIN_NAME, load_adapter
 from fedlora.stages import verify
 
@@ -26,30 +28,51 @@ def shared(files: dict[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in files.items() if name.count("/") == 1}
 
 
-@pytest.mark.parametrize("mode", ["homo", "seq", "scaffold", "fedadam", "rolora"])
-def test_nodes_give_the_bytes_of_a_simulation(federation, mode):
-    here = adapters(federation.simulate("here", mode))
-    there = federation.serve("there", mode)
-    assert shared(adapters(there)) == shared(here)
-    assert {name for name in adapters(there) if name.endswith(".bin")} == {
-        name for name in here if name.endswith(".bin")
-    }
-    assert all(here[name] == digest for name, digest in adapters(there).items() if name.endswith(".bin"))
-    assert not list(there.rglob("private"))
-    verify.run(VerifyConfig.of(exp_name="there", model_dir=there.parent))
+ALL = {"client_selection_strategy": "all"}
+OPTIONS = {
+    "zeropad": {"client_ranks": "4,2,1"},
+    "hetlora": {"client_ranks": "4,2,3", "prune_to": 0.5},
+    "flexlora": {"client_ranks": "4,2,1"},
+    "fedex": {"residual_rank": 2},
+    "krum": {**ALL, "num_hostile": 0},
+    "multi_krum": {**ALL, "krum_selected": 2, "num_hostile": 0},
+    **dict.fromkeys(("median", "trimmed_mean", "geometric_median"), ALL),
+}
+"""What makes a method do what it is there for."""
 
 
-@pytest.mark.parametrize("mode", ["none", "fedsa"])
-def test_an_adapter_of_the_client_s_own_stays_with_it(federation, mode):
-    here = federation.simulate("here", mode)
-    there = federation.serve("there", mode)
+@pytest.mark.parametrize("mode", [name for name in MODES if name != "pooled"])
+def test_every_method_gives_the_bytes_of_a_simulation_and_what_is_a_client_s_own_stays_with_it(federation, mode):
+    options = {"num_communication_rounds": 3, "client_selection_strategy": "random", "client_selection_frac": 0.5}
+    options |= OPTIONS.get(mode, {})
+    here = federation.simulate("here", mode, **options)
+    there = federation.serve("there", mode, **options)
     assert shared(adapters(there)) == shared(adapters(here))
-    assert not list(there.rglob("client_*/adapter_model.*"))
-    for client, node in federation.nodes.items():
-        kept = node._run.store.read_memory(client, 2).adapter
-        own = load_adapter(here / "2" / f"client_{client}" / BIN_NAME, shapes_of(kept))
-        assert fingerprint(kept) == fingerprint(own)
+    assert len(shared(adapters(here))) >= (0 if mode == "none" else 3)
+    assert not list(there.rglob("private"))
+    own = [place for place in here.rglob("client_*") if is_own(place)]
+    assert bool(own) == (MODES[mode].rule.own_ranks > 0)
+    for place in here.rglob("client_*"):
+        name, number = place.relative_to(here), int(place.parent.name)
+        file = there / name / BIN_NAME
+        if place not in own:
+            assert file.read_bytes() == (place / BIN_NAME).read_bytes()
+            continue
+        assert not file.exists()
+        client = int(place.name.removeprefix("client_"))
+        kept = federation.nodes[client]._run.store.read_memory(client, last_trained(here, client, number)).adapter
+        assert fingerprint(kept) == fingerprint(load_adapter(place / BIN_NAME, shapes_of(kept)))
     verify.run(VerifyConfig.of(exp_name="there", model_dir=there.parent))
+
+
+def is_own(place: Path) -> bool:
+    """Whether a client's folder of a round holds a model of its own: carried there, or kept with its update."""
+    file = place / "update.json"
+    return not file.is_file() or json.loads(file.read_text())["keeps_adapter"]
+
+
+def last_trained(run: Path, client: int, number: int) -> int:
+    return max(n for n in range(1, number + 1) if (run / str(n) / f"client_{client}" / "update.json").is_file())
 
 
 @pytest.mark.parametrize("mode", ["none", "fedsa"])

@@ -19,13 +19,17 @@ from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.engines.flower.node_store import NodeStore, read_salt
 from fedlora.engines.flower.policy import Refusal, accept_config, check_task
-from fedlora.engines.messages import pack, pack_outcome, unpack, unpack_task
+from fedlora.engines.messages import MissingAdditionsError, pack, pack_outcome, unpack, unpack_task
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.errors import DataError, FedloraError, StorageError
+from fedlora.federated.base_delta import background_of
 from fedlora.federated.modes import choose_mode
+from fedlora.federated.ranks import rank_of_adapter
 from fedlora.files import sha256_of, sha256_of_json
 from fedlora.flower_paths import NodePaths
+from fedlora.llm.background import as_background
+from fedlora.llm.examples import Example
 from fedlora.llm.layout import Layout
 from fedlora.llm.memory import is_out_of_memory
 from fedlora.types import AdapterState, ClientFailure, ClientMemory, ClientUpdate, FailureKind, TrainTask
@@ -65,11 +69,15 @@ class Node:
             header, _ = unpack(request)
             if header.get("more", {}).get("kind") != "train":
                 return self._describe(header)
-            task, _, more = unpack_task(request)
-            return pack_outcome(self._scrub(self._train(task, more["config"])), {})
+            run = self._open(header["more"]["config"])
+            task, _, _ = unpack_task(request, run.store.read_base())
+            return pack_outcome(self._scrub(self._train(run, task)), {})
         except Refusal as refusal:
             say(f"refused: {refusal}")
             failure = ClientFailure(client, "refused", str(refusal))
+        except MissingAdditionsError as error:
+            say(f"additions to the base are missing here and are asked for: {error}")
+            failure = ClientFailure(client, "lost", "it has not got what was added to the base before")
         except Exception as error:  # whatever it is, its words stay here
             hint = f" ({error.hint})" if isinstance(error, FedloraError) and error.hint else ""
             say(f"{error}{hint}" if isinstance(error, FedloraError) else traceback.format_exc())
@@ -92,13 +100,13 @@ class Node:
             {},
         )
 
-    def _train(self, task: TrainTask, asked: Mapping[str, Any]) -> ClientUpdate | ClientFailure:
-        run = self._open(asked)
+    def _train(self, run: _Run, task: TrainTask) -> ClientUpdate | ClientFailure:
         check_task(self.policy, run.config, task)
         if (kept := run.store.find(task.round, task.id)) is not None:
             say(f"round {task.round}: answered from the store")
             return self._for_server(kept)
         run.store.forget_before(task.accepted)
+        run.store.keep_base(task.download.base)
         outcome = run.clients.train_one(task)
         if isinstance(outcome, ClientFailure):
             say(f"round {task.round}: no update: {outcome.reason}")
@@ -115,8 +123,16 @@ class Node:
             return update
         before = run.store.read_memory(task.client_id, task.accepted).adapter or task.download.adapter
         after: AdapterState = update.memory.adapter or {**task.download.adapter, **(update.upload or {})}
-        losses = [run.bench.trainer.validate(adapter, [rows]) for adapter in (before, after)]
+        additions = background_of(task.download.base)
+        losses = [self._lose(run.bench, adapter, rows, additions) for adapter in (before, after)]
         return replace(update, metrics={**update.metrics, "val_loss_before": losses[0], "val_loss_after": losses[1]})
+
+    @staticmethod
+    def _lose(bench: Workbench, adapter: AdapterState, rows: list[Example], additions: AdapterState | None) -> float:
+        if rank_of_adapter(adapter) == bench.lora.spec.r:
+            return bench.trainer.validate(adapter, [rows], background=additions)
+        # of another rank, so beside the layers and not in them
+        return bench.trainer.validate(None, [rows], background=as_background(adapter, bench.lora.spec.scaling))
 
     def _for_server(self, update: ClientUpdate) -> ClientUpdate:
         """The update without what stays: memory always, but for an adapter that the owner lets out."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fedlora.engines.flower.frames import FrameError, frame, unframe
-from fedlora.engines.messages import pack_outcome, unpack_outcome
+from fedlora.engines.messages import pack, pack_outcome, unpack, unpack_outcome
 from fedlora.errors import DataError
 from fedlora.files import read_json, write_bytes, write_json
 from fedlora.flower_paths import NodePaths, node_salt_file
-from fedlora.types import ClientId, ClientMemory, ClientUpdate
+from fedlora.types import BaseDelta, BaseLink, ClientId, ClientMemory, ClientUpdate
 
 OWNER_ONLY = 0o600
 
@@ -28,6 +29,7 @@ class NodeStore:
     def __init__(self, paths: NodePaths, keep_rounds: int) -> None:
         self.paths = paths
         self.keep_rounds = keep_rounds
+        self._base: BaseDelta | None = None
 
     def find(self, round_number: int, task_id: str) -> ClientUpdate | None:
         """The update that answers this very task, if it was made before; a damaged file is as good as none."""
@@ -56,6 +58,24 @@ class NodeStore:
         for number in self.paths.kept_rounds():
             if accepted is not None and number < accepted - self.keep_rounds:
                 self.paths.update_file(number).unlink(missing_ok=True)
+
+    def read_base(self) -> BaseDelta | None:
+        """What this run had added to its base when a task last came; None without, or when its file is damaged."""
+        if self._base is None and self.paths.base_file.is_file():
+            try:
+                header, groups = unpack(unframe(self.paths.base_file.read_bytes()))
+            except FrameError:
+                return None
+            self._base = BaseDelta(tuple(BaseLink(**link) for link in header["links"]), groups["base"] or {})
+        return self._base
+
+    def keep_base(self, base: BaseDelta | None) -> None:
+        """Commit the additions that a task stands on, so that the next one need not bring them again."""
+        if base is None or not base.links or (self._base is not None and self._base.sha256 == base.sha256):
+            return
+        content = frame(pack({"links": [asdict(link) for link in base.links]}, {"base": base.background}))
+        write_bytes(self.paths.base_file, content, mode=OWNER_ONLY)
+        self._base = base
 
     def read_layout(self) -> Mapping[str, Any] | None:
         """The layout in which this run's first training was laid out here."""

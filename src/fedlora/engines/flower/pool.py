@@ -22,8 +22,9 @@ from fedlora.engines.flower.codec import from_content, to_content
 from fedlora.engines.flower.replies import Answer, ask_update, expect_answer, read_update
 from fedlora.engines.flower.roster import NodeId, Roster
 from fedlora.federated.adapters import Shapes
+from fedlora.federated.base_delta import count_held, layer_sizes
 from fedlora.federated.strategy import ClientRule
-from fedlora.types import ClientFailure, ClientId, ClientUpdate, TrainTask
+from fedlora.types import AdapterState, ClientFailure, ClientId, ClientUpdate, TrainTask
 
 CRASHED = 8
 """Flower's code of an app process that died; another code of an error reply is 2, an exception in the app."""
@@ -53,6 +54,7 @@ class FlowerClients:
         *,
         patience: Patience | None = None,
         on_rows: Callable[[int], None] = lambda rows: None,
+        increment_of: Callable[[int], AdapterState] | None = None,
     ) -> None:
         self.grid = grid
         self.roster = roster
@@ -61,7 +63,10 @@ class FlowerClients:
         self.shapes = shapes
         self.patience = patience or Patience()
         self.on_rows = on_rows
+        self.increment_of = increment_of
         self._expected: Answer | None = None
+        # who may have lost what was added to the base before, and is sent all of it
+        self._is_behind: set[ClientId] = set()
 
     def clients(self) -> Sequence[ClientId]:
         """Clients that have something to train on."""
@@ -98,12 +103,27 @@ class FlowerClients:
             node = nodes.get(client)
             if node is None:
                 continue
-            message_id = push(self.grid, node, ask_update(task, self.config), "train", self.patience.wave)
+            message_id = push(self.grid, node, self._ask(task), "train", self.patience.wave)
             if message_id is not None:
                 wave.sent[message_id] = wave.waiting.pop(client)
 
+    def _ask(self, task: TrainTask) -> bytes:
+        """A task with what its client misses of the additions to the base: since it took part last, or all of it."""
+        base, accepted = task.download.base, task.accepted
+        if base is None or accepted is None or self.increment_of is None or task.client_id in self._is_behind:
+            return ask_update(task, self.config)
+        sizes = layer_sizes(self.shapes)
+        missed = [link for link in base.links if link.version >= accepted]
+        numbers = sum(
+            rank * (sizes[name].d_out + sizes[name].d_in) for link in missed for name, rank in link.ranks.items()
+        )
+        if numbers > count_held(base.links, sizes):
+            return ask_update(task, self.config)
+        return ask_update(task, self.config, {link.version: self.increment_of(link.version) for link in missed})
+
     def _receive(self, task: TrainTask, message: Message) -> ClientUpdate | ClientFailure:
         client = task.client_id
+        self._is_behind.add(client)
         if message.has_error():
             return ClientFailure(client, *fault_of(message))
         try:
@@ -113,13 +133,15 @@ class FlowerClients:
             say(f"client {client}: a reply that cannot be read: {type(error).__name__}: {str(error)[:200]}")
             return ClientFailure(client, "invalid", f"its reply cannot be read ({type(error).__name__})")
         if isinstance(outcome, ClientUpdate):
+            self._is_behind.discard(client)
             self.on_rows(outcome.num_examples * self.config.local_num_epochs)
         return outcome
 
     def _most_bytes(self, task: TrainTask) -> int:
-        """What an honest reply can hold: the adapter twice (sent, and let out), each further group, and names."""
+        """What an honest reply can hold: the adapter, each further group, the client's own if it is let out, names."""
         numbers = sum(_product(shape) for shape in self.shapes.values())
-        return 4 * numbers * (2 + len(self.rule.sends)) + (1 << 20) + 1024 * len(self.shapes)
+        groups = 1 + len(self.rule.sends) + max(1, self.rule.own_ranks)
+        return 4 * numbers * groups + (1 << 20) + 1024 * len(self.shapes)
 
 
 class _Wave:

@@ -7,6 +7,7 @@ what travelled and in which wave are the server's own knowledge and overwrite wh
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from fedlora.engines.messages import pack, pack_task, unpack, unpack_outcome
 from fedlora.engines.simulation import count_bytes
 from fedlora.federated.strategy import ClientRule
 from fedlora.types import (
+    AdapterState,
     ClientFailure,
     ClientId,
     ClientMemory,
@@ -28,7 +30,7 @@ from fedlora.types import (
 )
 
 NEEDED = frozenset({"loss", "num_response_tokens", "seconds", "bytes_down", "bytes_up", "update_norm", "wave"})
-OPTIONAL = frozenset({"val_loss_before", "val_loss_after"})
+OPTIONAL = frozenset({"val_loss_before", "val_loss_after", "loss_personal"})
 MOST_REASON = 300
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -55,9 +57,10 @@ def ask_facts(config: TrainConfig) -> bytes:
     return pack({"more": {"kind": "facts", "config": config.record()}}, {})
 
 
-def ask_update(task: TrainTask, config: TrainConfig) -> bytes:
-    """The request for an update; what the client keeps is with it already."""
-    return pack_task(task, ClientMemory(), {"kind": "train", "config": config.record()})
+def ask_update(task: TrainTask, config: TrainConfig, increments: Mapping[int, AdapterState] | None = None) -> bytes:
+    """The request for an update; what the client keeps is with it already. With `increments` the client has all other
+    additions to the base already."""
+    return pack_task(task, ClientMemory(), {"kind": "train", "config": config.record()}, increments=increments)
 
 
 def expect_answer(rule: ClientRule, download: Download) -> Answer:
@@ -89,8 +92,10 @@ def read_update(payload: bytes, task: TrainTask, expected: Answer) -> ClientUpda
         raise ValueError("it sends or keeps something else than the method's clients do")
     if outcome.memory.optimizer or outcome.memory.slots:
         raise ValueError("it sends what stays with a client")
+    if outcome.base_sha256 != (task.download.base.sha256 if task.download.base is not None else None):
+        raise ValueError("it was trained on another base")
     upload = Upload(outcome.upload, outcome.extra) if outcome.upload is not None else None
-    down, up = count_bytes(task.download, upload)
+    down, up = count_bytes(task.download, upload, task.accepted)
     known = {"bytes_down": down, "bytes_up": up, "wave": task.wave}
     return replace(outcome, metrics={**outcome.metrics, **known})
 

@@ -12,23 +12,31 @@ from fedlora.errors import UsageError
 CLIENT_LEVEL = frozenset(
     {
         *("homo", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco", "fedprox"),
-        *("ffa", "rolora", "fedsvd", "fedrot", "fedsa"),
+        *("ffa", "rolora", "fedsvd", "fedrot", "fedsa", "ditto", "feddpa"),
     }
 )
 """Modes whose server looks at the clients' updates through one mean only, and whose clients send one adapter."""
 
 _ONE_BY_ONE = "looks at single updates, and noise on their sum would not hide them"
+_RANKS = "sums products or factors of several shapes, and the noise of one clip belongs to a sum of one shape"
+_PRODUCTS = "sums products of single clients' factors, and noise on the sum of factors would not hide them"
 NOT_CLIENT_LEVEL = {
     "seq": "passes one client's adapter to the next, so there is no sum to add noise to",
     "none": "combines nothing, so there is no sum to add noise to",
     "pooled": "trains on the rows of all clients at once, so there is no client to hide",
+    "finetune": "asks everybody in its last rounds, drawn or not",
     "scaffold": "sends two vectors, an update and a control, and one clip bounds only one of them",
+    **dict.fromkeys(("fedex", "flora"), _PRODUCTS),
+    **dict.fromkeys(("zeropad", "hetlora", "flexlora"), _RANKS),
     **dict.fromkeys(("median", "trimmed_mean", "krum", "multi_krum", "geometric_median"), _ONE_BY_ONE),
 }
-EXAMPLE_LEVEL = (CLIENT_LEVEL | NOT_CLIENT_LEVEL.keys()) - {"pooled"}
+_TWICE = "trains twice on a client's rows in a round, of which one is counted"
+NOT_EXAMPLE_LEVEL = {
+    "pooled": "trains on rows of several clients at once, and each client keeps a budget of its own",
+    **dict.fromkeys(("ditto", "feddpa"), _TWICE),
+}
+EXAMPLE_LEVEL = (CLIENT_LEVEL | NOT_CLIENT_LEVEL.keys()) - NOT_EXAMPLE_LEVEL.keys()
 """Modes whose clients train once in a round on rows of their own."""
-
-NOT_EXAMPLE_LEVEL = {"pooled": "trains on rows of several clients at once, and each client keeps a budget of its own"}
 
 
 def check_privacy(config: TrainConfig) -> None:

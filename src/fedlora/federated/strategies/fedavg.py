@@ -12,11 +12,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedlora.federated.adapters import pick_half, weighted_mean
+from fedlora.federated.base_delta import background_of
+from fedlora.federated.ranks import Rank, cut_rank, rank_of, rank_of_adapter
 from fedlora.types import (
     AdapterState,
     ClientId,
     ClientMemory,
+    ClientUpdate,
     Download,
+    Export,
     LocalResult,
     Phase,
     RoundContext,
@@ -32,10 +36,14 @@ class FedAvg:
 
     is_weighted: ClassVar[bool] = True
     turns_factors: ClassVar[bool] = False
+    takes_ranks: ClassVar[bool] = False
 
     @property
     def fewest_clients(self) -> int:
         return 1
+
+    def weight_of(self, update: ClientUpdate) -> float:
+        return float(update.num_examples) if self.is_weighted else 1.0
 
     def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState:
         return ServerState(adapter)
@@ -51,16 +59,41 @@ class FedAvg:
     def global_adapter(self, state: ServerState) -> AdapterState | None:
         return state.adapter
 
+    def asks_everybody(self, round_number: int) -> bool:
+        return False
+
+    def increment_rank(self, ranks: Sequence[int], d_out: int, d_in: int) -> int:
+        return 0
+
+    def export(self, state: ServerState, scaling: float) -> Export:
+        return Export(self.global_adapter(state))
+
+
+@dataclass(frozen=True)
+class RankedServer(FedAvg):
+    """What servers of different ranks share: the global adapter has the largest rank, a client its first directions."""
+
+    takes_ranks: ClassVar[bool] = True
+
+    client_ranks: tuple[Rank, ...] | None = None
+
+    def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
+        rank = rank_of(client_id, self.client_ranks, rank_of_adapter(state.adapter))
+        return Download(cut_rank(state.adapter, rank))
+
 
 @dataclass(frozen=True)
 class TrainAndSend:
     """Client half: train what the server says from what it sent, send the shared factors back, keep nothing."""
 
     sends: ClassVar[tuple[str, ...]] = ()
+    sends_smaller: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
+    num_phases: ClassVar[int] = 1
+    own_ranks: ClassVar[int] = 0
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
-        return (Phase(start=download.adapter, trainable=download.trainable),)
+        return (Phase(download.adapter, download.trainable, background=background_of(download.base)),)
 
     def upload(
         self, results: Sequence[LocalResult], download: Download, memory: ClientMemory

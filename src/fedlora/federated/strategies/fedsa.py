@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fedlora.federated.adapters import pick_half
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
@@ -29,6 +30,8 @@ class FedSa(FedAvg):
 @dataclass(frozen=True)
 class KeepB(TrainAndSend):
     """Client half: the server's A with the own B."""
+
+    own_ranks: ClassVar[int] = 1
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
         own = pick_half(memory.adapter, "B") if memory.adapter is not None else {}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from fedlora.federated.strategies.fedavg import RankedServer
 from fedlora.types import (
     AdapterState,
     ClientId,
@@ -25,21 +26,13 @@ from fedlora.types import (
 
 
 @dataclass(frozen=True)
-class NoServer:
+class NoServer(RankedServer):
     """Server half: remembers the untrained adapter, combines nothing."""
 
     is_weighted: ClassVar[bool] = False
-    turns_factors: ClassVar[bool] = False
-
-    @property
-    def fewest_clients(self) -> int:
-        return 1
-
-    def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState:
-        return ServerState(adapter)
 
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
-        return Download(state.adapter)
+        return replace(super().broadcast(state, client_id, round_number), travels=None, shared=None)
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
         return state
@@ -53,7 +46,10 @@ class KeepOwn:
     """Client half: start from the own adapter once there is one, send nothing."""
 
     sends: ClassVar[tuple[str, ...]] = ()
+    sends_smaller: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
+    num_phases: ClassVar[int] = 1
+    own_ranks: ClassVar[int] = 1
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
         return (Phase(start=memory.adapter if memory.adapter is not None else download.adapter),)
