@@ -12,6 +12,7 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 from small_federation import SIZES, Federation, adapters
 
 from fedlora.config.runs import VerifyConfig
+from fedlora.engines.messages import unpack
 from fedlora.federated.adapters import fingerprint, shapes_of
 from fedlora.federated.modes import MODES
 from fedlora.llm.adapter_files import BIN_NAME, load_adapter
@@ -98,3 +99,74 @@ def test_rows_held_back_are_validated_where_they_lie(federation):
     told = [row for row in rows if row["kind"] == "client"]
     assert len(told) == 6
     assert all(row["val_loss_before"] != row["val_loss_after"] for row in told)
+
+
+@pytest.fixture
+def heard(federation):
+    """Client -> what its training requests brought of the additions to the base: versions, or "all"."""
+
+    def read() -> dict[int, list[object]]:
+        found: dict[int, list[object]] = {}
+        for client, request in federation.asked:
+            header, groups = unpack(request)
+            if header["more"]["kind"] == "train":
+                versions = [int(name.removeprefix("increment:")) for name in groups if name.startswith("increment:")]
+                found.setdefault(client, []).append("all" if groups["base"] is not None else versions)
+        return found
+
+    return read
+
+
+COHORTS = {1: (0, 1), 2: (0, 1), 3: (0, 2), 4: (0, 1), 5: (0, 1)}
+
+
+@pytest.mark.parametrize("mode", ["fedex", "flora"])
+def test_a_node_is_sent_the_additions_to_the_base_that_it_misses(federation, heard, mode, monkeypatch):
+    monkeypatch.setattr("fedlora.engines.rounds.choose_cohort", lambda config, clients, number: COHORTS[number])
+    options = {"num_communication_rounds": 5, "lora_r": 1}
+    here = federation.simulate("here", mode, **options)
+    there = federation.serve("there", mode, **options)
+    assert adapters(there) == adapters(here)
+    assert heard() == {0: ["all", [1], [2], [3], [4]], 1: ["all", [1], [2, 3], [4]], 2: ["all"]}
+    assert bytes_down(there) == bytes_down(here)
+
+
+def bytes_down(run: Path) -> list[int]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["bytes_down"] for row in rows if row["kind"] == "client"]
+
+
+def test_nodes_that_started_anew_have_the_additions_and_one_that_lost_them_is_sent_all(federation, heard):
+    options = {"num_communication_rounds": 4}
+    here = federation.simulate("here", "fedex", **options)
+    there = federation.serve("there", "fedex", num_communication_rounds=2)
+    federation.asked.clear()
+    federation.nodes[1]._run.store.paths.base_file.unlink()
+    content = bytearray((damaged := federation.nodes[2]._run.store.paths.base_file).read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    assert federation.serve("there", "fedex", **options) == there
+    assert adapters(there) == adapters(here)
+    assert heard() == {0: [[2], [3]], 1: [[2], "all", [3]], 2: [[2], "all", [3]]}
+
+
+def test_an_answer_that_was_trained_on_another_base_is_refused(federation):
+    import dataclasses
+
+    from fedlora.engines.flower.codec import from_content, to_content
+    from fedlora.engines.messages import pack_outcome, unpack_outcome
+
+    def lie(honest):
+        def handle(message):
+            answer = honest(message)
+            if message.metadata.message_type != "train":
+                return answer
+            outcome, more = unpack_outcome(from_content(answer.content))
+            other = dataclasses.replace(outcome, base_sha256="0" * 64)
+            return type(answer)(to_content(pack_outcome(other, more)), reply_to=message)
+
+        return handle
+
+    run = federation.serve("lying", "fedex", grid=federation.grid({1: lie}), num_communication_rounds=1)
+    (failure,) = json.loads((run / "1" / "manifest.json").read_text())["quarantined"]
+    assert (failure["client_id"], failure["kind"]) == (1, "invalid")
