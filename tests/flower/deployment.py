@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -11,11 +12,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import yaml
+
+from fedlora.config.node import NodeConfig
+from fedlora.engines.flower.commands import make_node_environment, supernode_command
+from fedlora.engines.flower.guard import own_bundle_sha256
 
 SIZES = [3, 2, 4]
 ANSWER_SECONDS = 240.0
@@ -47,9 +52,12 @@ class Deployment:
             log.write(f"$ {arguments}\n{done.stdout}{done.stderr}")
         return done
 
-    def start(self, name: str, *arguments: str) -> None:
+    def start(self, name: str, *arguments: str, **environment: str) -> None:
+        self.start_command(name, self.command(*arguments), {**os.environ, **environment})
+
+    def start_command(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         with (self.logs / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(self.command(*arguments), stdout=log, stderr=log)
+            self.processes[name] = subprocess.Popen(list(command), env=dict(environment), stdout=log, stderr=log)
 
     def start_server(self) -> None:
         self.start("server", "flower", "server", str(self.server / "server.yaml"))
@@ -58,12 +66,47 @@ class Deployment:
             assert time.monotonic() < until, self.log("server")[-2000:]
             time.sleep(0.3)
 
-    def start_node(self, client: int, *flags: str) -> None:
+    def start_node(self, client: int, *flags: str, **environment: str) -> None:
         settings = self.folder / f"client-{client}" / "node.yaml"
-        rows = self.data / str(len(SIZES)) / f"local_training_{client}.json"
-        places = ["--data_path", str(rows), "--runtime_port", str(self.node_ports[client])]
-        bounds = ["--max_local_epochs", "100000", "--share_own_adapter", "true", "--device", "cpu"]
-        self.start(f"node-{client}", "flower", "node", "--config", str(settings), *places, *bounds, *flags)
+        changes = [text for name, value in self._changes(client).items() for text in (f"--{name}", str(value).lower())]
+        self.start(f"node-{client}", "flower", "node", "--config", str(settings), *changes, *flags, **environment)
+
+    def start_hostile_node(self, client: int, faults: Mapping[int, str]) -> None:
+        """A node whose worker spoils its answers, as `hostile_worker` names them by round."""
+        folder = self.folder / f"client-{client}"
+        config = NodeConfig.make(self._changes(client), file=folder / "node.yaml")
+        settings = folder / "hostile.yaml"
+        settings.write_text(json.dumps(config.model_dump(mode="json")))
+        script = Path(__file__).with_name("hostile_worker.py")
+        told = json.dumps({str(number): how for number, how in faults.items()})
+        self.start_command(f"worker-{client}", [sys.executable, str(script), str(settings), told], os.environ)
+        environment = make_node_environment(config, own_bundle_sha256())
+        self.start_command(f"node-{client}", supernode_command(config), environment)
+
+    def _changes(self, client: int) -> dict[str, object]:
+        return {
+            "data_path": self.data / str(len(SIZES)) / f"local_training_{client}.json",
+            "runtime_port": self.node_ports[client],
+            "max_local_epochs": 100_000,
+            "share_own_adapter": True,
+            "device": "cpu",
+        }
+
+    def state_of(self, client: int) -> Path:
+        """Where a node keeps what stays with it."""
+        return self.folder / f"client-{client}" / "state"
+
+    def wait_until_online(self, seconds: float = 150.0) -> None:
+        """Start what does not run, and wait until the server has all nodes."""
+        if "server" not in self.processes:
+            self.start_server()
+        for client in range(len(SIZES)):
+            if f"node-{client}" not in self.processes:
+                self.start_node(client)
+        until = time.monotonic() + seconds
+        while (told := self.call("flower", "status", "--server", str(self.server)).stdout).count("online") < len(SIZES):
+            assert time.monotonic() < until, told
+            time.sleep(1)
 
     def stop(self, name: str) -> None:
         process = self.processes.pop(name)

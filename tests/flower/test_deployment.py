@@ -78,13 +78,26 @@ def adapters(run: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("mode", ["homo", "seq", "none", "scaffold"])
+KINDS = {
+    "homo": {},
+    "seq": {},
+    "none": {},
+    "scaffold": {},
+    "fedex": {},
+    "finetune": {},
+    "hetlora": {"client_ranks": "4,2,3"},
+}
+"""A method of every kind that differs in what travels; all methods are compared over a grid in memory."""
+
+
+@pytest.mark.parametrize("mode", KINDS)
 def test_real_nodes_give_the_bytes_of_a_simulation(deployment, mode):
-    done = deployment.run(deployment.config(mode, mode))
+    options = KINDS[mode]
+    done = deployment.run(deployment.config(mode, mode, **options))
     assert done.returncode == 0, done.stderr[-3000:]
     there = deployment.root / "models" / mode
     assert done.stdout.strip() == str(there)
-    file = deployment.config(f"{mode}-here", mode)
+    file = deployment.config(f"{mode}-here", mode, **options)
     here = train.run(TrainConfig.make({}, file=file)).root
     assert adapters(there) == adapters(here)
     assert len(adapters(here)) >= 6
