@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -15,7 +16,10 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
+import torch
 from deployment import SIZES, Deployment, free_ports
+from relay import Relay
+from test_parity import OPTIONS
 
 from fedlora.config.flower import ServerConfig
 from fedlora.config.node import NodeConfig
@@ -23,6 +27,9 @@ from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
 from fedlora.engines.flower.certificates import make_key, private_ssh
 from fedlora.engines.flower.commands import make_node_environment, supernode_command, write_connection
+from fedlora.engines.flower.frames import unframe
+from fedlora.engines.messages import unpack_outcome
+from fedlora.federated.modes import MODES
 from fedlora.files import sha256_of
 from fedlora.stages import train, verify
 
@@ -62,9 +69,7 @@ def deployment(tmp_path_factory):
         file.write_text(json.dumps(rows))
     made = Deployment(root, make_tiny_model(root / "model"), data)
     try:
-        made.start_server()
-        for client in range(len(SIZES)):
-            made.start_node(client)
+        made.wait_until_online()
         yield made
     finally:
         made.stop_all()
@@ -74,25 +79,19 @@ def adapters(run: Path) -> dict[str, str]:
     return {
         path.relative_to(run).as_posix(): sha256_of(path)
         for path in sorted(run.rglob("*"))
-        if path.name in ("adapter_model.bin", "global_adapter_model.bin", "state.safetensors")
+        if path.suffix in (".bin", ".safetensors") and path.parent.name != "private"
     }
 
 
-KINDS = {
-    "homo": {},
-    "seq": {},
-    "none": {},
-    "scaffold": {},
-    "fedex": {},
-    "finetune": {},
-    "hetlora": {"client_ranks": "4,2,3"},
-}
-"""A method of every kind that differs in what travels; all methods are compared over a grid in memory."""
+KINDS = ("homo", "seq", "none", "scaffold", "fedex", "finetune", "hetlora")
+"""A method of every kind that differs in what travels."""
+REST = sorted(MODES.keys() - {*KINDS, "pooled"})
+OTHERS = [tuple(REST[first : first + 5]) for first in range(0, len(REST), 5)]
 
 
 @pytest.mark.parametrize("mode", KINDS)
 def test_real_nodes_give_the_bytes_of_a_simulation(deployment, mode):
-    options = KINDS[mode]
+    options = OPTIONS.get(mode, {})
     done = deployment.run(deployment.config(mode, mode, **options))
     assert done.returncode == 0, done.stderr[-3000:]
     there = deployment.root / "models" / mode
@@ -102,6 +101,17 @@ def test_real_nodes_give_the_bytes_of_a_simulation(deployment, mode):
     assert adapters(there) == adapters(here)
     assert len(adapters(here)) >= 6
     verify.run(VerifyConfig.of(exp_name=mode, model_dir=there.parent))
+
+
+@pytest.mark.parametrize("modes", OTHERS, ids=" ".join)
+def test_nodes_take_part_in_several_runs_at_a_time(deployment, modes):
+    running = {mode: deployment.config(mode, mode, **OPTIONS.get(mode, {})) for mode in modes}
+    processes = [deployment.popen(*deployment.run_arguments(file)) for file in running.values()]
+    assert [process.wait(240) for process in processes] == [0] * len(modes)
+    for mode in modes:
+        here = train.run(TrainConfig.make({}, file=deployment.config(f"{mode}-here", mode, **OPTIONS.get(mode, {}))))
+        assert adapters(deployment.root / "models" / mode) == adapters(here.root)
+        assert len(adapters(here.root)) >= 6
 
 
 def test_no_row_is_in_what_the_server_has_or_anybody_prints(deployment):
@@ -116,7 +126,34 @@ def test_no_row_is_in_what_the_server_has_or_anybody_prints(deployment):
     assert all(CANARY in file.read_text() for file in rows if "manifest" not in file.name)
 
 
+def test_no_row_is_in_what_a_node_and_its_server_say_to_each_other(deployment):
+    deployment.stop("node-0")
+    with Relay(deployment.port, deployment.server) as wire:
+        deployment.start_node(0, "--server", f"localhost:{wire.port}", "--share_own_adapter", "false")
+        deployment.wait_until_online()
+        for mode in ("heard", "fedsa"):
+            name = mode if mode == "fedsa" else "homo"
+            done = deployment.run(deployment.config(mode, name, local_val_set_size=1))
+            assert done.returncode == 0, done.stderr[-3000:]
+        deployment.stop("node-0")
+        heard = bytes(wire.heard)
+    assert CANARY.encode() not in heard
+    # this one hears: what the client sent, and what it was sent in the next round
+    run = deployment.root / "models" / "heard"
+    for file in (run / "1" / "client_0" / "adapter_model.bin", run / "1" / "global_adapter_model.bin"):
+        assert any(value.numpy().tobytes() in heard for value in torch.load(file, weights_only=True).values())
+    # and what fedsa leaves on the node is in no byte
+    kept = [unpack_outcome(unframe(file.read_bytes()))[0] for file in deployment.state_of(0).rglob("2.update")]
+    own = [update.memory.adapter for update in kept if update.memory.adapter and update.upload]
+    assert own
+    for adapter in own:
+        halves = {half: [v for k, v in adapter.items() if f"lora_{half}" in k] for half in "AB"}
+        assert all(value.numpy().tobytes() in heard for value in halves["A"])
+        assert not any(value.numpy().tobytes() in heard for value in halves["B"])
+
+
 def test_a_request_beyond_the_nodes_bounds_is_refused_with_its_reason(deployment):
+    deployment.wait_until_online()
     done = deployment.run(deployment.config("greedy", "homo", lora_r=128), "--start_seconds", "20")
     assert done.returncode == 4
     assert "takes no part: lora_r=128 is above this node's bound of 64" in done.stderr
@@ -217,8 +254,9 @@ def status_of(deployment: Deployment, port: int, path: str) -> int:
     until = time.monotonic() + 10
     while True:
         try:
-            connection.request("POST", path, body=b"")
-            return connection.getresponse().status
+            with contextlib.closing(connection):
+                connection.request("POST", path, body=b"")
+                return connection.getresponse().status
         except ConnectionRefusedError:
             assert time.monotonic() < until
             time.sleep(0.1)

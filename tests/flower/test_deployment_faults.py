@@ -47,8 +47,10 @@ def deployment(federation):
         federation.stop_all()
 
 
-def simulated(deployment: Deployment, name: str, mode: str, **changes: object) -> dict[str, str]:
-    return adapters(train.run(TrainConfig.make({}, file=deployment.config(name, mode, **changes))).root)
+def assert_simulated(deployment: Deployment, name: str, mode: str, **changes: object) -> None:
+    """A run left what the same run leaves in one process."""
+    here = train.run(TrainConfig.make({}, file=deployment.config(f"{name}-here", mode, **changes))).root
+    assert adapters(deployment.root / "models" / name) == adapters(here)
 
 
 def failures(deployment: Deployment, name: str, number: int) -> list[dict[str, Any]]:
@@ -76,7 +78,7 @@ def test_a_worker_that_is_killed_is_started_again_and_the_bytes_are_those_of_an_
     assert deployment.kill("node-2", "worker.yaml") == 1
     assert deployment.finish_run() == 0, deployment.log("run")
     assert "worker ended with code -9; it is started again" in deployment.log("node-2")
-    assert adapters(deployment.root / "models" / "worker") == simulated(deployment, "worker-here", "none", **options)
+    assert_simulated(deployment, "worker", "none", **options)
 
 
 def test_the_superlink_is_killed_and_the_run_survives(deployment):
@@ -86,7 +88,7 @@ def test_the_superlink_is_killed_and_the_run_survives(deployment):
     assert deployment.kill("server", "flower-superlink") == 1
     deployment.wait_for("server", "superlink ended with code -9")
     assert deployment.finish_run() == 0, deployment.log("run")
-    assert adapters(deployment.root / "models" / "superlink") == simulated(deployment, "superlink-here", "homo", **options)
+    assert_simulated(deployment, "superlink", "homo", **options)
 
 
 def test_the_server_app_is_killed_and_the_run_resumes_to_the_same_bytes(deployment):
@@ -99,7 +101,7 @@ def test_the_server_app_is_killed_and_the_run_resumes_to_the_same_bytes(deployme
     done = deployment.run(file)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "going on behind round" in done.stderr
-    assert adapters(deployment.root / "models" / "serverapp") == simulated(deployment, "serverapp-here", "homo", **options)
+    assert_simulated(deployment, "serverapp", "homo", **options)
 
 
 def test_a_node_that_is_killed_is_missing_for_its_round_and_takes_part_again_later(deployment):
@@ -177,7 +179,8 @@ def test_a_worker_without_memory_costs_its_client_the_round(deployment):
 
 def test_answers_with_nan_and_with_wrong_keys_are_quarantined_and_the_run_goes_on(deployment):
     deployment.stop("node-2")
-    deployment.start_hostile_node(2, {1: "nan", 2: "keys"})
+    script = Path(__file__).with_name("hostile_worker.py")
+    deployment.start_node_with(script, 2, json.dumps({"1": "nan", "2": "keys"}))
     deployment.wait_until_online()
     done = deployment.run(deployment.config("hostile", "homo", num_communication_rounds=3))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -202,4 +205,4 @@ def test_without_a_quorum_the_run_fails_and_goes_on_once_the_nodes_are_back(depl
     deployment.start_node(2)
     done = deployment.run(file)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert adapters(deployment.root / "models" / "quorum") == simulated(deployment, "quorum-here", "homo", **options)
+    assert_simulated(deployment, "quorum", "homo", **options)

@@ -13,9 +13,12 @@ from small_federation import SIZES, Federation, adapters
 
 from fedlora.config.runs import VerifyConfig
 from fedlora.engines.messages import unpack
+from fedlora.errors import UsageError
 from fedlora.federated.adapters import fingerprint, shapes_of
 from fedlora.federated.modes import MODES
 from fedlora.llm.adapter_files import BIN_NAME, load_adapter
+from fedlora.paths import OutputName, RunPaths
+from fedlora.runs.adapters import adapter_file, client_model_file
 from fedlora.stages import verify
 
 
@@ -74,6 +77,15 @@ def is_own(place: Path) -> bool:
 
 def last_trained(run: Path, client: int, number: int) -> int:
     return max(n for n in range(1, number + 1) if (run / str(n) / f"client_{client}" / "update.json").is_file())
+
+
+@pytest.mark.parametrize("mode", ["none", "ditto", "finetune"])
+def test_a_model_that_is_not_here_is_not_taken_for_another(federation, mode):
+    run = federation.serve("there", mode)
+    paths = RunPaths(run.parent, "there")
+    for find in (lambda: client_model_file(paths, 2, 1), lambda: adapter_file(paths, 2, OutputName("client", 1))):
+        with pytest.raises(UsageError, match="the model of client 1 is its own and stays on its node"):
+            find()
 
 
 @pytest.mark.parametrize("mode", ["none", "fedsa"])

@@ -29,7 +29,7 @@ ANSWER_SECONDS = 240.0
 class Deployment:
     """Everything below `root`: federation/ with keys, configurations and logs, models/ with runs."""
 
-    def __init__(self, root: Path, model: Path, data: Path) -> None:
+    def __init__(self, root: Path, model: Path | str, data: Path) -> None:
         self.root, self.model, self.data = root, model, data
         self.folder = root / "federation"
         self.logs = root / "logs"
@@ -52,6 +52,11 @@ class Deployment:
             log.write(f"$ {arguments}\n{done.stdout}{done.stderr}")
         return done
 
+    def popen(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """A command that runs beside others."""
+        with (self.logs / "calls.log").open("ab") as log:
+            return subprocess.Popen(self.command(*arguments), stdout=log, stderr=log)
+
     def start(self, name: str, *arguments: str, **environment: str) -> None:
         self.start_command(name, self.command(*arguments), {**os.environ, **environment})
 
@@ -71,15 +76,14 @@ class Deployment:
         changes = [text for name, value in self._changes(client).items() for text in (f"--{name}", str(value).lower())]
         self.start(f"node-{client}", "flower", "node", "--config", str(settings), *changes, *flags, **environment)
 
-    def start_hostile_node(self, client: int, faults: Mapping[int, str]) -> None:
-        """A node whose worker spoils its answers, as `hostile_worker` names them by round."""
+    def start_node_with(self, worker: Path, client: int, *arguments: str) -> None:
+        """A node with another worker: `python worker <configuration> <arguments>`."""
         folder = self.folder / f"client-{client}"
         config = NodeConfig.make(self._changes(client), file=folder / "node.yaml")
-        settings = folder / "hostile.yaml"
+        settings = folder / "other.yaml"
         settings.write_text(json.dumps(config.model_dump(mode="json")))
-        script = Path(__file__).with_name("hostile_worker.py")
-        told = json.dumps({str(number): how for number, how in faults.items()})
-        self.start_command(f"worker-{client}", [sys.executable, str(script), str(settings), told], os.environ)
+        command = [sys.executable, str(worker), str(settings), *arguments]
+        self.start_command(f"worker-{client}", command, os.environ)
         environment = make_node_environment(config, own_bundle_sha256())
         self.start_command(f"node-{client}", supernode_command(config), environment)
 
