@@ -76,10 +76,10 @@ class Deployment:
         changes = [text for name, value in self._changes(client).items() for text in (f"--{name}", str(value).lower())]
         self.start(f"node-{client}", "flower", "node", "--config", str(settings), *changes, *flags, **environment)
 
-    def start_node_with(self, worker: Path, client: int, *arguments: str) -> None:
+    def start_node_with(self, worker: Path, client: int, *arguments: str, **changes: object) -> None:
         """A node with another worker: `python worker <configuration> <arguments>`."""
         folder = self.folder / f"client-{client}"
-        config = NodeConfig.make(self._changes(client), file=folder / "node.yaml")
+        config = NodeConfig.make({**self._changes(client), **changes}, file=folder / "node.yaml")
         settings = folder / "other.yaml"
         settings.write_text(json.dumps(config.model_dump(mode="json")))
         command = [sys.executable, str(worker), str(settings), *arguments]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import shutil
 import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -39,8 +41,8 @@ def test_init_makes_an_authority_a_certificate_and_keys_that_are_their_owners(ma
     certificate = x509.load_pem_x509_certificate((made / "server" / "server.crt").read_bytes())
     certificate.verify_directly_issued_by(authority)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address("10.0.0.7")]
-    assert names.get_values_for_type(x509.DNSName) == ["fed.example.org"]
+    assert names.get_values_for_type(x509.IPAddress) == list(map(ipaddress.ip_address, ("10.0.0.7", "127.0.0.1")))
+    assert names.get_values_for_type(x509.DNSName) == ["fed.example.org", "localhost"]
     for secret in ("server/ca.key", "server/server.key", "server/superexec.secret", "client-1/node.key"):
         assert stat.S_IMODE((made / secret).stat().st_mode) == 0o600
     key = load_ssh_private_key((made / "client-1" / "node.key").read_bytes(), None)
@@ -53,6 +55,14 @@ def test_what_init_writes_is_read_by_the_commands(made):
     node = NodeConfig.make({}, file=made / "client-1" / "node.yaml")
     assert server.host == "127.0.0.1"
     assert (node.client_id, node.server, node.base_models) == (1, "10.0.0.7:9092", ("smollm2-135m",))
+
+
+def test_behind_a_proxy_the_server_listens_on_a_port_of_its_own(tmp_path):
+    folder = tmp_path / "federation"
+    ports = ["--port", "443", "--listen_port", "9092"]
+    assert cli.main(["flower", "init", "--folder", str(folder), "--hosts", "fed.example.org", *ports]) == 0
+    assert ServerConfig.make({}, file=folder / "server" / "server.yaml").port == 9092
+    assert NodeConfig.make({}, file=folder / "client-0" / "node.yaml").server == "fed.example.org:443"
 
 
 def test_init_writes_over_no_key(made, capsys):
@@ -115,3 +125,27 @@ def test_a_program_that_ends_is_started_again_and_ends_with_its_crew(monkeypatch
         number = crew.process_ids()["stays"]
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     assert subprocess.run(["kill", "-0", str(number)], capture_output=True, check=False).returncode
+
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+@pytest.mark.parametrize("unit", ["fedlora-server.service", "fedlora-node.service"])
+def test_the_units_start_a_command_that_there_is_and_never_give_up(unit, tmp_path, made, monkeypatch):
+    text = (DEPLOY / unit).read_text()
+    settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    assert (settings["Restart"], settings["StartLimitIntervalSec"]) == ("always", "0")
+    assert int(settings["RestartSec"]) < 60
+    program, *arguments = settings["ExecStart"].split()
+    assert Path(program).name == "fedlora"
+    started = []
+    name = "run_server" if "server" in unit else "run_node"
+    monkeypatch.setattr(f"fedlora.stages.flower_processes.{name}", started.append)
+    real = made / ("server" if "server" in unit else "client-0") / Path(arguments[-1]).name
+    assert cli.main([*arguments[:-1], str(real)]) == 0
+    assert len(started) == 1
+    if (analyze := shutil.which("systemd-analyze")) is None:
+        pytest.skip("systemd-analyze is not installed; the rest holds")
+    (tmp_path / unit).write_text(text.replace(program, sys.executable).replace("User=fedlora\n", ""))
+    done = subprocess.run([analyze, "verify", str(tmp_path / unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if unit in line]) == (0, [])

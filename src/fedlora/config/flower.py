@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedlora.config.schema import Config, Names, flag
+from fedlora.config.schema import Config, Names, OptionalInt, flag
 from fedlora.config.train import TrainConfig
 
 
@@ -19,6 +19,9 @@ class InitConfig(Config):
     nodes: int = flag(3, "how many nodes", ge=1, le=1000)
     hosts: Names = flag(("127.0.0.1", "localhost"), "names and addresses under which nodes reach the server")
     port: int = flag(9092, "port under which nodes reach the server", ge=1, le=65535)
+    listen_port: OptionalInt = flag(
+        None, "port that the server listens on behind a proxy that has the other; unset: the same", ge=1, le=65535
+    )
     base_models: Names = flag(("smollm2-135m",), "base models that the nodes' configurations allow at first")
     days: int = flag(365, "how long the certificates hold", ge=1, le=3650)
 

@@ -22,6 +22,8 @@ from fedlora.files import write_bytes, write_text
 from fedlora.flower_paths import NodeFolder, ServerFolder, client_folder
 
 OWNER_ONLY = 0o600
+OWN_HOSTS = ("127.0.0.1", "localhost")
+"""Names by which the server's own processes reach each other."""
 
 
 def run(config: InitConfig) -> Path:
@@ -47,7 +49,8 @@ def _write_server(config: InitConfig, folder: ServerFolder, key: PrivateKey) -> 
     """The server's files; returns the authority's certificate."""
     authority_key = make_key()
     authority = make_authority(authority_key, config.days)
-    certificate = make_certificate(key, config.hosts, authority, authority_key, config.days)
+    hosts = list(dict.fromkeys([*config.hosts, *OWN_HOSTS]))
+    certificate = make_certificate(key, hosts, authority, authority_key, config.days)
     write_bytes(folder.ca_key, private_pem(authority_key), mode=OWNER_ONLY)
     write_bytes(folder.ca_certificate, certificate_pem(authority))
     write_bytes(folder.key, private_pem(key), mode=OWNER_ONLY)
@@ -59,7 +62,7 @@ def _write_server(config: InitConfig, folder: ServerFolder, key: PrivateKey) -> 
         "# loopback: whoever reaches this port controls the federation; nodes come through a proxy that forwards only\n"
         "# /v1/fleet/ (docs/deployment.md)\n"
         "host: 127.0.0.1\n"
-        f"port: {config.port}\n"
+        f"port: {config.listen_port or config.port}\n"
     )
     write_text(folder.settings, text)
     return certificate_pem(authority)
