@@ -298,3 +298,57 @@ def test_rows_are_never_brought_together(federation):
 
 def test_the_shim_s_failure_is_what_the_codec_writes():
     assert unpack_outcome(_failure("lost", "why")) == (ClientFailure(0, "lost", "why"), {})
+
+
+class FaultyGrid(MemoryGrid):
+    """One whose server goes away: `faults` names what each call of a kind raises, call by call, None for nothing."""
+
+    def __init__(self, grid: MemoryGrid, **faults) -> None:
+        super().__init__(grid.nodes)
+        self.faults = {name: iter(errors) for name, errors in faults.items()}
+
+    def _raise(self, name: str) -> None:
+        if (error := next(self.faults.get(name, iter(())), None)) is not None:
+            raise error
+
+    def get_nodes(self):
+        self._raise("get_nodes")
+        return super().get_nodes()
+
+    def push_messages(self, messages):
+        self._raise("push")
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        self._raise("pull")
+        return super().pull_messages(message_ids)
+
+
+def test_a_server_that_goes_away_between_any_two_calls_costs_nobody_a_round(federation):
+    import httpx
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+    gone = [httpx.ConnectError("gone"), None, httpx.ReadTimeout("slow"), ConnectionResetError(), None, None] * 3
+    forgotten = [None, ObjectPushError("object", 1, "session"), None, ObjectPushError("object", 1, "session")] * 4
+    grid = FaultyGrid(federation.grid(), get_nodes=gone, push=forgotten, pull=gone)
+    waits = dataclasses.replace(QUICK, wave=dataclasses.replace(QUICK.wave, poll=0.0))
+    run = flower_server.run(grid, federation.config("away"), waits).root
+    manifests = [json.loads((run / number / "manifest.json").read_text()) for number in ("1", "2")]
+    assert [manifest["quarantined"] for manifest in manifests] == [[], []]
+    assert adapters(run) == adapters(federation.simulate("here"))
+
+
+def test_a_reply_that_cannot_be_unpacked_is_its_sender_s_fault_alone(federation):
+    from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError
+
+    class Unpacking(MemoryGrid):
+        def pull_messages(self, message_ids):
+            found = super().pull_messages(message_ids)
+            for message in found:
+                if message.metadata.src_node_id == 100 + BAD and self.sent[-1].metadata.message_type == "train":
+                    raise UnexpectedObjectContentError("object", "not what it says")
+            return found
+
+    run = federation.serve("spoiled", grid=Unpacking(federation.grid().nodes), num_communication_rounds=1)
+    (failure,) = json.loads((run / "1" / "manifest.json").read_text())["quarantined"]
+    assert failure == {"client_id": BAD, "kind": "invalid", "reason": "its reply cannot be unpacked"}

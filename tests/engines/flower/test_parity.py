@@ -96,6 +96,16 @@ def test_an_owner_may_let_its_adapter_out(federation, mode):
     verify.run(VerifyConfig.of(exp_name="there", model_dir=there.parent))
 
 
+def test_a_run_may_grow_and_another_of_the_same_settings_begins_anew(federation):
+    options = {"num_communication_rounds": 3}
+    here = federation.simulate("here", "none", **options)
+    grid = federation.grid(share_own_adapter=True)
+    assert federation.serve("there", "none", grid) == federation.serve("there", "none", grid, **options)
+    other = federation.serve("other", "none", grid, **options)
+    assert adapters(here.parent / "there") == adapters(other) == adapters(here)
+    assert len({path.parent for path in (federation.root / "nodes" / "0").rglob("*.update")}) == 2
+
+
 def test_kept_moments_stay_with_the_client(federation):
     here = federation.simulate("here", optimizer_state="keep")
     there = federation.serve("there", optimizer_state="keep")

@@ -151,10 +151,13 @@ class Node:
         config = accept_config(self.policy, asked)
         digest = sha256_of(self.policy.data_path) if self.policy.data_path.is_file() else ""
         model = self.policy.find_model(config.base_model)
-        key = sha256_of_json([config.identity(), self.policy.client_id, digest, model])[:32]
+        # two runs that compute the same may still go different ways, where somebody was lost in one
+        key = sha256_of_json([config.exp_name, config.identity(), self.policy.client_id, digest, model])[:32]
         if self._run is None or self._run.key != key:
             self._run = None  # the model of one run leaves before that of another comes
             self._run = self._load(key, config.model_copy(update={"base_model": model}))
+        # a run may have grown since
+        self._run = replace(self._run, config=config)
         return self._run
 
     def _load(self, key: str, config: TrainConfig) -> _Run:

@@ -18,9 +18,10 @@ from flwr.serverapp import Grid
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
-from fedlora.engines.flower.codec import from_content, to_content
+from fedlora.engines.flower.codec import from_content
+from fedlora.engines.flower.post import pull, push
 from fedlora.engines.flower.replies import Answer, ask_update, expect_answer, read_update
-from fedlora.engines.flower.roster import NodeId, Roster
+from fedlora.engines.flower.roster import Roster
 from fedlora.federated.adapters import Shapes
 from fedlora.federated.base_delta import count_held, layer_sizes
 from fedlora.federated.strategy import ClientRule
@@ -78,31 +79,28 @@ class FlowerClients:
         wave = _Wave(tasks)
         began = time.monotonic()
         while wave.waiting or wave.sent:
-            waited = time.monotonic() - began
-            self._send(wave)
-            if waited > self.patience.absent:
-                for client in list(wave.waiting):
-                    yield wave.give_up(client, "its node is not connected")
-            for message in self.grid.pull_messages(list(wave.sent)) if wave.sent else ():
-                task = wave.sent.pop(message.metadata.reply_to_message_id, None)
-                if task is not None:
-                    yield self._receive(task, message)
-            if waited > self.patience.wave:
+            yield from self._send(wave)
+            for message_id, message in pull(self.grid, wave.sent):
+                yield self._receive(wave.sent.pop(message_id), message)
+            if time.monotonic() - began > self.patience.wave:
                 for task in wave.end():
                     reason = f"no answer within {self.patience.wave:g} s"
                     yield ClientFailure(task.client_id, "lost", reason)
             if wave.waiting or wave.sent:
                 time.sleep(self.patience.poll)
 
-    def _send(self, wave: _Wave) -> None:
-        """Hand the tasks of those who are connected to Flower; the others stay in `waiting`."""
-        if not wave.waiting:
+    def _send(self, wave: _Wave) -> Iterator[ClientFailure]:
+        """Hand the tasks of those who are connected to Flower; whoever has been away for too long is given up."""
+        nodes = self.roster.look() if wave.waiting else None
+        if nodes is None:
             return
-        nodes = self.roster.look()
         for client, task in list(wave.waiting.items()):
             node = nodes.get(client)
             if node is None:
+                if wave.seconds_away(client) > self.patience.absent:
+                    yield wave.give_up(client, "its node is not connected")
                 continue
+            wave.away.pop(client, None)
             message_id = push(self.grid, node, self._ask(task), "train", self.patience.wave)
             if message_id is not None:
                 wave.sent[message_id] = wave.waiting.pop(client)
@@ -121,9 +119,11 @@ class FlowerClients:
             return ask_update(task, self.config)
         return ask_update(task, self.config, {link.version: self.increment_of(link.version) for link in missed})
 
-    def _receive(self, task: TrainTask, message: Message) -> ClientUpdate | ClientFailure:
+    def _receive(self, task: TrainTask, message: Message | None) -> ClientUpdate | ClientFailure:
         client = task.client_id
         self._is_behind.add(client)
+        if message is None:
+            return ClientFailure(client, "invalid", "its reply cannot be unpacked")
         if message.has_error():
             return ClientFailure(client, *fault_of(message))
         try:
@@ -150,6 +150,12 @@ class _Wave:
     def __init__(self, tasks: Sequence[TrainTask]) -> None:
         self.waiting: dict[ClientId, TrainTask] = {task.client_id: task for task in tasks}
         self.sent: dict[str, TrainTask] = {}
+        self.away: dict[ClientId, float] = {}
+
+    def seconds_away(self, client: ClientId) -> float:
+        """For how long a client has been found missing, from the first time on."""
+        now = time.monotonic()
+        return now - self.away.setdefault(client, now)
 
     def give_up(self, client: ClientId, reason: str) -> ClientFailure:
         """Wait no longer for a node that never came."""
@@ -161,12 +167,6 @@ class _Wave:
         late = [*self.waiting.values(), *self.sent.values()]
         self.waiting, self.sent = {}, {}
         return late
-
-
-def push(grid: Grid, node: NodeId, payload: bytes, kind: str, ttl: float) -> str | None:
-    """Send one message; its id, or None when Flower did not take it."""
-    message = Message(to_content(payload), node, kind, ttl=ttl)
-    return next(iter(grid.push_messages([message])), None)
 
 
 def fault_of(message: Message) -> tuple[Any, str]:

@@ -18,12 +18,12 @@ from flwr.serverapp import Grid
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.engines.client_data import ClientFacts
-from fedlora.engines.flower.codec import from_content, to_content
+from fedlora.engines.flower.codec import from_content
+from fedlora.engines.flower.post import NodeId, connected, pull, push
 from fedlora.engines.flower.replies import NodeFacts, ask_facts, read_facts
 from fedlora.errors import TrainingError
 from fedlora.types import ClientFailure, ClientId
 
-NodeId = int
 MOST_FACTS_BYTES = 1 << 16
 FACTS_SECONDS = 3600.0
 """How long a node may take to load its model before its facts are asked for again."""
@@ -76,33 +76,37 @@ class Roster:
             else:
                 time.sleep(poll)
 
-    def look(self) -> dict[ClientId, NodeId]:
-        """The connected node of each known client; whoever is new is asked, and answers at a later look."""
-        connected = {int(node.node_id): str(getattr(node, "name", "")) for node in self.grid.get_nodes()}
-        for message in self.grid.pull_messages(list(self._asked)) if self._asked else ():
-            node = self._asked.pop(message.metadata.reply_to_message_id, None)
-            if node is not None:
-                self._admit(node, connected, message)
+    def look(self) -> dict[ClientId, NodeId] | None:
+        """The connected node of each known client; whoever is new is asked, and answers at a later look.
+
+        None while the server does not say who is connected.
+        """
+        names = connected(self.grid)
+        if names is None:
+            return None
+        for message_id, message in pull(self.grid, self._asked):
+            self._admit(self._asked.pop(message_id), names, message)
         asked = set(self._asked.values())
-        for node in sorted(connected.keys() - self._client_of.keys() - asked):
+        for node in sorted(names.keys() - self._client_of.keys() - asked):
             if self._clock() >= self._not_before.get(node, 0.0):
                 self._ask(node)
-        return {client: node for node, client in self._client_of.items() if node in connected}
+        return {client: node for node, client in self._client_of.items() if node in names}
 
     def _ask(self, node: NodeId) -> None:
-        self._not_before[node] = self._clock() + AGAIN_SECONDS
-        message = Message(to_content(ask_facts(self.config)), node, "query", ttl=FACTS_SECONDS)
-        message_id = next(iter(self.grid.push_messages([message])), None)
+        message_id = push(self.grid, node, ask_facts(self.config), "query", FACTS_SECONDS)
         if message_id is not None:
+            self._not_before[node] = self._clock() + AGAIN_SECONDS
             self._asked[message_id] = node
 
-    def _admit(self, node: NodeId, connected: Mapping[NodeId, str], message: Message) -> None:
-        reason = self._find_fault(node, connected, message)
+    def _admit(self, node: NodeId, names: Mapping[NodeId, str], message: Message | None) -> None:
+        reason = self._find_fault(node, names, message)
         if reason is not None:
             say(f"node {node} takes no part: {reason}")
 
-    def _find_fault(self, node: NodeId, connected: Mapping[NodeId, str], message: Message) -> str | None:
+    def _find_fault(self, node: NodeId, names: Mapping[NodeId, str], message: Message | None) -> str | None:
         """Why a node is not the client it says it is; None once it is on the list."""
+        if message is None:
+            return "its answer cannot be unpacked"
         if message.has_error():
             return f"it answered with Flower's error {message.error.code}"
         try:
@@ -111,17 +115,17 @@ class Roster:
             return f"its answer cannot be read ({type(error).__name__})"
         if isinstance(told, ClientFailure):
             return told.reason
-        return self._find_conflict(node, connected, told)
+        return self._find_conflict(node, names, told)
 
-    def _find_conflict(self, node: NodeId, connected: Mapping[NodeId, str], told: NodeFacts) -> str | None:
+    def _find_conflict(self, node: NodeId, names: Mapping[NodeId, str], told: NodeFacts) -> str | None:
         client = told.facts.client_id
-        named = _NAME.fullmatch(connected.get(node, ""))
+        named = _NAME.fullmatch(names.get(node, ""))
         if named and int(named[1]) != client:
-            return f"it says that it is client {client}, and is registered as {connected[node]}"
+            return f"it says that it is client {client}, and is registered as {names[node]}"
         if client >= self.config.num_clients or (not self._is_open and client not in self.facts):
             return f"client {client} is none of this run's"
         holder = next((other for other, taken in self._client_of.items() if taken == client), None)
-        if holder is not None and holder in connected:
+        if holder is not None and holder in names:
             return f"client {client} is node {holder} already"
         if told.shapes != self.shapes_sha256:
             return f"client {client} has another base model: the shapes of its adapter differ"
