@@ -3,12 +3,13 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-slow crashtest bench bench-gpu bench-quality fuzz lint format clean-venv
+.PHONY: help demo test test-slow test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz lint format clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
 	@echo "make test        run the default tests"
 	@echo "make test-slow   run the tests on the embedded model and Dolly: minutes (FEDLORA_DOLLY names the file)"
+	@echo "make test-flower  run SuperLink and SuperNodes on the loopback: minutes; make test-flower-faults kills some"
 	@echo "make crashtest   200 kills, a full disk, damaged files, signals, parallel starts, each compared: 10 to 30 minutes"
 	@echo "make bench       measure everything on the CPU and write docs/benchmarks.md: 20 minutes (FEDLORA_DOLLY as above)"
 	@echo "make bench-gpu   the same on a CUDA device"
@@ -28,6 +29,12 @@ test: .venv/installed-dev
 # -rs shows why a test was skipped: what it needs is not in the repository
 test-slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow -rs
+
+test-flower: .venv/installed-dev
+	.venv/bin/python -m pytest -m flower tests/flower/test_deployment.py
+
+test-flower-faults: .venv/installed-dev
+	.venv/bin/python -m pytest -m flower tests/flower/test_deployment_faults.py
 
 # the part on small disks mounts them, which needs root; without it that part is skipped and says so
 crashtest: .venv/installed

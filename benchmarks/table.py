@@ -19,6 +19,7 @@ TITLES = {
     "meter": "Share of a round that the error meter takes",
     "limit": "How close training comes to the machine",
     "continuous_batching": "transformers' continuous batching against our batches",
+    "flower": "A round across machines: what Flower adds",
 }
 HEADS = {"cpu": "On a CPU", "cuda": "On a GPU"}
 

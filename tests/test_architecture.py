@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "fedlora"
 FLOORS = ["ground", "data", "federated", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"]
-DOORS = {"cli", "flags", "demo", "__main__"}
+DOORS = {"cli", "flags", "demo", "flower_bundle", "flower_commands", "__main__"}
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -57,6 +57,16 @@ def test_a_floor_imports_only_from_itself_and_below(module):
 
 def test_only_llm_knows_the_model_libraries():
     assert not importers_of("transformers", "peft") - on_floor("llm")
+
+
+def test_only_the_engine_across_machines_knows_flower():
+    beside = {module for module in importers_of("flwr") if not module.startswith(("engines.flower", "flower_bundle"))}
+    assert not beside
+    assert not {
+        module
+        for module in importers_of("fedlora.engines.flower")
+        if not module.startswith(("engines.flower", "stages.flower", "flower_bundle"))
+    }
 
 
 def test_data_and_ground_work_without_torch():

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from fedlora import __version__
 from fedlora.console import printable
 from fedlora.errors import FedloraError, StorageError, UsageError
+from fedlora.flower_commands import FLOWER_COMMANDS
 from fedlora.redaction import redact
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -96,6 +97,7 @@ COMMANDS = {
         "fedlora.stages.verify:run",
         positional="exp_name",
     ),
+    **{name: Command(*row) for name, row in FLOWER_COMMANDS.items()},
     "reaggregate": Command(
         "what if: a run's stored updates without a client, weighed or combined otherwise",
         "fedlora.config.reaggregate:ReaggregateConfig",

@@ -19,7 +19,7 @@ Half = Literal["both", "A", "B"]
 """Which of the two factors."""
 
 ClientId = int
-FailureKind = Literal["diverged", "invalid", "data", "crashed", "out_of_memory", "lost"]
+FailureKind = Literal["diverged", "invalid", "data", "crashed", "out_of_memory", "lost", "refused"]
 RETRYABLE: frozenset[FailureKind] = frozenset({"out_of_memory", "lost"})
 """Failures of the infrastructure. Any other repeats itself: every draw of a client comes from its seed."""
 
@@ -215,7 +215,8 @@ class ClientUpdate:
     """What one client's training left: `upload` and `extra` go to the server, `memory` stays with the client.
 
     `upload` holds the factors that the task shares, `extra` what the client's rule sends besides. An adapter that was
-    trained on a base with additions means something on that base only, which `base_sha256` names.
+    trained on a base with additions means something on that base only, which `base_sha256` names. Where a client is
+    another machine its memory does not come along; `adapter_stays` says that an adapter of its own is in it.
     """
 
     task_id: str
@@ -230,6 +231,7 @@ class ClientUpdate:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, AdapterState] = field(default_factory=dict)
     base_sha256: str | None = None
+    adapter_stays: bool = False
 
 
 @dataclass(frozen=True)

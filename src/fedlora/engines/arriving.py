@@ -31,7 +31,7 @@ from fedlora.types import (
 class WaveStore(Protocol):
     """Where the updates of an open round lie."""
 
-    def keep_update(self, update: ClientUpdate, adapter: AdapterState) -> None: ...
+    def keep_update(self, update: ClientUpdate, adapter: AdapterState | None) -> None: ...
     def updates(self, round_number: int, clients: Sequence[ClientId]) -> Updates: ...
 
 
@@ -118,8 +118,11 @@ class ArrivingUpdates:
             yield from self._hand_on_stored()
         yield from self._hand_on_stored()
 
-    def _complete(self, update: ClientUpdate) -> AdapterState:
-        """The client's whole adapter: what it keeps, or what it was sent with what it sends in its place."""
+    def _complete(self, update: ClientUpdate) -> AdapterState | None:
+        """The client's whole adapter: what it keeps, or what it was sent with what it sends in its place; None when it
+        is another machine's and stays there."""
+        if update.adapter_stays:
+            return None
         if update.memory.adapter is not None:
             return update.memory.adapter
         return {**self._downloads[update.client_id], **(update.upload or {})}

@@ -56,13 +56,16 @@ class ClientExamples:
         config: TrainConfig,
         tokens: TokenFiles | None,
         facts: Mapping[ClientId, ClientFacts] | None = None,
+        *,
+        only: Sequence[ClientId] | None = None,
     ) -> None:
         self.files = list(files)
         self.encoder = encoder
         self.config = config
         self.tokens = tokens
         self._tokenizer = fingerprint_tokenizer(encoder.tokenizer)
-        self.facts = dict(facts or {client: self._count(client) for client in range(len(self.files))})
+        counted = range(len(self.files)) if only is None else only
+        self.facts = dict(facts or {client: self._count(client) for client in counted})
 
     def clients(self) -> list[ClientId]:
         """Clients that have something to train on."""

@@ -13,6 +13,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from fedlora.federated.base_delta import append
 from fedlora.types import (
     AdapterState,
     BaseDelta,
@@ -27,13 +28,23 @@ from fedlora.types import (
 Groups = Mapping[str, Mapping[str, Tensor] | None]
 
 
+class MissingAdditionsError(ValueError):
+    """A task stands on additions to the base that this side has not got."""
+
+
 def pack(header: Mapping[str, Any], groups: Groups) -> bytes:
     """A header and named groups of tensors; a group that is None stays None."""
     names = {name: group is not None for name, group in groups.items()}
-    # an adapter cut to a client's rank is a view of the server's
-    tensors = {
-        f"{name}/{key}": value.contiguous() for name, group in groups.items() for key, value in (group or {}).items()
-    }
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, group in groups.items():
+        for key, value in (group or {}).items():
+            # an adapter cut to a client's rank is a view of the server's
+            value = value.contiguous()
+            place = value.untyped_storage().data_ptr()
+            # what a client sends and what it keeps may be the same tensor, which safetensors refuses to write twice
+            tensors[f"{name}/{key}"] = value.clone() if place in seen else value
+            seen.add(place)
     line = json.dumps({"header": header, "groups": names}, allow_nan=False).encode()
     return line + b"\n" + safetensors.torch.save(tensors)
 
@@ -54,10 +65,18 @@ def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, dict[str, Tensor] 
     return facts["header"], groups
 
 
-def pack_task(task: TrainTask, memory: ClientMemory, more: Mapping[str, Any], *, held: str | None = None) -> bytes:
+def pack_task(
+    task: TrainTask,
+    memory: ClientMemory,
+    more: Mapping[str, Any],
+    *,
+    held: str | None = None,
+    increments: Mapping[int, AdapterState] | None = None,
+) -> bytes:
     """One client's task with the memory it starts from; additions to the base that the other side has `held` since
-    an earlier task, by their hash, are only named."""
+    an earlier task, by their hash, are only named. With `increments`, by version, only these are sent."""
     base = task.download.base
+    is_whole = base is not None and increments is None and base.sha256 != (held or "")
     header = {
         "id": task.id,
         "round": task.round,
@@ -71,7 +90,8 @@ def pack_task(task: TrainTask, memory: ClientMemory, more: Mapping[str, Any], *,
     }
     groups = {
         "download": task.download.adapter,
-        "base": None if base is None or base.sha256 == (held or "") else base.background,
+        "base": base.background if base is not None and is_whole else None,
+        **_name("increment", {str(version): factors for version, factors in (increments or {}).items()}),
         **_name("extra", task.download.extra),
         **_memory_groups(memory),
     }
@@ -84,7 +104,7 @@ def unpack_task(message: bytes, held: BaseDelta | None = None) -> tuple[TrainTas
     more = header.pop("more")
     header["rows_of"] = tuple(header["rows_of"])
     halves = header.pop("halves")
-    base = _read_base(header.pop("links"), groups["base"], held)
+    base = _read_base(header.pop("links"), groups["base"], held, _named("increment", groups))
     download = Download(groups["download"] or {}, *halves, extra=_named("extra", groups), base=base)
     task = TrainTask(**header, download=download)
     return task, _read_memory(groups), more
@@ -115,16 +135,26 @@ def unpack_outcome(message: bytes) -> tuple[ClientUpdate | ClientFailure, dict[s
 
 
 def _read_base(
-    links: list[dict[str, Any]] | None, background: AdapterState | None, held: BaseDelta | None
+    links: list[dict[str, Any]] | None,
+    background: AdapterState | None,
+    held: BaseDelta | None,
+    increments: Mapping[str, AdapterState],
 ) -> BaseDelta | None:
     if links is None:
         return None
-    base = BaseDelta(tuple(BaseLink(**link) for link in links), background or {})
+    chain = tuple(BaseLink(**link) for link in links)
     if background is not None:
-        return base
-    if held is None or held.sha256 != base.sha256:
-        raise ValueError("a task names additions to the base that were never sent")
-    return held
+        return BaseDelta(chain, background)
+    base = held or BaseDelta()
+    known = [None, *(link.sha256 for link in chain)]
+    if base.sha256 not in known:
+        raise MissingAdditionsError("what is held is no beginning of the additions that a task names")
+    for link in chain[known.index(base.sha256) :]:
+        factors = increments.get(str(link.version), {})
+        base = append(base, link.version, factors, truncation_error=link.truncation_error)
+        if base.sha256 != link.sha256:
+            raise MissingAdditionsError("a task names additions to the base that were never sent")
+    return base
 
 
 def _memory_groups(memory: ClientMemory) -> Groups:

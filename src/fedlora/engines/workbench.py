@@ -58,9 +58,11 @@ def make_workbench(
     layout: Layout | None = None,
     facts: Mapping[ClientId, ClientFacts] | None = None,
     outline: bool = False,
+    only: Sequence[ClientId] | None = None,
     load: Callable[..., BaseModel] = load_base_model,
 ) -> Workbench:
-    """Load the base onto `device`; without a layout one is planned, without facts the clients are counted.
+    """Load the base onto `device`; without a layout one is planned, without facts the clients are counted, or `only`
+    those of them that are here.
 
     `load` may hand out a base that is loaded already (`ResidentBase`).
 
@@ -74,6 +76,6 @@ def make_workbench(
     encoder = PromptEncoder(base.tokenizer, config.prompt_template)
     lora = LoraModel(base.model, spec_of(config))
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
-    examples = ClientExamples(files, encoder, config, tokens, facts)
+    examples = ClientExamples(files, encoder, config, tokens, facts, only=only)
     book = LayoutBook(layout or plan_layout(base, lora, config))
     return Workbench(base, encoder, lora, Trainer(base, lora, config, book), examples)

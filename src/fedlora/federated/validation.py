@@ -45,7 +45,7 @@ def find_update_fault(
         return f"it answers another task, of round {update.round!r} and client {update.client_id!r}"
     if fault := _find_count_fault(update) or _find_metric_fault(update.metrics):
         return fault
-    if update.upload is None and update.memory.adapter is None:
+    if update.upload is None and update.memory.adapter is None and not update.adapter_stays:
         return "it holds no adapter"
     if update.upload is None and task.download.shared is not None:
         return "it sends nothing"

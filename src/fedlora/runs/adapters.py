@@ -11,7 +11,7 @@ from fedlora.files import read_json
 from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.adapter_files import BIN_NAME, CONFIG_NAME, GLOBAL_BIN_NAME, SAFETENSORS_NAME
 from fedlora.llm.lora import LoraSpec
-from fedlora.paths import OutputName, RunPaths, client_number, is_number
+from fedlora.paths import OutputName, RunPaths, client_name, client_number, is_number
 from fedlora.runs.base_chain import FIELD, load_base
 from fedlora.runs.checking import UPDATE_NAME, find_listed_fault, read_manifest
 from fedlora.types import BaseDelta, ClientId
@@ -24,6 +24,8 @@ def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if name.client_id is not None:
+        _check_is_here(paths, round_number, name.client_id)
     having = [number for number in paths.committed_rounds() if _exists(paths.round_folder(number), name)]
     what = f"{name} adapter" if name.kind == "global" else f"adapter of client {name.client_id}"
     known = f"rounds {_ranges(having)} have one" if having else "no round has one"
@@ -36,6 +38,7 @@ def client_model_file(paths: RunPaths, round_number: int, client_id: ClientId) -
     Its own where it keeps one, from this round or carried forward from an earlier one; else the global adapter; where
     there is no global one either, the client has not taken part yet and has the base.
     """
+    _check_is_here(paths, round_number, client_id)
     folder, own = paths.round_folder(round_number), OutputName("client", client_id)
     record = folder / str(own) / UPDATE_NAME
     # what is carried forward has no record: only models of their own are
@@ -44,6 +47,18 @@ def client_model_file(paths: RunPaths, round_number: int, client_id: ClientId) -
     if _exists(folder, OutputName("global")):
         return adapter_file(paths, round_number, OutputName("global"))
     return None
+
+
+def _check_is_here(paths: RunPaths, round_number: int, client_id: ClientId) -> None:
+    """UsageError when the model that a client has after a round is its own, and on its own machine."""
+    places = (paths.round_folder(number) / client_name(client_id) for number in reversed(paths.committed_rounds()))
+    records = (place / UPDATE_NAME for place in places if int(place.parent.name) <= round_number)
+    last = next((record for record in records if record.is_file()), None)
+    if last is not None and read_json(last).get("adapter_stays"):
+        raise UsageError(
+            f"the model of client {client_id} is its own and stays on its node",
+            hint="its owner may let it out: share_own_adapter: true in the node's configuration, then train anew",
+        )
 
 
 def check_committed(paths: RunPaths, round_number: int, file: Path) -> None:

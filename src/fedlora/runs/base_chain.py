@@ -98,6 +98,14 @@ class BaseChain:
         return base
 
 
+def read_increment(paths: RunPaths, number: int) -> AdapterState:
+    """The factors that a committed round added; StorageError when they are not what was written."""
+    folder = paths.round_folder(number)
+    if fault := find_listed_fault(folder, [folder / BASE_NAME]):
+        raise _broken(folder, number, fault)
+    return _load(folder / BASE_NAME)
+
+
 def load_base(paths: RunPaths, round_number: int) -> BaseDelta | None:
     """What `BaseChain.up_to` gives, read from the first round on."""
     return BaseChain(paths).up_to(round_number)

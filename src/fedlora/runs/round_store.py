@@ -95,13 +95,19 @@ class RoundStore:
         seconds = self.log.seconds(round_number, client_id)
         return replace(update, metrics={**update.metrics, "seconds": seconds})
 
-    def keep_update(self, update: ClientUpdate, adapter: AdapterState) -> None:
-        """Write one client's update, its whole adapter and its memory into the open round; `update.json` last."""
+    def keep_update(self, update: ClientUpdate, adapter: AdapterState | None) -> None:
+        """Write one client's update, its whole adapter and its memory into the open round; `update.json` last.
+
+        Without a whole adapter, which then stays where the client is, what the client sent is written alone.
+        """
         folder = self.paths.partial_folder(update.round) / client_name(update.client_id)
-        rank = rank_of_adapter(adapter)
-        write_bytes(folder / BIN_NAME, to_bin(adapter))
-        is_apart = _is_apart(update)
-        write_text(folder / CONFIG_NAME, config_at_rank(self.peft_config, rank))
+        if adapter is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            rank, is_apart = rank_in(self.shapes), update.upload is not None
+        else:
+            rank, is_apart = rank_of_adapter(adapter), _is_apart(update)
+            write_bytes(folder / BIN_NAME, to_bin(adapter))
+            write_text(folder / CONFIG_NAME, config_at_rank(self.peft_config, rank))
         if is_apart:
             write_bytes(folder / UPLOAD_NAME, to_safetensors(update.upload or {}))
         if update.memory.optimizer:
@@ -112,6 +118,7 @@ class RoundStore:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         self.log.note_update(update.round, update.client_id, update.metrics.get("seconds", 0.0))
         record = {
+            **({"adapter_stays": True} if update.adapter_stays else {}),
             "client_id": update.client_id,
             "files": describe_files(folder, files),
             "keeps_adapter": update.memory.adapter is not None,
@@ -142,6 +149,10 @@ class RoundStore:
         """One update with its tensors, from the open round unless a committed `folder` is given."""
         place = (folder or self.paths.partial_folder(round_number)) / client_name(client_id)
         facts = read_json(place / UPDATE_NAME)
+        extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
+        if facts.get("adapter_stays"):
+            apart = self._read_apart(place, facts) if facts["sends_apart"] else None
+            return replace(update_of(facts, upload=apart, memory=ClientMemory()), extra=extra, adapter_stays=True)
         # the rank and where an upload lies are younger than the record
         layout = self._layout(place, facts.get("rank", rank_in(self.shapes)))
         adapter = load_adapter(place / BIN_NAME, layout.shapes, layout=layout)
@@ -150,9 +161,11 @@ class RoundStore:
         memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer, slots)
         upload = None if facts["sends"] is None else pick_half(adapter, facts["sends"])
         if facts.get("sends_apart"):
-            upload = load_adapter(place / UPLOAD_NAME, pick_half(self.shapes, facts["sends"]))
-        extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
+            upload = self._read_apart(place, facts)
         return replace(update_of(facts, upload=upload, memory=memory), extra=extra)
+
+    def _read_apart(self, place: Path, facts: Mapping[str, Any]) -> AdapterState:
+        return load_adapter(place / UPLOAD_NAME, pick_half(self.shapes, facts["sends"]))
 
     def _layout(self, place: Path, rank: int) -> BinLayout:
         if type(rank) is not int or rank < 1:

@@ -97,7 +97,8 @@ class RoundMetrics:
             examples = self.held_out or self.clients.own_validation(client)
             if examples:
                 adapter = self.store.read_memory(client, round_number).adapter
-                record["val_loss"] = self.trainer.validate(adapter, [examples])
+                if adapter is not None:  # None: it stays where the client is
+                    record["val_loss"] = self.trainer.validate(adapter, [examples])
 
     def _validate_personal(self, round_number: int, records: list[dict[str, Any]]) -> dict[str, float]:
         """Every own model of the cohort on the client's own rows, and on the held-out ones; the means for the round."""

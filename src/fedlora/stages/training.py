@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,12 @@ from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
 from fedlora.engines.cohorts import check_clients, choose_cohort
 from fedlora.engines.committed import read_result
-from fedlora.engines.devices import DeviceClients
 from fedlora.engines.forecast import draw_waves, measure_traffic
 from fedlora.engines.growth import forecast_growth
+from fedlora.engines.pools import open_pool
 from fedlora.engines.private_run import find_doubts, make_private_run
 from fedlora.engines.rounds import FederatedRun
-from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
-from fedlora.engines.worker import Worker
 from fedlora.errors import DataError
 from fedlora.federated.adapters import make_adapter, num_bytes
 from fedlora.federated.modes import Mode, choose_mode, has_global_model, has_personal_models, hyperparameters_of
@@ -76,7 +74,10 @@ class Training:
         bench: Workbench,
         held_out: Sequence[Row],
         recorded: Mapping[str, Any] | None = None,
+        *,
+        remote: Callable[[Mode, Callable[[int], None]], ClientPool] | None = None,
     ) -> None:
+        self.remote = remote
         self.config = config
         self.paths = paths
         self.bench = bench
@@ -169,24 +170,12 @@ class Training:
             result = read_result(self.config, self.paths, *facts)
             metrics.record(result, sum(record["seconds"] for record in result.records))
 
-    @contextlib.contextmanager
-    def _open_pool(self, mode: Mode, store: RoundStore, on_rows: Callable[[int], None]) -> Iterator[ClientPool]:
-        """The clients of this process, and those of a worker process per further device."""
-        local = SimulatedClients(self.trainer, mode.rule, self.clients, store, on_rows=on_rows)
-        if len(self.config.devices) < 2:
-            yield local
-            return
-        if mode.order != "parallel":
-            say(f"{self.config.federation_mode} trains one client after another: only {self.config.devices[0]} is used")
-            yield local
-            return
-        layout, facts, files = self.bench.book.layout, self.clients.facts, self.clients.files
-        workers = [Worker(device, self.config, files, facts, layout, self.secret) for device in self.config.devices[1:]]
-        try:
-            yield DeviceClients(local, workers, on_rows)
-        finally:
-            for worker in workers:
-                worker.close()
+    def _open_pool(
+        self, mode: Mode, store: RoundStore, on_rows: Callable[[int], None]
+    ) -> contextlib.AbstractContextManager[ClientPool]:
+        if self.remote is not None:
+            return contextlib.nullcontext(self.remote(mode, on_rows))
+        return open_pool(self.bench, self.config, mode, store, on_rows, self.secret)
 
     def _record_layout(self, store: RoundStore, layout: Layout) -> None:
         self.run_facts = {**self.run_facts, "layout": layout.record()}
@@ -201,6 +190,9 @@ class Training:
         )
         header = {key: self.run_facts[key] for key in ("exp_name", "mode", "base_model", "base_dtype", "versions")}
         header["config_sha256"] = sha256_of_json(self.config.identity())
+        if self.remote is not None:
+            # a round may then hold no whole adapter from which its shapes could be read
+            header["shapes"] = {key: list(shape) for key, shape in self.lora.shapes().items()}
         return RoundStore(
             self.paths,
             shapes=self.lora.shapes(),

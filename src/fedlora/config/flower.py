@@ -1,0 +1,65 @@
+"""Configurations of the commands that run a federation across machines, but for the node's own (`node.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedlora.config.schema import Config, Names, OptionalInt, flag
+from fedlora.config.train import TrainConfig
+
+
+class InitConfig(Config):
+    """Make what a federation across machines needs: a certificate authority, the server's certificate, a key and a
+    configuration for every node.
+
+    Each node's folder goes to its owner; nothing in it is needed on the server but the public key, which stays there.
+    """
+
+    folder: Path = flag(Path("./federation"), "new folder for server/ and client-<i>/")
+    nodes: int = flag(3, "how many nodes", ge=1, le=1000)
+    hosts: Names = flag(("127.0.0.1", "localhost"), "names and addresses under which nodes reach the server")
+    port: int = flag(9092, "port under which nodes reach the server", ge=1, le=65535)
+    listen_port: OptionalInt = flag(
+        None, "port that the server listens on behind a proxy that has the other; unset: the same", ge=1, le=65535
+    )
+    base_models: Names = flag(("smollm2-135m",), "base models that the nodes' configurations allow at first")
+    days: int = flag(365, "how long the certificates hold", ge=1, le=3650)
+
+
+class ServerConfig(Config):
+    """Run the server: Flower's SuperLink and the process that trains, started again when they end."""
+
+    folder: Path = flag(Path("./federation/server"), "the server's folder, made by `fedlora flower init`")
+    host: str = flag("127.0.0.1", "address to listen on: loopback, behind a proxy that forwards only /v1/fleet/")
+    port: int = flag(9092, "port to listen on", ge=1, le=65535)
+
+
+class StatusConfig(Config):
+    """Print the nodes and runs of a server, on the machine that it runs on."""
+
+    server: Path = flag(Path("./federation/server"), "the server's folder")
+
+
+class SubmitConfig(TrainConfig):
+    """Train on the connected nodes; takes the configuration of `train`, as a file, as flags, or both.
+
+    data_path is not used: where rows lie is each node's own configuration. model_dir lies on the server's machine.
+    """
+
+    server: Path = flag(Path("./federation/server"), "the server's folder, on this machine")
+    start_seconds: float = flag(600.0, "how long to wait for all num_clients nodes at the start", gt=0)
+    absent_seconds: float = flag(10.0, "how long a round waits for a node that is not connected", ge=0)
+    round_seconds: float = flag(3600.0, "how long a round waits for updates", gt=0)
+
+    def training(self) -> TrainConfig:
+        """The configuration that `train` would be called with."""
+        fields = self.model_fields_set & TrainConfig.model_fields.keys()
+        return TrainConfig.model_validate({name: getattr(self, name) for name in fields})
+
+
+class LocalConfig(SubmitConfig):
+    """Try a federation across machines on this one: server, one node per client of data_path, and a run."""
+
+    folder: Path = flag(Path("./federation"), "folder for keys, configurations and logs; made if it is not there")
+    nodes: int = flag(3, "how many nodes: client i has file i of data_path", ge=1, le=32)
+    port: int = flag(9092, "first of the ports on the loopback that are used", ge=1, le=65000)

@@ -1,0 +1,63 @@
+"""Configuration of a node: one owner's machine in a federation across machines.
+
+It has the last word. A run asks, and what it asks is held against these bounds before any row is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, field_validator
+
+from fedlora.config.schema import Config, Names, flag
+
+
+def _names_of_mapping(value: Any) -> Any:
+    """`{name: path}` of a YAML file as the `name=path` that a flag takes."""
+    return [f"{name}={path}" for name, path in value.items()] if isinstance(value, dict) else value
+
+
+Models = Annotated[Names, BeforeValidator(_names_of_mapping)]
+
+
+class NodeConfig(Config):
+    """What this node is, and what a run may ask of it."""
+
+    folder: Path = flag(Path(), "folder of this node's key and certificate, made by `fedlora flower init`")
+    server: str = flag("127.0.0.1:9092", "host:port of the server, or of the proxy in front of it")
+    runtime_port: int = flag(9094, "port on this machine's loopback that Flower's processes here speak over", ge=1)
+    bundles: Names = flag((), "SHA-256 of app bundles allowed besides that of this release of fedlora")
+    client_id: int = flag(0, "number of this client in the federation, from 0", ge=0, lt=100_000)
+    data_path: Path = flag(Path("./train.json"), "file of this client's rows; no run can name another")
+    state_dir: Path = flag(
+        Path("./node"), "folder of what this client keeps between rounds, readable by the owner only"
+    )
+    base_models: Models = flag((), "base models that a run may name, as name or name=local folder")
+    device: str = flag("auto", "auto, cpu, cuda or cuda:<n>")
+
+    max_lora_r: int = flag(64, "largest rank that a run may ask for", ge=1)
+    max_local_epochs: int = flag(10, "most local epochs that a run may ask for", ge=1)
+    max_rounds: int = flag(1000, "most rounds of a run", ge=1)
+    max_cutoff_len: int = flag(4096, "longest row in tokens that a run may ask for", ge=8)
+    max_message_mb: int = flag(2048, "largest message that is read, in MiB", ge=1, le=4096)
+    min_examples: int = flag(1, "fewest rows to train on: with fewer this client takes no part", ge=1)
+    federation_modes: Names = flag((), "methods that a run may use; unset: all")
+    share_own_adapter: bool = flag(
+        False, "let the adapter that belongs to this client alone (none, fedsa ...) leave it"
+    )
+    keep_rounds: int = flag(3, "rounds before the last accepted one whose memory is kept", ge=1)
+
+    @field_validator("base_models")
+    @classmethod
+    def _well_formed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            name, equals, path = entry.partition("=")
+            if not name or (equals and not path):
+                raise ValueError(f"{entry!r} is neither name nor name=folder")
+        return value
+
+    def find_model(self, name: str) -> str | None:
+        """What to load for a base model that a run names; None when it may not be used here."""
+        known = {entry.partition("=")[0]: entry.partition("=")[2] or entry for entry in self.base_models}
+        return known.get(name)

@@ -1,0 +1,138 @@
+"""Which node is which client: asked once of every node that connects.
+
+A node's name, if the SuperLink knows one of the form `client-<i>`, was given with its key when it was registered, and
+wins over what the node says of itself. A client's place is taken by one node; another that claims it is told of and
+left out for as long as the first is connected.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedlora.config.train import TrainConfig
+from fedlora.console import say
+from fedlora.engines.client_data import ClientFacts
+from fedlora.engines.flower.codec import from_content
+from fedlora.engines.flower.post import NodeId, connected, pull, push
+from fedlora.engines.flower.replies import NodeFacts, ask_facts, read_facts
+from fedlora.errors import TrainingError
+from fedlora.types import ClientFailure, ClientId
+
+MOST_FACTS_BYTES = 1 << 16
+FACTS_SECONDS = 3600.0
+"""How long a node may take to load its model before its facts are asked for again."""
+AGAIN_SECONDS = 30.0
+"""After how long a node that gave no usable answer is asked once more."""
+_NAME = re.compile(r"client-(\d{1,5})")
+
+
+class Roster:
+    """The nodes of a Grid and the clients that they are; `known` are the facts a run was begun with, if it goes on."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        config: TrainConfig,
+        shapes_sha256: str,
+        known: Mapping[ClientId, ClientFacts] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.grid = grid
+        self.config = config
+        self.shapes_sha256 = shapes_sha256
+        self.facts: dict[ClientId, ClientFacts] = dict(known or {})
+        self._is_open = known is None
+        self._clock = clock
+        self._client_of: dict[NodeId, ClientId] = {}
+        self._asked: dict[str, NodeId] = {}
+        self._not_before: dict[NodeId, float] = {}
+
+    def clients(self) -> list[ClientId]:
+        """Clients that have something to train on, ascending."""
+        return sorted(client for client, facts in self.facts.items() if facts.num_examples)
+
+    def wait(self, count: int, seconds: float, poll: float) -> None:
+        """Until `count` clients have told their facts; TrainingError with who is missing after `seconds`."""
+        until = self._clock() + seconds
+        while self._is_open:
+            # what has arrived by then counts, however long this look takes
+            is_late = self._clock() > until
+            self.look()
+            if len(self.facts) >= count:
+                self._is_open = False
+            elif is_late:
+                missing = sorted(set(range(count)) - self.facts.keys())
+                raise TrainingError(
+                    f"{len(self.facts)} of {count} clients are there after {seconds:g} s; missing: {missing}",
+                    hint="start their nodes (their own logs say what they wait for), or lower --num_clients",
+                )
+            else:
+                time.sleep(poll)
+
+    def look(self) -> dict[ClientId, NodeId] | None:
+        """The connected node of each known client; whoever is new is asked, and answers at a later look.
+
+        None while the server does not say who is connected.
+        """
+        names = connected(self.grid)
+        if names is None:
+            return None
+        for message_id, message in pull(self.grid, self._asked):
+            self._admit(self._asked.pop(message_id), names, message)
+        asked = set(self._asked.values())
+        for node in sorted(names.keys() - self._client_of.keys() - asked):
+            if self._clock() >= self._not_before.get(node, 0.0):
+                self._ask(node)
+        return {client: node for node, client in self._client_of.items() if node in names}
+
+    def _ask(self, node: NodeId) -> None:
+        message_id = push(self.grid, node, ask_facts(self.config), "query", FACTS_SECONDS)
+        if message_id is not None:
+            self._not_before[node] = self._clock() + AGAIN_SECONDS
+            self._asked[message_id] = node
+
+    def _admit(self, node: NodeId, names: Mapping[NodeId, str], message: Message | None) -> None:
+        reason = self._find_fault(node, names, message)
+        if reason is not None:
+            say(f"node {node} takes no part: {reason}")
+
+    def _find_fault(self, node: NodeId, names: Mapping[NodeId, str], message: Message | None) -> str | None:
+        """Why a node is not the client it says it is; None once it is on the list."""
+        if message is None:
+            return "its answer cannot be unpacked"
+        if message.has_error():
+            return f"it answered with Flower's error {message.error.code}"
+        try:
+            told: Any = read_facts(from_content(message.content, MOST_FACTS_BYTES))
+        except Exception as error:  # whatever a node sends, it is that node's fault
+            return f"its answer cannot be read ({type(error).__name__})"
+        if isinstance(told, ClientFailure):
+            return told.reason
+        return self._find_conflict(node, names, told)
+
+    def _find_conflict(self, node: NodeId, names: Mapping[NodeId, str], told: NodeFacts) -> str | None:
+        client = told.facts.client_id
+        named = _NAME.fullmatch(names.get(node, ""))
+        if named and int(named[1]) != client:
+            return f"it says that it is client {client}, and is registered as {names[node]}"
+        if client >= self.config.num_clients or (not self._is_open and client not in self.facts):
+            return f"client {client} is none of this run's"
+        holder = next((other for other, taken in self._client_of.items() if taken == client), None)
+        if holder is not None and holder in names:
+            return f"client {client} is node {holder} already"
+        if told.shapes != self.shapes_sha256:
+            return f"client {client} has another base model: the shapes of its adapter differ"
+        if client in self.facts and self.facts[client].sha256 != told.facts.sha256:
+            return f"client {client} has other rows than this run was begun with"
+        if holder is not None:
+            del self._client_of[holder]
+        self._client_of[node] = client
+        self.facts[client] = told.facts
+        return None

@@ -1,0 +1,44 @@
+"""The clients of a run on this machine: those of this process, and those of a worker process per further device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from fedlora.config.train import TrainConfig
+from fedlora.console import say
+from fedlora.engines.devices import DeviceClients
+from fedlora.engines.simulation import MemoryReader, SimulatedClients
+from fedlora.engines.workbench import Workbench
+from fedlora.engines.worker import Worker
+from fedlora.federated.modes import Mode
+from fedlora.federated.privacy.randomness import Secret
+from fedlora.types import ClientPool
+
+
+@contextlib.contextmanager
+def open_pool(
+    bench: Workbench,
+    config: TrainConfig,
+    mode: Mode,
+    memories: MemoryReader,
+    on_rows: Callable[[int], None],
+    secret: Secret | None = None,
+) -> Iterator[ClientPool]:
+    """A pool over the configured devices; worker processes end with the block."""
+    clients = bench.examples
+    local = SimulatedClients(bench.trainer, mode.rule, clients, memories, on_rows=on_rows)
+    if len(config.devices) < 2:
+        yield local
+        return
+    if mode.order != "parallel":
+        say(f"{config.federation_mode} trains one client after another: only {config.devices[0]} is used")
+        yield local
+        return
+    layout, facts, files = bench.book.layout, clients.facts, clients.files
+    workers = [Worker(device, config, files, facts, layout, secret) for device in config.devices[1:]]
+    try:
+        yield DeviceClients(local, workers, on_rows)
+    finally:
+        for worker in workers:
+            worker.close()

@@ -1,0 +1,119 @@
+"""The processes of a federation across machines: a server's, a node's, and a node's worker.
+
+Each command stays until it is told to stop, and starts again what ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+
+from fedlora.config.flower import ServerConfig
+from fedlora.config.node import NodeConfig
+from fedlora.console import say
+from fedlora.engines.flower.commands import (
+    CONNECTION,
+    flwr_command,
+    make_node_environment,
+    superexec_command,
+    superlink_command,
+    supernode_command,
+    worker_command,
+    write_connection,
+)
+from fedlora.engines.flower.guard import own_bundle_sha256
+from fedlora.engines.flower.processes import Program, running, supervise
+from fedlora.engines.flower.worker import serve
+from fedlora.errors import StorageError, UsageError
+from fedlora.files import json_text, write_text
+from fedlora.flower_paths import NodeFolder, ServerFolder, node_socket
+
+START_SECONDS = 60.0
+
+
+def run_server(config: ServerConfig) -> None:
+    """Run the SuperLink and the process that starts server apps, and register the nodes whose keys are here."""
+    folder = ServerFolder(config.folder.resolve())
+    if not folder.secret.is_file():
+        raise UsageError(f"{folder.root}: no server's folder", hint="make one with `fedlora flower init`")
+    environment = write_connection(config)
+    programs = [
+        Program("superlink", superlink_command(config), environment),
+        Program("superexec", superexec_command(config), environment),
+    ]
+    with running(programs) as crew:
+        _register(folder, environment)
+        say(f"the server listens on {config.host}:{config.port}")
+        while True:
+            crew.look()
+            time.sleep(0.5)
+
+
+def run_node(config: NodeConfig) -> None:
+    """Run a node: the worker with the model, and the process that speaks with the server."""
+    folder = NodeFolder(config.folder.resolve())
+    for path in (folder.key, folder.ca_certificate, config.data_path):
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file", hint="see folder and data_path in the node's configuration")
+    if not config.base_models:
+        raise UsageError("base_models is empty: no run could use this node", hint="name the models you allow")
+    # the worker reads what this process was told, flags included
+    settings = folder.root / "worker.yaml"
+    write_text(settings, json_text(config.model_dump(mode="json")), mode=0o600)
+    allowed = ",".join([own_bundle_sha256(), *config.bundles])
+    environment = make_node_environment(config, allowed)
+    supervise(
+        [
+            Program("worker", worker_command(settings), os.environ),
+            Program("supernode", supernode_command(config), environment),
+        ]
+    )
+
+
+def run_worker(config: NodeConfig) -> None:
+    """Answer requests until the process that started this one is gone."""
+    from fedlora.engines.flower.node import Node
+
+    parent = os.getppid()
+    node = Node(config)
+    socket = node_socket(config.state_dir.resolve())
+    say(f"the worker of client {config.client_id} listens on {socket}")
+    serve(socket, node.answer, config.max_message_mb << 20, until=lambda: os.getppid() != parent)
+
+
+def _register(folder: ServerFolder, environment: dict[str, str]) -> None:
+    """Make the keys in the server's folder known, under the names that tell which client a node is."""
+    until = time.monotonic() + START_SECONDS
+    while (known := _names(environment)) is None:
+        if time.monotonic() > until:
+            raise StorageError(f"the server did not start within {START_SECONDS:g} s", hint="its output says why")
+        time.sleep(0.5)
+    for client, key in folder.public_keys().items():
+        name = f"client-{client}"
+        if name not in known:
+            _call(["supernode", "register", str(key), CONNECTION, "--name", name], environment)
+            say(f"registered {name}")
+
+
+def _names(environment: dict[str, str]) -> set[str] | None:
+    """Names of the nodes that are registered; None while nobody answers."""
+    done = _call(["supernode", "list", CONNECTION, "--format", "json"], environment, check=False)
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        return None
+    if not answer.get("success"):
+        return None
+    return {str(node.get("name", "")) for node in answer.get("nodes", [])}
+
+
+def _call(arguments: list[str], environment: dict[str, str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(  # noqa: S603 - a command of ours, no shell
+        flwr_command(*arguments), env=environment, capture_output=True, text=True, check=False
+    )
+    if check and done.returncode:
+        last = (done.stdout + done.stderr).strip().splitlines()[-1:]
+        raise StorageError(f"flwr {arguments[0]} {arguments[1]} failed: {' '.join(last)}")
+    return done

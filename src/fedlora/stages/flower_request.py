@@ -1,0 +1,34 @@
+"""A run as it is submitted to Flower, and the line by which its end is told.
+
+Flower carries no exit code from an app to whoever submitted it, but it carries the app's output.
+"""
+
+from __future__ import annotations
+
+import json
+
+from fedlora.config.train import TrainConfig
+from fedlora.redaction import redact
+
+EXIT_LINE = "fedlora flower: exit "
+"""What the last line of a run's output begins with."""
+
+
+def make_request(config: TrainConfig, *, start: float, absent: float, wave: float) -> str:
+    """A run as the text that goes with its submission."""
+    fields = config.model_dump(mode="json", include=config.model_fields_set)
+    return json.dumps({"config": fields, "waits": {"start": start, "absent": absent, "wave": wave}})
+
+
+def read_exit(line: str) -> tuple[int, str, str] | None:
+    """Exit code, message and hint from the line that tells how a run ended; None for any other line."""
+    code, _, rest = line.partition(EXIT_LINE)[2].partition(" ")
+    if not code.isdigit():
+        return None
+    message, hint = json.loads(rest)
+    return int(code), message, hint
+
+
+def exit_line(code: int, message: str, hint: str = "") -> str:
+    """The line that `read_exit` reads."""
+    return f"{EXIT_LINE}{code} {json.dumps([redact(message), hint])}"

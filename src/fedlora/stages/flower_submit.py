@@ -1,0 +1,157 @@
+"""Submit a run to a server and follow it to its end; show what a server knows.
+
+The run belongs to the server: ending this command does not end it, and its files lie on the server's machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fedlora.errors
+from fedlora.config.flower import ServerConfig, StatusConfig, SubmitConfig
+from fedlora.config.train import TrainConfig
+from fedlora.console import say
+from fedlora.engines.flower.commands import CONNECTION, flwr_command, write_connection
+from fedlora.engines.flower.guard import bundle_folder
+from fedlora.errors import FedloraError, StorageError, TrainingError, UsageError
+from fedlora.files import write_text
+from fedlora.flower_paths import ServerFolder
+from fedlora.paths import RunPaths
+from fedlora.stages.flower_request import make_request, read_exit
+
+STATUS_SECONDS = 2.0
+AWAY_SECONDS = 90.0
+"""For how long a server may be away while a run is followed: the run outlives its SuperLink."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def run(config: SubmitConfig) -> RunPaths:
+    """Train on the connected nodes; returns where the run lies. Raises what the run ended with."""
+    train = config.training()
+    # the server's process has another working directory
+    train = TrainConfig.of(**{name: getattr(train, name) for name in train.model_fields_set} | _absolute(train))
+    environment = connect(config.server)
+    waits = {"start": config.start_seconds, "absent": config.absent_seconds, "wave": config.round_seconds}
+    run_id = _submit(make_request(train, **waits), environment)
+    say(f"run {run_id} is submitted; it goes on when this command is interrupted")
+    code, message, hint = _follow(run_id, environment)
+    if code:
+        raise _error_of(code, message, hint)
+    print(message)
+    return RunPaths(train.model_dir, train.exp_name)
+
+
+def run_status(config: StatusConfig) -> dict[str, Any]:
+    """Print the nodes that are registered and the runs that were submitted; returns them."""
+    environment = connect(config.server)
+    nodes = call_json(["supernode", "list", CONNECTION], environment).get("nodes", [])
+    runs = call_json(["list", CONNECTION], environment).get("runs", [])
+    for node in nodes:
+        print(f"{node.get('name') or node.get('node-id')}: {node.get('status')}")
+    for entry in runs:
+        print(f"run {entry.get('run-id')}: {entry.get('status')}")
+    return {"nodes": nodes, "runs": runs}
+
+
+def connect(server: Path) -> dict[str, str]:
+    """The environment in which Flower's command line speaks with a server of this machine."""
+    folder = ServerFolder(server)
+    if not folder.settings.is_file():
+        raise UsageError(f"{folder.settings}: no such file", hint="give --server the folder that `flower init` made")
+    return write_connection(ServerConfig.make({}, file=folder.settings))
+
+
+def call_json(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """What a command of Flower's answers; StorageError when the server does not."""
+    done = subprocess.run(  # noqa: S603 - a command of ours, no shell
+        flwr_command(*arguments, "--format", "json"), env=environment, capture_output=True, text=True, check=False
+    )
+    try:
+        # warnings may stand before the answer
+        answer = json.loads(done.stdout[done.stdout.index("{") :])
+    except ValueError:
+        answer = {}
+    if not answer.get("success"):
+        reason = str(answer.get("error-message") or (done.stdout + done.stderr).strip()[-300:])
+        raise StorageError(f"the server does not answer: {reason}", hint="start it with `fedlora flower server`")
+    return answer
+
+
+def _absolute(train: TrainConfig) -> dict[str, Any]:
+    paths = {"model_dir": str(train.model_dir.resolve())}
+    if train.val_data_path:
+        paths["val_data_path"] = str(Path(train.val_data_path).resolve())
+    if Path(train.base_model).is_dir():
+        paths["base_model"] = str(Path(train.base_model).resolve())
+    return paths
+
+
+def _submit(request: str, environment: dict[str, str]) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "request.toml"
+        # a JSON string is a TOML string
+        write_text(file, f"request = {json.dumps(request)}\n")
+        arguments = ["run", str(bundle_folder()), CONNECTION, "--run-config", str(file)]
+        return str(call_json(arguments, environment)["run-id"])
+
+
+def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:
+    """Pass on what the run prints until it has ended; exit code, message and hint.
+
+    Flower tells everything from the beginning when its stream is opened again, so a line is shown once.
+    """
+    shown: set[str] = set()
+    ended = None
+    heard = time.monotonic()
+    while True:
+        for line in _lines(run_id, environment):
+            if (found := read_exit(line)) is not None:
+                ended = found
+            elif line not in shown:
+                shown.add(line)
+                say(_COLOURS.sub("", line.rstrip()))
+        if ended is not None:
+            return ended
+        try:
+            status, heard = _status(run_id, environment), time.monotonic()
+        except StorageError:
+            if time.monotonic() - heard > AWAY_SECONDS:
+                raise
+            status = ""
+        if status.startswith("finished"):
+            reason = f"run {run_id} ended without a word: {status}"
+            return TrainingError.exit_code, reason, "submit it again: it goes on from its last round"
+        time.sleep(STATUS_SECONDS)
+
+
+def _lines(run_id: str, environment: dict[str, str]) -> Iterator[str]:
+    """What the run has printed and prints, as long as Flower streams it."""
+    command = flwr_command("log", run_id, CONNECTION, "--stream")
+    with subprocess.Popen(  # noqa: S603 - a command of ours, no shell
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield from process.stdout or ()
+        finally:
+            process.terminate()
+
+
+def _status(run_id: str, environment: dict[str, str]) -> str:
+    runs = call_json(["list", CONNECTION, "--run-id", run_id], environment).get("runs", [])
+    return str(runs[0].get("status", "")) if runs else ""
+
+
+def _error_of(code: int, message: str, hint: str) -> FedloraError:
+    """The kind of error that has this exit code."""
+    kinds = [
+        kind for kind in vars(fedlora.errors).values() if isinstance(kind, type) and issubclass(kind, FedloraError)
+    ]
+    chosen = next((kind for kind in kinds if kind.exit_code == code and kind is not FedloraError), FedloraError)
+    return chosen(message, hint=hint)

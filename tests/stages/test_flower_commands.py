@@ -1,0 +1,151 @@
+"""The commands of a federation across machines, as far as no process is started."""
+
+from __future__ import annotations
+
+import ipaddress
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra `flower` is not installed")
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+from fedlora import cli
+from fedlora.config.flower import ServerConfig, SubmitConfig
+from fedlora.config.node import NodeConfig
+from fedlora.config.train import TrainConfig
+from fedlora.engines.flower.commands import make_node_environment, superlink_command, supernode_command
+from fedlora.engines.flower.processes import Program, running
+from fedlora.errors import LockedError, UsageError
+from fedlora.stages.flower_request import exit_line, make_request, read_exit
+from fedlora.stages.flower_submit import _error_of
+
+
+@pytest.fixture
+def made(tmp_path):
+    folder = tmp_path / "federation"
+    arguments = ["flower", "init", "--folder", str(folder), "--nodes", "2", "--hosts", "10.0.0.7", "fed.example.org"]
+    assert cli.main(arguments) == 0
+    return folder
+
+
+def test_init_makes_an_authority_a_certificate_and_keys_that_are_their_owners(made):
+    authority = x509.load_pem_x509_certificate((made / "server" / "ca.crt").read_bytes())
+    certificate = x509.load_pem_x509_certificate((made / "server" / "server.crt").read_bytes())
+    certificate.verify_directly_issued_by(authority)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.IPAddress) == list(map(ipaddress.ip_address, ("10.0.0.7", "127.0.0.1")))
+    assert names.get_values_for_type(x509.DNSName) == ["fed.example.org", "localhost"]
+    for secret in ("server/ca.key", "server/server.key", "server/superexec.secret", "client-1/node.key"):
+        assert stat.S_IMODE((made / secret).stat().st_mode) == 0o600
+    key = load_ssh_private_key((made / "client-1" / "node.key").read_bytes(), None)
+    assert key.curve.name == "secp384r1"
+    assert not list((made / "client-0").rglob("ca.key"))
+
+
+def test_what_init_writes_is_read_by_the_commands(made):
+    server = ServerConfig.make({}, file=made / "server" / "server.yaml")
+    node = NodeConfig.make({}, file=made / "client-1" / "node.yaml")
+    assert server.host == "127.0.0.1"
+    assert (node.client_id, node.server, node.base_models) == (1, "10.0.0.7:9092", ("smollm2-135m",))
+
+
+def test_behind_a_proxy_the_server_listens_on_a_port_of_its_own(tmp_path):
+    folder = tmp_path / "federation"
+    ports = ["--port", "443", "--listen_port", "9092"]
+    assert cli.main(["flower", "init", "--folder", str(folder), "--hosts", "fed.example.org", *ports]) == 0
+    assert ServerConfig.make({}, file=folder / "server" / "server.yaml").port == 9092
+    assert NodeConfig.make({}, file=folder / "client-0" / "node.yaml").server == "fed.example.org:443"
+
+
+def test_init_writes_over_no_key(made, capsys):
+    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    assert cli.main(["flower", "init", "--folder", str(made)]) == 2
+    assert "never written over" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+
+
+def test_flower_is_started_with_safe_flags(made):
+    command = " ".join(superlink_command(ServerConfig.make({}, file=made / "server" / "server.yaml")))
+    for flag in (
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        "--isolation process",
+        "--superexec-auth-secret-file",
+        "--database",
+        "--ssl-certfile",
+    ):
+        assert flag in command
+    assert "--insecure" not in command
+    node = NodeConfig.make({}, file=made / "client-0" / "node.yaml")
+    assert "--auth-supernode-private-key" in supernode_command(node)
+    assert "--insecure" not in " ".join(supernode_command(node))
+    environment = make_node_environment(node, "abc")
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert environment["PATH"].split(":")[0] == str((made / "client-0" / "bin").resolve())
+    assert (made / "client-0" / "bin" / "flwr-clientapp").stat().st_mode & stat.S_IXUSR
+
+
+def test_a_submission_asks_for_the_run_that_train_would_do(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("exp_name: a\nbase_model: b\nlora_r: 4\nfederation_mode: seq\n")
+    submitted = SubmitConfig.make({"server": str(tmp_path)}, file=file).training()
+    assert submitted == TrainConfig.make({}, file=file)
+    assert submitted.identity() == TrainConfig.make({}, file=file).identity()
+    assert '"lora_r": 4' in make_request(submitted, start=1, absent=1, wave=1)
+
+
+def test_the_end_of_a_run_is_told_by_a_line():
+    assert read_exit(exit_line(4, "no\nquorum", "again")) == (4, "no\nquorum", "again")
+    assert read_exit("round 1 of 2") is None
+    assert isinstance(_error_of(6, "", ""), LockedError)
+    assert isinstance(_error_of(2, "", ""), UsageError)
+    assert _error_of(4, "", "").exit_code == 4
+
+
+def test_a_program_that_ends_is_started_again_and_ends_with_its_crew(monkeypatch, tmp_path):
+    monkeypatch.setattr("fedlora.engines.flower.processes.RESTART_SECONDS", 0.0)
+    log = tmp_path / "log"
+    short = Program("short", [sys.executable, "-c", "print('up')"], {}, log)
+    stays = Program("stays", ["sleep", "60"], {"PATH": "/usr/bin:/bin"})
+    with running([short, stays]) as crew:
+        until = time.monotonic() + 10
+        while (log.read_text().count("up") if log.is_file() else 0) < 3:
+            assert time.monotonic() < until
+            crew.look()
+            time.sleep(0.05)
+        number = crew.process_ids()["stays"]
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert subprocess.run(["kill", "-0", str(number)], capture_output=True, check=False).returncode
+
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+@pytest.mark.parametrize("unit", ["fedlora-server.service", "fedlora-node.service"])
+def test_the_units_start_a_command_that_there_is_and_never_give_up(unit, tmp_path, made, monkeypatch):
+    text = (DEPLOY / unit).read_text()
+    settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    assert (settings["Restart"], settings["StartLimitIntervalSec"]) == ("always", "0")
+    assert int(settings["RestartSec"]) < 60
+    program, *arguments = settings["ExecStart"].split()
+    assert Path(program).name == "fedlora"
+    started = []
+    name = "run_server" if "server" in unit else "run_node"
+    monkeypatch.setattr(f"fedlora.stages.flower_processes.{name}", started.append)
+    real = made / ("server" if "server" in unit else "client-0") / Path(arguments[-1]).name
+    assert cli.main([*arguments[:-1], str(real)]) == 0
+    assert len(started) == 1
+    if (analyze := shutil.which("systemd-analyze")) is None:
+        pytest.skip("systemd-analyze is not installed; the rest holds")
+    (tmp_path / unit).write_text(text.replace(program, sys.executable).replace("User=fedlora\n", ""))
+    done = subprocess.run([analyze, "verify", str(tmp_path / unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if unit in line]) == (0, [])
