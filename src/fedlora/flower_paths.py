@@ -23,6 +23,11 @@ class NodePaths:
         return self.folder / "layout.json"
 
     @property
+    def model_folder(self) -> Path:
+        """The client's own model, for its owner."""
+        return self.folder / "model"
+
+    @property
     def base_file(self) -> Path:
         """What the run has added to its base."""
         return self.folder / "base.additions"
