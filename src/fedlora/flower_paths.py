@@ -86,6 +86,11 @@ class ServerFolder:
     def home(self) -> Path:
         return self.root / "flower"
 
+    @property
+    def names_file(self) -> Path:
+        """Number of a registered node -> its name, which Flower's list of nodes does not tell."""
+        return self.root / "nodes" / "names.json"
+
     def public_key(self, client_id: int) -> Path:
         return self.root / "nodes" / f"client-{client_id}.pub"
 
