@@ -65,9 +65,10 @@ class Deployment:
             self.processes[name] = subprocess.Popen(list(command), env=dict(environment), stdout=log, stderr=log)
 
     def start_server(self) -> None:
+        heard = len(self.log("server"))
         self.start("server", "flower", "server", str(self.server / "server.yaml"))
         until = time.monotonic() + 60
-        while self.log("server").count("the server listens") == 0:
+        while "the server listens" not in self.log("server")[heard:]:
             assert time.monotonic() < until, self.log("server")[-2000:]
             time.sleep(0.3)
 

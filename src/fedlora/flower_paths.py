@@ -23,6 +23,11 @@ class NodePaths:
         return self.folder / "layout.json"
 
     @property
+    def model_folder(self) -> Path:
+        """The client's own model, for its owner."""
+        return self.folder / "model"
+
+    @property
     def base_file(self) -> Path:
         """What the run has added to its base."""
         return self.folder / "base.additions"
@@ -80,6 +85,11 @@ class ServerFolder:
     @property
     def home(self) -> Path:
         return self.root / "flower"
+
+    @property
+    def names_file(self) -> Path:
+        """Number of a registered node -> its name, which Flower's list of nodes does not tell."""
+        return self.root / "nodes" / "names.json"
 
     def public_key(self, client_id: int) -> Path:
         return self.root / "nodes" / f"client-{client_id}.pub"

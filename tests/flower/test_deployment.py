@@ -178,6 +178,15 @@ def online(deployment: Deployment) -> str:
     return deployment.call("flower", "status", "--server", str(deployment.server)).stdout
 
 
+def test_the_server_may_be_started_again_and_its_nodes_find_it(deployment):
+    deployment.stop("server")
+    heard = len(deployment.log("server"))
+    deployment.start_server()
+    assert "registered" not in deployment.log("server")[heard:]
+    deployment.wait_until_online()
+    assert {f"client-{client}: online" for client in range(len(SIZES))} <= set(online(deployment).splitlines())
+
+
 @pytest.mark.parametrize("how", ["unknown key", "wrong authority", "plain text"])
 def test_a_node_that_cannot_prove_itself_does_not_get_in(deployment, tmp_path, how):
     source = deployment.folder / "client-0"

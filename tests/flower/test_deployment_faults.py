@@ -20,7 +20,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.stages import train
 
 pytestmark = pytest.mark.flower
-ROUNDS = 9
+ROUNDS = 7
 LONG = 150
 """Local epochs after which a round has taken long enough to be interrupted."""
 

@@ -5,9 +5,7 @@ Each command stays until it is told to stop, and starts again what ends.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import time
 
 from fedlora.config.flower import ServerConfig
@@ -15,7 +13,6 @@ from fedlora.config.node import NodeConfig
 from fedlora.console import say
 from fedlora.engines.flower.commands import (
     CONNECTION,
-    flwr_command,
     make_node_environment,
     superexec_command,
     superlink_command,
@@ -27,8 +24,9 @@ from fedlora.engines.flower.guard import own_bundle_sha256
 from fedlora.engines.flower.processes import Program, running, supervise
 from fedlora.engines.flower.worker import serve
 from fedlora.errors import StorageError, UsageError
-from fedlora.files import json_text, write_text
+from fedlora.files import json_text, write_json, write_text
 from fedlora.flower_paths import NodeFolder, ServerFolder, node_socket
+from fedlora.stages.flower_submit import call_json, read_names
 
 START_SECONDS = 60.0
 
@@ -85,35 +83,32 @@ def run_worker(config: NodeConfig) -> None:
 
 def _register(folder: ServerFolder, environment: dict[str, str]) -> None:
     """Make the keys in the server's folder known, under the names that tell which client a node is."""
-    until = time.monotonic() + START_SECONDS
-    while (known := _names(environment)) is None:
-        if time.monotonic() > until:
-            raise StorageError(f"the server did not start within {START_SECONDS:g} s", hint="its output says why")
-        time.sleep(0.5)
+    names = read_names(folder)
+    known = {names[number] for number in _wait_for_nodes(environment) if number in names}
     for client, key in folder.public_keys().items():
         name = f"client-{client}"
-        if name not in known:
-            _call(["supernode", "register", str(key), CONNECTION, "--name", name], environment)
-            say(f"registered {name}")
+        if name in known:
+            continue
+        try:
+            answer = call_json(["supernode", "register", str(key), CONNECTION, "--name", name], environment)
+        except StorageError as error:
+            if "already in use" not in str(error):
+                raise
+            say(f"{name} is registered, under a number that is not noted here")
+            continue
+        names[str(answer["node-id"])] = name
+        write_json(folder.names_file, names)
+        say(f"registered {name}")
 
 
-def _names(environment: dict[str, str]) -> set[str] | None:
-    """Names of the nodes that are registered; None while nobody answers."""
-    done = _call(["supernode", "list", CONNECTION, "--format", "json"], environment, check=False)
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        return None
-    if not answer.get("success"):
-        return None
-    return {str(node.get("name", "")) for node in answer.get("nodes", [])}
-
-
-def _call(arguments: list[str], environment: dict[str, str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(  # noqa: S603 - a command of ours, no shell
-        flwr_command(*arguments), env=environment, capture_output=True, text=True, check=False
-    )
-    if check and done.returncode:
-        last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-        raise StorageError(f"flwr {arguments[0]} {arguments[1]} failed: {' '.join(last)}")
-    return done
+def _wait_for_nodes(environment: dict[str, str]) -> list[str]:
+    """Numbers of the nodes that are registered, once the server answers."""
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            nodes = call_json(["supernode", "list", CONNECTION], environment).get("nodes", [])
+            return [str(node.get("node-id")) for node in nodes]
+        except StorageError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)

@@ -21,7 +21,7 @@ from fedlora.console import say
 from fedlora.engines.flower.commands import CONNECTION, flwr_command, write_connection
 from fedlora.engines.flower.guard import bundle_folder
 from fedlora.errors import FedloraError, StorageError, TrainingError, UsageError
-from fedlora.files import write_text
+from fedlora.files import read_json, write_text
 from fedlora.flower_paths import ServerFolder
 from fedlora.paths import RunPaths
 from fedlora.stages.flower_request import make_request, read_exit
@@ -53,8 +53,9 @@ def run_status(config: StatusConfig) -> dict[str, Any]:
     environment = connect(config.server)
     nodes = call_json(["supernode", "list", CONNECTION], environment).get("nodes", [])
     runs = call_json(["list", CONNECTION], environment).get("runs", [])
+    names = read_names(ServerFolder(config.server))
     for node in nodes:
-        print(f"{node.get('name') or node.get('node-id')}: {node.get('status')}")
+        print(f"{names.get(str(node.get('node-id')), node.get('node-id'))}: {node.get('status')}")
     for entry in runs:
         print(f"run {entry.get('run-id')}: {entry.get('status')}")
     return {"nodes": nodes, "runs": runs}
@@ -66,6 +67,11 @@ def connect(server: Path) -> dict[str, str]:
     if not folder.settings.is_file():
         raise UsageError(f"{folder.settings}: no such file", hint="give --server the folder that `flower init` made")
     return write_connection(ServerConfig.make({}, file=folder.settings))
+
+
+def read_names(folder: ServerFolder) -> dict[str, str]:
+    """Number of a node -> the name that it was registered under here."""
+    return read_json(folder.names_file) if folder.names_file.is_file() else {}
 
 
 def call_json(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,22 @@ def test_a_node_is_sent_the_additions_to_the_base_that_it_misses(federation, hea
     assert adapters(there) == adapters(here)
     assert heard() == {0: ["all", [1], [2], [3], [4]], 1: ["all", [1], [2, 3], [4]], 2: ["all"]}
     assert bytes_down(there) == bytes_down(here)
+
+
+@pytest.mark.parametrize("mode", ["none", "feddpa"])
+def test_an_owner_finds_its_own_model_where_peft_reads_it(federation, mode, tiny_model):
+    import peft
+    import transformers
+
+    here = federation.simulate("here", mode)
+    federation.serve("there", mode)
+    (folder,) = (federation.root / "nodes" / "2").rglob("model")
+    loaded = []
+    for place in (folder, here / "2" / "client_2"):
+        base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
+        loaded.append(fingerprint(peft.get_peft_model_state_dict(peft.PeftModel.from_pretrained(base, place))))
+    assert loaded[0] == loaded[1]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
 
 
 def bytes_down(run: Path) -> list[int]:

@@ -17,7 +17,7 @@ from typing import Any
 from fedlora.config.node import NodeConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
-from fedlora.engines.flower.node_store import NodeStore, read_salt
+from fedlora.engines.flower.node_store import OWNER_ONLY, NodeStore, read_salt
 from fedlora.engines.flower.policy import Refusal, accept_config, check_task
 from fedlora.engines.messages import MissingAdditionsError, pack, pack_outcome, unpack, unpack_task
 from fedlora.engines.simulation import SimulatedClients
@@ -26,11 +26,14 @@ from fedlora.errors import DataError, FedloraError, StorageError
 from fedlora.federated.base_delta import background_of
 from fedlora.federated.modes import choose_mode
 from fedlora.federated.ranks import rank_of_adapter
-from fedlora.files import sha256_of, sha256_of_json
+from fedlora.files import sha256_of, sha256_of_json, write_bytes, write_text
 from fedlora.flower_paths import NodePaths
+from fedlora.llm.adapter_config import config_at_rank, make_peft_config
+from fedlora.llm.adapter_files import CONFIG_NAME, SAFETENSORS_NAME, to_safetensors
 from fedlora.llm.background import as_background
 from fedlora.llm.examples import Example
 from fedlora.llm.layout import Layout
+from fedlora.llm.lora import is_fan_in_fan_out
 from fedlora.llm.memory import is_out_of_memory
 from fedlora.types import AdapterState, ClientFailure, ClientMemory, ClientUpdate, FailureKind, TrainTask
 
@@ -113,8 +116,24 @@ class Node:
             return outcome
         outcome = self._validate(run, task, outcome)
         run.store.keep(outcome)
+        self._leave_model(run, outcome)
         say(f"round {task.round}: trained on {outcome.num_examples} rows, loss {outcome.metrics['loss']:.3f}")
         return self._for_server(outcome)
+
+    @staticmethod
+    def _leave_model(run: _Run, update: ClientUpdate) -> None:
+        """The client's own model as PEFT reads it, for its owner to use; the run goes on from the update, not this."""
+        own = update.memory.adapter
+        if own is None:
+            return
+        bench, folder = run.bench, run.store.paths.model_folder
+        fan_in_fan_out = is_fan_in_fan_out(bench.base.model)
+        layers = list(bench.lora.layers)
+        settings = make_peft_config(
+            bench.lora.spec, run.config.base_model, fan_in_fan_out=fan_in_fan_out, layers=layers
+        )
+        write_bytes(folder / SAFETENSORS_NAME, to_safetensors(own), mode=OWNER_ONLY)
+        write_text(folder / CONFIG_NAME, config_at_rank(settings, rank_of_adapter(own)), mode=OWNER_ONLY)
 
     def _validate(self, run: _Run, task: TrainTask, update: ClientUpdate) -> ClientUpdate:
         """The update with the loss on the rows held back here, before and after training: one exchange, not two."""
