@@ -12,7 +12,8 @@ from typing import Any
 
 from fedlora.files import json_text, sha256_of, write_text
 
-MODES = ("homo", "seq", "none", "pooled")
+MODES = ("homo", "seq", "none", "pooled", "scaffold", "fedsa", "fedex", "feddpa", "hetlora")
+"""Every kind of memory that a run can have: a server's, a client's, own models, ranks, additions to the base."""
 WORDS = ("north", "south", "east", "west", "red", "green", "blue", "gold")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -91,7 +92,8 @@ def options_of(mode: str, model: Path, data: Path, model_dir: Path) -> dict[str,
         "local_val_set_size": 1,
         "local_learning_rate": 1e-2,
         "prompt_template": "chat",
-        "optimizer_state": "keep",
+        # moments of two adapters are not kept
+        "optimizer_state": "reset" if mode in ("ditto", "feddpa") else "keep",
         "device": "cpu",
     }
 

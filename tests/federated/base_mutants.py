@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from fedlora.federated.adapters import layer_pairs, weighted_mean
 from fedlora.federated.base_delta import append
-from fedlora.federated.strategies.exact import FedEx, FLora
+from fedlora.federated.strategies.fedex import FedEx
 from fedlora.federated.strategies.flexlora import FlexLora
-from fedlora.federated.strategies.zero_padding import HetLora
+from fedlora.federated.strategies.flora import FLora
+from fedlora.federated.strategies.hetlora import HetLora
 from fedlora.types import BaseDelta
 
 

@@ -8,8 +8,9 @@ from federation_of_one_round import LAYERS, adapter, close, product, update
 
 from fedlora.federated.base_delta import append, dense_key
 from fedlora.federated.export import export_model
-from fedlora.federated.strategies.exact import FedEx, FLora
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
+from fedlora.federated.strategies.fedex import FedEx
+from fedlora.federated.strategies.flora import FLora
 from fedlora.types import BaseDelta, ClientMemory, RoundContext
 
 ROWS = [5, 2, 9, 1]

@@ -22,8 +22,9 @@ from fedlora.federated.ranks import (
     tail_norm,
 )
 from fedlora.federated.strategies.fedavg import FedAvg
+from fedlora.federated.strategies.hetlora import HetLora, PruneAndSend
 from fedlora.federated.strategies.local_only import NoServer
-from fedlora.federated.strategies.zero_padding import HetLora, PruneAndSend, ZeroPadding
+from fedlora.federated.strategies.zero_padding import ZeroPadding
 from fedlora.federated.validation import find_update_fault
 from fedlora.types import ClientMemory, ClientUpdate, Download, LocalResult, ServerState, TrainTask
 

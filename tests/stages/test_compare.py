@@ -11,7 +11,9 @@ import pytest
 
 from fedlora.cli import main
 from fedlora.config.compare import CompareConfig
+from fedlora.engines.scoring import Scorer
 from fedlora.errors import TrainingError
+from fedlora.llm.base_model import load_base_model
 from fedlora.llm.resident_base import ResidentBase
 from fedlora.stages import compare, train
 
@@ -319,6 +321,36 @@ def test_noise_reaches_the_methods_and_not_the_fixed_rows_and_is_remarked(tiny_m
     assert spent["dp_noise_multiplier 0.5", "none"] is spent["dp_noise_multiplier 0.5", "pooled"] is None
     assert len(list((tmp_path / "tiny" / "runs").iterdir())) == 4
     assert any(text.startswith("private runs draw cohorts and noise from a secret") for text in result["remarks"])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_personal_methods_have_two_rows_and_bases_with_additions_are_scored(tiny_model, tmp_path):
+    given = options(tiny_model, tmp_path, learning_rates=[1e-2], seeds=[1], curves=[])
+    given["modes"] = ["ditto", "feddpa", "finetune", "fedsa", "fedex", "flora"]
+    rows = {row["label"]: row["metrics"] for row in compare.run(CompareConfig.of(**given))["rows"]}
+    both = {f"{mode} ({kind})" for mode in ("ditto", "feddpa", "finetune") for kind in ("global", "personal")}
+    assert rows.keys() >= both | {"fedsa", "fedex", "flora"}
+    assert all(metrics["num_steps"]["mean"] <= 8 for metrics in rows.values() if "num_steps" in metrics)
+    assert rows["ditto (global)"]["loss_own"] != rows["ditto (personal)"]["loss_own"]
+
+
+def test_a_stack_of_two_adapters_scores_what_it_scores_in_layers_of_twice_the_rank(tiny_model, make_clients, tmp_path):
+    from tiny_run import options_of
+
+    data = make_clients([2, 3])
+    given = {**options_of("feddpa", tiny_model, data, tmp_path), "num_clients": 2, "num_communication_rounds": 1}
+    config = train.TrainConfig.of(**{**given, "client_selection_frac": 1.0})
+    paths = train.run(config)
+    rows_file = data / "2" / "local_training_0.json"
+    file = paths.round_folder(1) / "client_0" / "adapter_model.bin"
+    wide = config.model_copy(update={"lora_r": 2 * config.lora_r, "lora_alpha": 2 * config.lora_alpha})
+    losses = []
+    for scored in (config, wide):
+        base = load_base_model(str(tiny_model), device="cpu", dtype="float32")
+        losses.append(Scorer(base, scored).score_file(file, rows_file))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    base = load_base_model(str(tiny_model), device="cpu", dtype="float32")
+    assert Scorer(base, config).losses(None, rows_file) != pytest.approx(losses[0], rel=1e-5)
 
 
 def test_one_base_serves_several_runs_and_changes_no_byte(tiny_model, make_clients, tmp_path):

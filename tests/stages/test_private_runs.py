@@ -93,7 +93,7 @@ def check(run: Path) -> None:
     verify.run(VerifyConfig.of(exp_name=run.name, model_dir=run.parent))
 
 
-@pytest.mark.parametrize("mode", ["homo", "fedsvd", "fedadam", "fedsa"])
+@pytest.mark.parametrize("mode", ["homo", "fedsvd", "fedadam", "fedsa", "ditto", "feddpa"])
 def test_rounds_of_nobody_are_committed_counted_and_verified(start, mode, capsys):
     run = start("models", mode, **CLIENT)
     cohorts = [manifest(run, number)["cohort"] for number in (1, 2, 3)]
@@ -305,9 +305,10 @@ def test_warnings_and_spending_are_said(start, capsys):
 
 @pytest.mark.parametrize("flags", [CLIENT, EXAMPLE])
 def test_a_private_run_can_be_planned(start, tiny_model, tmp_path, make_clients, flags, capsys, secrets_folder):
-    plan.run(
+    record = plan.run(
         PlanConfig.of(
             **flags,
+            max_epsilon=1.0,
             base_model=str(tiny_model),
             data_path=make_clients([5, 4, 3]),
             num_clients=3,
@@ -318,8 +319,16 @@ def test_a_private_run_can_be_planned(start, tiny_model, tmp_path, make_clients,
             device="cpu",
         )
     )
-    assert "steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        f"level epsilon {record['privacy']['epsilon']:.4g} at delta 1e-05 after all rounds: above max_epsilon=1" in said
+    )
     assert not secrets_folder.exists()
+    # at example level the plan counts every client in every round, the most there can be
+    run = start(**flags)
+    spent = manifest(run, 3)["privacy"]["epsilon"]
+    assert record["privacy"]["epsilon"] >= spent > 1.0
+    assert flags is EXAMPLE or record["privacy"]["epsilon"] == spent
 
 
 def test_a_worker_on_another_device_draws_from_the_same_secret(start):

@@ -84,7 +84,7 @@ def close(one, other, tolerance: float = 1e-6) -> bool:
     return one.keys() == other.keys() and all(near)
 
 
-@pytest.mark.parametrize("mode", ["homo", "fedprox", "ffa", "rolora", "fedsvd", "fedrot"])
+@pytest.mark.parametrize("mode", ["homo", "fedprox", "ffa", "rolora", "fedsvd", "fedrot", "ditto", "feddpa"])
 def test_the_run_s_own_weights_give_the_bytes_of_the_run(start, mode):
     run = start(mode)
     new = ask(run, weights="examples")

@@ -1,8 +1,8 @@
 """How many rounds of a method fit into a budget of optimizer steps or tokens.
 
 Counted from the clients' rows and the cohorts that the run will draw, all clients of a round together: that is what
-the federation computes. A method that trains more than once over a client's rows costs a multiple of this, which is
-measured on its first run (`cost`) and held against it.
+the federation computes. A method that takes more than is counted here is measured on its first run (`cost`), and that
+is held against it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedlora.config.train import TrainConfig
+from fedlora.config.train import BOUND_MODES, TrainConfig
 from fedlora.engines.cohorts import choose_cohort
 from fedlora.errors import UsageError
-from fedlora.federated.modes import Mode
+from fedlora.federated.modes import MODES, choose_mode, hyperparameters_of
 from fedlora.types import ClientId
 
 
@@ -34,39 +34,44 @@ class Share:
     expected: int
 
 
-def count_round(
-    config: TrainConfig, mode: Mode, clients: Mapping[ClientId, RowCount], unit: str, round_number: int
-) -> int:
-    """Steps or tokens of one round, one pass of training per client and local epoch."""
-    cohort = choose_cohort(config, list(clients), round_number)
+def count_round(config: TrainConfig, clients: Mapping[ClientId, RowCount], unit: str, round_number: int) -> int:
+    """Steps or tokens of one round, for everything that a client trains in it."""
+    mode, cohort = choose_mode(config), choose_cohort(config, list(clients), round_number)
+    passes = config.local_num_epochs * mode.rule.num_phases
     if unit == "tokens":
-        return config.local_num_epochs * sum(clients[client].num_tokens for client in cohort)
+        return passes * sum(clients[client].num_tokens for client in cohort)
     sizes = [clients[client].num_examples for client in cohort]
     groups = [sum(sizes)] if mode.order == "pooled" else sizes
-    return config.local_num_epochs * sum(math.ceil(size / config.local_batch_size) for size in groups)
+    return passes * sum(math.ceil(size / config.local_batch_size) for size in groups)
 
 
 def fit_rounds(
-    config: TrainConfig,
-    mode: Mode,
-    clients: Mapping[ClientId, RowCount],
-    *,
-    unit: str,
-    budget: int,
-    cost: float = 1.0,
+    config: TrainConfig, clients: Mapping[ClientId, RowCount], *, unit: str, budget: int, cost: float = 1.0
 ) -> Share:
-    """The most rounds whose cost stays within the budget; UsageError when not even one does."""
-    rounds = spent = 0
+    """The most rounds whose cost stays within the budget; UsageError when not even the fewest do.
+
+    The rounds that `config` names do not matter.
+    """
+    fewest = 1 + (config.personal_rounds or hyperparameters_of(MODES[config.federation_mode]).get("personal_rounds", 0))
+    found, rounds = Share(0, 0), fewest
     while True:
-        following = spent + count_round(config, mode, clients, unit, rounds + 1)
+        run = config.model_copy(update={"num_communication_rounds": rounds})
+        # where rounds depend on how many there are, those before are others now
+        new = range(1 if config.federation_mode in BOUND_MODES else found.rounds + 1, rounds + 1)
+        known = found.expected if new.start > 1 else 0
+        expected = known + sum(count_round(run, clients, unit, number) for number in new)
         # a cost that was measured as a quotient may be a rounding error too high
-        if following * cost > budget * (1 + 1e-9):
+        if expected * cost > budget * (1 + 1e-9):
             break
-        rounds, spent = rounds + 1, following
-    if not rounds:
+        found, rounds = Share(rounds, expected), rounds + 1
+    if not found.rounds:
         raise UsageError(
-            f"a budget of {budget:,} {unit} is less than one round of {config.federation_mode}, "
-            f"which takes {following * cost:,.0f}",
+            f"a budget of {budget:,} {unit} is less than {_count(fewest)} of {config.federation_mode}, "
+            f"which takes {expected * cost:,.0f}",
             hint="raise the budget, or make rounds smaller: fewer local epochs, larger batches, a smaller cohort",
         )
-    return Share(rounds, spent)
+    return found
+
+
+def _count(rounds: int) -> str:
+    return "one round" if rounds == 1 else f"the fewest rounds, {rounds},"

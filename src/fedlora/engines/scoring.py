@@ -13,6 +13,7 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.data.records import read_rows
+from fedlora.engines.workbench import spec_of
 from fedlora.federated.ranks import shapes_at
 from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.adapter_files import CONFIG_NAME, load_adapter
@@ -21,7 +22,7 @@ from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Example, encode_rows
 from fedlora.llm.layout import LayoutBook
 from fedlora.llm.local_training import Trainer
-from fedlora.llm.lora import LoraModel, LoraSpec
+from fedlora.llm.lora import LoraModel
 from fedlora.llm.memory import plan_layout
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName, RunPaths
@@ -48,15 +49,7 @@ class Scorer:
     """One base with the LoRA layers of a configuration, measuring adapters of their shape."""
 
     def __init__(self, base: BaseModel, config: TrainConfig) -> None:
-        spec = LoraSpec(
-            config.lora_r,
-            config.lora_alpha,
-            config.lora_scaling,
-            config.lora_dropout,
-            config.lora_target_modules,
-            config.use_rslora,
-        )
-        self.lora = LoraModel(base.model, spec)
+        self.lora = LoraModel(base.model, spec_of(config))
         self.encoder = PromptEncoder(base.tokenizer, config.prompt_template)
         self.trainer = Trainer(base, self.lora, config, LayoutBook(plan_layout(base, self.lora, config)))
         self.config = config

@@ -38,6 +38,18 @@ class Workbench:
         return self.trainer.book
 
 
+def spec_of(config: TrainConfig) -> LoraSpec:
+    """The shape of the adaptation that a configuration asks for."""
+    return LoraSpec(
+        config.lora_r,
+        config.lora_alpha,
+        config.lora_scaling,
+        config.lora_dropout,
+        config.lora_target_modules,
+        config.use_rslora,
+    )
+
+
 def make_workbench(
     config: TrainConfig,
     files: Sequence[Path],
@@ -61,16 +73,8 @@ def make_workbench(
         base = load_outline(config.base_model, **source)
     else:
         base = load(config.base_model, quantization=config.quantization, **source)
-    spec = LoraSpec(
-        config.lora_r,
-        config.lora_alpha,
-        config.lora_scaling,
-        config.lora_dropout,
-        config.lora_target_modules,
-        config.use_rslora,
-    )
     encoder = PromptEncoder(base.tokenizer, config.prompt_template)
-    lora = LoraModel(base.model, spec)
+    lora = LoraModel(base.model, spec_of(config))
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
     examples = ClientExamples(files, encoder, config, tokens, facts, only=only)
     book = LayoutBook(layout or plan_layout(base, lora, config))

@@ -15,21 +15,23 @@ from fedlora.config.train import HYPERPARAMETERS, TrainConfig
 from fedlora.errors import UsageError
 from fedlora.federated.privacy.combinations import check_privacy
 from fedlora.federated.strategies.ditto import TrainBoth
-from fedlora.federated.strategies.exact import FedEx, FLora
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
 from fedlora.federated.strategies.feddpa import TrainLocalBeside
+from fedlora.federated.strategies.fedex import FedEx
 from fedlora.federated.strategies.fedprox import ProximalTraining
 from fedlora.federated.strategies.fedrot import FedRot, RotateAndSend
 from fedlora.federated.strategies.fedsa import FedSa, KeepB
 from fedlora.federated.strategies.finetune import AverageThenPart, SendThenKeep
 from fedlora.federated.strategies.flexlora import FlexLora
+from fedlora.federated.strategies.flora import FLora
+from fedlora.federated.strategies.hetlora import HetLora, PruneAndSend
 from fedlora.federated.strategies.local_only import KeepOwn, NoServer
 from fedlora.federated.strategies.one_factor import FedSvd, FfaLora, RoLora
 from fedlora.federated.strategies.robust import CoordinateMedian, GeometricMedian, Krum, TrimmedMean
 from fedlora.federated.strategies.scaffold import ControlledTraining, Scaffold
 from fedlora.federated.strategies.server_adaptive import FedAdagrad, FedAdam, FedYogi
 from fedlora.federated.strategies.server_momentum import DiLoCo, FedAvgM
-from fedlora.federated.strategies.zero_padding import HetLora, PruneAndSend, ZeroPadding
+from fedlora.federated.strategies.zero_padding import ZeroPadding
 from fedlora.federated.strategy import ClientRule, Strategy
 from fedlora.paths import POOLED
 from fedlora.seeds import derive_seed

@@ -89,6 +89,8 @@ def _run_lines(record: Mapping[str, Any]) -> Iterator[str]:
     checkpoints = ", layers computed twice" if layout["gradient_checkpointing"] else ""
     yield f"layout       {layout['tokens_per_pass']:,} tokens in a pass{checkpoints}"
     yield f"time         {_time_text(record)}"
+    if record["privacy"] is not None:
+        yield f"privacy      {_privacy_text(record['privacy'])}"
     if record["judge"] is not None:
         yield f"judge        {_judge_text(record['judge'])}"
 
@@ -101,6 +103,16 @@ def _time_text(record: Mapping[str, Any]) -> str:
         f"about {duration(record['seconds'])} for the run, as two steps of client {probe['client_id']} went: "
         f"{probe['num_tokens'] / probe['seconds']:,.0f} tokens a second"
     )
+
+
+def _privacy_text(privacy: Mapping[str, Any]) -> str:
+    most, unit = privacy["max_epsilon"], privacy["unit"]
+    if privacy["epsilon"] is None:
+        return f"no {unit}-level promise, for there is no noise to speak of"
+    text = f"{unit}-level epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g} after all rounds"
+    if most is not None and privacy["epsilon"] > most:
+        return f"{text}: above max_epsilon={most:g}, the run ends before it gets there (exit code 8)"
+    return text
 
 
 def _judge_text(judge: Mapping[str, Any]) -> str:

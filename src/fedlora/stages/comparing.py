@@ -21,7 +21,6 @@ from fedlora.engines.workbench import make_workbench
 from fedlora.errors import FedloraError, StorageError, UsageError
 from fedlora.evaluation.own_loss import mean_own_loss
 from fedlora.federated.adapters import make_adapter
-from fedlora.federated.modes import choose_mode
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.stages.compared_run import FAILED, Laboratory, Record
 from fedlora.stages.comparison_data import DataSets
@@ -179,7 +178,6 @@ class Comparing:
         )
         return fit_rounds(
             config,
-            choose_mode(config),
             self._count_rows(config, data),
             unit=self.config.budget_unit,
             budget=self.config.budget,

@@ -25,6 +25,7 @@ from fedlora.evaluation.judge.forecast import forecast_judging
 from fedlora.federated.adapters import num_bytes
 from fedlora.federated.modes import choose_mode, has_global_model, has_personal_models
 from fedlora.federated.partition import label_skew
+from fedlora.federated.privacy.budget import make_budget
 from fedlora.files import write_json
 from fedlora.llm.adapter_files import to_bin, to_safetensors
 from fedlora.llm.examples import encode_rows
@@ -138,6 +139,7 @@ class Planning:
             "memory": {**asdict(footprint), "total": footprint.total},
             "probe": asdict(clock.probe) if clock.probe else None,
             "seconds": clock.seconds,
+            "privacy": self._privacy_record(),
             "judge": self._judge_record(),
             "warnings": [finding.record() for finding in findings],
         }
@@ -246,6 +248,15 @@ class Planning:
             "bin_bytes": len(to_bin(adapter)),
             "safetensors_bytes": len(to_safetensors(adapter)),
         }
+
+    def _privacy_record(self) -> dict[str, Any] | None:
+        """What the whole run spends; None for a run without privacy."""
+        sizes = {client: len(self.bench.examples.training(client)) for client in self.bench.examples.clients()}
+        budget = make_budget(self.train, sizes)
+        if budget is None:
+            return None
+        spent = budget.forecast(self.train.num_communication_rounds, list(sizes))
+        return {**spent, "max_epsilon": self.train.max_epsilon}
 
     def _judge_record(self) -> dict[str, Any] | None:
         """For one comparison of two sets of answers to the test file."""

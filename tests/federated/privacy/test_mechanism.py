@@ -7,10 +7,10 @@ import statistics
 
 import pytest
 import torch
-from federation_of_one_round import adapter, aggregate, close, context, update
+from federation_of_one_round import LAYERS, adapter, aggregate, close, context, product, update
 
 from fedlora.engines.private_run import PrivateRun, find_doubts, make_private_run
-from fedlora.federated.adapters import combine, difference_norm, zeros_like
+from fedlora.federated.adapters import combine, difference_norm, pick_half, zeros_like
 from fedlora.federated.modes import MODES
 from fedlora.federated.privacy.budget import ClientBudget
 from fedlora.federated.privacy.combinations import CLIENT_LEVEL
@@ -191,3 +191,20 @@ def test_few_clients_and_a_large_delta_are_said_in_plain_words():
     assert "must not be published" in doubts(100)
     example = TrainConfig.of(dp_example_noise_multiplier=1.0, dp_example_clip=1.0, dp_example_delta=0.4)
     assert "1 / 3" in "\n".join(find_doubts(example, {0: 3, 1: 50}))
+
+
+@pytest.mark.parametrize("half", ["both", "B"])
+def test_noise_in_a_product_is_what_sun_et_al_say_with_two_noisy_factors_and_with_one(half):
+    """`s^2 (d_out |A|^2 + d_in |B|^2) + s^4 r d_in d_out`, for B alone `s^2 d_out |A|^2` (arXiv 2403.12313)."""
+    start, noise, draws = adapter(0), 0.7, 3000
+    sent = pick_half(start, half)
+    for layer, (d_out, d_in) in {"wide": LAYERS["wide"], "tall": LAYERS["tall"]}.items():
+        a, b = start[f"{layer}.lora_A.weight"], start[f"{layer}.lora_B.weight"]
+        part = {key: value for key, value in sent.items() if key.startswith(f"{layer}.")}
+        total = 0.0
+        for number in range(draws):
+            noisy = {**start, **private_mean([], noise=noise, clients=1, start=part, number=number)}
+            total += float((product(noisy, layer) - b @ a).square().sum())
+        both = noise**2 * d_in * float(b.square().sum()) + noise**4 * len(a) * d_in * d_out if half == "both" else 0.0
+        expected = noise**2 * d_out * float(a.square().sum()) + both
+        assert total / draws == pytest.approx(expected, rel=0.05)

@@ -9,16 +9,15 @@ their number, so such a run does not grow.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
 
 from fedlora.federated.strategies.fedavg import FedAvg, TrainAndSend
+from fedlora.federated.strategies.local_only import KeepOwn
 from fedlora.types import (
     ClientId,
     ClientMemory,
     Download,
     LocalResult,
-    Phase,
     RoundContext,
     ServerState,
     Updates,
@@ -47,19 +46,12 @@ class AverageThenPart(FedAvg):
 
 
 @dataclass(frozen=True)
-class SendThenKeep(TrainAndSend):
+class SendThenKeep(KeepOwn):
     """Client half: sends while there is something to send to, then goes on from its own model."""
-
-    own_ranks: ClassVar[int] = 1
-
-    def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
-        if memory.adapter is None:
-            return super().phases(download, memory)
-        return (Phase(memory.adapter, download.trainable),)
 
     def upload(
         self, results: Sequence[LocalResult], download: Download, memory: ClientMemory
     ) -> tuple[Upload | None, ClientMemory]:
-        if download.shared is not None:
+        if download.shared is None:
             return super().upload(results, download, memory)
-        return None, replace(memory, adapter=results[0].adapter)
+        return TrainAndSend.upload(self, results, download, memory)

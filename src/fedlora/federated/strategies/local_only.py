@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedlora.federated.strategies.fedavg import RankedServer
+from fedlora.federated.strategies.fedavg import RankedServer, TrainAndSend
 from fedlora.types import (
     AdapterState,
     ClientId,
@@ -42,17 +42,15 @@ class NoServer(RankedServer):
 
 
 @dataclass(frozen=True)
-class KeepOwn:
+class KeepOwn(TrainAndSend):
     """Client half: start from the own adapter once there is one, send nothing."""
 
-    sends: ClassVar[tuple[str, ...]] = ()
-    sends_smaller: ClassVar[bool] = False
-    needs_gradient: ClassVar[bool] = False
-    num_phases: ClassVar[int] = 1
     own_ranks: ClassVar[int] = 1
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
-        return (Phase(start=memory.adapter if memory.adapter is not None else download.adapter),)
+        if memory.adapter is None:
+            return super().phases(download, memory)
+        return (Phase(memory.adapter, download.trainable),)
 
     def upload(
         self, results: Sequence[LocalResult], download: Download, memory: ClientMemory

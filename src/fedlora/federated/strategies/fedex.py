@@ -1,9 +1,7 @@
-"""Methods whose global model is the exact mean of the clients' products, by adding to the base.
+"""FedEx-LoRA: A and B are averaged, and what that misses of the mean of products goes into the base.
 
-FedEx-LoRA, Singhal et al., ACL 2025 (arXiv 2410.09432): A and B are averaged, and what the mean of products has beside
-the product of means goes into the base. FLoRA, Wang et al., NeurIPS 2024 (arXiv 2409.05976): the clients' factors are
-stacked into the base and everybody starts from a fresh adapter. Exact is not better: more is learned in less
-rank, or less in more, depending on the data. What is added stays beside the base (`base_delta`), not in its weights.
+Singhal et al., ACL 2025 (arXiv 2410.09432). The residual `sum(w B A) - mean(B) mean(A)` is the covariance of the
+factors, of rank (K-1) r at most. What is added stays beside the base (`base_delta`), not in its weights.
 """
 
 from __future__ import annotations
@@ -11,17 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedlora.federated.adapters import layer_pairs, make_adapter, shapes_of, weighted_mean
+from fedlora.federated.adapters import layer_pairs, weighted_mean
 from fedlora.federated.base_delta import append
 from fedlora.federated.export import export_model
 from fedlora.federated.low_rank_svd import svd_of_product
-from fedlora.federated.strategies.fedavg import FedAvg, RankedServer
-from fedlora.seeds import derive_seed
+from fedlora.federated.strategies.fedavg import FedAvg
 from fedlora.types import AdapterState, BaseDelta, ClientId, Download, Export, RoundContext, ServerState, Updates
 
 NOISE = 1e-13
@@ -55,43 +51,6 @@ class FedEx(FedAvg):
         """`(K-1) r` at most, for K centred factors are dependent; never more than the layer's or the limit."""
         most = min((len(ranks) - 1) * max(ranks), d_out, d_in)
         return most if self.residual_rank is None else min(most, self.residual_rank)
-
-    def export(self, state: ServerState, scaling: float) -> Export:
-        return export_model(state.adapter, state.base or BaseDelta(), scaling=scaling, most_rank=self.export_rank)
-
-
-@dataclass(frozen=True)
-class FLora(RankedServer):
-    """Server half of FLoRA. Between rounds `adapter` is the fresh one that everybody draws for the next round; a client
-    of a smaller rank trains its first directions."""
-
-    turns_factors: ClassVar[bool] = True
-
-    export_rank: int = 256
-
-    def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState:
-        return ServerState(adapter, base=BaseDelta())
-
-    def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
-        return replace(super().broadcast(state, client_id, round_number), travels=None, base=state.base)
-
-    def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
-        """`[w_1 s B_1, w_2 s B_2, ...]` and `[A_1; A_2; ...]` for the base: the weight stands in one factor only."""
-        received = [(update.upload or {}, float(update.num_examples)) for update in updates]
-        if not received:
-            return state
-        total = math.fsum(weight for _, weight in received)
-        factors: dict[str, Tensor] = {}
-        for a_key, b_key in layer_pairs(state.adapter).values():
-            parts = [sent[b_key].to(torch.float64) * (context.scaling * weight / total) for sent, weight in received]
-            factors[a_key] = torch.cat([sent[a_key] for sent, _ in received])
-            factors[b_key] = torch.cat(parts, dim=1).to(state.adapter[b_key].dtype)
-        fresh = make_adapter(shapes_of(state.adapter), derive_seed(context.seed, "fresh_adapter", context.round + 1))
-        kept = {key: fresh[key].to(value.dtype) for key, value in state.adapter.items()}
-        return replace(state, adapter=kept, base=append(state.base or BaseDelta(), context.round, factors))
-
-    def increment_rank(self, ranks: Sequence[int], d_out: int, d_in: int) -> int:
-        return sum(ranks)
 
     def export(self, state: ServerState, scaling: float) -> Export:
         return export_model(state.adapter, state.base or BaseDelta(), scaling=scaling, most_rank=self.export_rank)
