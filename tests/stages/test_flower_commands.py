@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
@@ -125,6 +126,32 @@ def test_a_program_that_ends_is_started_again_and_ends_with_its_crew(monkeypatch
         number = crew.process_ids()["stays"]
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     assert subprocess.run(["kill", "-0", str(number)], capture_output=True, check=False).returncode
+
+
+CREW = """
+import sys
+from pathlib import Path
+from fedlora import cli
+from fedlora.engines.flower.processes import Program, supervise
+stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+with cli._stop_on_signals():
+    supervise([Program("stubborn", [sys.executable, "-c", stubborn], {}, Path(sys.argv[1]))])
+"""
+
+
+def test_a_second_signal_leaves_nobody_behind(tmp_path):
+    log = tmp_path / "log"
+    with subprocess.Popen([sys.executable, "-c", CREW, str(log)], stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 20
+        while not (log.is_file() and "up" in log.read_text()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        (child,) = psutil.Process(process.pid).children()
+        for _ in range(2):
+            process.terminate()
+            time.sleep(0.5)
+        assert process.wait(10) != 0
+    assert not child.is_running()
 
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

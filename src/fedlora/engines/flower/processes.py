@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def running(programs: Sequence[Program]) -> Iterator[Crew]:
         crew.look()
         yield crew
     finally:
-        crew.stop()
+        with _undisturbed():
+            crew.stop()
 
 
 def supervise(programs: Sequence[Program], until: Callable[[], bool] = lambda: False) -> None:
@@ -93,6 +95,20 @@ def supervise(programs: Sequence[Program], until: Callable[[], bool] = lambda: F
         while not until():
             crew.look()
             time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Nobody's impatience ends this process before those that it has started, which would go on without it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start(program: Program) -> subprocess.Popen[bytes]:
