@@ -31,10 +31,10 @@ test-slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow -rs
 
 test-flower: .venv/installed-dev
-	.venv/bin/python -m pytest -m flower tests/flower/test_deployment.py
+	.venv/bin/python -m pytest -m flower --durations=20 tests/flower/test_deployment.py
 
 test-flower-faults: .venv/installed-dev
-	.venv/bin/python -m pytest -m flower tests/flower/test_deployment_faults.py
+	.venv/bin/python -m pytest -m flower --durations=10 tests/flower/test_deployment_faults.py
 
 # the part on small disks mounts them, which needs root; without it that part is skipped and says so
 crashtest: .venv/installed

@@ -85,7 +85,7 @@ def adapters(run: Path) -> dict[str, str]:
 
 ALONE = ("homo", "seq", "none")
 REST = sorted(MODES.keys() - {*ALONE, "pooled"})
-OTHERS = [tuple(REST[first : first + 7]) for first in range(0, len(REST), 7)]
+OTHERS = [tuple(REST[first : first + 9]) for first in range(0, len(REST), 9)]
 """All others, several at a time: most of a round is waiting."""
 
 
