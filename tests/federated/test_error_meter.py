@@ -85,12 +85,24 @@ def test_the_numbers_are_those_of_the_dense_matrices(count, size, monkeypatch):
         assert numbers["cosine"] == pytest.approx(sum(cosines) / count, rel=1e-10, abs=1e-10)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 2e-15), (torch.float32, 3e-7)])
+# two QRs, an SVD and three products lie between FedSVD's clients and its factors, and each LAPACK rounds them its own way:
+# 6.5e-15 was the most of 100 draws on one machine, where methods that only average stayed below 6e-16
+BOUNDS = {"average": (2e-15, 3e-7), "svd": (1e-14, 3e-7)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
-    ("strategy", "half", "number"), [(FfaLora(), "B", 1), (RoLora(), "B", 1), (RoLora(), "A", 2), (FedSvd(), "B", 1)]
+    ("strategy", "half", "number", "way"),
+    [
+        (FfaLora(), "B", 1, "average"),
+        (RoLora(), "B", 1, "average"),
+        (RoLora(), "A", 2, "average"),
+        (FedSvd(), "B", 1, "svd"),
+    ],
 )
 @pytest.mark.parametrize("count", [2, 16])
-def test_exact_methods_stand_at_the_epsilon_of_their_type(strategy, half, number, count, dtype, bound):
+def test_exact_methods_stand_at_the_epsilon_of_their_type(strategy, half, number, way, count, dtype):
+    bound = BOUNDS[way][dtype == torch.float32]
     start, rows = adapter(0, dtype=dtype), [3 + client for client in range(count)]
     sent = [pick_half(near(start, 5 + client), half) for client in range(count)]
     found, _ = measure(strategy, start, sent, rows, number=number)
