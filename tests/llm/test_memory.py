@@ -1,8 +1,10 @@
+import gc
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError, UsageError
@@ -140,6 +142,17 @@ def test_the_count_is_what_a_pass_really_takes(tiny_model):
     taken = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
     assert hidden.shape == (1, 128, 32)
     assert counted == pytest.approx(taken, rel=0.15)
+
+
+def test_a_model_whose_layout_was_planned_leaves_memory_with_its_last_owner(tiny_model):
+    trainer = make_trainer(tiny_model)
+    memory.plan_layout(trainer.base, trainer.lora, TrainConfig.of())
+    train(trainer)
+    # not the parameters: their Python halves end while autograd still holds what they stand for
+    weights = [StorageWeakRef(parameter.untyped_storage()) for parameter in trainer.base.model.parameters()]
+    del trainer
+    gc.collect()
+    assert [weight.expired() for weight in weights] == [True] * len(weights)
 
 
 def plan(tiny_model, monkeypatch, gigabytes: float, **changes) -> Layout:

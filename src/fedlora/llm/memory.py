@@ -97,7 +97,8 @@ def count_kept_bytes(base: BaseModel, lora: LoraModel, length: int) -> float:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # what an operation saves of its own result leads back to the operation: a cycle outside Python, never freed
+        return tensor.detach()
 
     vocabulary = base.model.get_input_embeddings().weight.shape[0]
     example = Example([index % vocabulary for index in range(length)], length - 1)

@@ -13,6 +13,7 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from flwr.app import Context, Message, RecordDict
 from small_federation import SIZES, Federation
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fedlora.config.node import NodeConfig
 from fedlora.engines.flower import worker
@@ -110,6 +111,28 @@ def test_a_request_without_sense_is_a_failure_and_the_node_lives(federation, sta
     node = Node(federation.policy(0))
     assert unpack_outcome(node.answer(request_))[0].kind == "crashed"
     assert isinstance(answer(node, task_of(start), federation.config("x")), ClientUpdate)
+
+
+def test_the_model_of_one_run_has_left_memory_when_that_of_the_next_comes(federation, start, monkeypatch):
+    from fedlora.engines.flower import node as module
+
+    node = Node(federation.policy(0))
+    kept, alive = [], []
+    make = module.make_workbench
+
+    def watched(*arguments, **options):
+        alive.append([not weight.expired() for weight in kept])
+        bench = make(*arguments, **options)
+        kept.extend(StorageWeakRef(parameter.untyped_storage()) for parameter in bench.base.model.parameters())
+        return bench
+
+    monkeypatch.setattr(module, "make_workbench", watched)
+    for name in ("first", "second", "third"):
+        # without a budget of its own a run counts what a token takes, on a pass through the model
+        config = federation.config(name, tokens_per_pass=None)
+        assert isinstance(answer(node, task_of(start), config), ClientUpdate)
+    assert [any(of_then) for of_then in alive] == [False] * 3
+    assert len(alive[2]) > len(alive[1]) > 0
 
 
 def test_the_same_update_asked_for_twice_is_trained_once(federation, start, monkeypatch):
