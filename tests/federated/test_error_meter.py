@@ -85,8 +85,8 @@ def test_the_numbers_are_those_of_the_dense_matrices(count, size, monkeypatch):
         assert numbers["cosine"] == pytest.approx(sum(cosines) / count, rel=1e-10, abs=1e-10)
 
 
-# two QRs, an SVD and three products lie between FedSVD's clients and its factors, and each LAPACK rounds them its own way:
-# 6.5e-15 was the most of 100 draws on one machine, where methods that only average stayed below 6e-16
+# Two QRs, an SVD and three products lie between FedSVD's clients and its factors, and each LAPACK rounds in its own
+# way: 6.5e-15 was the most of 100 draws on one machine, where methods that only average stayed below 6e-16.
 BOUNDS = {"average": (2e-15, 3e-7), "svd": (1e-14, 3e-7)}
 
 
