@@ -48,7 +48,7 @@ def serve(grid: Any, request: str) -> None:
     try:
         asked = json.loads(request)
         config, waits = TrainConfig.make(asked["config"]), asked["waits"]
-        patience = Patience(absent=waits["absent"], wave=waits["wave"])
+        patience = Patience(absent=waits["absent"], wave=waits["wave"], again=waits["start"])
         paths = run(grid, config, Waits(start=waits["start"], wave=patience))
     except FedloraError as error:
         print(exit_line(error.exit_code, str(error), error.hint), flush=True)

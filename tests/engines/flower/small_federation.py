@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+from flwr.app import Message
 from memory_grid import Handler, MemoryGrid
 
 from fedlora.config.node import NodeConfig
@@ -18,6 +21,8 @@ from fedlora.stages import flower_server, train
 
 SIZES = [3, 2, 4]
 QUICK = flower_server.Waits(start=5.0, wave=Patience(poll=0.0, absent=0.05, wave=5.0))
+BAD = 1
+"""The client in whose place something else stands."""
 
 
 class Federation:
@@ -91,3 +96,35 @@ def adapters(run: Path) -> dict[str, str]:
         for path in sorted(run.rglob("*"))
         if path.suffix in (".bin", ".safetensors")
     }
+
+
+def is_training(message: Message) -> bool:
+    return message.metadata.message_type == "train"
+
+
+def instead(make):
+    """A node that answers training requests with `make(message, honest reply)`."""
+
+    def change(honest: Handler) -> Handler:
+        return lambda message: make(message, honest(message)) if is_training(message) else honest(message)
+
+    return change
+
+
+class _KilledError(BaseException):
+    """The end of a server's process."""
+
+
+def interrupted(
+    federation: Federation, name: str, mode: str = "homo", *, policy: Mapping[str, Any] | None = None, **changes: Any
+) -> None:
+    """A run whose server was killed in the second round, with an update of that round committed."""
+    calls = itertools.count()
+
+    def kills(message: Message, answer: Message) -> Message:
+        if next(calls) == 1:
+            raise _KilledError
+        return answer
+
+    with pytest.raises(_KilledError):
+        federation.serve(name, mode, federation.grid({BAD: instead(kills)}, **(policy or {})), **changes)

@@ -15,7 +15,7 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from memory_grid import Handler, MemoryGrid
-from small_federation import QUICK, SIZES, Federation, adapters
+from small_federation import BAD, QUICK, SIZES, Federation, adapters, instead, interrupted, is_training
 
 from fedlora.engines.flower.client import _failure
 from fedlora.engines.flower.codec import from_content, to_content
@@ -24,25 +24,10 @@ from fedlora.errors import TrainingError, UsageError
 from fedlora.stages import flower_server
 from fedlora.types import ClientFailure, ClientMemory, ClientUpdate
 
-BAD = 1
-
 
 @pytest.fixture
 def federation(tiny_model, make_clients, tmp_path):
     return Federation(tmp_path, make_clients(SIZES), tiny_model)
-
-
-def is_training(message: Message) -> bool:
-    return message.metadata.message_type == "train"
-
-
-def instead(make):
-    """A node that answers training requests with `make(message, honest reply)`."""
-
-    def change(honest: Handler) -> Handler:
-        return lambda message: make(message, honest(message)) if is_training(message) else honest(message)
-
-    return change
 
 
 def with_update(change):
@@ -228,22 +213,9 @@ def test_no_quorum_ends_the_run_and_it_goes_on_to_the_bytes_of_an_unbroken_one(f
 
 
 @pytest.mark.parametrize("mode", ["none", "scaffold"])
-def test_a_server_that_was_killed_goes_on_with_nodes_that_started_anew(federation, mode, monkeypatch):
+def test_a_server_that_was_killed_goes_on_with_nodes_that_started_anew(federation, mode):
     here = federation.simulate("here", mode, num_communication_rounds=3)
-    calls = itertools.count()
-
-    class KilledError(BaseException):
-        pass
-
-    def kills(message: Message, answer: Message) -> Message:
-        if next(calls) == 1:
-            raise KilledError
-        return answer
-
-    with pytest.raises(KilledError):
-        federation.serve(
-            "there", mode, federation.grid({BAD: instead(kills)}, share_own_adapter=True), num_communication_rounds=3
-        )
+    interrupted(federation, "there", mode, policy={"share_own_adapter": True}, num_communication_rounds=3)
     run = federation.serve("there", mode, federation.grid(share_own_adapter=True), num_communication_rounds=3)
     names = [name for name in adapters(here) if name.endswith(("adapter_model.bin", "state.safetensors"))]
     assert {name: adapters(run)[name] for name in names} == {name: adapters(here)[name] for name in names}

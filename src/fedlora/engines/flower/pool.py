@@ -35,11 +35,13 @@ RAISED = (1, 2, 7)
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds: between two looks for replies, for a node that is away when its task goes out, for a wave's answers."""
+    """Seconds: between two looks for replies, for a node that is away when its task goes out, for a wave's answers, and
+    for all nodes before the first wave of a run that goes on."""
 
     poll: float = 0.2
     absent: float = 10.0
     wave: float = 3600.0
+    again: float = 0.0
 
 
 class FlowerClients:
@@ -68,6 +70,7 @@ class FlowerClients:
         self._expected: Answer | None = None
         # who may have lost what was added to the base before, and is sent all of it
         self._is_behind: set[ClientId] = set()
+        self._has_begun = False
 
     def clients(self) -> Sequence[ClientId]:
         """Clients that have something to train on."""
@@ -76,6 +79,9 @@ class FlowerClients:
     def train(self, tasks: Sequence[TrainTask]) -> Iterator[ClientUpdate | ClientFailure]:
         """One update or failure per task, as they arrive; the last one no later than the wave's deadline."""
         self._expected = expect_answer(self.rule, tasks[0].download)
+        if not self._has_begun:
+            self.roster.gather(self.patience.again, self.patience.poll)
+            self._has_begun = True
         wave = _Wave(tasks)
         began = time.monotonic()
         while wave.waiting or wave.sent:
@@ -96,11 +102,13 @@ class FlowerClients:
             return
         for client, task in list(wave.waiting.items()):
             node = nodes.get(client)
-            if node is None:
+            if node is None and client not in self.roster.awaited:
                 if wave.seconds_away(client) > self.patience.absent:
                     yield wave.give_up(client, "its node is not connected")
                 continue
             wave.away.pop(client, None)
+            if node is None:
+                continue
             message_id = push(self.grid, node, self._ask(task), "train", self.patience.wave)
             if message_id is not None:
                 wave.sent[message_id] = wave.waiting.pop(client)

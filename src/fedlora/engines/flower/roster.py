@@ -53,6 +53,8 @@ class Roster:
         self._client_of: dict[NodeId, ClientId] = {}
         self._asked: dict[str, NodeId] = {}
         self._not_before: dict[NodeId, float] = {}
+        self.awaited: frozenset[ClientId] = frozenset()
+        """Clients whose nodes are connected, by the names of their keys, and have been asked and not answered yet."""
 
     def clients(self) -> list[ClientId]:
         """Clients that have something to train on, ascending."""
@@ -76,6 +78,19 @@ class Roster:
             else:
                 time.sleep(poll)
 
+    def gather(self, seconds: float, poll: float) -> None:
+        """Until all clients of a run that goes on are connected, or for `seconds`: it may be long that one has left."""
+        until = self._clock() + seconds
+        while True:
+            is_late = self._clock() > until
+            missing = sorted(set(self.clients()) - (self.look() or {}).keys())
+            if not missing:
+                return
+            if is_late:
+                say(f"clients {missing} are not there after {seconds:g} s; the run goes on")
+                return
+            time.sleep(poll)
+
     def look(self) -> dict[ClientId, NodeId] | None:
         """The connected node of each known client; whoever is new is asked, and answers at a later look.
 
@@ -90,6 +105,8 @@ class Roster:
         for node in sorted(names.keys() - self._client_of.keys() - asked):
             if self._clock() >= self._not_before.get(node, 0.0):
                 self._ask(node)
+        answering = [_NAME.fullmatch(names.get(node, "")) for node in self._asked.values()]
+        self.awaited = frozenset(int(name[1]) for name in answering if name)
         return {client: node for node, client in self._client_of.items() if node in names}
 
     def _ask(self, node: NodeId) -> None:
