@@ -47,7 +47,7 @@ class SubmitConfig(TrainConfig):
     """
 
     server: Path = flag(Path("./federation/server"), "the server's folder, on this machine")
-    start_seconds: float = flag(600.0, "how long to wait for all nodes at the start; a run that goes on then does without", gt=0)
+    start_seconds: float = flag(600.0, "how long to wait for all nodes at the start, or at a restart", gt=0)
     absent_seconds: float = flag(10.0, "how long a round waits for a node that is not connected", ge=0)
     round_seconds: float = flag(3600.0, "how long a round waits for updates", gt=0)
 
