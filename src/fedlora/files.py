@@ -106,10 +106,10 @@ def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(json_line(value).encode()).hexdigest()
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it; StorageError when the file system refuses."""
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
+    """Make a folder, with this mode, and those above it; StorageError when the file system refuses."""
     with _storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode, parents=True, exist_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -46,6 +46,8 @@ def test_init_makes_an_authority_a_certificate_and_keys_that_are_their_owners(ma
     assert names.get_values_for_type(x509.DNSName) == ["fed.example.org", "localhost"]
     for secret in ("server/ca.key", "server/server.key", "server/superexec.secret", "client-1/node.key"):
         assert stat.S_IMODE((made / secret).stat().st_mode) == 0o600
+    for folder in ("server", "client-0", "client-1"):
+        assert stat.S_IMODE((made / folder).stat().st_mode) == 0o700
     key = load_ssh_private_key((made / "client-1" / "node.key").read_bytes(), None)
     assert key.curve.name == "secp384r1"
     assert not list((made / "client-0").rglob("ca.key"))

@@ -18,10 +18,10 @@ from fedlora.engines.flower.certificates import (
     public_ssh,
 )
 from fedlora.errors import UsageError
-from fedlora.files import write_bytes, write_text
+from fedlora.files import make_folder, write_bytes, write_text
 from fedlora.flower_paths import NodeFolder, ServerFolder, client_folder
 
-OWNER_ONLY = 0o600
+OWNER_ONLY, OWNERS_FOLDER = 0o600, 0o700
 OWN_HOSTS = ("127.0.0.1", "localhost")
 """Names by which the server's own processes reach each other."""
 
@@ -47,6 +47,8 @@ def run(config: InitConfig) -> Path:
 
 def _write_server(config: InitConfig, folder: ServerFolder, key: PrivateKey) -> bytes:
     """The server's files; returns the authority's certificate."""
+    # Flower's database there holds what clients send
+    make_folder(folder.root, mode=OWNERS_FOLDER)
     authority_key = make_key()
     authority = make_authority(authority_key, config.days)
     hosts = list(dict.fromkeys([*config.hosts, *OWN_HOSTS]))
@@ -70,6 +72,7 @@ def _write_server(config: InitConfig, folder: ServerFolder, key: PrivateKey) -> 
 
 def _write_node(config: InitConfig, server: ServerFolder, client: int, authority: bytes) -> None:
     folder, key = NodeFolder(client_folder(config.folder, client)), make_key()
+    make_folder(folder.root, mode=OWNERS_FOLDER)
     write_bytes(folder.key, private_ssh(key), mode=OWNER_ONLY)
     write_bytes(server.public_key(client), public_ssh(key))
     write_bytes(folder.ca_certificate, authority)

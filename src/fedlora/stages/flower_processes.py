@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 from fedlora.config.flower import ServerConfig
 from fedlora.config.node import NodeConfig
@@ -29,6 +31,8 @@ from fedlora.flower_paths import NodeFolder, ServerFolder, node_socket
 from fedlora.stages.flower_submit import call_json, read_names
 
 START_SECONDS = 60.0
+Keys = Mapping[int, Path]
+"""Client -> the file of its node's public key."""
 
 
 def run_server(config: ServerConfig) -> None:
@@ -42,10 +46,12 @@ def run_server(config: ServerConfig) -> None:
         Program("superexec", superexec_command(config), environment),
     ]
     with running(programs) as crew:
-        _register(folder, environment)
+        keys = folder.public_keys()
+        _register(folder, keys, environment, START_SECONDS)
         say(f"the server listens on {config.host}:{config.port}")
         while True:
             crew.look()
+            keys = _register_new(folder, keys, environment)
             time.sleep(0.5)
 
 
@@ -81,29 +87,47 @@ def run_worker(config: NodeConfig) -> None:
     serve(socket, node.answer, config.max_message_mb << 20, until=lambda: os.getppid() != parent)
 
 
-def _register(folder: ServerFolder, environment: dict[str, str]) -> None:
-    """Make the keys in the server's folder known, under the names that tell which client a node is."""
+def _register_new(folder: ServerFolder, known: Keys, environment: dict[str, str]) -> Keys:
+    """Make keys known that were put into the server's folder since, while runs go on; returns all that were seen."""
+    keys = folder.public_keys()
+    new = {client: key for client, key in keys.items() if client not in known}
+    try:
+        if new:
+            _register(folder, new, environment, 0.0)
+    except StorageError as error:
+        say(f"new keys wait for the SuperLink: {error}")
+        return known
+    return keys
+
+
+def _register(folder: ServerFolder, keys: Keys, environment: dict[str, str], seconds: float) -> None:
+    """Make keys known to the SuperLink, under the names that tell which client a node is.
+
+    A key that it does not take costs its node the federation and nobody else anything. StorageError when there is no
+    SuperLink for so many seconds.
+    """
     names = read_names(folder)
-    known = {names[number] for number in _wait_for_nodes(environment) if number in names}
-    for client, key in folder.public_keys().items():
+    known = {names[number] for number in _wait_for_nodes(environment, seconds) if number in names}
+    for client, key in keys.items():
         name = f"client-{client}"
         if name in known:
             continue
         try:
             answer = call_json(["supernode", "register", str(key), CONNECTION, "--name", name], environment)
         except StorageError as error:
-            if "already in use" not in str(error):
-                raise
-            say(f"{name} is registered, under a number that is not noted here")
+            if "already in use" in str(error):
+                say(f"{name} is registered, under a number that is not noted here")
+            else:
+                say(f"{key}: this key cannot be registered, and {name} takes no part: {error}")
             continue
         names[str(answer["node-id"])] = name
         write_json(folder.names_file, names)
         say(f"registered {name}")
 
 
-def _wait_for_nodes(environment: dict[str, str]) -> list[str]:
+def _wait_for_nodes(environment: dict[str, str], seconds: float) -> list[str]:
     """Numbers of the nodes that are registered, once the server answers."""
-    until = time.monotonic() + START_SECONDS
+    until = time.monotonic() + seconds
     while True:
         try:
             nodes = call_json(["supernode", "list", CONNECTION], environment).get("nodes", [])

@@ -86,7 +86,9 @@ def call_json(arguments: list[str], environment: dict[str, str]) -> dict[str, An
         answer = {}
     if not answer.get("success"):
         reason = str(answer.get("error-message") or (done.stdout + done.stderr).strip()[-300:])
-        raise StorageError(f"the server does not answer: {reason}", hint="start it with `fedlora flower server`")
+        raise StorageError(
+            f"flwr {' '.join(arguments[:2])}: {reason}", hint="if the server is not running: `fedlora flower server`"
+        )
     return answer
 
 
