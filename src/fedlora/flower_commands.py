@@ -34,6 +34,12 @@ FLOWER_COMMANDS = {
         "fedlora.config.flower:StatusConfig",
         "fedlora.stages.flower_submit:run_status",
     ),
+    "flower stop": (
+        "end a run on the nodes",
+        "fedlora.config.flower:StopConfig",
+        "fedlora.stages.flower_submit:run_stop",
+        "run",
+    ),
     "flower local": (
         "server, nodes and a run on this machine, for trying it out",
         "fedlora.config.flower:LocalConfig",

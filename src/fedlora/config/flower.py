@@ -40,6 +40,13 @@ class StatusConfig(Config):
     server: Path = flag(Path("./federation/server"), "the server's folder")
 
 
+class StopConfig(Config):
+    """End a run on the nodes; its rounds stay, and `fedlora flower run` goes on behind them."""
+
+    run: int = flag(0, "number of the run, which `flower run` and `flower status` tell", ge=0)
+    server: Path = flag(Path("./federation/server"), "the server's folder, on this machine")
+
+
 class SubmitConfig(TrainConfig):
     """Train on the connected nodes; takes the configuration of `train`, as a file, as flags, or both.
 

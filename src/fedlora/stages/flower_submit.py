@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fedlora.errors
-from fedlora.config.flower import ServerConfig, StatusConfig, SubmitConfig
+from fedlora.config.flower import ServerConfig, StatusConfig, StopConfig, SubmitConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.engines.flower.commands import CONNECTION, flwr_command, write_connection
@@ -40,7 +40,7 @@ def run(config: SubmitConfig) -> RunPaths:
     environment = connect(config.server)
     waits = {"start": config.start_seconds, "absent": config.absent_seconds, "wave": config.round_seconds}
     run_id = _submit(make_request(train, **waits), environment)
-    say(f"run {run_id} is submitted; it goes on when this command is interrupted")
+    say(f"run {run_id} is submitted; it goes on when this command is interrupted, until `fedlora flower stop {run_id}`")
     code, message, hint = _follow(run_id, environment)
     if code:
         raise _error_of(code, message, hint)
@@ -59,6 +59,14 @@ def run_status(config: StatusConfig) -> dict[str, Any]:
     for entry in runs:
         print(f"run {entry.get('run-id')}: {entry.get('status')}")
     return {"nodes": nodes, "runs": runs}
+
+
+def run_stop(config: StopConfig) -> None:
+    """End a run; StorageError when there is none of this number, or it has ended."""
+    if not config.run:
+        raise UsageError("which run? give its number", hint="`fedlora flower status` lists them")
+    call_json(["stop", str(config.run), CONNECTION], connect(config.server))
+    say(f"run {config.run} is stopped; the same `fedlora flower run` goes on behind its last round")
 
 
 def connect(server: Path) -> dict[str, str]:

@@ -1,0 +1,68 @@
+"""What the pages tell a reader to type and to write is what the command line and the configurations take."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fedlora import cli
+from fedlora.config.node import NodeConfig
+from fedlora.config.train import TrainConfig
+from fedlora.flags import make_parser, read_flags
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
+COMMAND = re.compile(r"(?:sudo -u fedlora )?(?:/\S*/)?fedlora ([a-z].*)")
+
+
+def blocks(page: str) -> list[str]:
+    """The indented blocks of a page, without their indentation and with continued lines joined."""
+    found: list[list[str]] = [[]]
+    for line in (ROOT / page).read_text().splitlines():
+        if line.startswith("    ") or (line == "" and found[-1]):
+            found[-1].append(line.strip())
+        elif found[-1]:
+            found.append([])
+    return [re.sub(r"\\\n\s*", "", "\n".join(lines)) for lines in found if lines]
+
+
+def commands(page: str) -> list[str]:
+    return [match[1] for block in blocks(page) for line in block.splitlines() if (match := COMMAND.match(line))]
+
+
+def words_of(command: str) -> list[str]:
+    return shlex.split(command, comments=True)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_is_one(page):
+    for command in commands(page):
+        words = words_of(command)
+        name, rest = cli._split_command(words)
+        assert name in cli.COMMANDS, command
+        row = cli.COMMANDS[name]
+        config_class = cli.load(row.config)
+        values, file = read_flags(make_parser(name, config_class, row.positional), rest)
+        # a file that the reader makes is read by the next test
+        config_class.make(values, file=ROOT / file if file and (ROOT / file).is_file() else None)
+
+
+def test_the_pages_do_show_commands():
+    assert sum(len(commands(page)) for page in PAGES) > 25
+
+
+def yaml_of(first: str) -> str:
+    (block,) = [block for block in blocks("docs/deployment.md") if block.startswith(first)]
+    return block
+
+
+def test_the_files_of_the_deployment_guide_are_read(tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml_of("base_model:"))
+    run = TrainConfig.make({}, file=tmp_path / "run.yaml")
+    assert (run.num_clients, run.local_learning_rate, run.data_path) == (3, 1e-3, Path("data/dolly"))
+    (tmp_path / "node.yaml").write_text(yaml_of("folder:"))
+    node = NodeConfig.make({}, file=tmp_path / "node.yaml")
+    assert (node.min_examples, node.federation_modes, node.share_own_adapter) == (100, ("homo", "fedprox"), False)
