@@ -34,6 +34,12 @@ FLOWER_COMMANDS = {
         "fedlora.config.flower:StatusConfig",
         "fedlora.stages.flower_submit:run_status",
     ),
+    "flower follow": (
+        "show a run on the nodes until it ends",
+        "fedlora.config.flower:FollowConfig",
+        "fedlora.stages.flower_submit:run_follow",
+        "run",
+    ),
     "flower stop": (
         "end a run on the nodes",
         "fedlora.config.flower:StopConfig",

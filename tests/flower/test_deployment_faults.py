@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,28 @@ def test_the_server_app_is_killed_and_the_run_resumes_to_the_same_bytes(deployme
     assert done.returncode == 0, done.stderr[-3000:]
     assert "going on behind round" in done.stderr
     assert_simulated(deployment, "serverapp", "homo", **options)
+
+
+def test_a_run_can_be_left_followed_stopped_and_gone_on_with(deployment):
+    options = {"local_num_epochs": LONG, "num_communication_rounds": 3}
+    file, run = deployment.config("left", "homo", **options), deployment.root / "models" / "left"
+    heard = len(deployment.log("run"))
+    deployment.start_run(file)
+    wait_for_round(run, 1)
+    deployment.processes["run"].send_signal(signal.SIGINT)
+    assert deployment.finish_run() == 130
+    number = re.search(r"run (\d+) is submitted", deployment.log("run")[heard:])[1]
+    where = ("--server", str(deployment.server))
+    deployment.start("follow", "flower", "follow", number, *where)
+    deployment.wait_for("follow", "round 1 of 3")
+    assert deployment.call("flower", "stop", number, *where).returncode == 0
+    assert deployment.processes.pop("follow").wait(60) == 4
+    assert not (run / "3").exists()
+    done = deployment.run(file)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on behind round" in done.stderr
+    assert_simulated(deployment, "left", "homo", **options)
+    assert deployment.call("flower", "stop", number, *where).returncode == 5
 
 
 def test_a_node_that_is_killed_is_missing_for_its_round_and_takes_part_again_later(deployment):

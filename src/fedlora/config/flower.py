@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import field_validator
+
 from fedlora.config.schema import Config, Names, OptionalInt, flag
 from fedlora.config.train import TrainConfig
 
@@ -40,11 +42,26 @@ class StatusConfig(Config):
     server: Path = flag(Path("./federation/server"), "the server's folder")
 
 
-class StopConfig(Config):
-    """End a run on the nodes; its rounds stay, and `fedlora flower run` goes on behind them."""
+class OneRunConfig(Config):
+    """A run of a server, on the machine that the server runs on."""
 
     run: int = flag(0, "number of the run, which `flower run` and `flower status` tell", ge=0)
     server: Path = flag(Path("./federation/server"), "the server's folder, on this machine")
+
+    @field_validator("run")
+    @classmethod
+    def _is_given(cls, value: int) -> int:
+        if not value:
+            raise ValueError("a run has a number, which `fedlora flower status` tells")
+        return value
+
+
+class FollowConfig(OneRunConfig):
+    """Show what a run has printed and prints, until it ends; ends with its exit code."""
+
+
+class StopConfig(OneRunConfig):
+    """End a run on the nodes; its rounds stay, and the same `fedlora flower run` goes on behind them."""
 
 
 class SubmitConfig(TrainConfig):

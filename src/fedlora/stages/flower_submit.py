@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fedlora.errors
-from fedlora.config.flower import ServerConfig, StatusConfig, StopConfig, SubmitConfig
+from fedlora.config.flower import FollowConfig, ServerConfig, StatusConfig, StopConfig, SubmitConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.engines.flower.commands import CONNECTION, flwr_command, write_connection
@@ -40,11 +40,11 @@ def run(config: SubmitConfig) -> RunPaths:
     environment = connect(config.server)
     waits = {"start": config.start_seconds, "absent": config.absent_seconds, "wave": config.round_seconds}
     run_id = _submit(make_request(train, **waits), environment)
-    say(f"run {run_id} is submitted; it goes on when this command is interrupted, until `fedlora flower stop {run_id}`")
-    code, message, hint = _follow(run_id, environment)
-    if code:
-        raise _error_of(code, message, hint)
-    print(message)
+    say(
+        f"run {run_id} is submitted and goes on when this command is interrupted: "
+        f"`fedlora flower follow {run_id}` shows it again, `fedlora flower stop {run_id}` ends it"
+    )
+    _see_to_its_end(run_id, environment)
     return RunPaths(train.model_dir, train.exp_name)
 
 
@@ -61,10 +61,15 @@ def run_status(config: StatusConfig) -> dict[str, Any]:
     return {"nodes": nodes, "runs": runs}
 
 
+def run_follow(config: FollowConfig) -> None:
+    """Show a run to its end; raises what it ended with, StorageError when there is none of this number."""
+    environment = connect(config.server)
+    _status(str(config.run), environment)
+    _see_to_its_end(str(config.run), environment)
+
+
 def run_stop(config: StopConfig) -> None:
     """End a run; StorageError when there is none of this number, or it has ended."""
-    if not config.run:
-        raise UsageError("which run? give its number", hint="`fedlora flower status` lists them")
     call_json(["stop", str(config.run), CONNECTION], connect(config.server))
     say(f"run {config.run} is stopped; the same `fedlora flower run` goes on behind its last round")
 
@@ -116,6 +121,14 @@ def _submit(request: str, environment: dict[str, str]) -> str:
         write_text(file, f"request = {json.dumps(request)}\n")
         arguments = ["run", str(bundle_folder()), CONNECTION, "--run-config", str(file)]
         return str(call_json(arguments, environment)["run-id"])
+
+
+def _see_to_its_end(run_id: str, environment: dict[str, str]) -> None:
+    """Follow a run; print where it lies, or raise what it ended with."""
+    code, message, hint = _follow(run_id, environment)
+    if code:
+        raise _error_of(code, message, hint)
+    print(message)
 
 
 def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:
