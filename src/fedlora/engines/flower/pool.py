@@ -32,16 +32,23 @@ CRASHED = 8
 RAISED = (1, 2, 7)
 """Codes that a repetition does not change: the app could not be loaded, raised, or its bundle was refused."""
 
+LONGEST_PAUSE, LATE_SHARE = 2.0, 0.01
+"""Every look is a request per open task to a server that may share its cores with nodes, so pauses grow with a wave, up to
+so many seconds; no more than this share of the wave is lost by it."""
+
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds: between two looks for replies, for a node that is away when its task goes out, for a wave's answers, and
-    for all nodes before the first wave of a run that goes on."""
+    """Seconds to wait."""
 
     poll: float = 0.2
+    """Between two looks for replies, at least."""
     absent: float = 10.0
+    """For a node that is away when its task goes out."""
     wave: float = 3600.0
+    """For a wave's answers."""
     again: float = 0.0
+    """For all nodes, before the first wave of a run that goes on."""
 
 
 class FlowerClients:
@@ -88,12 +95,13 @@ class FlowerClients:
             yield from self._send(wave)
             for message_id, message in pull(self.grid, wave.sent):
                 yield self._receive(wave.sent.pop(message_id), message)
-            if time.monotonic() - began > self.patience.wave:
+            passed = time.monotonic() - began
+            if passed > self.patience.wave:
                 for task in wave.end():
                     reason = f"no answer within {self.patience.wave:g} s"
                     yield ClientFailure(task.client_id, "lost", reason)
             if wave.waiting or wave.sent:
-                time.sleep(self.patience.poll)
+                time.sleep(max(self.patience.poll, min(LONGEST_PAUSE, LATE_SHARE * passed)))
 
     def _send(self, wave: _Wave) -> Iterator[ClientFailure]:
         """Hand the tasks of those who are connected to Flower; whoever has been away for too long is given up."""
