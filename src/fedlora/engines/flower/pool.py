@@ -33,8 +33,8 @@ RAISED = (1, 2, 7)
 """Codes that a repetition does not change: the app could not be loaded, raised, or its bundle was refused."""
 
 LONGEST_PAUSE, LATE_SHARE = 2.0, 0.01
-"""Every look is a request per open task to a server that may share its cores with nodes, so pauses grow with a wave, up to
-so many seconds; no more than this share of the wave is lost by it."""
+"""Every look is a request per open task to a server that may share its cores with nodes, so pauses grow with a wave, up
+to so many seconds; no more than this share of the wave is lost by it."""
 
 
 @dataclass(frozen=True)
