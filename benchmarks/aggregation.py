@@ -59,7 +59,7 @@ def write_updates(folder: str) -> dict[str, Any]:
     for client in range(CLIENTS):
         draw = torch.Generator().manual_seed(client)
         adapter = {key: torch.randn(shape, generator=draw) for key, shape in store.shapes.items()}
-        store.keep_update(ClientUpdate("", 1, client, adapter, ClientMemory(), 10 + client, 1, 1, "start"))
+        store.keep_update(ClientUpdate("", 1, client, adapter, ClientMemory(), 10 + client, 1, 1, "start"), adapter)
     return {}
 
 
@@ -67,16 +67,16 @@ def aggregate(folder: str, reads: int) -> dict[str, Any]:
     """Seconds and memory of the mean over `reads` times all clients."""
     from fedlora.federated.strategies.fedavg import FedAvg
     from fedlora.runs.round_store import StoredUpdates
-    from fedlora.types import RoundContext
+    from fedlora.types import RoundContext, ServerState
 
     store = open_store(folder)
     clients = range(CLIENTS)
-    FedAvg().aggregate({}, StoredUpdates(store, 1, [0]), RoundContext(1, 0, clients, clients))
+    FedAvg().aggregate(ServerState({}), StoredUpdates(store, 1, [0]), RoundContext(1, 0, clients, clients))
     updates = StoredUpdates(store, 1, [*clients] * reads)
     before = resident_megabytes()
     forget_peak()
     began = time.perf_counter()
-    FedAvg().aggregate({}, updates, RoundContext(1, 0, clients, clients))
+    FedAvg().aggregate(ServerState({}), updates, RoundContext(1, 0, clients, clients))
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "peak_mb": peak_megabytes(), "growth_mb": peak_megabytes() - before}
 
@@ -116,6 +116,8 @@ def main() -> None:
     arguments = parse_arguments(__doc__)
     reads, repeats = (2, 1) if arguments.quick else (READS, 3)
     times: dict[str, list[float]] = {"reading once": [], "fedlora": []}
+    read: dict[str, Any] = {}
+    done: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fedlora-aggregation-") as folder:
         run_point(__file__, kind="write", folder=folder)
         few = run_point(__file__, kind="aggregate", folder=folder, reads=1)

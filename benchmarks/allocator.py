@@ -42,11 +42,12 @@ def measure(*, keep: bool) -> dict[str, float]:
     """Median seconds of both, after one untimed run of each."""
     import torch
 
+    from fedlora.federated.adapters import make_adapter
     from fedlora.llm import base_model
     from fedlora.llm.decoding import Decoding
     from fedlora.llm.examples import Example, make_batch
     from fedlora.llm.generation import Request, generate_answers
-    from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+    from fedlora.llm.lora import LoraModel, LoraSpec
     from fedlora.llm.loss import backward_loss
 
     if not keep:

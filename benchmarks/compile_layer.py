@@ -23,8 +23,9 @@ REPEATS = 5
 def main() -> None:
     import torch
 
+    from fedlora.federated.adapters import make_adapter
     from fedlora.llm.base_model import load_base_model
-    from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+    from fedlora.llm.lora import LoraModel, LoraSpec
 
     base = load_base_model("smollm2-135m", device="cpu")
     lora = LoraModel(base.model, LoraSpec(8, 16, 2.0, 0.0, ("q_proj", "v_proj")))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from machine import describe_machine
 from part import emit, parse_arguments, say, side, take_turns
@@ -34,9 +35,10 @@ def main() -> None:
     encoder = PromptEncoder(base.tokenizer, TEMPLATE)
     rows = load_rows(options.data, count)
     prompts = [encoder.prompt(row, cutoff=512, response_length=new).ids for row in rows]
-    theirs = AutoModelForCausalLM.from_pretrained(
+    theirs: Any = AutoModelForCausalLM.from_pretrained(
         embedded_model.folder(), dtype=base.dtype, attn_implementation="sdpa"
-    ).to(base.device)
+    )
+    theirs.to(base.device)
     settings = GenerationConfig(
         max_new_tokens=new, do_sample=False, eos_token_id=base.tokenizer.eos_token_id, pad_token_id=base.pad_id
     )

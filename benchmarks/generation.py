@@ -44,10 +44,11 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
     import torch
 
     from fedlora.config.train import TrainConfig
+    from fedlora.federated.adapters import make_adapter
     from fedlora.files import json_lines, write_text
     from fedlora.llm.adapter_config import make_peft_config
     from fedlora.llm.base_model import load_base_model
-    from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+    from fedlora.llm.lora import LoraModel, LoraSpec
     from fedlora.paths import RunPaths
     from fedlora.runs.metrics_log import MetricsLog
     from fedlora.runs.round_store import RoundStore
@@ -73,8 +74,9 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
 
     store.begin_round(1)
     for client in range(CLIENTS):
-        store.keep_update(ClientUpdate("", 1, client, draw(client + 1), ClientMemory(), 1, 1, 1, "start"))
-    store.commit_round(1, draw(0), {})
+        adapter = draw(client + 1)
+        store.keep_update(ClientUpdate("", 1, client, adapter, ClientMemory(), 1, 1, 1, "start"), adapter)
+    store.commit_round(1, draw(0), None, {})
     store.write_run({"base_model": model, "config": config.record(), "state": "finished"})
     rows = [row.as_dict() for row in load_rows(data, count)]
     write_text(Path(folder) / "test.jsonl", json_lines(rows))
@@ -150,8 +152,8 @@ def time_usual(folder: str, device: str, new_tokens: int, model: str, dtype: str
         encoder = PromptEncoder(tokenizer, TEMPLATE)
         rows = read_rows(Path(folder) / "test.jsonl")
         prompts = [encoder.prompt(row, cutoff=CUTOFF, response_length=new_tokens).ids for row in rows]
-        base = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype)).to(device)
-        peft = PeftModel.from_pretrained(base, str(adapter)).eval()
+        base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+        peft = PeftModel.from_pretrained(base.to(device), str(adapter)).eval()
         for start in range(0, len(prompts), BATCH):
             group = prompts[start : start + BATCH]
             inputs = tokenizer.pad({"input_ids": group}, padding=True, return_tensors="pt").to(device)

@@ -63,7 +63,7 @@ def main() -> None:
 
 def _measure(bench: Any, repeats: int) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
     """A side's entry, its profile (kind -> share of the time) and the operations by kind in 10^12."""
-    from fedlora.llm.lora import make_adapter
+    from fedlora.federated.adapters import make_adapter
     from fedlora.types import Phase
 
     examples = bench.examples.training(0)

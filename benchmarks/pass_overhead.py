@@ -25,9 +25,10 @@ REPEATS = 5
 def main() -> None:
     import numpy as np
 
+    from fedlora.federated.adapters import make_adapter
     from fedlora.llm.base_model import load_base_model
     from fedlora.llm.examples import Example, make_batch
-    from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+    from fedlora.llm.lora import LoraModel, LoraSpec
     from fedlora.llm.loss import backward_loss
 
     base = load_base_model("smollm2-135m", device="cpu")

@@ -88,7 +88,7 @@ class Comparison:
 
     def run_seed(self, seed: int) -> dict[str, float]:
         """Held-out losses: untrained, after the usual way, after fedlora."""
-        from fedlora.llm.lora import make_adapter
+        from fedlora.federated.adapters import make_adapter
 
         start = make_adapter(self.evaluator.lora.shapes(), seed)
         losses = {"untrained": self._evaluate(start)}

@@ -89,7 +89,7 @@ def _make_usual(side: Side) -> Callable[[Path], Turn]:
     from usual import load_model, train_client
 
     from fedlora.data.records import read_rows
-    from fedlora.llm.lora import make_adapter
+    from fedlora.federated.adapters import make_adapter
 
     model, tokenizer = load_model(side.dtype, side.targets, name=side.name, device=side.device)
     shapes = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(model).items()}

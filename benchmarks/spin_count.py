@@ -23,11 +23,12 @@ def train_for_a_while() -> None:
     """Print tokens per second over a few optimizer steps of 16 short rows."""
     from fedlora.config.train import TrainConfig
     from fedlora.data.skills import make_skill_rows
+    from fedlora.federated.adapters import make_adapter
     from fedlora.llm.base_model import load_base_model
     from fedlora.llm.examples import encode_rows
     from fedlora.llm.layout import Layout, LayoutBook
     from fedlora.llm.local_training import Trainer
-    from fedlora.llm.lora import LoraModel, LoraSpec, make_adapter
+    from fedlora.llm.lora import LoraModel, LoraSpec
     from fedlora.llm.prompts import PromptEncoder
     from fedlora.types import Phase, Row
 
