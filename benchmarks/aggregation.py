@@ -11,6 +11,7 @@ Every figure is a process of its own.
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
@@ -45,7 +46,8 @@ def open_store(folder: str) -> Any:
 
     paths = RunPaths(Path(folder), "aggregation")
     log = MetricsLog(paths.metrics_file)
-    return RoundStore(paths, shapes=adapter_shapes(), peft_config="{}\n", header={}, log=log)
+    settings = json.dumps({"r": RANK, "lora_alpha": RANK})
+    return RoundStore(paths, shapes=adapter_shapes(), peft_config=settings, header={}, log=log)
 
 
 def write_updates(folder: str) -> dict[str, Any]:
