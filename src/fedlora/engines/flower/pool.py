@@ -32,9 +32,10 @@ CRASHED = 8
 RAISED = (1, 2, 7)
 """Codes that a repetition does not change: the app could not be loaded, raised, or its bundle was refused."""
 
-LONGEST_PAUSE, LATE_SHARE = 2.0, 0.01
-"""Every look is a request per open task to a server that may share its cores with nodes, so pauses grow with a wave, up
-to so many seconds; no more than this share of the wave is lost by it."""
+LONGEST_PAUSE, LATE_SHARE, LOOKING_SHARE = 2.0, 0.01, 0.2
+"""Every look is a request per open task to a server that may share its cores with nodes. So pauses grow with a wave, up
+to so many seconds, by which no more than this share of the wave is lost; and no more than that share goes into looking
+in vain."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,19 @@ class FlowerClients:
         began = time.monotonic()
         while wave.waiting or wave.sent:
             yield from self._send(wave)
+            looked, has_arrived = time.monotonic(), False
             for message_id, message in pull(self.grid, wave.sent):
+                has_arrived = True
                 yield self._receive(wave.sent.pop(message_id), message)
-            passed = time.monotonic() - began
+            now = time.monotonic()
+            passed, looking = now - began, now - looked
             if passed > self.patience.wave:
                 for task in wave.end():
                     reason = f"no answer within {self.patience.wave:g} s"
                     yield ClientFailure(task.client_id, "lost", reason)
             if wave.waiting or wave.sent:
-                time.sleep(max(self.patience.poll, min(LONGEST_PAUSE, LATE_SHARE * passed)))
+                pause = 0.0 if has_arrived else max(LATE_SHARE * passed, looking / LOOKING_SHARE)
+                time.sleep(max(self.patience.poll, min(LONGEST_PAUSE, pause)))
 
     def _send(self, wave: _Wave) -> Iterator[ClientFailure]:
         """Hand the tasks of those who are connected to Flower; whoever has been away for too long is given up."""
