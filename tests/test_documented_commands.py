@@ -65,4 +65,4 @@ def test_the_files_of_the_deployment_guide_are_read(tmp_path):
     assert (run.num_clients, run.local_learning_rate, run.data_path) == (3, 1e-3, Path("data/dolly"))
     (tmp_path / "node.yaml").write_text(yaml_of("folder:"))
     node = NodeConfig.make({}, file=tmp_path / "node.yaml")
-    assert (node.min_examples, node.federation_modes, node.share_own_adapter) == (100, ("homo", "fedprox"), False)
+    assert (node.min_examples, node.federation_modes, node.share_own_adapter) == (50, ("homo", "fedprox"), False)

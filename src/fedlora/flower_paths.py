@@ -79,6 +79,10 @@ class ServerFolder:
         return self.root / "superexec.secret"
 
     @property
+    def lock_file(self) -> Path:
+        return self.root / ".lock"
+
+    @property
     def database(self) -> Path:
         return self.root / "state.db"
 
@@ -118,6 +122,10 @@ class NodeFolder:
     @property
     def key(self) -> Path:
         return self.root / "node.key"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / ".lock"
 
     @property
     def state(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from filelock import FileLock
 
 from fedlora import cli
 from fedlora.config.flower import ServerConfig, SubmitConfig
@@ -154,6 +156,44 @@ def test_a_second_signal_leaves_nobody_behind(tmp_path):
             time.sleep(0.5)
         assert process.wait(10) != 0
     assert not child.is_running()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells a process of its parent's end on Linux only")
+def test_nobody_outlives_a_command_that_was_killed(tmp_path):
+    log = tmp_path / "log"
+    polite = CREW.replace("import signal, time; signal.signal(15, signal.SIG_IGN);", "import time;")
+    with subprocess.Popen([sys.executable, "-c", polite, str(log)], stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 20
+        while not (log.is_file() and "up" in log.read_text()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        (child,) = psutil.Process(process.pid).children()
+        process.kill()
+        process.wait(10)
+    until = time.monotonic() + 10
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("command", ["server", "node"])
+def test_a_second_server_or_node_of_the_same_folder_is_refused(made, capsys, monkeypatch, command):
+    settings = made / ("server/server.yaml" if command == "server" else "client-0/node.yaml")
+    (made / "client-0" / "train.json").write_text("[]")
+    with FileLock(settings.parent / ".lock"):
+        assert cli.main(["flower", command, str(settings)]) == 6
+    assert "is running already" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_started(made, capsys, monkeypatch):
+    monkeypatch.setattr("fedlora.stages.flower_processes.PORT_SECONDS", 0.2)
+    (made / "client-0" / "train.json").write_text("[]")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.main(["flower", "server", str(made / "server" / "server.yaml"), "--port", port]) == 2
+        assert f"port={port}: cannot listen on 127.0.0.1" in capsys.readouterr().err
+        assert cli.main(["flower", "node", str(made / "client-0" / "node.yaml"), "--runtime_port", port]) == 2
+        assert f"runtime_port={port}: cannot listen" in capsys.readouterr().err
 
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -6,6 +6,7 @@ Flags win over the file, the file over the defaults. Values from a file may be s
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -115,7 +116,8 @@ def _explain(error: ValidationError, config: type[Config]) -> str:
             continue
         name = str(item["loc"][0])
         if item["type"] == "extra_forbidden":
-            parts.append(f"unknown field {name!r}")
+            close = difflib.get_close_matches(name, config.model_fields, n=1)
+            parts.append(f"unknown field {name!r}" + (f" (did you mean {close[0]}?)" if close else ""))
         elif item["type"] == "missing":
             parts.append(f"{name} is required")
         else:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 from fedlora.config.flower import InitConfig, LocalConfig, SubmitConfig
 from fedlora.console import say
 from fedlora.data.client_files import find_client_files
 from fedlora.engines.flower.processes import Program, running
-from fedlora.errors import StorageError, UsageError
+from fedlora.errors import UsageError
 from fedlora.flower_paths import NodeFolder, ServerFolder, client_folder
 from fedlora.paths import RunPaths
 from fedlora.stages import flower_init, flower_submit
+from fedlora.stages.flower_processes import check_port
 
 START_SECONDS = 120.0
 
@@ -29,6 +29,8 @@ def run(config: LocalConfig) -> RunPaths:
         models = (str(Path(model).resolve()),) if Path(model).is_dir() else (model,)
         options = {"folder": config.folder, "nodes": config.nodes, "port": config.port, "base_models": models}
         flower_init.run(InitConfig.of(**options))
+    for port in range(config.port, config.port + 1 + config.nodes):
+        check_port("port", "127.0.0.1", port)
     server = ServerFolder(config.folder / "server")
     logs = config.folder / "logs"
     programs = [Program("server", _command("server", server.settings), os.environ, logs / "server.log")]
@@ -39,25 +41,12 @@ def run(config: LocalConfig) -> RunPaths:
         programs.append(Program(f"node {client}", command, os.environ, logs / f"node-{client}.log"))
     say(f"server and {config.nodes} nodes are started; their logs lie in {logs}")
     with running(programs):
-        _wait(server)
+        flower_submit.wait_for_server(flower_submit.connect(server.root), START_SECONDS)
         fields = config.model_fields_set & SubmitConfig.model_fields.keys()
         values = {name: getattr(config, name) for name in fields}
-        return flower_submit.run(SubmitConfig.of(**{**values, "server": server.root, "num_clients": config.nodes}))
+        submitted = SubmitConfig.of(**{**values, "server": server.root, "num_clients": config.nodes})
+        return flower_submit.run(submitted, stays=False)
 
 
 def _command(name: str, settings: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "fedlora", "flower", name, "--config", str(settings.resolve()), *flags]
-
-
-def _wait(server: ServerFolder) -> None:
-    """Until the server answers."""
-    environment = flower_submit.connect(server.root)
-    until = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            flower_submit.call_json(["supernode", "list", flower_submit.CONNECTION], environment)
-            return
-        except StorageError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(1.0)

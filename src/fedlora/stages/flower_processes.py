@@ -5,10 +5,14 @@ Each command stays until it is told to stop, and starts again what ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from fedlora.config.flower import ServerConfig
 from fedlora.config.node import NodeConfig
@@ -25,12 +29,13 @@ from fedlora.engines.flower.commands import (
 from fedlora.engines.flower.guard import own_bundle_sha256
 from fedlora.engines.flower.processes import Program, running, supervise
 from fedlora.engines.flower.worker import serve
-from fedlora.errors import StorageError, UsageError
+from fedlora.errors import LockedError, StorageError, UsageError
 from fedlora.files import json_text, write_json, write_text
 from fedlora.flower_paths import NodeFolder, ServerFolder, node_socket
 from fedlora.stages.flower_submit import call_json, read_names
 
 START_SECONDS = 60.0
+PORT_SECONDS = 5.0
 Keys = Mapping[int, Path]
 """Client -> the file of its node's public key."""
 
@@ -45,7 +50,10 @@ def run_server(config: ServerConfig) -> None:
         Program("superlink", superlink_command(config), environment),
         Program("superexec", superexec_command(config), environment),
     ]
-    with running(programs) as crew:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone(folder.lock_file, "this server"))
+        check_port("port", config.host, config.port)
+        crew = stack.enter_context(running(programs))
         keys = folder.public_keys()
         _register(folder, keys, environment, START_SECONDS)
         say(f"the server listens on {config.host}:{config.port}")
@@ -68,12 +76,14 @@ def run_node(config: NodeConfig) -> None:
     write_text(settings, json_text(config.model_dump(mode="json")), mode=0o600)
     allowed = ",".join([own_bundle_sha256(), *config.bundles])
     environment = make_node_environment(config, allowed)
-    supervise(
-        [
-            Program("worker", worker_command(settings), os.environ),
-            Program("supernode", supernode_command(config), environment),
-        ]
-    )
+    programs = [
+        Program("worker", worker_command(settings), os.environ),
+        Program("supernode", supernode_command(config), environment),
+    ]
+    with _alone(folder.lock_file, "this node"):
+        check_port("runtime_port", "127.0.0.1", config.runtime_port)
+        say(f"client {config.client_id} speaks with {config.server}, and tries again for as long as it is not let in")
+        supervise(programs)
 
 
 def run_worker(config: NodeConfig) -> None:
@@ -85,6 +95,38 @@ def run_worker(config: NodeConfig) -> None:
     socket = node_socket(config.state_dir.resolve())
     say(f"the worker of client {config.client_id} listens on {socket}")
     serve(socket, node.answer, config.max_message_mb << 20, until=lambda: os.getppid() != parent)
+
+
+def check_port(name: str, host: str, port: int) -> None:
+    """UsageError when something else listens there; what has just been stopped is given some seconds to go."""
+    until = time.monotonic() + PORT_SECONDS
+    while True:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                return
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise UsageError(
+                        f"{name}={port}: cannot listen on {host}: {error.strerror}",
+                        hint=f"stop what has it (ss -ltnp shows), or choose another --{name}",
+                    ) from None
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _alone(lock_file: Path, what: str) -> Iterator[None]:
+    """LockedError when another process has this folder already."""
+    lock = FileLock(lock_file, timeout=0.2)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LockedError(f"{lock_file.parent}: {what} is running already", hint="stop it first") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _register_new(folder: ServerFolder, known: Keys, environment: dict[str, str]) -> Keys:

@@ -27,23 +27,34 @@ from fedlora.paths import RunPaths
 from fedlora.stages.flower_request import make_request, read_exit
 
 STATUS_SECONDS = 2.0
+SERVER_SECONDS = 20.0
+"""How long a server that is being started is waited for."""
 AWAY_SECONDS = 90.0
 """For how long a server may be away while a run is followed: the run outlives its SuperLink."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def run(config: SubmitConfig) -> RunPaths:
-    """Train on the connected nodes; returns where the run lies. Raises what the run ended with."""
+def run(config: SubmitConfig, *, stays: bool = True) -> RunPaths:
+    """Train on the connected nodes; returns where the run lies. Raises what the run ended with.
+
+    `stays` is whether server and run outlive this command.
+    """
     train = config.training()
     # the server's process has another working directory
     train = TrainConfig.of(**{name: getattr(train, name) for name in train.model_fields_set} | _absolute(train))
     environment = connect(config.server)
     waits = {"start": config.start_seconds, "absent": config.absent_seconds, "wave": config.round_seconds}
-    run_id = _submit(make_request(train, **waits), environment)
-    say(
-        f"run {run_id} is submitted and goes on when this command is interrupted: "
-        f"`fedlora flower follow {run_id}` shows it again, `fedlora flower stop {run_id}` ends it"
-    )
+    request = make_request(train, **waits)
+    try:
+        run_id = _submit(request, environment)
+    except StorageError:
+        # it may be starting
+        wait_for_server(environment, SERVER_SECONDS)
+        run_id = _submit(request, environment)
+    say(f"run {run_id} is submitted")
+    if stays:
+        again = f"`fedlora flower follow {run_id}` shows it again, `fedlora flower stop {run_id}` ends it"
+        say(f"it goes on when this command is interrupted: {again}")
     _see_to_its_end(run_id, environment)
     return RunPaths(train.model_dir, train.exp_name)
 
@@ -80,6 +91,19 @@ def connect(server: Path) -> dict[str, str]:
     if not folder.settings.is_file():
         raise UsageError(f"{folder.settings}: no such file", hint="give --server the folder that `flower init` made")
     return write_connection(ServerConfig.make({}, file=folder.settings))
+
+
+def wait_for_server(environment: dict[str, str], seconds: float) -> None:
+    """Until the server answers; StorageError when it does not for so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            call_json(["supernode", "list", CONNECTION], environment)
+            return
+        except StorageError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1.0)
 
 
 def read_names(folder: ServerFolder) -> dict[str, str]:
@@ -143,7 +167,7 @@ def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:
         for line in _lines(run_id, environment):
             if (found := read_exit(line)) is not None:
                 ended = found
-            elif line not in shown:
+            elif ended is None and line not in shown:
                 shown.add(line)
                 say(_COLOURS.sub("", line.rstrip()))
         if ended is not None:

@@ -229,6 +229,16 @@ def test_clients_that_never_come_end_the_wait(federation):
     assert not (federation.root / "models" / "waiting").exists()
 
 
+def test_a_refusal_ends_the_wait_at_once(federation):
+    waits = dataclasses.replace(QUICK, start=60.0)
+    grid = federation.grid(max_lora_r=2)
+    grid.names = {101: "client-1"}
+    began = time.monotonic()
+    with pytest.raises(TrainingError, match=r"refuses this run: .*client-1: lora_r=4 is above this node's bound"):
+        flower_server.run(grid, federation.config("greedy", lora_r=4), waits)
+    assert time.monotonic() - began < 30
+
+
 @pytest.mark.parametrize(
     ("names", "reason"),
     [({103: "client-9"}, "registered as client-9"), ({}, "client 0 is node 100 already")],
@@ -238,7 +248,7 @@ def test_a_second_node_cannot_take_a_client_s_place(federation, names, reason, c
     grid.nodes[103] = federation.handler(0)
     grid.names = names
     federation.serve("twice", grid=grid, num_communication_rounds=1)
-    assert "node 103 takes no part: " in (told := capsys.readouterr().err)
+    assert f"{names.get(103, 'node 103')} takes no part: " in (told := capsys.readouterr().err)
     assert reason in told
 
 

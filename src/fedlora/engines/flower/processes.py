@@ -7,9 +7,11 @@ started: whoever wants it to stop says so to the process that watches.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from pathlib import Path
 from fedlora.console import say
 
 RESTART_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 3.0
 """How long a process has to end by itself; less than what the command line allows for all of it."""
 
@@ -126,4 +129,12 @@ def _start(program: Program) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=output,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
+
+
+def _end_with_parent() -> None:
+    """In a new process: end when whoever started it is gone, however it went; without it a killed node's would stay,
+    hold their ports, and answer a server that takes them for the node."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

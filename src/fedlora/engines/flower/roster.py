@@ -53,6 +53,7 @@ class Roster:
         self._client_of: dict[NodeId, ClientId] = {}
         self._asked: dict[str, NodeId] = {}
         self._not_before: dict[NodeId, float] = {}
+        self._refused: list[str] = []
         self.awaited: frozenset[ClientId] = frozenset()
         """Clients whose nodes are connected, by the names of their keys, and have been asked and not answered yet."""
 
@@ -69,6 +70,12 @@ class Roster:
             self.look()
             if len(self.facts) >= count:
                 self._is_open = False
+            elif self._refused:
+                # it would say the same until its owner has changed something
+                raise TrainingError(
+                    f"a node refuses this run: {'; '.join(self._refused)}",
+                    hint="ask for less, ask its owner for another bound, or take fewer clients with --num_clients",
+                )
             elif is_late:
                 missing = sorted(set(range(count)) - self.facts.keys())
                 raise TrainingError(
@@ -118,7 +125,11 @@ class Roster:
     def _admit(self, node: NodeId, names: Mapping[NodeId, str], message: Message | None) -> None:
         reason = self._find_fault(node, names, message)
         if reason is not None:
-            say(f"node {node} takes no part: {reason}")
+            say(f"{self._called(node, names)} takes no part: {reason}")
+
+    @staticmethod
+    def _called(node: NodeId, names: Mapping[NodeId, str]) -> str:
+        return names.get(node) or f"node {node}"
 
     def _find_fault(self, node: NodeId, names: Mapping[NodeId, str], message: Message | None) -> str | None:
         """Why a node is not the client it says it is; None once it is on the list."""
@@ -131,6 +142,8 @@ class Roster:
         except Exception as error:  # whatever a node sends, it is that node's fault
             return f"its answer cannot be read ({type(error).__name__})"
         if isinstance(told, ClientFailure):
+            if told.kind == "refused":
+                self._refused.append(f"{self._called(node, names)}: {told.reason}")
             return told.reason
         return self._find_conflict(node, names, told)
 
