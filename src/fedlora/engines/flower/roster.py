@@ -160,7 +160,7 @@ class Roster:
         if told.shapes != self.shapes_sha256:
             return f"client {client} has another base model: the shapes of its adapter differ"
         if client in self.facts and self.facts[client].sha256 != told.facts.sha256:
-            return f"client {client} has other rows than this run was begun with"
+            return f"client {client} has other rows than this run was begun with, or a new state_dir"
         if holder is not None:
             del self._client_of[holder]
         self._client_of[node] = client
