@@ -229,6 +229,14 @@ def test_clients_that_never_come_end_the_wait(federation):
     assert not (federation.root / "models" / "waiting").exists()
 
 
+@pytest.mark.parametrize("names", [{}, {99: "client-9"}])
+def test_a_refusal_of_a_node_that_is_none_of_the_run_s_ends_nothing(federation, names):
+    grid = federation.grid()
+    grid.nodes[99] = federation.handler(0, client_id=9, max_lora_r=2)
+    grid.names = names
+    federation.serve("others", grid=grid, lora_r=4, num_communication_rounds=1)
+
+
 def test_a_refusal_ends_the_wait_at_once(federation):
     waits = dataclasses.replace(QUICK, start=60.0)
     grid = federation.grid(max_lora_r=2)

@@ -142,7 +142,9 @@ class Roster:
         except Exception as error:  # whatever a node sends, it is that node's fault
             return f"its answer cannot be read ({type(error).__name__})"
         if isinstance(told, ClientFailure):
-            if told.kind == "refused":
+            named = _NAME.fullmatch(names.get(node, ""))
+            # whoever is none of this run's clients may refuse what it likes
+            if told.kind == "refused" and (int(named[1]) if named else told.client_id) < self.config.num_clients:
                 self._refused.append(f"{self._called(node, names)}: {told.reason}")
             return told.reason
         return self._find_conflict(node, names, told)
