@@ -230,10 +230,19 @@ def test_clients_that_never_come_end_the_wait(federation):
 
 
 @pytest.mark.parametrize("names", [{}, {99: "client-9"}])
-def test_a_refusal_of_a_node_that_is_none_of_the_run_s_ends_nothing(federation, names):
+def test_a_refusal_of_a_node_that_is_none_of_the_run_s_ends_nothing(federation, names, monkeypatch):
     grid = federation.grid()
     grid.nodes[99] = federation.handler(0, client_id=9, max_lora_r=2)
     grid.names = names
+    late, looks, get_nodes = grid.nodes.pop(102), itertools.count(), grid.get_nodes
+
+    def arrives():
+        # after the refusal
+        if next(looks) == 5:
+            grid.nodes[102] = late
+        return get_nodes()
+
+    monkeypatch.setattr(grid, "get_nodes", arrives)
     federation.serve("others", grid=grid, lora_r=4, num_communication_rounds=1)
 
 
