@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 import threading
 import time
 
@@ -330,6 +332,25 @@ def test_the_name_that_the_guard_stands_in_for_is_there():
     from flwr.supernode.runtime import run_clientapp
 
     assert callable(run_clientapp.install_from_fab)
+
+
+def test_a_guarded_app_process_is_flowers_without_its_supernode():
+    script = """
+import sys
+from fedlora.engines.flower.guard import main
+sys.argv = ["flwr-clientapp", "--help"]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+import flwr.supernode.runtime.run_clientapp as run_clientapp
+assert run_clientapp.install_from_fab.__name__ == "install_allowed"
+print([name for name in sys.modules if name.split(".")[0] in ("sqlalchemy", "alembic", "torch")])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage: flwr-clientapp" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("models", [{"small": "/models/small"}, ["small=/models/small"], "small=/models/small"])

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fedlora
@@ -52,9 +53,23 @@ def guard_install(install: Callable[..., Any], allowed: frozenset[str]) -> Calla
     return install_allowed
 
 
+def _skip_supernode() -> None:
+    """Let Flower's package of node commands be found without being run: it loads the SuperNode and its database.
+
+    That is a third of what an app process computes before it does anything, and there is one for every message.
+    """
+    from flwr import supernode
+
+    name = f"{supernode.__name__}.cli"
+    package = ModuleType(name)
+    package.__path__ = [str(Path(place) / "cli") for place in supernode.__path__]
+    sys.modules.setdefault(name, package)
+
+
 def main() -> None:
     """`flwr-clientapp`, guarded."""
-    from flwr.supernode.cli import flwr_clientapp
+    _skip_supernode()
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
     from flwr.supernode.runtime import run_clientapp
 
     allowed = frozenset(os.environ.get(ALLOWED_VARIABLE, "").split(","))
