@@ -95,6 +95,10 @@ class ServerFolder:
         """Number of a registered node -> its name, which Flower's list of nodes does not tell."""
         return self.root / "nodes" / "names.json"
 
+    def run_file(self, run_id: str) -> Path:
+        """What was submitted as the run of this number: Flower knows an app, and no experiment."""
+        return self.root / "runs" / f"{run_id}.json"
+
     def public_key(self, client_id: int) -> Path:
         return self.root / "nodes" / f"client-{client_id}.pub"
 

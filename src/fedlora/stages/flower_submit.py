@@ -21,7 +21,7 @@ from fedlora.console import say
 from fedlora.engines.flower.commands import CONNECTION, flwr_command, write_connection
 from fedlora.engines.flower.guard import bundle_folder
 from fedlora.errors import FedloraError, StorageError, TrainingError, UsageError
-from fedlora.files import read_json, write_text
+from fedlora.files import read_json, write_json, write_text
 from fedlora.flower_paths import ServerFolder
 from fedlora.paths import RunPaths
 from fedlora.stages.flower_request import make_request, read_exit
@@ -55,6 +55,8 @@ def run(config: SubmitConfig, *, stays: bool = True) -> RunPaths:
     if stays:
         again = f"`fedlora flower follow {run_id}` shows it again, `fedlora flower stop {run_id}` ends it"
         say(f"it goes on when this command is interrupted: {again}")
+    file = ServerFolder(config.server).run_file(run_id)
+    write_json(file, {"exp_name": train.exp_name, "model_dir": str(train.model_dir)})
     _see_to_its_end(run_id, environment)
     return RunPaths(train.model_dir, train.exp_name)
 
@@ -64,12 +66,19 @@ def run_status(config: StatusConfig) -> dict[str, Any]:
     environment = connect(config.server)
     nodes = call_json(["supernode", "list", CONNECTION], environment).get("nodes", [])
     runs = call_json(["list", CONNECTION], environment).get("runs", [])
-    names = read_names(ServerFolder(config.server))
+    folder = ServerFolder(config.server)
+    names = read_names(folder)
     for node in nodes:
         print(f"{names.get(str(node.get('node-id')), node.get('node-id'))}: {node.get('status')}")
     for entry in runs:
-        print(f"run {entry.get('run-id')}: {entry.get('status')}")
+        number = str(entry.get("run-id"))
+        print(f"run {number}{_experiment(folder.run_file(number))}: {entry.get('status')}")
     return {"nodes": nodes, "runs": runs}
+
+
+def _experiment(file: Path) -> str:
+    """Which experiment a run is, in brackets; nothing for one that was submitted from elsewhere."""
+    return f" ({read_json(file)['exp_name']})" if file.is_file() else ""
 
 
 def run_follow(config: FollowConfig) -> None:

@@ -7,14 +7,13 @@ torch is imported: a second start on the same run ends within a second and has c
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.data.client_files import find_client_files
-from fedlora.data.records import iter_rows, read_rows
+from fedlora.data.records import check_rows, read_rows
 from fedlora.errors import DataError
 from fedlora.paths import RunPaths
 from fedlora.runs.lock import hold_run
@@ -44,7 +43,7 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Map
     # a bad row is found before the model is loaded; the rows themselves are read again when a client's turn comes
     rules = config.read_rules
     for file in files:
-        collections.deque(iter_rows(file, may_be_empty=True, rules=rules), maxlen=0)
+        check_rows(file, rules)
     held_out = read_rows(Path(config.val_data_path), rules=rules) if config.val_data_path else []
     from fedlora.stages.training import Training, open_bench
 

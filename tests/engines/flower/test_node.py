@@ -14,12 +14,13 @@ import pytest
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 from small_federation import SIZES, Federation
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fedlora.config.node import NodeConfig
 from fedlora.engines.flower import worker
-from fedlora.engines.flower.client import handle
+from fedlora.engines.flower.client import handle, reply
 from fedlora.engines.flower.codec import from_content, to_content
 from fedlora.engines.flower.frames import frame
 from fedlora.engines.flower.guard import BundleRefusedError, bundle_folder, guard_install, make_bundle
@@ -211,6 +212,17 @@ def test_a_broken_row_is_told_to_the_owner_and_not_to_the_server(federation, sta
     assert "local_training_0.json" in capsys.readouterr().err
 
 
+def test_rows_that_are_left_out_are_named_to_the_owner_once(federation, start, capsys):
+    file = federation.data / str(len(SIZES)) / "local_training_0.json"
+    rows = json.loads(file.read_text())
+    file.write_text(json.dumps([{"instruction": CANARY, "output": 7}, *rows]))
+    node, config = Node(federation.policy(0)), federation.config("x", skip_bad=1)
+    for number in (1, 2):
+        assert isinstance(answer(node, task_of(start, number), config), ClientUpdate)
+    told = capsys.readouterr().err
+    assert told.count("local_training_0.json") == told.count("the row is left out (1 of at most 1)") == 1
+
+
 def test_what_a_node_tells_of_its_file_cannot_be_looked_up(federation):
     from fedlora.files import sha256_of
 
@@ -278,8 +290,6 @@ def test_a_second_worker_is_refused_and_the_socket_of_a_dead_one_is_not_in_the_w
 
 
 def test_the_shim_hands_bytes_on_and_keeps_the_words_of_errors(served, capsys):
-    from flwr.supercore.task_identity import TaskIdentity
-
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     path, _ = served
     message = Message(to_content(b"abc"), 1, "train")
@@ -298,6 +308,18 @@ def test_the_shim_hands_bytes_on_and_keeps_the_words_of_errors(served, capsys):
     assert failure.kind == "lost"
     assert b"SECRET" not in payload
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_worker_that_ends_over_a_message_is_told_in_one_line(capsys):
+    def ask_worker(request):
+        raise EOFError("the stream ended after 0 of 48 bytes")
+
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    failure = unpack_outcome(from_content(reply(Message(to_content(b"abc"), 1, "train"), ask_worker, 99).content))[0]
+    assert failure.kind == "lost"
+    assert capsys.readouterr().err.splitlines() == [
+        "a message could not be answered: the worker is gone, or ended over it"
+    ]
 
 
 def test_the_bundle_holds_two_shims_and_nothing_else():

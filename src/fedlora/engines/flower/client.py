@@ -39,8 +39,10 @@ def reply(message: Message, ask_worker: Callable[[bytes], bytes], most_bytes: in
     """The reply with the worker's answer; whatever goes wrong on the way is a failure without its words."""
     try:
         answer = ask_worker(from_content(message.content, most_bytes))
-    except Exception:  # its text may quote anything
-        say(f"a message could not be answered:\n{traceback.format_exc()}")
+    except Exception as error:  # its text may quote anything
+        ended = isinstance(error, (EOFError, ConnectionError))
+        why = " the worker is gone, or ended over it" if ended else f"\n{traceback.format_exc()}"
+        say(f"a message could not be answered:{why}")
         answer = _failure("lost", "the node's worker gave no answer; the log of the node has the details")
     return Message(to_content(answer), reply_to=message)
 

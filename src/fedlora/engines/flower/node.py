@@ -17,6 +17,7 @@ from typing import Any
 from fedlora.config.node import NodeConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
+from fedlora.data.records import check_rows
 from fedlora.engines.flower.node_store import OWNER_ONLY, NodeStore, read_salt
 from fedlora.engines.flower.policy import Refusal, accept_config, check_task
 from fedlora.engines.messages import MissingAdditionsError, pack, pack_outcome, unpack, unpack_task
@@ -183,6 +184,9 @@ class Node:
         policy = self.policy
         if not policy.data_path.is_file():
             raise DataError(f"{policy.data_path}: no such file", hint="check data_path in the node's configuration")
+        if config.skip_bad:
+            # the owner is told which rows these are
+            check_rows(policy.data_path, config.read_rules)
         store = NodeStore(NodePaths(policy.state_dir, key), policy.keep_rounds)
         recorded = store.read_layout()
         bench = make_workbench(
