@@ -78,6 +78,11 @@ class RunPaths:
         return _below(self.model_dir, self._name, "metrics.jsonl")
 
     @property
+    def nodes_file(self) -> Path:
+        """What the nodes of a run across machines know it by."""
+        return self.root / "nodes.json"
+
+    @property
     def lock_file(self) -> Path:
         return _below(self.model_dir, self._name, ".lock")
 

@@ -19,9 +19,10 @@ Half = Literal["both", "A", "B"]
 """Which of the two factors."""
 
 ClientId = int
-FailureKind = Literal["diverged", "invalid", "data", "crashed", "out_of_memory", "lost", "refused"]
+FailureKind = Literal["diverged", "invalid", "data", "crashed", "out_of_memory", "lost", "late", "refused"]
 RETRYABLE: frozenset[FailureKind] = frozenset({"out_of_memory", "lost"})
-"""Failures of the infrastructure. Any other repeats itself: every draw of a client comes from its seed."""
+"""Failures of the infrastructure. Of the others `late` has used up the time there was, and the rest repeat themselves:
+every draw of a client comes from its seed."""
 
 
 @dataclass(frozen=True)

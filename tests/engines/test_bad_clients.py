@@ -79,6 +79,21 @@ KINDS: dict[str, tuple[Callable[[ClientUpdate], object], str, str]] = {
         "invalid",
         "the metric loss is nan",
     ),
+    "a loss beyond every sum": (
+        lambda update: dataclasses.replace(update, metrics={**update.metrics, "loss": 10**400}),
+        "invalid",
+        "the metric loss is 1000",
+    ),
+    "rows that cannot be looked at": (
+        lambda update: dataclasses.replace(update, metrics=None),
+        "invalid",
+        "it cannot be checked (TypeError)",
+    ),
+    "values whose products overflow": (
+        lambda update: changed(update, 0, poke(3e38)),
+        "invalid",
+        "the norm of",
+    ),
     "an old round's answer": (
         lambda update: dataclasses.replace(update, round=update.round - 1),
         "invalid",
@@ -251,7 +266,17 @@ def longer(factor: float):
     return lambda update: with_adapter(update, {key: value * factor for key, value in update.upload.items()})
 
 
-@pytest.mark.parametrize("factor", [-100.0, 1e20])
+def test_an_update_beyond_all_products_is_left_out_where_nothing_clips_it(start, spoil, capsys):
+    spoil(longer(1e20))
+    start("free")
+    assert f"client {BAD} is left out of the round: the norm of" in capsys.readouterr().err
+    for limit in ({"max_update_norm": 1.0}, {"max_update_norm_ratio": 2.0}):
+        paths = start("clipped", **limit, overwrite=True)
+        (entry,) = json.loads((paths.round_folder(1) / "manifest.json").read_text())["limited"]
+        assert entry["client_id"] == BAD
+
+
+@pytest.mark.parametrize("factor", [-100.0, 1e12])
 def test_a_long_update_is_clipped_and_told_of(start, spoil, factor, tmp_path, capsys):
     spoil(longer(factor))
     start("free")
@@ -393,3 +418,24 @@ def test_a_client_that_only_sends_old_answers_is_left_out_with_that_reason():
     (failure,) = arriving.failures
     assert (failure.client_id, failure.kind) == (2, "invalid")
     assert "it answers another task, of round 0" in failure.reason
+
+
+def test_what_a_server_makes_of_updates_is_committed_only_if_it_is_finite(start, monkeypatch):
+    """A round that no later one could go on from does not become the newest."""
+    from fedlora.federated.strategies.fedavg import FedAvg
+
+    honest = FedAvg.aggregate
+
+    def overflowing(self, state, updates, context):
+        made = honest(self, state, updates, context)
+        if context.round < 2:
+            return made
+        return dataclasses.replace(made, adapter={key: value * math.inf for key, value in made.adapter.items()})
+
+    whole = start("whole", num_communication_rounds=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(FedAvg, "aggregate", overflowing)
+        with pytest.raises(TrainingError, match="round 2: what the server made of the updates is not finite"):
+            start("broken", num_communication_rounds=2)
+    again = start("broken", num_communication_rounds=2)
+    assert adapter_files(again, 2) == adapter_files(whole, 2)

@@ -99,6 +99,22 @@ def test_flower_is_started_with_safe_flags(made):
     assert (made / "client-0" / "bin" / "flwr-clientapp").stat().st_mode & stat.S_IXUSR
 
 
+def test_a_node_starts_no_app_but_the_guarded_one(made):
+    """Whoever controls the server chooses the kind of app; Flower starts each kind by its command's name."""
+    from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
+
+    environment = dict(make_node_environment(NodeConfig.make({}, file=made / "client-0" / "node.yaml"), "abc"))
+    others = set(TASK_TYPE_TO_COMMAND.values()) - {"flwr-clientapp"}
+    assert {"flwr-agentapp", "flwr-serverapp"} <= others
+    for name in others:
+        found = shutil.which(name, path=environment["PATH"])
+        assert Path(found).parent == (made / "client-0" / "bin").resolve()
+        done = subprocess.run([found, "--help"], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"this node runs no {name}" in done.stderr
+    assert "guard" in Path(shutil.which("flwr-clientapp", path=environment["PATH"])).read_text()
+
+
 def test_a_submission_asks_for_the_run_that_train_would_do(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("exp_name: a\nbase_model: b\nlora_r: 4\nfederation_mode: seq\n")
@@ -111,6 +127,10 @@ def test_a_submission_asks_for_the_run_that_train_would_do(tmp_path):
 def test_the_end_of_a_run_is_told_by_a_line():
     assert read_exit(exit_line(4, "no\nquorum", "again")) == (4, "no\nquorum", "again")
     assert read_exit("round 1 of 2") is None
+    # what a node says stands behind other words
+    assert read_exit(f"client-1 takes no part: {exit_line(0, '/models/first')}") is None
+    for broken in ("0", "0 [", "x [1, 2]", "0 [1]", f"0 {'[' * 10_000}"):
+        assert read_exit(f"fedlora flower: exit {broken}") is None
     assert isinstance(_error_of(6, "", ""), LockedError)
     assert isinstance(_error_of(2, "", ""), UsageError)
     assert _error_of(4, "", "").exit_code == 4
@@ -180,9 +200,14 @@ def test_nobody_outlives_a_command_that_was_killed(tmp_path):
 def test_a_second_server_or_node_of_the_same_folder_is_refused(made, capsys, monkeypatch, command):
     settings = made / ("server/server.yaml" if command == "server" else "client-0/node.yaml")
     (made / "client-0" / "train.json").write_text("[]")
+    running_as = made / "client-0" / "worker.yaml"
+    running_as.write_text("the one that runs")
     with FileLock(settings.parent / ".lock"):
         assert cli.main(["flower", command, str(settings)]) == 6
     assert "is running already" in capsys.readouterr().err
+    # a worker that dies is started again by this
+    assert running_as.read_text() == "the one that runs"
+    assert not (made / "server" / "flower" / "config.toml").exists()
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_started(made, capsys, monkeypatch):

@@ -46,14 +46,14 @@ def _split_ranks(value: Any) -> Any:
     ranks: list[Any] = []
     for part in parts:
         rank, _, count = part.partition("x") if isinstance(part, str) else (part, "", "")
-        if count and not (count.isdecimal() and 0 < int(count) <= MOST_RANKS):
-            raise ValueError(f"{part!r} is no rank times a number of clients")
+        if count and not (count.isdecimal() and len(count) < 10 and 0 < int(count) <= MOST_RANKS - len(ranks)):
+            raise ValueError(f"{part!r} is no rank times a number of clients, of at most {MOST_RANKS} in all")
         ranks += [rank] * int(count or 1)
     return tuple(ranks) or None
 
 
-MOST_RANKS = 1_000_000
-"""Most clients of one rank that a short form stands for."""
+MOST_RANKS = 100_000
+"""Most clients that short forms stand for."""
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 OptionalInt = Annotated[int | None, EMPTY_IS_NONE]

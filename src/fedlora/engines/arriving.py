@@ -15,7 +15,7 @@ from fedlora.console import say
 from fedlora.federated.adapters import Shapes, difference_norm
 from fedlora.federated.limits import Limits, cap_counts, clip_update
 from fedlora.federated.ranks import cut_like
-from fedlora.federated.validation import find_update_fault
+from fedlora.federated.validation import find_update_fault, one_line
 from fedlora.types import (
     AdapterState,
     ClientFailure,
@@ -41,7 +41,8 @@ class ArrivingUpdates:
     The first iteration pulls the pool, keeps every update in the store and hands it on in client-id order, so a
     strategy that sums holds one adapter and its sum and no file is read back. An update that arrives before its
     turn is read from the store when its turn comes; so are all of them in later iterations. What was `kept` before
-    an interruption is not trained again. An update longer than `longest` is refused.
+    an interruption is not trained again. An update longer than `longest` is refused, and with `is_bounded` one whose
+    products could overflow: somebody else may clip it.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ArrivingUpdates:
         retries: int = 0,
         longest: float | None = None,
         keeps: Shapes | None = None,
+        is_bounded: bool = True,
     ) -> None:
         self._kept: dict[ClientId, ClientUpdate] = dict(kept or {})
         self._downloads = {task.client_id: task.download.adapter for task in tasks}
@@ -68,6 +70,7 @@ class ArrivingUpdates:
         self._may_be_smaller = may_be_smaller
         self._longest = longest
         self._keeps = keeps
+        self._is_bounded = is_bounded
         self._round = tasks[0].round
         self._ahead = sorted(task.client_id for task in tasks)
         self._is_begun = False
@@ -156,14 +159,7 @@ class ArrivingUpdates:
             if not outcome.is_retryable:
                 self._give_up(outcome)
             return None
-        reason = find_update_fault(
-            outcome,
-            task,
-            self._expected,
-            self._sends,
-            may_be_smaller=self._may_be_smaller,
-            keeps=self._keeps,
-        )
+        reason = self._find_fault(outcome, task)
         if reason is None:
             outcome = _measure(outcome, task)
             reason = self._find_length_fault(outcome)
@@ -177,6 +173,21 @@ class ArrivingUpdates:
             # an old or repeated message: the client's own answer may still come
             self._faults[task.client_id] = failure
         return None
+
+    def _find_fault(self, update: ClientUpdate, task: TrainTask) -> str | None:
+        try:
+            fault = find_update_fault(
+                update,
+                task,
+                self._expected,
+                self._sends,
+                may_be_smaller=self._may_be_smaller,
+                keeps=self._keeps,
+                is_bounded=self._is_bounded,
+            )
+        except Exception as error:  # whatever an update is, it costs its client the round and nobody else anything
+            return f"it cannot be checked ({type(error).__name__})"
+        return one_line(fault) if fault else None
 
     def _find_length_fault(self, update: ClientUpdate) -> str | None:
         if self._longest is None or update.upload is None:

@@ -24,6 +24,7 @@ from fedlora.federated.limits import Limits
 from fedlora.federated.measurement import Measurement, merge_waves
 from fedlora.federated.modes import Mode, Wave, has_personal_models
 from fedlora.federated.ranks import rank_in, shapes_at
+from fedlora.federated.validation import find_not_finite
 from fedlora.files import sha256_of_json
 from fedlora.runs.base_chain import describe_additions, measure_additions
 from fedlora.types import (
@@ -133,6 +134,7 @@ class FederatedRun:
             self._run_wave(self._describe(number, index, cohort), wave, done)
         self._check_quorum(number, done)
         export = self.mode.strategy.export(self.state, config.lora_scaling)
+        self._check_finite(number, export.adapter)
         base_facts = describe_additions(before, self.state.base, export)
         self._commit(number, cohort, export.adapter, done, base_facts)
         global_adapter = self.mode.strategy.global_adapter(self.state)
@@ -151,6 +153,8 @@ class FederatedRun:
         tasks = self._make_tasks(context, wave)
         kept = {task.client_id: update for task in tasks if (update := self._find_kept(task)) is not None}
         refuses_long = config.norm_action == "quarantine"
+        # what nobody sends needs no limit
+        clips = config.limits_clients and not refuses_long and tasks[0].download.shared is not None
         arriving = ArrivingUpdates(
             self.pool,
             tasks,
@@ -162,10 +166,10 @@ class FederatedRun:
             retries=config.client_retries,
             longest=config.max_update_norm if refuses_long else None,
             keeps=self.keeps,
+            is_bounded=not (clips and (config.max_update_norm or config.max_update_norm_ratio)),
         )
         limited = None
-        # what nobody sends needs no limit
-        if config.limits_clients and not refuses_long and tasks[0].download.shared is not None:
+        if clips:
             starts = {task.client_id: task.download.adapter for task in tasks}
             limited = LimitedUpdates(arriving, starts, self.limits)
         meter, before = self._make_meter(tasks), self.state.base
@@ -211,6 +215,17 @@ class FederatedRun:
             hint="the rounds before it are intact: mend the cause and give the same command again, or lower "
             "--min_clients; a loss that is no number comes back until --local_learning_rate is lower, in a new run",
         )
+
+    def _check_finite(self, number: int, adapter: AdapterState | None) -> None:
+        """TrainingError before a round is committed that no later one could go on from."""
+        groups = (adapter or {}, self.state.adapter, *self.state.slots.values())
+        key = next((key for group in groups if (key := find_not_finite(group)) is not None), None)
+        if key is not None:
+            raise TrainingError(
+                f"round {number}: what the server made of the updates is not finite ({key})",
+                hint="the rounds before it are intact; a new run may need a lower --server_learning_rate, or "
+                "--max_update_norm with --norm_action quarantine",
+            )
 
     def _make_tasks(self, context: RoundContext, wave: Wave) -> list[TrainTask]:
         """One task per member; its id stands for the run, the place in it, the rows and what is sent."""

@@ -20,6 +20,11 @@ from fedlora.types import AdapterState, ClientUpdate, TrainTask
 COUNTS = {"num_examples": (1, 10**9), "num_steps": (0, 10**12), "num_tokens": (0, 10**15)}
 """Fewest and most of what a client counts; a claim beyond is not believed."""
 
+MOST_METRIC = 1e15
+"""No honest metric is larger, and a product of two is still finite."""
+LONGEST_TENSOR = 1e15
+"""Euclidean norm of one uploaded tensor, where nothing clips it: products of two such are far from float32's end."""
+MOST_REASON = 300
 NEEDED_METRICS = ("loss", "num_response_tokens", "update_norm")
 """What a round's own line is computed from, and how far the client moved."""
 
@@ -32,13 +37,14 @@ def find_update_fault(
     *,
     may_be_smaller: bool = False,
     keeps: Shapes | None = None,
+    is_bounded: bool = False,
 ) -> str | None:
     """The first reason why `update` cannot be used as the answer to `task`, or None: task, counts, metrics, tensors.
 
     `expected` are the shapes of a whole adapter of the largest rank, the client's own is that of what it was sent, or
     with `may_be_smaller` any below. An upload holds the factors that the task shares, and so does each further group of
     tensors, which are those named by `sends`. `keeps` are the shapes of the model that the client keeps, where they are
-    others.
+    others. With `is_bounded` no tensor is longer than LONGEST_TENSOR: one that is finite may overflow in a product.
     """
     expected = _own_shapes(expected, task)
     if (update.round, update.client_id, update.task_id) != (task.round, task.client_id, task.id):
@@ -56,7 +62,25 @@ def find_update_fault(
     shared = pick_half(expected, task.download.shared)
     groups = [(state, shared) for state in (update.upload, *update.extra.values())]
     groups.append((update.memory.adapter, keeps or expected))
-    return next((fault for state, shapes in groups if state is not None and (fault := find_fault(state, shapes))), None)
+    return next(
+        (
+            fault
+            for state, shapes in groups
+            if state is not None
+            and (fault := find_fault(state, shapes) or (_find_long_tensor(state) if is_bounded else None))
+        ),
+        None,
+    )
+
+
+def find_not_finite(state: AdapterState) -> str | None:
+    """The first key whose tensor holds NaN or infinity, or None."""
+    return next((key for key in sorted(state) if not bool(torch.isfinite(state[key]).all())), None)
+
+
+def one_line(text: str) -> str:
+    """Words that may be a client's own, as they may stand in a log and a manifest: short, printable, one line."""
+    return "".join(char for char in text[:MOST_REASON] if char.isprintable())
 
 
 def find_fault(state: AdapterState, expected: Shapes) -> str | None:
@@ -103,6 +127,14 @@ def _find_tensor_fault(key: str, value: Any, shape: tuple[int, ...]) -> str | No
     return None
 
 
+def _find_long_tensor(state: AdapterState) -> str | None:
+    for key, value in state.items():
+        norm = float(torch.linalg.vector_norm(value, dtype=torch.float64))
+        if norm > LONGEST_TENSOR:
+            return f"the norm of {key} is {norm:.3g}, and above {LONGEST_TENSOR:g}"
+    return None
+
+
 def _find_count_fault(update: ClientUpdate) -> str | None:
     for name, (fewest, most) in COUNTS.items():
         value = getattr(update, name)
@@ -120,8 +152,8 @@ def _find_metric_fault(metrics: Mapping[str, Any]) -> str | None:
             return f"the metric {name} is missing"
     for name, value in metrics.items():
         # JSON has no NaN: one would end the run when the round is written down
-        if type(value) not in (int, float) or not math.isfinite(value):
-            return f"the metric {name} is {value!r}, not a finite number"
+        if type(value) not in (int, float) or not -MOST_METRIC <= value <= MOST_METRIC:
+            return f"the metric {name} is {value!r}, not a finite number of at most {MOST_METRIC:g}"
     if metrics["num_response_tokens"] <= 0:
         return f"num_response_tokens={metrics['num_response_tokens']} is not positive"
     return None

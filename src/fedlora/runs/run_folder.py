@@ -68,7 +68,7 @@ def _belongs_to_run(entry: Path) -> bool:
     """Whether a run writes something of this name: its own files, their temporary forms, rounds open or closed."""
     if entry.is_dir():
         return is_number(entry.name.removesuffix(".partial").removesuffix(".damaged"))
-    names = ("run.json", "metrics.jsonl", ".lock", ".holder.json")
+    names = ("run.json", "metrics.jsonl", "nodes.json", ".lock", ".holder.json")
     return entry.name in names or any(entry.name.startswith(f".{name}.tmp-") for name in names)
 
 

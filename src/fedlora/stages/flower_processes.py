@@ -45,14 +45,15 @@ def run_server(config: ServerConfig) -> None:
     folder = ServerFolder(config.folder.resolve())
     if not folder.secret.is_file():
         raise UsageError(f"{folder.root}: no server's folder", hint="make one with `fedlora flower init`")
-    environment = write_connection(config)
-    programs = [
-        Program("superlink", superlink_command(config), environment),
-        Program("superexec", superexec_command(config), environment),
-    ]
     with contextlib.ExitStack() as stack:
+        # one that is refused leaves the settings of the one that runs as they are
         stack.enter_context(_alone(folder.lock_file, "this server"))
         check_port("port", config.host, config.port)
+        environment = write_connection(config)
+        programs = [
+            Program("superlink", superlink_command(config), environment),
+            Program("superexec", superexec_command(config), environment),
+        ]
         crew = stack.enter_context(running(programs))
         keys = folder.public_keys()
         _register(folder, keys, environment, START_SECONDS)
@@ -71,17 +72,16 @@ def run_node(config: NodeConfig) -> None:
             raise UsageError(f"{path}: no such file", hint="see folder and data_path in the node's configuration")
     if not config.base_models:
         raise UsageError("base_models is empty: no run could use this node", hint="name the models you allow")
-    # the worker reads what this process was told, flags included
-    settings = folder.root / "worker.yaml"
-    write_text(settings, json_text(config.model_dump(mode="json")), mode=0o600)
-    allowed = ",".join([own_bundle_sha256(), *config.bundles])
-    environment = make_node_environment(config, allowed)
-    programs = [
-        Program("worker", worker_command(settings), os.environ),
-        Program("supernode", supernode_command(config), environment),
-    ]
     with _alone(folder.lock_file, "this node"):
         check_port("runtime_port", "127.0.0.1", config.runtime_port)
+        # the worker reads what this process was told, flags included, and again when it is started anew
+        settings = folder.root / "worker.yaml"
+        write_text(settings, json_text(config.model_dump(mode="json")), mode=0o600)
+        allowed = ",".join([own_bundle_sha256(), *config.bundles])
+        programs = [
+            Program("worker", worker_command(settings), os.environ),
+            Program("supernode", supernode_command(config), make_node_environment(config, allowed)),
+        ]
         say(f"client {config.client_id} speaks with {config.server}, and tries again for as long as it is not let in")
         supervise(programs)
 

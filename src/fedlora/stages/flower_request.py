@@ -11,7 +11,8 @@ from fedlora.config.train import TrainConfig
 from fedlora.redaction import redact
 
 EXIT_LINE = "fedlora flower: exit "
-"""What the last line of a run's output begins with."""
+"""What the line of a run's output begins with that tells its end; the first such line counts, and what a node says
+never begins a line."""
 
 
 def make_request(config: TrainConfig, *, start: float, absent: float, wave: float) -> str:
@@ -22,11 +23,14 @@ def make_request(config: TrainConfig, *, start: float, absent: float, wave: floa
 
 def read_exit(line: str) -> tuple[int, str, str] | None:
     """Exit code, message and hint from the line that tells how a run ended; None for any other line."""
-    code, _, rest = line.partition(EXIT_LINE)[2].partition(" ")
-    if not code.isdigit():
+    if not line.startswith(EXIT_LINE):
         return None
-    message, hint = json.loads(rest)
-    return int(code), message, hint
+    code, _, rest = line.removeprefix(EXIT_LINE).partition(" ")
+    try:
+        message, hint = json.loads(rest)
+        return int(code), str(message), str(hint)
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def exit_line(code: int, message: str, hint: str = "") -> str:

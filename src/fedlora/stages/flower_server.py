@@ -8,6 +8,7 @@ base model either, for the server adds adapters up and never computes with them.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from fedlora.engines.flower.roster import Roster
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.errors import FedloraError, UsageError
 from fedlora.federated.modes import Mode
-from fedlora.files import sha256_of_json
+from fedlora.files import read_json, sha256_of_json, write_json
 from fedlora.llm.layout import Layout
 from fedlora.paths import RunPaths
 from fedlora.runs.base_chain import read_increment
@@ -51,9 +52,14 @@ def serve(grid: Any, request: str) -> None:
         patience = Patience(absent=waits["absent"], wave=waits["wave"], again=waits["start"])
         paths = run(grid, config, Waits(start=waits["start"], wave=patience))
     except FedloraError as error:
-        print(exit_line(error.exit_code, str(error), error.hint), flush=True)
+        _tell(exit_line(error.exit_code, str(error), error.hint))
         raise
-    print(exit_line(0, str(paths.root)), flush=True)
+    _tell(exit_line(0, str(paths.root)))
+
+
+def _tell(line: str) -> None:
+    # on a line of its own, whatever was printed last
+    print(f"\n{line}", flush=True)
 
 
 def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
@@ -84,7 +90,8 @@ def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: Mapping[st
     bench = _open_bench(config, recorded, needs_weights=bool(held_out))
     shapes = bench.lora.shapes()
     digest = sha256_of_json({key: list(shape) for key, shape in shapes.items()})
-    roster = Roster(grid, config, digest, _read_facts(recorded))
+    run_id = secrets.token_hex(16) if recorded is None else _read_run_id(paths)
+    roster = Roster(grid, config, digest, _read_facts(recorded), run_id=run_id)
     roster.wait(config.num_clients, waits.start, waits.wave.poll)
     bench.examples.files = [Path(facts.file) for _, facts in sorted(roster.facts.items())]
     # what clients hold back is validated where it lies
@@ -105,6 +112,7 @@ def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: Mapping[st
     training = Training(config, paths, bench, held_out, recorded, remote=open_pool)
     if recorded is None:
         clear_run(paths)
+        write_json(paths.nodes_file, {"run_id": run_id})
     training.run()
 
 
@@ -112,6 +120,11 @@ def _open_bench(config: TrainConfig, recorded: Mapping[str, Any] | None, *, need
     """The base, or its outline; nobody trains here, so without validation there is no layout to plan."""
     layout = Layout.from_record(recorded["layout"]) if recorded else None if needs_weights else Layout(1)
     return make_workbench(config, [], device=config.device, layout=layout, outline=not needs_weights, only=())
+
+
+def _read_run_id(paths: RunPaths) -> str:
+    """The name by which the nodes know the run; none for one that was begun by a release without."""
+    return str(read_json(paths.nodes_file)["run_id"]) if paths.nodes_file.is_file() else ""
 
 
 def _read_facts(recorded: Mapping[str, Any] | None) -> dict[ClientId, ClientFacts] | None:

@@ -17,7 +17,7 @@ from typing import Any
 import fedlora.errors
 from fedlora.config.flower import FollowConfig, ServerConfig, StatusConfig, StopConfig, SubmitConfig
 from fedlora.config.train import TrainConfig
-from fedlora.console import say
+from fedlora.console import printable, say
 from fedlora.engines.flower.commands import CONNECTION, flwr_command, write_connection
 from fedlora.engines.flower.guard import bundle_folder
 from fedlora.errors import FedloraError, StorageError, TrainingError, UsageError
@@ -161,7 +161,7 @@ def _see_to_its_end(run_id: str, environment: dict[str, str]) -> None:
     code, message, hint = _follow(run_id, environment)
     if code:
         raise _error_of(code, message, hint)
-    print(message)
+    print(printable(message))
 
 
 def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:
@@ -174,9 +174,11 @@ def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:
     heard = time.monotonic()
     while True:
         for line in _lines(run_id, environment):
-            if (found := read_exit(line)) is not None:
-                ended = found
-            elif ended is None and line not in shown:
+            if ended is not None:
+                # Flower's account of an error
+                continue
+            ended = read_exit(line)
+            if ended is None and line.strip() and line not in shown:
                 shown.add(line)
                 say(_COLOURS.sub("", line.rstrip()))
         if ended is not None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -71,6 +72,9 @@ REFUSED = {
     "method": ({"federation_mode": "seq"}, {"federation_modes": ["homo"]}, "federation_mode=seq is not allowed"),
     "pooled": ({"federation_mode": "pooled"}, {}, "no row leaves this node"),
     "foreign code": ({"trust_remote_code": True}, {}, "runs no code"),
+    "a loss of few rows": ({"local_val_set_size": 1}, {"min_examples": 2}, "local_val_set_size=1 is below"),
+    "only the last step": ({"weight_decay": 100.0}, {}, "local_learning_rate times weight_decay is 1 or more"),
+    "a pass of any size": ({"tokens_per_pass": 65_537}, {}, "tokens_per_pass=65537 is above this node's bound"),
     "few rows": ({}, {"min_examples": 4}, "fewer rows to train on than the 4"),
 }
 
@@ -92,6 +96,10 @@ def test_a_request_beyond_the_owner_s_bounds_is_refused_with_its_reason(federati
         ({"rows_of": (0, 1)}, "trains on its own rows only"),
         ({"number": 3}, "round 3 is none of the run's 2"),
         ({"accepted": 1}, "not before its own"),
+        ({"client_id": 0.0}, "not whole ones"),
+        ({"rows_of": (False,)}, "not whole ones"),
+        ({"number": 1.0}, "not whole ones"),
+        ({"number": 2, "accepted": True}, "not whole ones"),
     ],
 )
 def test_a_task_for_somebody_else_is_refused(federation, start, changes, reason):
@@ -182,6 +190,50 @@ def test_old_memory_is_forgotten_and_what_a_resumption_may_need_is_kept(federati
         answer(node, task_of(start, number, accepted=number - 1 or None), config)
     kept = sorted(int(file.stem) for file in (federation.root / "nodes" / "0").rglob("*.update"))
     assert kept == [4, 5, 6, 7]
+
+
+def test_what_is_never_accepted_does_not_pile_up(federation, start):
+    config = federation.config("x", num_communication_rounds=9)
+    node = Node(federation.policy(0, keep_rounds=2))
+    for number in range(1, 8):
+        answer(node, task_of(start, number), config)
+    kept = sorted(int(file.stem) for file in (federation.root / "nodes" / "0").rglob("*.update"))
+    assert kept == [5, 6, 7]
+
+
+def test_a_new_run_is_refused_while_earlier_ones_fill_the_node(federation, start):
+    small = {"max_state_gb": 1e-6}
+    first = federation.config("first")
+    assert isinstance(answer(Node(federation.policy(0, **small)), task_of(start), first), ClientUpdate)
+    again = Node(federation.policy(0, **small))
+    assert answer(again, task_of(start), federation.config("second")) == ClientFailure(
+        0, "refused", "this node keeps as much of earlier runs as its owner lets it"
+    )
+    # the one that has its place goes on
+    assert isinstance(answer(again, task_of(start, 2, accepted=1), first), ClientUpdate)
+
+
+def test_what_is_the_client_s_alone_is_not_sent_because_a_server_asks_for_it(federation, start):
+    """In `finetune` some rounds send and others keep; which is which is not the server's choice after the fact."""
+    node, config = Node(federation.policy(0)), federation.config("x", "finetune", personal_rounds=1)
+    keeps = replace(task_of(start), download=Download(start, travels="both", shared=None))
+    kept = answer(node, keeps, config)
+    assert (kept.upload, kept.adapter_stays) == (None, True)
+    wants = replace(task_of(start, 2, accepted=1), download=Download(start, travels=None, shared="both"))
+    assert answer(node, wants, config).kind == "crashed"
+
+
+def test_what_is_kept_for_one_run_is_not_for_another_that_computes_the_same(federation, start):
+    """Two folders of runs with one experiment's name: the memory of the one is not where the other starts."""
+    node, config = Node(federation.policy(0)), federation.config("x", "none")
+
+    def ask(run_id: str, number: int, accepted: int | None = None) -> ClientUpdate | ClientFailure:
+        request = ask_update(task_of(start, number, accepted), config, run_id=run_id)
+        return unpack_outcome(node.answer(request))[0]
+
+    assert isinstance(ask("a", 1), ClientUpdate)
+    assert ask("b", 2, accepted=1).kind == "data"
+    assert isinstance(ask("a", 2, accepted=1), ClientUpdate)
 
 
 @pytest.mark.parametrize("mode", ["homo", "none", "scaffold", "fedsa"])

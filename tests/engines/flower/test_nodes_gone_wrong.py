@@ -81,6 +81,29 @@ FAULTS = {
         "invalid",
         "cannot be read",
     ),
+    "a client that is nearly a number": (
+        with_update(lambda update: dataclasses.replace(update, client_id=float(BAD))),
+        "invalid",
+        "cannot be read",
+    ),
+    "a client that is true": (
+        with_update(lambda update: dataclasses.replace(update, client_id=True)),
+        "invalid",
+        "cannot be read",
+    ),
+    "a round that is nearly a number": (
+        with_update(lambda update: dataclasses.replace(update, round=1.0)),
+        "invalid",
+        "cannot be read",
+    ),
+    "metrics beyond every sum": (metric(loss=1e308, num_response_tokens=1e10), "invalid", "the metric loss is 1e+308"),
+    "a metric beyond every float": (metric(loss=10**400), "invalid", "the metric loss is 1000"),
+    "a long metric": (metric(loss="\x1b]0;owned\x07\n" * 200), "invalid", "the metric loss is"),
+    "a key that drives a terminal": (
+        with_update(lambda u: dataclasses.replace(u, upload={**u.upload, "\nx\x1b[2J": torch.zeros(1)})),
+        "invalid",
+        "1 unknown keys: x[2J",
+    ),
     "a metric that is the round's": (metric(round=7), "invalid", "cannot be read"),
     "a metric that is text": (metric(loss="low"), "invalid", "the metric loss is 'low'"),
     "nothing sent": (
@@ -130,6 +153,8 @@ def test_a_bad_answer_costs_its_client_the_round_and_nobody_else_anything(federa
     (failure,) = manifest["quarantined"]
     assert (failure["client_id"], failure["kind"]) == (BAD, kind)
     assert reason in failure["reason"]
+    assert len(failure["reason"]) <= 300
+    assert failure["reason"].isprintable()
     assert not (run / "1" / f"client_{BAD}").exists()
     told = capfd.readouterr().err + json.dumps(manifest)
     assert "SECRET ROW" not in told
@@ -153,7 +178,20 @@ def test_silence_ends_with_the_wave_s_deadline(federation):
     run = flower_server.run(grid, config, waits).root
     assert time.monotonic() - began < 10
     (failure,) = json.loads((run / "1" / "manifest.json").read_text())["quarantined"]
-    assert failure == {"client_id": BAD, "kind": "lost", "reason": "no answer within 0.3 s"}
+    assert failure == {"client_id": BAD, "kind": "late", "reason": "no answer within 0.3 s"}
+
+
+def test_whoever_is_asked_again_has_what_is_left_of_the_wave_s_time(federation):
+    waits = dataclasses.replace(QUICK, wave=dataclasses.replace(QUICK.wave, wave=0.4, poll=0.01))
+    heard = itertools.count()
+
+    def dies_then_says_nothing(message: Message, answer: Message) -> Message | None:
+        return Message(Error(5, ""), reply_to=message) if next(heard) == 0 else None
+
+    grid = federation.grid({BAD: instead(dies_then_says_nothing)})
+    run = flower_server.run(grid, federation.config("late", num_communication_rounds=1, client_retries=5), waits).root
+    (failure,) = json.loads((run / "1" / "manifest.json").read_text())["quarantined"]
+    assert (failure["kind"], next(heard)) == ("late", 2)
 
 
 def test_whoever_is_lost_is_asked_again_and_answers_from_its_store(federation):

@@ -87,11 +87,19 @@ def flwr_command(*arguments: str) -> list[str]:
 
 
 def make_node_environment(config: NodeConfig, allowed: str) -> Mapping[str, str]:
-    """The environment of a node's Flower processes, in which `flwr-clientapp` is the guarded one."""
+    """The environment of a node's Flower processes: `flwr-clientapp` is the guarded one, and no other app starts.
+
+    Which kind of app a run is, the server says; Flower would run an agent app on a node too, past the guard.
+    """
+    from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
+
     folder = NodeFolder(config.folder.resolve())
-    script = f"#!{sys.executable}\nfrom fedlora.engines.flower.guard import main\n\nmain()\n"
-    write_text(folder.guarded_command, script, mode=0o700)
-    return make_environment(folder.home, first=folder.guarded_command.parent, **{ALLOWED_VARIABLE: allowed})
+    guarded = folder.guarded_command
+    for name in TASK_TYPE_TO_COMMAND.values():
+        refusal = f"import sys\n\nsys.exit('fedlora: this node runs no {name}')\n"
+        write_text(guarded.with_name(name), f"#!{sys.executable}\n{refusal}", mode=0o700)
+    write_text(guarded, f"#!{sys.executable}\nfrom fedlora.engines.flower.guard import main\n\nmain()\n", mode=0o700)
+    return make_environment(folder.home, first=guarded.parent, **{ALLOWED_VARIABLE: allowed})
 
 
 def write_connection(config: ServerConfig) -> dict[str, str]:

@@ -18,7 +18,7 @@ from fedlora.config.node import NodeConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.data.records import check_rows
-from fedlora.engines.flower.node_store import OWNER_ONLY, NodeStore, read_salt
+from fedlora.engines.flower.node_store import OWNER_ONLY, NodeStore, folder_bytes, read_salt
 from fedlora.engines.flower.policy import Refusal, accept_config, check_task
 from fedlora.engines.messages import MissingAdditionsError, pack, pack_outcome, unpack, unpack_task
 from fedlora.engines.simulation import SimulatedClients
@@ -73,7 +73,7 @@ class Node:
             header, _ = unpack(request)
             if header.get("more", {}).get("kind") != "train":
                 return self._describe(header)
-            run = self._open(header["more"]["config"])
+            run = self._open(header["more"])
             task, _, _ = unpack_task(request, run.store.read_base())
             return pack_outcome(self._scrub(self._train(run, task)), {})
         except Refusal as refusal:
@@ -89,7 +89,7 @@ class Node:
         return pack_outcome(failure, {})
 
     def _describe(self, header: Mapping[str, Any]) -> bytes:
-        run = self._open(header["more"]["config"])
+        run = self._open(header["more"])
         facts = run.bench.examples.facts[self.policy.client_id].record()
         # which file, and how its rows are spread over categories, is nobody's business
         told = {name: value for name, value in facts.items() if name.startswith("num_")}
@@ -109,7 +109,7 @@ class Node:
         if (kept := run.store.find(task.round, task.id)) is not None:
             say(f"round {task.round}: answered from the store")
             return self._for_server(kept)
-        run.store.forget_before(task.accepted)
+        run.store.forget_before(task.accepted or task.round)
         run.store.keep_base(task.download.base)
         outcome = run.clients.train_one(task)
         if isinstance(outcome, ClientFailure):
@@ -166,13 +166,14 @@ class Node:
             return outcome
         return replace(outcome, reason=f"{PUBLIC_REASONS[outcome.kind]}; the log of the node has the details")
 
-    def _open(self, asked: Mapping[str, Any]) -> _Run:
+    def _open(self, more: Mapping[str, Any]) -> _Run:
         """The run that a request belongs to, its model loaded if it is not yet."""
-        config = accept_config(self.policy, asked)
+        config = accept_config(self.policy, more["config"])
         digest = sha256_of(self.policy.data_path) if self.policy.data_path.is_file() else ""
         model = self.policy.find_model(config.base_model)
         # two runs that compute the same may still go different ways, where somebody was lost in one
-        key = sha256_of_json([config.exp_name, config.identity(), self.policy.client_id, digest, model])[:32]
+        what = [config.exp_name, config.identity(), self.policy.client_id, digest, model]
+        key = sha256_of_json([*what, str(more.get("run_id", ""))[:64]])[:32]
         if self._run is None or self._run.key != key:
             self._run = None  # the model of one run leaves before that of another comes
             self._run = self._load(key, config.model_copy(update={"base_model": model}))
@@ -184,10 +185,13 @@ class Node:
         policy = self.policy
         if not policy.data_path.is_file():
             raise DataError(f"{policy.data_path}: no such file", hint="check data_path in the node's configuration")
+        paths = NodePaths(policy.state_dir, key)
+        if not paths.folder.exists() and folder_bytes(policy.state_dir) > policy.max_state_gb * 1e9:
+            raise Refusal("this node keeps as much of earlier runs as its owner lets it")
         if config.skip_bad:
             # the owner is told which rows these are
             check_rows(policy.data_path, config.read_rules)
-        store = NodeStore(NodePaths(policy.state_dir, key), policy.keep_rounds)
+        store = NodeStore(paths, policy.keep_rounds)
         recorded = store.read_layout()
         bench = make_workbench(
             config,

@@ -53,10 +53,11 @@ class NodeStore:
             )
         return update.memory
 
-    def forget_before(self, accepted: int | None) -> None:
-        """Remove what no resumption can need any more: the rounds long before the last accepted one."""
+    def forget_before(self, needed: int) -> None:
+        """Remove what no resumption can need any more: the rounds long before the last accepted one, or before the one
+        that is asked for where none was."""
         for number in self.paths.kept_rounds():
-            if accepted is not None and number < accepted - self.keep_rounds:
+            if number < needed - self.keep_rounds:
                 self.paths.update_file(number).unlink(missing_ok=True)
 
     def read_base(self) -> BaseDelta | None:
@@ -95,6 +96,11 @@ class NodeStore:
         except FrameError:
             return None
         return outcome if isinstance(outcome, ClientUpdate) else None
+
+
+def folder_bytes(folder: Path) -> int:
+    """How much the files below a folder hold."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def read_salt(state_dir: Path) -> bytes:

@@ -49,20 +49,30 @@ def find_excess(policy: NodeConfig, config: TrainConfig) -> str | None:
         return "differential privacy is not offered by this node's version of fedlora"
     if policy.federation_modes and config.federation_mode not in policy.federation_modes:
         return f"federation_mode={config.federation_mode} is not allowed on this node"
+    if 0 < config.local_val_set_size < policy.min_examples:
+        # a loss is told of the rows held back, too
+        return f"local_val_set_size={config.local_val_set_size} is below this node's min_examples={policy.min_examples}"
+    if config.local_learning_rate * config.weight_decay >= 1:
+        return "local_learning_rate times weight_decay is 1 or more: only the last step's rows would count"
     bounds = {
         "lora_r": policy.max_lora_r,
         "local_num_epochs": policy.max_local_epochs,
         "num_communication_rounds": policy.max_rounds,
         "cutoff_len": policy.max_cutoff_len,
+        "tokens_per_pass": policy.max_tokens_per_pass,
     }
     for name, most in bounds.items():
-        if getattr(config, name) > most:
+        if (getattr(config, name) or 0) > most:
             return f"{name}={getattr(config, name)} is above this node's bound of {most}"
     return None
 
 
 def check_task(policy: NodeConfig, config: TrainConfig, task: TrainTask) -> None:
     """Refusal unless a task is for this client, its rows alone, and a round that the run has."""
+    numbers = (task.client_id, task.round, task.wave, *task.rows_of, 1 if task.accepted is None else task.accepted)
+    # 1.0 and True are equal to 1, and would name other files
+    if not all(type(number) is int for number in numbers):
+        raise Refusal("the task's numbers are not whole ones")
     if task.client_id != policy.client_id or tuple(task.rows_of) != (policy.client_id,):
         raise Refusal(f"this node is client {policy.client_id} and trains on its own rows only")
     if not 1 <= task.round <= config.num_communication_rounds:

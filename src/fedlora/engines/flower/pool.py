@@ -25,6 +25,7 @@ from fedlora.engines.flower.roster import Roster
 from fedlora.federated.adapters import Shapes
 from fedlora.federated.base_delta import count_held, layer_sizes
 from fedlora.federated.strategy import ClientRule
+from fedlora.federated.validation import one_line
 from fedlora.types import AdapterState, ClientFailure, ClientId, ClientUpdate, TrainTask
 
 CRASHED = 8
@@ -79,6 +80,7 @@ class FlowerClients:
         # who may have lost what was added to the base before, and is sent all of it
         self._is_behind: set[ClientId] = set()
         self._has_begun = False
+        self._wave: tuple[tuple[int, int], float] | None = None
 
     def clients(self) -> Sequence[ClientId]:
         """Clients that have something to train on."""
@@ -90,8 +92,7 @@ class FlowerClients:
         if not self._has_begun:
             self.roster.gather(self.patience.again, self.patience.poll)
             self._has_begun = True
-        wave = _Wave(tasks)
-        began = time.monotonic()
+        wave, began = _Wave(tasks), self._begin(tasks[0])
         while wave.waiting or wave.sent:
             yield from self._send(wave)
             looked, has_arrived = time.monotonic(), False
@@ -103,10 +104,17 @@ class FlowerClients:
             if passed > self.patience.wave:
                 for task in wave.end():
                     reason = f"no answer within {self.patience.wave:g} s"
-                    yield ClientFailure(task.client_id, "lost", reason)
+                    yield ClientFailure(task.client_id, "late", reason)
             if wave.waiting or wave.sent:
                 pause = 0.0 if has_arrived else max(LATE_SHARE * passed, looking / LOOKING_SHARE)
                 time.sleep(max(self.patience.poll, min(LONGEST_PAUSE, pause)))
+
+    def _begin(self, task: TrainTask) -> float:
+        """When the wave of a task began; whoever is asked again has what is left of its time."""
+        place = (task.round, task.wave)
+        if self._wave is None or self._wave[0] != place:
+            self._wave = (place, time.monotonic())
+        return self._wave[1]
 
     def _send(self, wave: _Wave) -> Iterator[ClientFailure]:
         """Hand the tasks of those who are connected to Flower; whoever has been away for too long is given up."""
@@ -130,15 +138,16 @@ class FlowerClients:
         """A task with what its client misses of the additions to the base: since it took part last, or all of it."""
         base, accepted = task.download.base, task.accepted
         if base is None or accepted is None or self.increment_of is None or task.client_id in self._is_behind:
-            return ask_update(task, self.config)
+            return ask_update(task, self.config, run_id=self.roster.run_id)
         sizes = layer_sizes(self.shapes)
         missed = [link for link in base.links if link.version >= accepted]
         numbers = sum(
             rank * (sizes[name].d_out + sizes[name].d_in) for link in missed for name, rank in link.ranks.items()
         )
         if numbers > count_held(base.links, sizes):
-            return ask_update(task, self.config)
-        return ask_update(task, self.config, {link.version: self.increment_of(link.version) for link in missed})
+            return ask_update(task, self.config, run_id=self.roster.run_id)
+        increments = {link.version: self.increment_of(link.version) for link in missed}
+        return ask_update(task, self.config, increments, run_id=self.roster.run_id)
 
     def _receive(self, task: TrainTask, message: Message | None) -> ClientUpdate | ClientFailure:
         client = task.client_id
@@ -151,7 +160,7 @@ class FlowerClients:
             payload = from_content(message.content, self._most_bytes(task))
             outcome = read_update(payload, task, self._expected or expect_answer(self.rule, task.download))
         except Exception as error:  # whatever a node sends, it is that node's fault
-            say(f"client {client}: a reply that cannot be read: {type(error).__name__}: {str(error)[:200]}")
+            say(f"client {client}: a reply that cannot be read: {type(error).__name__}: {one_line(str(error))}")
             return ClientFailure(client, "invalid", f"its reply cannot be read ({type(error).__name__})")
         if isinstance(outcome, ClientUpdate):
             self._is_behind.discard(client)

@@ -16,6 +16,7 @@ from fedlora.engines.client_data import ClientFacts
 from fedlora.engines.messages import pack, pack_task, unpack, unpack_outcome
 from fedlora.engines.simulation import count_bytes
 from fedlora.federated.strategy import ClientRule
+from fedlora.federated.validation import one_line
 from fedlora.types import (
     AdapterState,
     ClientFailure,
@@ -31,7 +32,6 @@ from fedlora.types import (
 
 NEEDED = frozenset({"loss", "num_response_tokens", "seconds", "bytes_down", "bytes_up", "update_norm", "wave"})
 OPTIONAL = frozenset({"val_loss_before", "val_loss_after", "loss_personal"})
-MOST_REASON = 300
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,15 +52,18 @@ class Answer:
     keeps: bool
 
 
-def ask_facts(config: TrainConfig) -> bytes:
-    """The request for a node's facts."""
-    return pack({"more": {"kind": "facts", "config": config.record()}}, {})
+def ask_facts(config: TrainConfig, run_id: str = "") -> bytes:
+    """The request for a node's facts; `run_id` tells runs apart that would compute the same."""
+    return pack({"more": {"kind": "facts", "config": config.record(), "run_id": run_id}}, {})
 
 
-def ask_update(task: TrainTask, config: TrainConfig, increments: Mapping[int, AdapterState] | None = None) -> bytes:
+def ask_update(
+    task: TrainTask, config: TrainConfig, increments: Mapping[int, AdapterState] | None = None, *, run_id: str = ""
+) -> bytes:
     """The request for an update; what the client keeps is with it already. With `increments` the client has all other
     additions to the base already."""
-    return pack_task(task, ClientMemory(), {"kind": "train", "config": config.record()}, increments=increments)
+    more = {"kind": "train", "config": config.record(), "run_id": run_id}
+    return pack_task(task, ClientMemory(), more, increments=increments)
 
 
 def expect_answer(rule: ClientRule, download: Download) -> Answer:
@@ -76,6 +79,9 @@ def read_update(payload: bytes, task: TrainTask, expected: Answer) -> ClientUpda
     outcome, _ = unpack_outcome(payload)
     if isinstance(outcome, ClientFailure):
         return _clean(outcome, task.client_id)
+    # True and 1.0 are equal to 1, and would name other folders
+    if type(outcome.client_id) is not int or type(outcome.round) is not int:
+        raise ValueError("its client or its round is no whole number")
     if outcome.client_id != task.client_id:
         raise ValueError("it answers for another client")
     names = set(outcome.metrics)
@@ -119,8 +125,7 @@ def read_facts(payload: bytes) -> NodeFacts | ClientFailure:
 def _clean(failure: ClientFailure, client_id: ClientId) -> ClientFailure:
     """A failure as it may stand in a manifest: a kind we know, a short printable reason."""
     kind: Any = failure.kind if failure.kind in get_args(FailureKind) else "crashed"
-    reason = "".join(char for char in str(failure.reason)[:MOST_REASON] if char.isprintable())
-    return ClientFailure(client_id, kind, reason)
+    return ClientFailure(client_id, kind, one_line(str(failure.reason)))
 
 
 def _is_hash(value: Any) -> bool:

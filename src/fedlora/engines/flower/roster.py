@@ -33,7 +33,10 @@ _NAME = re.compile(r"client-(\d{1,5})")
 
 
 class Roster:
-    """The nodes of a Grid and the clients that they are; `known` are the facts a run was begun with, if it goes on."""
+    """The nodes of a Grid and the clients that they are; `known` are the facts a run was begun with, if it goes on.
+
+    `run_id` is told with every request: what a node keeps for one run is not for another that computes the same.
+    """
 
     def __init__(
         self,
@@ -42,11 +45,13 @@ class Roster:
         shapes_sha256: str,
         known: Mapping[ClientId, ClientFacts] | None = None,
         *,
+        run_id: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.grid = grid
         self.config = config
         self.shapes_sha256 = shapes_sha256
+        self.run_id = run_id
         self.facts: dict[ClientId, ClientFacts] = dict(known or {})
         self._is_open = known is None
         self._clock = clock
@@ -117,7 +122,7 @@ class Roster:
         return {client: node for node, client in self._client_of.items() if node in names}
 
     def _ask(self, node: NodeId) -> None:
-        message_id = push(self.grid, node, ask_facts(self.config), "query", FACTS_SECONDS)
+        message_id = push(self.grid, node, ask_facts(self.config, self.run_id), "query", FACTS_SECONDS)
         if message_id is not None:
             self._not_before[node] = self._clock() + AGAIN_SECONDS
             self._asked[message_id] = node

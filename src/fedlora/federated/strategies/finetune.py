@@ -18,6 +18,7 @@ from fedlora.types import (
     ClientMemory,
     Download,
     LocalResult,
+    Phase,
     RoundContext,
     ServerState,
     Updates,
@@ -47,7 +48,15 @@ class AverageThenPart(FedAvg):
 
 @dataclass(frozen=True)
 class SendThenKeep(KeepOwn):
-    """Client half: sends while there is something to send to, then goes on from its own model."""
+    """Client half: sends while there is something to send to, then goes on from its own model.
+
+    Raises ValueError when it is to send after it has a model of its own: no such run asks for that.
+    """
+
+    def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
+        if download.shared is not None and memory.adapter is not None:
+            raise ValueError("a model that belongs to this client alone is not sent")
+        return super().phases(download, memory)
 
     def upload(
         self, results: Sequence[LocalResult], download: Download, memory: ClientMemory
