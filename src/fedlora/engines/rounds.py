@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedlora.config.train import TrainConfig
+from fedlora.engines.aggregates import check_finite
 from fedlora.engines.arriving import ArrivingUpdates, LimitedUpdates, WaveStore
 from fedlora.engines.cohorts import check_clients, choose_cohort, count_fewest
 from fedlora.engines.private_run import PrivateRun
@@ -24,7 +25,6 @@ from fedlora.federated.limits import Limits
 from fedlora.federated.measurement import Measurement, merge_waves
 from fedlora.federated.modes import Mode, Wave, has_personal_models
 from fedlora.federated.ranks import rank_in, shapes_at
-from fedlora.federated.validation import find_not_finite
 from fedlora.files import sha256_of_json
 from fedlora.runs.base_chain import describe_additions, measure_additions
 from fedlora.types import (
@@ -134,7 +134,7 @@ class FederatedRun:
             self._run_wave(self._describe(number, index, cohort), wave, done)
         self._check_quorum(number, done)
         export = self.mode.strategy.export(self.state, config.lora_scaling)
-        self._check_finite(number, export.adapter)
+        check_finite(number, export.adapter or {}, self.state)
         base_facts = describe_additions(before, self.state.base, export)
         self._commit(number, cohort, export.adapter, done, base_facts)
         global_adapter = self.mode.strategy.global_adapter(self.state)
@@ -215,17 +215,6 @@ class FederatedRun:
             hint="the rounds before it are intact: mend the cause and give the same command again, or lower "
             "--min_clients; a loss that is no number comes back until --local_learning_rate is lower, in a new run",
         )
-
-    def _check_finite(self, number: int, adapter: AdapterState | None) -> None:
-        """TrainingError before a round is committed that no later one could go on from."""
-        groups = (adapter or {}, self.state.adapter, *self.state.slots.values())
-        key = next((key for group in groups if (key := find_not_finite(group)) is not None), None)
-        if key is not None:
-            raise TrainingError(
-                f"round {number}: what the server made of the updates is not finite ({key})",
-                hint="the rounds before it are intact; a new run may need a lower --server_learning_rate, or "
-                "--max_update_norm with --norm_action quarantine",
-            )
 
     def _make_tasks(self, context: RoundContext, wave: Wave) -> list[TrainTask]:
         """One task per member; its id stands for the run, the place in it, the rows and what is sent."""

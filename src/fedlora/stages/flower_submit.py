@@ -73,6 +73,10 @@ def run_status(config: StatusConfig) -> dict[str, Any]:
     for entry in runs:
         number = str(entry.get("run-id"))
         print(f"run {number}{_experiment(folder.run_file(number))}: {entry.get('status')}")
+    if not nodes:
+        print("no node is registered")
+    if not runs:
+        print("no run was submitted")
     return {"nodes": nodes, "runs": runs}
 
 
@@ -132,6 +136,8 @@ def call_json(arguments: list[str], environment: dict[str, str]) -> dict[str, An
         answer = {}
     if not answer.get("success"):
         reason = str(answer.get("error-message") or (done.stdout + done.stderr).strip()[-300:])
+        if "SuperLink is unavailable" in reason:
+            reason = "the server does not answer"
         raise StorageError(
             f"flwr {' '.join(arguments[:2])}: {reason}", hint="if the server is not running: `fedlora flower server`"
         )
@@ -189,6 +195,9 @@ def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:
             if time.monotonic() - heard > AWAY_SECONDS:
                 raise
             status = ""
+        if status == "finished:stopped":
+            hint = "the same `fedlora flower run` goes on behind its last round"
+            return TrainingError.exit_code, f"run {run_id} was stopped", hint
         if status.startswith("finished"):
             reason = f"run {run_id} ended without a word: {status}"
             return TrainingError.exit_code, reason, "submit it again: it goes on from its last round"

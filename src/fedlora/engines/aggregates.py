@@ -1,0 +1,19 @@
+"""What a server has made of a round's updates, before it is committed."""
+
+from __future__ import annotations
+
+from fedlora.errors import TrainingError
+from fedlora.federated.validation import find_not_finite
+from fedlora.types import AdapterState, ServerState
+
+
+def check_finite(round_number: int, adapter: AdapterState, state: ServerState) -> None:
+    """TrainingError when NaN or infinity is in the global adapter or the server's state: no later round could go on."""
+    groups = (adapter, state.adapter, *state.slots.values())
+    key = next((key for group in groups if (key := find_not_finite(group)) is not None), None)
+    if key is not None:
+        raise TrainingError(
+            f"round {round_number}: what the server made of the updates is not finite ({key})",
+            hint="the rounds before it are intact; a new run may need a lower --server_learning_rate, or "
+            "--max_update_norm with --norm_action quarantine",
+        )

@@ -1,0 +1,36 @@
+"""The demo, with its stages recorded instead of run: which modes, and that every one can be asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedlora import demo
+from fedlora.config.demo import DemoConfig
+
+MODES = ["homo", "seq", "none", "pooled"]
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatch, rounds):
+    asked: list[tuple[str, object]] = []
+    stages = {
+        "datasets": "run_skills",
+        "model": "run",
+        **dict.fromkeys(("allocate", "train", "generate", "evaluate_rouge", "report"), "run"),
+    }
+    for stage, name in stages.items():
+        monkeypatch.setattr(f"fedlora.stages.{stage}.{name}", lambda config, stage=stage: asked.append((stage, config)))
+    monkeypatch.setattr("fedlora.llm.embedded_model.folder", lambda: Path("/models/smollm2"))
+    demo.run(DemoConfig.of(output_dir=tmp_path, rounds=rounds))
+    trained = [config for stage, config in asked if stage == "train"]
+    assert [config.federation_mode for config in trained] == MODES
+    assert {config.num_communication_rounds for config in trained} == {rounds}
+    assert [config.exp_name for stage, config in asked if stage == "generate"] == MODES
+    # none: the base model and eight clients
+    assert sum(stage == "evaluate_rouge" for stage, _ in asked) == len(MODES) + 8
+    (reported,) = [config for stage, config in asked if stage == "report"]
+    assert list(reported.exp_names) == MODES
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert "(`homo`, `seq`, `none`, `pooled`; `fedlora compare` takes any mode)" in readme
