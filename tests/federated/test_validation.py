@@ -37,14 +37,24 @@ def update(**changes) -> ClientUpdate:
     return dataclasses.replace(good, **changes)
 
 
-def fault_of(**changes) -> str | None:
+def fault_of(*, is_clipped: bool = False, **changes) -> str | None:
     task = TASK if changes.get("upload", {}) is not None else ALONE
-    return find_update_fault(update(**changes), task, SHAPES)
+    return find_update_fault(update(**changes), task, SHAPES, is_clipped=is_clipped)
 
 
 def test_a_good_update_has_no_fault():
     assert fault_of() is None
     assert fault_of(upload=None, memory=ClientMemory(adapter())) is None
+
+
+def test_what_could_overflow_in_a_product_passes_only_where_it_is_clipped():
+    huge = {key: torch.full_like(value, 3e38) for key, value in adapter().items()}
+    assert "the norm of" in str(fault_of(upload=huge))
+    assert fault_of(upload=huge, is_clipped=True) is None
+    # nobody clips what a client sends besides, or keeps
+    assert "the norm of" in str(fault_of(upload=huge, memory=ClientMemory(huge), is_clipped=True))
+    sent = update(extra={"control": huge})
+    assert "the norm of" in str(find_update_fault(sent, TASK, SHAPES, ("control",), is_clipped=True))
 
 
 def test_what_is_sent_is_what_the_task_shares():
@@ -80,7 +90,7 @@ def test_finite_values_of_any_size_pass_and_their_mean_is_finite(entries):
     for key, place, value in entries:
         flat = state[key].view(-1)
         flat[place % flat.numel()] = value
-    assert fault_of(upload=state) is None
+    assert fault_of(upload=state, is_clipped=True) is None
     mean = weighted_mean([(state, 3.0), (adapter(1), 1.0), (state, 10.0**9)])
     assert all(bool(torch.isfinite(value).all()) for value in mean.values())
 

@@ -120,6 +120,7 @@ def test_a_run_can_be_left_followed_stopped_and_gone_on_with(deployment):
     deployment.wait_for("follow", "round 1 of 3")
     assert deployment.call("flower", "stop", number, *where).returncode == 0
     assert deployment.processes.pop("follow").wait(60) == 4
+    assert f"run {number} was stopped" in deployment.log("follow")
     assert not (run / "3").exists()
     done = deployment.run(file)
     assert done.returncode == 0, done.stderr[-3000:]

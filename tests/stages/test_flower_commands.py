@@ -27,6 +27,8 @@ from fedlora.config.train import TrainConfig
 from fedlora.engines.flower.commands import make_node_environment, superlink_command, supernode_command
 from fedlora.engines.flower.processes import Program, running
 from fedlora.errors import LockedError, UsageError
+from fedlora.files import write_json
+from fedlora.flower_paths import ServerFolder
 from fedlora.stages.flower_request import exit_line, make_request, read_exit
 from fedlora.stages.flower_submit import _error_of
 
@@ -122,6 +124,27 @@ def test_a_submission_asks_for_the_run_that_train_would_do(tmp_path):
     assert submitted == TrainConfig.make({}, file=file)
     assert submitted.identity() == TrainConfig.make({}, file=file).identity()
     assert '"lora_r": 4' in make_request(submitted, start=1, absent=1, wave=1)
+
+
+def test_a_server_that_is_not_there_is_told_in_a_line(made, capsys):
+    assert cli.main(["flower", "status", "--server", str(made / "server")]) == 5
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "error: flwr supernode list: the server does not answer"
+    assert "fedlora flower server" in told[1]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_status_says_what_there_is_and_that_there_is_nothing(made, capsys, monkeypatch, known):
+    node, run = {"node-id": "7", "status": "online"}, {"run-id": "12", "status": "running"}
+    answers = {"supernode": {"nodes": [node] if known else []}, "list": {"runs": [run] if known else []}}
+    monkeypatch.setattr("fedlora.stages.flower_submit.call_json", lambda arguments, environment: answers[arguments[0]])
+    folder = ServerFolder(made / "server")
+    write_json(folder.names_file, {"7": "client-0"})
+    write_json(folder.run_file("12"), {"exp_name": "first", "model_dir": "/models"})
+    assert cli.main(["flower", "status", "--server", str(folder.root)]) == 0
+    something = ["client-0: online", "run 12 (first): running"]
+    expected = something if known else ["no node is registered", "no run was submitted"]
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 def test_the_end_of_a_run_is_told_by_a_line():

@@ -8,8 +8,10 @@ from fedlora.types import AdapterState, ServerState
 
 
 def check_finite(round_number: int, adapter: AdapterState, state: ServerState) -> None:
-    """TrainingError when NaN or infinity is in the global adapter or the server's state: no later round could go on."""
-    groups = (adapter, state.adapter, *state.slots.values())
+    """TrainingError when NaN or infinity is in the global adapter, the server's state or what it added to the base: no
+    later round could go on."""
+    added = state.base.background if state.base is not None else {}
+    groups = (adapter, state.adapter, *state.slots.values(), added)
     key = next((key for group in groups if (key := find_not_finite(group)) is not None), None)
     if key is not None:
         raise TrainingError(

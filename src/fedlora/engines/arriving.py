@@ -41,8 +41,8 @@ class ArrivingUpdates:
     The first iteration pulls the pool, keeps every update in the store and hands it on in client-id order, so a
     strategy that sums holds one adapter and its sum and no file is read back. An update that arrives before its
     turn is read from the store when its turn comes; so are all of them in later iterations. What was `kept` before
-    an interruption is not trained again. An update longer than `longest` is refused, and with `is_bounded` one whose
-    products could overflow: somebody else may clip it.
+    an interruption is not trained again. An update longer than `longest` is refused, and unless it `is_clipped` by
+    whoever iterates, one whose products could overflow.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ArrivingUpdates:
         retries: int = 0,
         longest: float | None = None,
         keeps: Shapes | None = None,
-        is_bounded: bool = True,
+        is_clipped: bool = False,
     ) -> None:
         self._kept: dict[ClientId, ClientUpdate] = dict(kept or {})
         self._downloads = {task.client_id: task.download.adapter for task in tasks}
@@ -70,7 +70,7 @@ class ArrivingUpdates:
         self._may_be_smaller = may_be_smaller
         self._longest = longest
         self._keeps = keeps
-        self._is_bounded = is_bounded
+        self._is_clipped = is_clipped
         self._round = tasks[0].round
         self._ahead = sorted(task.client_id for task in tasks)
         self._is_begun = False
@@ -183,7 +183,7 @@ class ArrivingUpdates:
                 self._sends,
                 may_be_smaller=self._may_be_smaller,
                 keeps=self._keeps,
-                is_bounded=self._is_bounded,
+                is_clipped=self._is_clipped,
             )
         except Exception as error:  # whatever an update is, it costs its client the round and nobody else anything
             return f"it cannot be checked ({type(error).__name__})"

@@ -166,7 +166,7 @@ class FederatedRun:
             retries=config.client_retries,
             longest=config.max_update_norm if refuses_long else None,
             keeps=self.keeps,
-            is_bounded=not (clips and (config.max_update_norm or config.max_update_norm_ratio)),
+            is_clipped=clips and bool(config.max_update_norm or config.max_update_norm_ratio),
         )
         limited = None
         if clips:

@@ -23,7 +23,7 @@ COUNTS = {"num_examples": (1, 10**9), "num_steps": (0, 10**12), "num_tokens": (0
 MOST_METRIC = 1e15
 """No honest metric is larger, and a product of two is still finite."""
 LONGEST_TENSOR = 1e15
-"""Euclidean norm of one uploaded tensor, where nothing clips it: products of two such are far from float32's end."""
+"""Most that the Euclidean norm of a client's tensor may be: products of two such are far from float32's end."""
 MOST_REASON = 300
 NEEDED_METRICS = ("loss", "num_response_tokens", "update_norm")
 """What a round's own line is computed from, and how far the client moved."""
@@ -37,14 +37,15 @@ def find_update_fault(
     *,
     may_be_smaller: bool = False,
     keeps: Shapes | None = None,
-    is_bounded: bool = False,
+    is_clipped: bool = False,
 ) -> str | None:
     """The first reason why `update` cannot be used as the answer to `task`, or None: task, counts, metrics, tensors.
 
     `expected` are the shapes of a whole adapter of the largest rank, the client's own is that of what it was sent, or
     with `may_be_smaller` any below. An upload holds the factors that the task shares, and so does each further group of
     tensors, which are those named by `sends`. `keeps` are the shapes of the model that the client keeps, where they are
-    others. With `is_bounded` no tensor is longer than LONGEST_TENSOR: one that is finite may overflow in a product.
+    others. No tensor is longer than LONGEST_TENSOR, for one that is finite may overflow in a product; but an upload may
+    be, where it `is_clipped` before anything is made of it.
     """
     expected = _own_shapes(expected, task)
     if (update.round, update.client_id, update.task_id) != (task.round, task.client_id, task.id):
@@ -62,15 +63,11 @@ def find_update_fault(
     shared = pick_half(expected, task.download.shared)
     groups = [(state, shared) for state in (update.upload, *update.extra.values())]
     groups.append((update.memory.adapter, keeps or expected))
-    return next(
-        (
-            fault
-            for state, shapes in groups
-            if state is not None
-            and (fault := find_fault(state, shapes) or (_find_long_tensor(state) if is_bounded else None))
-        ),
-        None,
-    )
+    for number, (state, shapes) in enumerate(groups):
+        may_be_long = is_clipped and number == 0
+        if state is not None and (fault := find_fault(state, shapes) or (not may_be_long and _find_long_tensor(state))):
+            return fault
+    return None
 
 
 def find_not_finite(state: AdapterState) -> str | None:

@@ -32,7 +32,7 @@ from fedlora.engines.flower.worker import serve
 from fedlora.errors import LockedError, StorageError, UsageError
 from fedlora.files import json_text, write_json, write_text
 from fedlora.flower_paths import NodeFolder, ServerFolder, node_socket
-from fedlora.stages.flower_submit import call_json, read_names
+from fedlora.stages.flower_submit import call_json, read_names, wait_for_server
 
 START_SECONDS = 60.0
 PORT_SECONDS = 5.0
@@ -149,7 +149,8 @@ def _register(folder: ServerFolder, keys: Keys, environment: dict[str, str], sec
     SuperLink for so many seconds.
     """
     names = read_names(folder)
-    known = {names[number] for number in _wait_for_nodes(environment, seconds) if number in names}
+    nodes = wait_for_server(environment, seconds)
+    known = {names[number] for node in nodes if (number := str(node.get("node-id"))) in names}
     for client, key in keys.items():
         name = f"client-{client}"
         if name in known:
@@ -165,16 +166,3 @@ def _register(folder: ServerFolder, keys: Keys, environment: dict[str, str], sec
         names[str(answer["node-id"])] = name
         write_json(folder.names_file, names)
         say(f"registered {name}")
-
-
-def _wait_for_nodes(environment: dict[str, str], seconds: float) -> list[str]:
-    """Numbers of the nodes that are registered, once the server answers."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            nodes = call_json(["supernode", "list", CONNECTION], environment).get("nodes", [])
-            return [str(node.get("node-id")) for node in nodes]
-        except StorageError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.5)

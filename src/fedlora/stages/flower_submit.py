@@ -106,17 +106,16 @@ def connect(server: Path) -> dict[str, str]:
     return write_connection(ServerConfig.make({}, file=folder.settings))
 
 
-def wait_for_server(environment: dict[str, str], seconds: float) -> None:
-    """Until the server answers; StorageError when it does not for so many seconds."""
+def wait_for_server(environment: dict[str, str], seconds: float) -> list[dict[str, Any]]:
+    """The registered nodes, as soon as the server answers; StorageError when it does not for so many seconds."""
     until = time.monotonic() + seconds
     while True:
         try:
-            call_json(["supernode", "list", CONNECTION], environment)
-            return
+            return call_json(["supernode", "list", CONNECTION], environment).get("nodes", [])
         except StorageError:
             if time.monotonic() > until:
                 raise
-            time.sleep(1.0)
+            time.sleep(0.5)
 
 
 def read_names(folder: ServerFolder) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,19 @@ def instead(make):
         return lambda message: make(message, honest(message)) if is_training(message) else honest(message)
 
     return change
+
+
+def arrives_at(grid: MemoryGrid, node: int, look: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A node that is there from so many looks on; returns the counter of looks."""
+    late, looks, get_nodes = grid.nodes.pop(node), itertools.count(), grid.get_nodes
+
+    def arrives() -> Any:
+        if next(looks) == look:
+            grid.nodes[node] = late
+        return get_nodes()
+
+    monkeypatch.setattr(grid, "get_nodes", arrives)
+    return looks
 
 
 class _KilledError(BaseException):

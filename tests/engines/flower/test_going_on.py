@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from memory_grid import MemoryGrid
-from small_federation import QUICK, SIZES, Federation, adapters, interrupted
+from small_federation import QUICK, SIZES, Federation, adapters, arrives_at, interrupted
 
 from fedlora.engines.flower.pool import Patience
 from fedlora.stages import flower_server
@@ -37,14 +36,7 @@ def served_again(federation: Federation, name: str, grid: MemoryGrid, patience: 
 def test_a_run_that_goes_on_waits_for_its_nodes(federation, monkeypatch):
     interrupted(federation, "there", client_retries=0)
     grid = federation.grid()
-    late, looks, get_nodes = grid.nodes.pop(102), itertools.count(), grid.get_nodes
-
-    def arrives():
-        if next(looks) == 20:
-            grid.nodes[102] = late
-        return get_nodes()
-
-    monkeypatch.setattr(grid, "get_nodes", arrives)
+    looks = arrives_at(grid, 102, 20, monkeypatch)
     run = served_again(federation, "there", grid, Patience(poll=0.0, absent=0.0, wave=5.0, again=5.0))
     assert next(looks) > 20
     assert adapters(run) == adapters(federation.simulate("here"))

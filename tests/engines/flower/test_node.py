@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -433,3 +434,16 @@ def test_allowed_models_are_names_or_names_with_a_folder(models):
     assert policy.find_model("small") == "/models/small"
     assert policy.find_model("large") is None
     assert NodeConfig.of(base_models=["a/b"]).find_model("a/b") == "a/b"
+
+
+def test_a_few_bytes_do_not_stand_for_ranks_without_end(federation):
+    ranks = ",".join(["1x100000"] * 50)
+    asked = {**federation.config("x").record(), "client_ranks": ranks}
+    tracemalloc.start()
+    try:
+        told = read_facts(Node(federation.policy(0)).answer(pack({"more": {"kind": "facts", "config": asked}}, {})))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert told.kind == "refused"
+    assert most < 20e6

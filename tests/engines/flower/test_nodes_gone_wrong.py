@@ -15,10 +15,11 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from memory_grid import Handler, MemoryGrid
-from small_federation import BAD, QUICK, SIZES, Federation, adapters, instead, interrupted, is_training
+from small_federation import BAD, QUICK, SIZES, Federation, adapters, arrives_at, instead, interrupted, is_training
 
 from fedlora.engines.flower.client import _failure
 from fedlora.engines.flower.codec import from_content, to_content
+from fedlora.engines.flower.replies import read_facts
 from fedlora.engines.messages import pack, pack_outcome, unpack_outcome
 from fedlora.errors import TrainingError, UsageError
 from fedlora.stages import flower_server
@@ -272,16 +273,16 @@ def test_a_refusal_of_a_node_that_is_none_of_the_run_s_ends_nothing(federation, 
     grid = federation.grid()
     grid.nodes[99] = federation.handler(0, client_id=9, max_lora_r=2)
     grid.names = names
-    late, looks, get_nodes = grid.nodes.pop(102), itertools.count(), grid.get_nodes
-
-    def arrives():
-        # after the refusal
-        if next(looks) == 5:
-            grid.nodes[102] = late
-        return get_nodes()
-
-    monkeypatch.setattr(grid, "get_nodes", arrives)
+    # after the refusal
+    arrives_at(grid, 102, 5, monkeypatch)
     federation.serve("others", grid=grid, lora_r=4, num_communication_rounds=1)
+
+
+@pytest.mark.parametrize("client", ["x", None, 0.0, True])
+def test_a_failure_of_nobody_is_no_answer(client):
+    payload = pack({"failure": {"client_id": client, "kind": "refused", "reason": "no"}, "more": {}}, {})
+    with pytest.raises(ValueError, match="no whole number"):
+        read_facts(payload)
 
 
 def test_a_refusal_ends_the_wait_at_once(federation):

@@ -56,7 +56,7 @@ def guard_install(install: Callable[..., Any], allowed: frozenset[str]) -> Calla
 def _skip_supernode() -> None:
     """Let Flower's package of node commands be found without being run: it loads the SuperNode and its database.
 
-    That is a third of what an app process computes before it does anything, and there is one for every message.
+    An app process needs neither, and there is one for every message.
     """
     from flwr import supernode
 

@@ -110,7 +110,10 @@ def read_facts(payload: bytes) -> NodeFacts | ClientFailure:
     """What a node says of itself, or why it takes no part; ValueError for anything else."""
     header, _ = unpack(payload)
     if "failure" in header:
-        return _clean(ClientFailure(**header["failure"]), header["failure"]["client_id"])
+        told = ClientFailure(**header["failure"])
+        if type(told.client_id) is not int:
+            raise ValueError("its client is no whole number")
+        return _clean(told, told.client_id)
     told = header["facts"]
     counts = [field.name for field in fields(ClientFacts) if field.name.startswith("num_")]
     numbers = {name: told[name] for name in [*counts, "client_id"]}
