@@ -93,6 +93,9 @@ class FlowerClients:
             self.roster.gather(self.patience.again, self.patience.poll)
             self._has_begun = True
         wave, began = _Wave(tasks), self._begin(tasks[0])
+        if time.monotonic() - began > self.patience.wave:
+            # asked again when no time is left
+            yield from self._end(wave)
         while wave.waiting or wave.sent:
             yield from self._send(wave)
             looked, has_arrived = time.monotonic(), False
@@ -102,9 +105,7 @@ class FlowerClients:
             now = time.monotonic()
             passed, looking = now - began, now - looked
             if passed > self.patience.wave:
-                for task in wave.end():
-                    reason = f"no answer within {self.patience.wave:g} s"
-                    yield ClientFailure(task.client_id, "late", reason)
+                yield from self._end(wave)
             if wave.waiting or wave.sent:
                 pause = 0.0 if has_arrived else max(LATE_SHARE * passed, looking / LOOKING_SHARE)
                 time.sleep(max(self.patience.poll, min(LONGEST_PAUSE, pause)))
@@ -115,6 +116,10 @@ class FlowerClients:
         if self._wave is None or self._wave[0] != place:
             self._wave = (place, time.monotonic())
         return self._wave[1]
+
+    def _end(self, wave: _Wave) -> Iterator[ClientFailure]:
+        reason = f"no answer within {self.patience.wave:g} s"
+        yield from (ClientFailure(task.client_id, "late", reason) for task in wave.end())
 
     def _send(self, wave: _Wave) -> Iterator[ClientFailure]:
         """Hand the tasks of those who are connected to Flower; whoever has been away for too long is given up."""
