@@ -117,6 +117,24 @@ def test_a_node_starts_no_app_but_the_guarded_one(made):
     assert "guard" in Path(shutil.which("flwr-clientapp", path=environment["PATH"])).read_text()
 
 
+def test_flower_itself_starts_an_agent_app_s_refusal_on_a_node(made):
+    """As a SuperNode's executor does when the server says that a run is an agent app."""
+    environment = dict(make_node_environment(NodeConfig.make({}, file=made / "client-0" / "node.yaml"), "abc"))
+    script = """
+import os
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor import get_executor
+from flwr.supercore.superexec.executor.types import ExecutionSpec
+executor = get_executor("subprocess", executor_config=None, insecure=True, root_certificates_path=None)
+executor.launch(ExecutionSpec(TaskType.AGENT_APP, "127.0.0.1:1", "token", True, None, False, None, False, 1))
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.split() == ["1"], done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "fedlora: this node runs no flwr-agentapp"
+
+
 def test_a_submission_asks_for_the_run_that_train_would_do(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("exp_name: a\nbase_model: b\nlora_r: 4\nfederation_mode: seq\n")
