@@ -124,7 +124,14 @@ def _open_bench(config: TrainConfig, recorded: Mapping[str, Any] | None, *, need
 
 def _read_run_id(paths: RunPaths) -> str:
     """The name by which the nodes know the run; none for one that was begun by a release without."""
-    return str(read_json(paths.nodes_file)["run_id"]) if paths.nodes_file.is_file() else ""
+    if not paths.nodes_file.is_file():
+        return ""
+    facts = read_json(paths.nodes_file)
+    if not isinstance(facts, dict) or not isinstance(facts.get("run_id"), str):
+        raise UsageError(
+            f"{paths.nodes_file}: holds no run_id", hint="restore the file, or start anew with --overwrite"
+        )
+    return facts["run_id"]
 
 
 def _read_facts(recorded: Mapping[str, Any] | None) -> dict[ClientId, ClientFacts] | None:

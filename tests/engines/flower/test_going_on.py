@@ -16,6 +16,7 @@ from memory_grid import MemoryGrid
 from small_federation import QUICK, SIZES, Federation, adapters, arrives_at, interrupted
 
 from fedlora.engines.flower.pool import Patience
+from fedlora.errors import UsageError
 from fedlora.stages import flower_server
 
 
@@ -65,3 +66,17 @@ def test_a_node_that_is_still_loading_its_model_is_not_away(federation):
     grid.late = 30
     run = served_again(federation, "there", grid, Patience(poll=0.0, absent=0.0, wave=5.0))
     assert adapters(run) == adapters(federation.simulate("here"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"run_id": 7}'])
+def test_a_run_whose_name_at_the_nodes_is_damaged_is_refused_before_anybody_is_asked(federation, content):
+    """Under another name the nodes would have no memory of it."""
+    federation.serve("there", "none", num_communication_rounds=1)
+    file = federation.root / "models" / "there" / "nodes.json"
+    whole, asked = file.read_text(), len(federation.asked)
+    file.write_text(content)
+    with pytest.raises(UsageError, match=r"nodes\.json: "):
+        federation.serve("there", "none")
+    assert len(federation.asked) == asked
+    file.write_text(whole)
+    federation.serve("there", "none")
