@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,15 @@ def _own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """No test reads or fills the user's cache, except the slow ones, which need the converted model in it."""
     if request.config.option.markexpr != "slow":
         os.environ["FEDLORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """What this process does on signals, kept from a command that ends by one."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

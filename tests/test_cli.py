@@ -348,15 +348,6 @@ def test_a_program_without_the_package_says_how_to_install_it():
     assert "Traceback" not in result.stderr
 
 
-@pytest.fixture
-def handlers():
-    """What this process does on signals, kept from a command that ends by one."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.usefixtures("handlers")
 def test_an_error_that_a_signal_turned_into_is_the_signal_s(monkeypatch):
     def swallow(config):
@@ -376,8 +367,8 @@ def test_a_command_that_swallows_the_signal_is_ended(tmp_path):
     script = tmp_path / "deaf.py"
     script.write_text(
         "import os, signal, time\n"
-        "from fedlora import cli\n"
-        "cli.PATIENCE_SECONDS = 0.2\n"
+        "from fedlora import cli, stopping\n"
+        "stopping.PATIENCE_SECONDS = 0.2\n"
         "def deaf(arguments):\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"

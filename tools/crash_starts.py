@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import signal
 
-from crash_bench import CrashBench, Tally
+from crash_bench import CrashBench, Tally, spread
+from crash_kills import WHERE
 from tiny_run import MODES
 
 LIMIT_SECONDS = 5.0
@@ -38,6 +39,27 @@ def send_signals(bench: CrashBench, tries: int, seed: int) -> list[Tally]:
         tally.count(fault)
         bench.drop(folder, fault)
     tally.note(f"slowest {slowest:.2f} s", 1)
+    return [tally]
+
+
+def lose_signals(bench: CrashBench, tries: int, seed: int) -> list[Tally]:
+    """SIGTERM at a point where its exception gets lost or becomes another: nothing behind it is kept; then the run
+    goes on."""
+    rng = random.Random(f"{seed} lost signals")
+    tally = Tally("SIGTERM whose exception is lost")
+    for index, share in enumerate(spread(tries, 1000, rng)):
+        mode, action = MODES[index % len(MODES)], ("lose", "turn")[index % 2]
+        point = share * bench.whole(mode).points // 1000
+        folder = bench.new_folder()
+        ending = bench.start(mode, folder, trap={"action": action, "point": point, "where": rng.choice(WHERE)})
+        # behind the last write there is nothing left to stop
+        if ending.code not in (0, 128 + signal.SIGTERM):
+            tally.count(f"{folder}: {action} at point {point}: {ending.code}: {ending.said[-300:]}")
+            continue
+        tally.note("stopped", ending.code != 0)
+        fault = bench.resume(mode, folder)
+        tally.count(fault)
+        bench.drop(folder, fault)
     return [tally]
 
 

@@ -17,7 +17,7 @@ from crash_bench import CrashBench, Tally
 from crash_damage import damage_files
 from crash_disk import fill_disks
 from crash_kills import kill_runs
-from crash_starts import send_signals, start_together
+from crash_starts import lose_signals, send_signals, start_together
 from fork_server import ForkServer
 
 SECTIONS = ("kills", "disk", "damage", "signals", "starts")
@@ -39,7 +39,7 @@ def main() -> int:
             "kills": lambda: kill_runs(bench, options.kills, options.seed),
             "disk": lambda: fill_disks(bench, 24, 12, options.seed),
             "damage": lambda: damage_files(bench, options.cuts, options.flips, options.seed, modes=("homo", "none")),
-            "signals": lambda: send_signals(bench, 20, options.seed),
+            "signals": lambda: send_signals(bench, 20, options.seed) + lose_signals(bench, 90, options.seed),
             "starts": lambda: start_together(bench, 20),
         }
         faults = []

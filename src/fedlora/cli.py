@@ -7,15 +7,12 @@ and one hint, those nobody expected as a traceback, both without the keys this p
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from types import FrameType
 from typing import Any, NamedTuple
 
 from fedlora import __version__
@@ -23,6 +20,7 @@ from fedlora.console import printable
 from fedlora.errors import FedloraError, StorageError, UsageError
 from fedlora.flower_commands import FLOWER_COMMANDS
 from fedlora.redaction import redact
+from fedlora.stopping import stop_on_signals
 
 SHELLS = ("bash", "zsh", "tcsh")
 SPIN_COUNT = "10000"
@@ -30,8 +28,6 @@ SPIN_COUNT = "10000"
 another process wants the same cores; sleeping at once costs a quarter of the speed of an idle machine. See
 docs/architecture.md."""
 HELP = {"-h", "--help"}
-PATIENCE_SECONDS = 4.0
-"""How long a command may take to end after SIGINT or SIGTERM."""
 
 
 class Command(NamedTuple):
@@ -133,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
-        with _stop_on_signals():
+        with stop_on_signals():
             _dispatch(arguments)
             sys.stdout.flush()
     except FedloraError as error:
@@ -227,46 +223,6 @@ def _print_completion(arguments: list[str]) -> None:
 
     entries = {name: (command.summary, load(command.config), command.positional) for name, command in COMMANDS.items()}
     print(completion_script(arguments[0], entries, SHELLS))
-
-
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an exception, so that open work is dropped cleanly; a second one kills.
-
-    Code that is not Python's may swallow the exception or turn it into one of its own: an error behind a signal counts
-    as the signal's, and a process that is still there after PATIENCE_SECONDS is ended as it stands.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    caught = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    received: list[int] = []
-    timers: list[threading.Timer] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in caught:
-            signal.signal(each, signal.SIG_DFL)
-        received.append(number)
-        timers.append(threading.Timer(PATIENCE_SECONDS, os._exit, (128 + number,)))
-        timers[0].daemon = True
-        timers[0].start()
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-    try:
-        for number in caught:
-            signal.signal(number, stop)
-        yield
-    except Exception as error:
-        if received:
-            raise SystemExit(128 + received[0]) from error
-        raise
-    finally:
-        for timer in timers:
-            timer.cancel()
-        # after a signal the process ends: a second one must kill it then too, and not unwind what is told of the first
-        for number in [] if received else caught:
-            signal.signal(number, before[number])
 
 
 def _show(error: FedloraError) -> int:

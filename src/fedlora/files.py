@@ -1,7 +1,8 @@
 """The one writer of files: a temporary name in the same folder, flushed to disk, then renamed.
 
-A reader therefore sees the old file or the new one, never half of one. File modes follow the
-umask (libraries that write temporary files leave 0600, which locks out the group).
+A reader therefore sees the old file or the new one, never half of one. Nothing is written once a signal has asked the
+process to stop, for what that interrupted may be wrong. File modes follow the umask (libraries that write temporary
+files leave 0600, which locks out the group).
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import StorageError, UsageError
+from fedlora.stopping import stop_if_asked
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Replace `path` by `content` atomically; makes the folder. Raises StorageError and leaves the old file."""
+    stop_if_asked()
     with _storage_errors(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -67,6 +70,7 @@ def json_line(value: Any) -> str:
 
 def append_line(path: Path, value: Any) -> None:
     """Append one JSON line and flush it to disk: for logs that must survive a kill."""
+    stop_if_asked()
     line = json_line(value)
     with _storage_errors(path, len(line)):
         path.parent.mkdir(parents=True, exist_ok=True)

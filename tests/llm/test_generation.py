@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from lost_signals import lose_signal
 
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
@@ -17,6 +18,7 @@ from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.prompts import PromptEncoder
+from fedlora.stopping import stop_on_signals
 from fedlora.types import Phase, Row
 
 
@@ -51,6 +53,21 @@ def one_by_one(base, prompts, **options) -> list[list[int]]:
         answer = out[0, len(prompt) :].tolist()
         answers.append(answer[: answer.index(2)] if 2 in answer else answer)
     return answers
+
+
+@pytest.mark.usefixtures("handlers")
+def test_generation_stops_at_the_next_step_when_a_signal_was_lost(base, prompts, monkeypatch):
+    steps = []
+
+    def losing(*arguments):
+        steps.append(arguments)
+        lose_signal()
+        return choose_tokens(*arguments)
+
+    monkeypatch.setattr(generation, "choose_tokens", losing)
+    with pytest.raises(SystemExit), stop_on_signals():
+        generate_answers(base, prompts, Decoding(20), tokens_per_pass=4096)
+    assert len(steps) == 1
 
 
 def test_greedy_answers_equal_transformers_generate_one_row_at_a_time(base, prompts):

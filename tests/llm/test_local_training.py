@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lost_signals import lose_signal
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError
@@ -13,6 +14,7 @@ from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.loss import backward_loss
 from fedlora.llm.prompts import PromptEncoder
+from fedlora.stopping import stop_on_signals
 from fedlora.types import Phase, Row
 
 ROWS = [Row("ask " + "x" * (7 * i % 40), "", "yes" * (1 + i % 5), "c") for i in range(12)]
@@ -167,6 +169,16 @@ def test_divergence_is_an_error_that_names_the_step(tiny_model):
     with pytest.raises(TrainingError, match="the loss is not a number in step 1 of round 1") as caught:
         trainer.train(Phase(start), examples_of(trainer), round_number=1, client_id=3)
     assert "local_learning_rate" in caught.value.hint
+
+
+@pytest.mark.usefixtures("handlers")
+def test_validation_stops_at_the_next_group_when_a_signal_was_lost(tiny_model, monkeypatch):
+    trainer, groups = make_trainer(tiny_model), []
+    monkeypatch.setattr(trainer, "_sum_losses", lambda rows, tokens: groups.append(rows) or lose_signal() or 0.0)
+    examples = examples_of(trainer)
+    with pytest.raises(SystemExit), stop_on_signals():
+        trainer.validate(None, [examples[:4], examples[4:]])
+    assert len(groups) == 1
 
 
 def test_a_bfloat16_base_learns_as_well(tiny_model):

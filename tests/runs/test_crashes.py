@@ -7,7 +7,7 @@ from crash_bench import CrashBench
 from crash_damage import DAMAGED_EXIT, damage_files, find_kinds
 from crash_disk import fill_disks
 from crash_kills import kill_runs
-from crash_starts import send_signals, start_together
+from crash_starts import lose_signals, send_signals, start_together
 from fork_server import ForkServer
 from tiny_run import MODES
 
@@ -58,6 +58,12 @@ def test_verify_names_every_file_in_which_one_bit_flipped(bench):
 
 def test_a_signal_ends_a_run_at_once_and_it_goes_on(bench):
     assert not faults_of(send_signals(bench, 4, seed=1))
+
+
+def test_a_signal_whose_exception_is_lost_spoils_nothing(bench):
+    tallies = lose_signals(bench, 18, seed=1)
+    assert not faults_of(tallies)
+    assert tallies[0].notes["stopped"] > 12
 
 
 def test_of_twenty_starts_on_one_folder_one_trains_and_the_others_end_with_six(bench):

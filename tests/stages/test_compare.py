@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lost_signals import lose_signal
 
 from fedlora.cli import main
 from fedlora.config.compare import CompareConfig
@@ -16,6 +17,8 @@ from fedlora.errors import TrainingError
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.resident_base import ResidentBase
 from fedlora.stages import compare, train
+from fedlora.stages.compared_run import _recording
+from fedlora.stopping import stop_on_signals
 
 CLOCK = ("seconds", "wall_seconds")
 
@@ -197,6 +200,14 @@ def test_an_interrupted_comparison_goes_on_to_the_same_result(finished, tiny_mod
     assert begun.count(begun[4]) == 2
     assert begun.count(begun[0]) == 1
     assert without_clock(result) == without_clock(unbroken)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_that_a_run_loses_is_no_failure_of_the_run():
+    record: dict[str, Any] = {}
+    with pytest.raises(SystemExit), stop_on_signals(), _recording(record):
+        lose_signal(ValueError("a library's own way to say so"))
+    assert not record
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -196,10 +196,10 @@ def test_a_program_that_ends_is_started_again_and_ends_with_its_crew(monkeypatch
 CREW = """
 import sys
 from pathlib import Path
-from fedlora import cli
 from fedlora.engines.flower.processes import Program, supervise
+from fedlora.stopping import stop_on_signals
 stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
-with cli._stop_on_signals():
+with stop_on_signals():
     supervise([Program("stubborn", [sys.executable, "-c", stubborn], {}, Path(sys.argv[1]))])
 """
 

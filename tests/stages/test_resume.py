@@ -1,15 +1,22 @@
+import itertools
 import json
 import os
 import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lost_signals import lose_signal
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import DataError, UsageError
+from fedlora.federated.validation import find_update_fault
 from fedlora.files import sha256_of
+from fedlora.llm.local_training import Trainer
 from fedlora.runs.checking import seal
 from fedlora.stages import train
+from fedlora.stopping import stop_on_signals
 
 MODES = ("homo", "seq", "none", "pooled")
 
@@ -87,6 +94,65 @@ def count_flushes(monkeypatch, run) -> int:
         patch.setattr(os, "fsync", lambda descriptor: (calls.append(1), flush(descriptor)))
         run()
     return len(calls)
+
+
+def turned_into_another(train_once):
+    # as torch says it when the reading of kept moments is interrupted
+    lose_signal(ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'"))
+
+
+def lost_before_the_first_pass(train_once):
+    lose_signal()
+    return train_once()
+
+
+def lost_behind_the_last_pass(train_once):
+    trained = train_once()
+    lose_signal()
+    return replace(trained, adapter={key: 2 * value for key, value in trained.adapter.items()})
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(
+    ("lost", "trains"),
+    [(turned_into_another, False), (lost_before_the_first_pass, False), (lost_behind_the_last_pass, True)],
+)
+def test_a_signal_that_a_client_s_training_loses_ends_the_run_and_spoils_no_round(
+    start, monkeypatch, capsys, lost, trains
+):
+    expected = hashes(start("whole"))
+    train_a_client, calls, rows = Trainer.train, itertools.count(), []
+
+    def losing(trainer, *arguments, **options):
+        if next(calls) != 2:
+            return train_a_client(trainer, *arguments, **options)
+        return lost(lambda: train_a_client(trainer, *arguments, **{**options, "on_rows": rows.append}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", losing)
+        with pytest.raises(SystemExit) as stopped, stop_on_signals():
+            start("broken")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert bool(rows) == trains
+    assert "failed" not in capsys.readouterr().err
+    assert hashes(start("broken")) == expected
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_that_is_lost_while_an_update_is_checked_is_no_fault_of_the_update(start, monkeypatch):
+    calls = itertools.count()
+
+    def losing(*arguments, **options):
+        # the last one of a wave: nobody trains behind it
+        if next(calls) == 1:
+            lose_signal(ValueError("an update cannot be checked"))
+        return find_update_fault(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedlora.engines.arriving.find_update_fault", losing)
+        with pytest.raises(SystemExit), stop_on_signals():
+            start("broken")
+    assert hashes(start("broken")) == hashes(start("whole"))
 
 
 @pytest.mark.parametrize("mode", MODES)

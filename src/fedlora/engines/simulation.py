@@ -22,6 +22,7 @@ from fedlora.llm.examples import Example
 from fedlora.llm.local_training import Trained, Trainer
 from fedlora.llm.memory import is_out_of_memory
 from fedlora.paths import POOLED
+from fedlora.stopping import stop_if_asked
 from fedlora.types import (
     ClientFailure,
     ClientId,
@@ -82,6 +83,7 @@ class SimulatedClients:
         except (StorageError, OSError):
             raise
         except Exception as error:  # whatever it is, it is this client's: the others go on
+            stop_if_asked()
             kind = _kind_of(error)
             if kind == "crashed":
                 say(f"client {task.client_id} failed:\n{traceback.format_exc()}")

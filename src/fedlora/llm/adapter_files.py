@@ -20,6 +20,7 @@ from fedlora.llm.bin_contents import read_bin
 from fedlora.llm.bin_layout import BinLayout
 from fedlora.llm.listing import Unfit, most_file_bytes
 from fedlora.llm.safetensors_header import check_header
+from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState
 
 SAFETENSORS_NAME = "adapter_model.safetensors"
@@ -55,6 +56,7 @@ def load_adapter(path: Path, expected: Shapes, *, layout: BinLayout | None = Non
     except MemoryError:
         raise
     except Exception as error:  # the libraries raise many kinds; every other one means the file is not an adapter
+        stop_if_asked()
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO):
             raise StorageError(f"{path}: {error.strerror}", hint="fix its permissions, then run again") from error
         raise _refusal(path, f"not a readable adapter ({type(error).__name__})") from None

@@ -20,6 +20,7 @@ from fedlora.llm.decoding import Decoding, choose_tokens, draw_uniforms
 from fedlora.llm.examples import cut_passes
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.memory import is_out_of_memory
+from fedlora.stopping import stop_if_asked
 
 BATCH_OVERHEAD_TOKENS = 4096
 """What another batch costs in tokens of padding: every decode step reads all weights again."""
@@ -125,6 +126,7 @@ class Batch:
         self._start_cache()
         ids, positions = self.ids, self.positions
         for step in range(self.decoding.max_new_tokens):
+            stop_if_asked()
             logits = self.base.last_logits(
                 input_ids=ids,
                 attention_mask=self.mask,

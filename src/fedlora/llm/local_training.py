@@ -30,6 +30,7 @@ from fedlora.llm.loss import backward_loss, sum_loss
 from fedlora.llm.memory import with_less_memory
 from fedlora.llm.private_steps import PrivateSteps
 from fedlora.seeds import derive_seed
+from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState, Phase
 
 Moments = Mapping[str, Tensor]
@@ -124,6 +125,7 @@ class Trainer:
         total, num_labels = 0.0, 0
         budget = self.book.layout.tokens_per_pass
         for group in examples:
+            stop_if_asked()
             longest = max(len(example.ids) for example in group)
             loss, budget = with_less_memory(
                 lambda tokens, rows=group: self._sum_losses(rows, tokens), budget, longest, "validation"
@@ -193,6 +195,7 @@ class Trainer:
         self, group: Sequence[Example], scale: float, share: bool, private: PrivateSteps | None
     ) -> torch.Tensor:
         """One pass, whose gradients are added to the factors'; in a private one each row's are clipped first."""
+        stop_if_asked()
         if private is None:
             return backward_loss(self.base, self._make_batch(group, share_prefix=share), scale=scale)
         batch = self._make_batch(group, share_prefix=False)

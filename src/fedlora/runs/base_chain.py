@@ -17,6 +17,7 @@ from fedlora.federated.base_delta import append
 from fedlora.llm.adapter_files import to_safetensors
 from fedlora.paths import RunPaths
 from fedlora.runs.checking import find_listed_fault, read_manifest
+from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState, BaseDelta, Export
 
 BASE_NAME = "base_delta.safetensors"
@@ -123,6 +124,7 @@ def _load(file: Path) -> AdapterState:
     try:
         return safetensors.torch.load_file(file)
     except Exception as error:  # the reader raises many kinds
+        stop_if_asked()
         raise StorageError(f"{file}: not readable ({type(error).__name__})", hint="train that round again") from None
 
 

@@ -16,6 +16,7 @@ from fedlora.federated.adapters import Shapes
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
 from fedlora.paths import RunPaths
 from fedlora.runs.base_chain import BaseChain
+from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState, ServerState
 
 STATE_NAME = "state.safetensors"
@@ -60,6 +61,7 @@ def load_groups(path: Path) -> dict[str, AdapterState]:
     try:
         tensors = safetensors.torch.load_file(path)
     except Exception as error:  # the reader raises many kinds
+        stop_if_asked()
         raise StorageError(f"{path}: not readable ({type(error).__name__})", hint="train that round again") from None
     for key, value in tensors.items():
         name, _, rest = key.partition("/")

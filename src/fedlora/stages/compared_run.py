@@ -31,6 +31,7 @@ from fedlora.paths import ComparisonPaths, RunPaths
 from fedlora.runs.adapters import find_personal
 from fedlora.runs.run_folder import read_run
 from fedlora.stages import evaluate_rouge, generate, train
+from fedlora.stopping import stop_if_asked
 
 Record = dict[str, Any]
 TRAINED, FAILED = "trained", "failed"
@@ -169,6 +170,7 @@ def _recording(record: Record) -> Iterator[None]:
     except (StorageError, LockedError, OSError):
         raise
     except Exception as error:
+        stop_if_asked()
         reason = str(error) if isinstance(error, FedloraError) else f"{type(error).__name__}: {error}"
         if not isinstance(error, FedloraError):
             lines += traceback.format_exc().splitlines()

@@ -30,6 +30,7 @@ from fedlora.runs.lock import hold_run
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
 from fedlora.stages.flower_request import exit_line
 from fedlora.stages.training import Training
+from fedlora.stopping import remember_signals
 from fedlora.types import ClientId, ClientPool
 
 
@@ -50,7 +51,8 @@ def serve(grid: Any, request: str) -> None:
         asked = json.loads(request)
         config, waits = TrainConfig.make(asked["config"]), asked["waits"]
         patience = Patience(absent=waits["absent"], wave=waits["wave"], again=waits["start"])
-        paths = run(grid, config, Waits(start=waits["start"], wave=patience))
+        with remember_signals():
+            paths = run(grid, config, Waits(start=waits["start"], wave=patience))
     except FedloraError as error:
         _tell(exit_line(error.exit_code, str(error), error.hint))
         raise

@@ -26,6 +26,7 @@ from fedlora.federated.adapters import Shapes
 from fedlora.federated.base_delta import count_held, layer_sizes
 from fedlora.federated.strategy import ClientRule
 from fedlora.federated.validation import one_line
+from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState, ClientFailure, ClientId, ClientUpdate, TrainTask
 
 CRASHED = 8
@@ -165,6 +166,7 @@ class FlowerClients:
             payload = from_content(message.content, self._most_bytes(task))
             outcome = read_update(payload, task, self._expected or expect_answer(self.rule, task.download))
         except Exception as error:  # whatever a node sends, it is that node's fault
+            stop_if_asked()
             say(f"client {client}: a reply that cannot be read: {type(error).__name__}: {one_line(str(error))}")
             return ClientFailure(client, "invalid", f"its reply cannot be read ({type(error).__name__})")
         if isinstance(outcome, ClientUpdate):

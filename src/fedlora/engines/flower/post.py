@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fedlora.console import say
 from fedlora.engines.flower.codec import to_content
+from fedlora.stopping import stop_if_asked
 
 NodeId = int
 PASSING = (httpx.HTTPError, OSError, TimeoutError)
@@ -27,6 +28,7 @@ def push(grid: Grid, node: NodeId, payload: bytes, kind: str, ttl: float) -> str
     try:
         return next(iter(grid.push_messages([message])), None)
     except Exception as error:  # many kinds, none of them about what is said
+        stop_if_asked()
         say(f"a message to node {node} was not taken ({type(error).__name__}); it is sent again")
         return None
 
@@ -40,6 +42,7 @@ def pull(grid: Grid, message_ids: Iterable[str]) -> Iterator[tuple[str, Message 
             say(f"replies cannot be fetched now ({type(error).__name__}); they are asked for again")
             return
         except Exception as error:  # what a node sent could not be unpacked
+            stop_if_asked()
             say(f"a reply cannot be unpacked ({type(error).__name__})")
             yield message_id, None
             continue

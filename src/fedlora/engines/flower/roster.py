@@ -22,6 +22,7 @@ from fedlora.engines.flower.codec import from_content
 from fedlora.engines.flower.post import NodeId, connected, pull, push
 from fedlora.engines.flower.replies import NodeFacts, ask_facts, read_facts
 from fedlora.errors import TrainingError
+from fedlora.stopping import stop_if_asked
 from fedlora.types import ClientFailure, ClientId
 
 MOST_FACTS_BYTES = 1 << 16
@@ -145,6 +146,7 @@ class Roster:
         try:
             told: Any = read_facts(from_content(message.content, MOST_FACTS_BYTES))
         except Exception as error:  # whatever a node sends, it is that node's fault
+            stop_if_asked()
             return f"its answer cannot be read ({type(error).__name__})"
         if isinstance(told, ClientFailure):
             named = _NAME.fullmatch(names.get(node, ""))

@@ -1,0 +1,106 @@
+"""Signals that ask this process to stop, and the memory of them.
+
+A handler raises an exception wherever the process happens to be. Code that is not Python's may swallow it there, or
+raise one of its own instead: torch says "could not determine the shape" when the reading of a tensor is interrupted.
+What such a call was for would then look like a client's failure, or be wrong. So the writer of
+files asks here first: what is computed behind a signal is not kept. Whoever explains errors away asks too, and so do
+the long loops, so that the end comes soon and nobody is blamed for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+PATIENCE_SECONDS = 4.0
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+_received: list[int] = []
+
+
+def stop_if_asked() -> None:
+    """Raise once more what tells of a signal, if there was one: KeyboardInterrupt, or SystemExit with 128 + number.
+
+    Handlers run in the main thread, and only what that one computes can be spoilt: in others nothing is raised.
+    """
+    if _received and _is_main_thread():
+        raise _stop_of(_received[0])
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into an exception, so that open work is dropped cleanly; a second one kills.
+
+    An error behind a signal counts as the signal's, and a process that is still there after PATIENCE_SECONDS is ended
+    as it stands.
+    """
+    if not _is_main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    caught = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    timers: list[threading.Timer] = []
+    asked = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        for each in caught:
+            signal.signal(each, signal.SIG_DFL)
+        _received.append(number)
+        timers.append(threading.Timer(PATIENCE_SECONDS, os._exit, (128 + number,)))
+        timers[0].daemon = True
+        timers[0].start()
+        raise _stop_of(number)
+
+    try:
+        for number in caught:
+            signal.signal(number, stop)
+        yield
+    except Exception as error:
+        if asked:
+            raise _stop_of(_received[0]) from error
+        raise
+    finally:
+        for timer in timers:
+            timer.cancel()
+        _received.clear()
+        # after a signal the process ends: a second one must kill it then too, and not unwind what is told of the first
+        for number in [] if asked else caught:
+            signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def remember_signals() -> Iterator[None]:
+    """For a process whose signals others handle: what they are asked is remembered for `stop_if_asked`."""
+    if not _is_main_thread():
+        yield
+        return
+    kept = {number: handler for number in NUMBERS if callable(handler := signal.getsignal(number))}
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        _received.append(number)
+        kept[signal.Signals(number)](number, frame)
+
+    for number in kept:
+        signal.signal(number, remember)
+    try:
+        yield
+    finally:
+        _received.clear()
+        for number, handler in kept.items():
+            # who was asked may have left others in their place
+            if signal.getsignal(number) is remember:
+                signal.signal(number, handler)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _stop_of(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
