@@ -1,4 +1,4 @@
-"""Signals whose exception gets lost in the server's process, whose handlers are Flower's."""
+"""Signals whose exception gets lost: in the server's process, whose handlers are Flower's, and in a node's worker."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from lost_signals import lose_signal
 from small_federation import SIZES, Federation, adapters
 
 from fedlora.engines.flower import post
+from fedlora.engines.flower.node import Node
+from fedlora.engines.flower.replies import ask_facts
 from fedlora.stages import flower_server
 from fedlora.stages.flower_request import make_request
 from fedlora.stopping import stop_on_signals
@@ -62,3 +64,10 @@ def test_a_message_on_whose_way_a_signal_came_is_not_tried_again(federation, mon
     with pytest.raises(SystemExit), stop_on_signals():
         act(grid)
     assert next(calls) == 1
+
+
+def test_a_node_that_is_stopped_does_not_say_that_it_crashed(federation, monkeypatch):
+    node = Node(federation.policy(0))
+    monkeypatch.setattr(node, "_open", lambda asked: lose_signal(ValueError("could not determine the shape")))
+    with pytest.raises(SystemExit), stop_on_signals():
+        node.answer(ask_facts(federation.config("there")))

@@ -36,6 +36,7 @@ from fedlora.llm.examples import Example
 from fedlora.llm.layout import Layout
 from fedlora.llm.lora import is_fan_in_fan_out
 from fedlora.llm.memory import is_out_of_memory
+from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState, ClientFailure, ClientMemory, ClientUpdate, FailureKind, TrainTask
 
 PUBLIC_REASONS: dict[FailureKind, str] = {
@@ -83,6 +84,7 @@ class Node:
             say(f"additions to the base are missing here and are asked for: {error}")
             failure = ClientFailure(client, "lost", "it has not got what was added to the base before")
         except Exception as error:  # whatever it is, its words stay here
+            stop_if_asked()
             hint = f" ({error.hint})" if isinstance(error, FedloraError) and error.hint else ""
             say(f"{error}{hint}" if isinstance(error, FedloraError) else traceback.format_exc())
             failure = self._scrub(ClientFailure(client, _kind_of(error), ""))
