@@ -2,9 +2,9 @@
 
 A handler raises an exception wherever the process happens to be. Code that is not Python's may swallow it there, or
 raise one of its own instead: torch says "could not determine the shape" when the reading of a tensor is interrupted.
-What such a call was for would then look like a client's failure, or be wrong. So the writer of
-files asks here first: what is computed behind a signal is not kept. Whoever explains errors away asks too, and so do
-the long loops, so that the end comes soon and nobody is blamed for it.
+What such a call was for would then look like a client's failure, or be wrong. So the writer of files asks here first:
+what is computed behind a signal is not kept. Whoever tells of other errors asks too, and so do the long loops, so that
+the end comes soon and nobody is blamed for it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 PATIENCE_SECONDS = 4.0
+"""How long a command may take to end after a signal."""
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 _received: list[int] = []
@@ -44,11 +45,8 @@ def stop_on_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in NUMBERS}
     caught = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     timers: list[threading.Timer] = []
-    asked = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
         for each in caught:
             signal.signal(each, signal.SIG_DFL)
         _received.append(number)
@@ -60,23 +58,20 @@ def stop_on_signals() -> Iterator[None]:
     try:
         for number in caught:
             signal.signal(number, stop)
-        yield
-    except Exception as error:
-        if asked:
-            raise _stop_of(_received[0]) from error
-        raise
+        with _remembered():
+            yield
     finally:
         for timer in timers:
             timer.cancel()
-        _received.clear()
         # after a signal the process ends: a second one must kill it then too, and not unwind what is told of the first
-        for number in [] if asked else caught:
+        for number in [] if timers else caught:
             signal.signal(number, before[number])
 
 
 @contextlib.contextmanager
 def remember_signals() -> Iterator[None]:
-    """For a process whose signals others handle: what they are asked is remembered for `stop_if_asked`."""
+    """For a process whose signals others handle: what they are asked is remembered for `stop_if_asked`, and an error
+    behind a signal counts as the signal's here too."""
     if not _is_main_thread():
         yield
         return
@@ -89,13 +84,24 @@ def remember_signals() -> Iterator[None]:
     for number in kept:
         signal.signal(number, remember)
     try:
-        yield
+        with _remembered():
+            yield
     finally:
-        _received.clear()
         for number, handler in kept.items():
             # who was asked may have left others in their place
             if signal.getsignal(number) is remember:
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _remembered() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        stop_if_asked()
+        raise
+    finally:
+        _received.clear()
 
 
 def _is_main_thread() -> bool:

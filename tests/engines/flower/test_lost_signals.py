@@ -50,7 +50,7 @@ def test_a_reply_whose_reading_a_signal_ended_is_no_fault_of_its_node(federation
 
 
 @pytest.mark.parametrize(
-    "act", [lambda grid: post.push(grid, 100, b"", "query", 1.0), lambda grid: [*post.pull(grid, "1")]]
+    "act", [lambda grid: post.push(grid, 100, b"", "query", 1.0), lambda grid: list(post.pull(grid, ["1"]))]
 )
 def test_a_message_on_whose_way_a_signal_came_is_not_tried_again(federation, monkeypatch, act):
     grid, calls = federation.grid(), itertools.count()
