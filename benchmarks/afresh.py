@@ -12,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fedlora.config.node import NodeConfig
-from fedlora.engines.flower.worker import serve
-from fedlora.flower_paths import node_socket
+from fedlora.flower.folders import node_socket
+from fedlora.flower.node_config import NodeConfig
+from fedlora.flower.worker import serve
 
 ONCE = "--once"
 
@@ -23,7 +23,7 @@ def main() -> None:
     settings = Path(sys.argv[1])
     config = NodeConfig.make({}, file=settings)
     if ONCE in sys.argv:
-        from fedlora.engines.flower.node import Node
+        from fedlora.flower.node import Node
 
         sys.stdout.buffer.write(Node(config).answer(sys.stdin.buffer.read()))
         return

@@ -67,7 +67,7 @@ def write_updates(folder: str) -> dict[str, Any]:
 
 def aggregate(folder: str, reads: int) -> dict[str, Any]:
     """Seconds and memory of the mean over `reads` times all clients."""
-    from fedlora.federated.strategies.fedavg import FedAvg
+    from fedlora.methods.fedavg import FedAvg
     from fedlora.runs.round_store import StoredUpdates
     from fedlora.types import RoundContext, ServerState
 

@@ -22,7 +22,7 @@ from fedlora.engines.client_data import ClientExamples
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.llm.token_files import TokenFiles
 from fedlora.paths import RunPaths, tokens_folder
-from fedlora.stages.training import Training
+from fedlora.training.live_run import Training
 
 
 def make_config(

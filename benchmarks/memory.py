@@ -52,7 +52,8 @@ def train(folder: str, model: str, device: str, count: int, rows: int, hold: boo
     import torch
 
     from fedlora.config.train import TrainConfig
-    from fedlora.stages import train, training
+    from fedlora.stages import train
+    from fedlora.training import live_run
 
     # all rows in one step: its passes do not depend on the order in which a client's seed puts them
     values = {**COMMON, "local_batch_size": rows, "tokens_per_pass": 1024, "num_communication_rounds": 2, **options}
@@ -68,7 +69,7 @@ def train(folder: str, model: str, device: str, count: int, rows: int, hold: boo
         **values,
     )
     loaded: list[float] = []
-    make_workbench = training.make_workbench
+    make_workbench = live_run.make_workbench
 
     def make_and_note(*arguments: Any, **named: Any) -> Any:
         """Loading is a peak of its own, which would hide what training takes: training's peak starts behind it."""
@@ -77,7 +78,7 @@ def train(folder: str, model: str, device: str, count: int, rows: int, hold: boo
         forget_peak()
         return bench
 
-    training.make_workbench = make_and_note
+    live_run.make_workbench = make_and_note
     began = time.perf_counter()
     train.run(config)
     seconds = time.perf_counter() - began

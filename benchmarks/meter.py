@@ -107,7 +107,7 @@ def _time_many(count: int) -> float:
     import torch
 
     from fedlora.federated.error_meter import ErrorMeter
-    from fedlora.federated.strategies.fedavg import FedAvg
+    from fedlora.methods.fedavg import FedAvg
     from fedlora.types import ClientMemory, ClientUpdate, Download
 
     draw = torch.Generator().manual_seed(0)

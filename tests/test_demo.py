@@ -16,7 +16,7 @@ MODES = ["homo", "seq", "none", "pooled"]
 def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatch, rounds):
     asked: list[tuple[str, object]] = []
     stages = {
-        "datasets": "run_skills",
+        "data_skills": "run",
         "model": "run",
         **dict.fromkeys(("allocate", "train", "generate", "evaluate_rouge", "report"), "run"),
     }

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fedlora import cli
-from fedlora.config.node import NodeConfig
 from fedlora.config.train import TrainConfig
 from fedlora.flags import make_parser, read_flags
+from fedlora.flower.node_config import NodeConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]

@@ -241,7 +241,7 @@ def our_model(world):
     from fedlora.llm.base_model import load_base_model
     from fedlora.llm.lora import LoraModel
     from fedlora.llm.prompts import PromptEncoder
-    from fedlora.runs.adapters import adapter_spec
+    from fedlora.runs.saved_adapters import adapter_spec
 
     base = load_base_model(MODEL, device="cpu", dtype="float32")
     encoder = PromptEncoder(base.tokenizer, "alpaca")
@@ -268,7 +268,7 @@ def test_peft_loads_an_adapter_to_the_logits_of_our_own_loader(world, model_fold
     from transformers import AutoModelForCausalLM
 
     from fedlora.llm.adapter_files import load_adapter
-    from fedlora.runs.adapters import adapter_file, adapter_spec
+    from fedlora.runs.saved_adapters import adapter_file, adapter_spec
 
     lora, prompt_ids = our_model
     paths = RunPaths(world / "models", mode)

@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-from fedlora.config.node import NodeConfig
-from fedlora.engines.flower.commands import make_node_environment, supernode_command
-from fedlora.engines.flower.guard import own_bundle_sha256
+from fedlora.flower.command_lines import make_node_environment, supernode_command
+from fedlora.flower.guard import own_bundle_sha256
+from fedlora.flower.node_config import NodeConfig
 
 SIZES = [3, 2, 4]
 ANSWER_SECONDS = 240.0

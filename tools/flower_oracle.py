@@ -1,9 +1,9 @@
-"""What Flower's strategies give for a few small clients, as JSON: the oracle of tests/federated/test_flower_oracle.py.
+"""What Flower's strategies give for a few small clients, as JSON: the oracle of tests/methods/test_flower_oracle.py.
 
 Flower is no dependency, so this runs once in an environment of its own, and its answers are committed:
 
     python -m venv oracle && oracle/bin/pip install flwr==1.41.0
-    oracle/bin/python tools/flower_oracle.py > tests/federated/flower_oracle.json
+    oracle/bin/python tools/flower_oracle.py > tests/methods/flower_oracle.json
 
 Every strategy sees the same three rounds: in each, a client's arrays are where the server is plus the client's change
 of that round.

@@ -152,9 +152,6 @@ def _prepare(model: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    import fedlora.stages.runs
-    import fedlora.stages.training
-    import fedlora.stages.verify  # noqa: F401
     from fedlora.llm.base_model import load_base_model
 
     load_base_model(str(model), device="cpu", dtype="float32")

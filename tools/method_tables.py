@@ -23,8 +23,8 @@ from fedlora.config.train import MODE_NAMES, TrainConfig
 from fedlora.data.skills import make_skill_rows
 from fedlora.engines.what_if import ROBUST, SUM_KIND
 from fedlora.errors import UsageError
-from fedlora.federated.modes import choose_mode
 from fedlora.files import read_text, write_json, write_text
+from fedlora.methods.choosing import choose_mode
 from fedlora.stages import train
 
 PAGE = Path(__file__).parent.parent / "docs" / "strategies.md"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from fedlora import __version__
 from fedlora.console import printable
 from fedlora.errors import FedloraError, StorageError, UsageError
-from fedlora.flower_commands import FLOWER_COMMANDS
+from fedlora.flower.commands import FLOWER_COMMANDS
 from fedlora.redaction import redact
 from fedlora.stopping import stop_on_signals
 
@@ -31,12 +31,14 @@ HELP = {"-h", "--help"}
 
 
 class Command(NamedTuple):
-    """A line of the overview, `module:Config`, `module:function`, and the field given without a flag."""
+    """A line of the overview, `module:Config`, `module:function`, the field given without a flag, and who checks that
+    an extra is installed."""
 
     summary: str
     config: str
     run: str
     positional: str = ""
+    requires: str = ""
 
 
 COMMANDS = {
@@ -93,7 +95,7 @@ COMMANDS = {
         "fedlora.stages.verify:run",
         positional="exp_name",
     ),
-    **{name: Command(*row) for name, row in FLOWER_COMMANDS.items()},
+    **{name: Command(*row, requires="fedlora.flower.library:check_flower") for name, row in FLOWER_COMMANDS.items()},
     "reaggregate": Command(
         "what if: a run's stored updates without a client, weighed or combined otherwise",
         "fedlora.config.reaggregate:ReaggregateConfig",
@@ -103,12 +105,12 @@ COMMANDS = {
     "data skills": Command(
         "write the skills data: short tasks with one right answer",
         "fedlora.config.data:SkillsConfig",
-        "fedlora.stages.datasets:run_skills",
+        "fedlora.stages.data_skills:run",
     ),
     "data dolly": Command(
         "fetch databricks-dolly-15k from the hub",
         "fedlora.config.data:DollyConfig",
-        "fedlora.stages.datasets:run_dolly",
+        "fedlora.stages.data_dolly:run",
     ),
     "model": Command(
         "install the embedded model, smollm2-135m",
@@ -173,6 +175,8 @@ def _run_command(arguments: list[str]) -> None:
     config_class = load(command.config)
     values, file = read_flags(make_parser(name, config_class, command.positional), rest)
     config = config_class.make(values, file=file)
+    if command.requires:
+        load(command.requires)()
     load(command.run)(config)
 
 

@@ -26,7 +26,7 @@ MAX_NEW_TOKENS = 24
 def run(config: DemoConfig) -> None:
     """Allocate, train four modes, generate, score, report; prints the table and how to load the result."""
     from fedlora.llm import embedded_model
-    from fedlora.stages import allocate, datasets, report, train
+    from fedlora.stages import allocate, data_skills, report, train
     from fedlora.stages import model as model_stage
 
     began = time.monotonic()
@@ -34,7 +34,7 @@ def run(config: DemoConfig) -> None:
     model_stage.run(ModelConfig())
     say(f"\n1. data: eight clients, one skill each, under {root / 'data'}")
     rows_file = root / "data" / "skills.json"
-    datasets.run_skills(
+    data_skills.run(
         SkillsConfig.of(
             output_file=rows_file,
             rows_per_category=config.train_per_cat + config.test_per_cat,

@@ -422,7 +422,7 @@ def test_a_client_that_only_sends_old_answers_is_left_out_with_that_reason():
 
 def test_what_a_server_makes_of_updates_is_committed_only_if_it_is_finite(start, monkeypatch):
     """A round that no later one could go on from does not become the newest."""
-    from fedlora.federated.strategies.fedavg import FedAvg
+    from fedlora.methods.fedavg import FedAvg
 
     honest = FedAvg.aggregate
 

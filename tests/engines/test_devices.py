@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedlora.config.train import TrainConfig
-from fedlora.engines import worker
+from fedlora.engines import device_worker
 from fedlora.engines.devices import DeviceClients
 from fedlora.engines.messages import pack_outcome, pack_task, unpack_outcome, unpack_task
 from fedlora.engines.workbench import make_workbench
@@ -149,7 +149,9 @@ def test_nobody_works_far_ahead_of_what_is_handed_on():
 
 
 def test_a_lost_worker_gives_its_task_back(capsys):
-    remote = Remote(faults={client: worker.WorkerLostError("the worker of device 1 ended") for client in range(8)})
+    remote = Remote(
+        faults={client: device_worker.WorkerLostError("the worker of device 1 ended") for client in range(8)}
+    )
     pool = DeviceClients(Local(0.01), [remote])
     for _ in range(2):
         assert [outcome.client_id for outcome in pool.train(tasks_of(8))] == list(range(8))
@@ -178,7 +180,7 @@ def real_worker(options):
 
     def make(files=files, facts=bench.examples.facts, **changes):
         chosen = config.model_copy(update=changes)
-        made.append(worker.Worker("cpu", chosen, files, facts, bench.book.layout))
+        made.append(device_worker.Worker("cpu", chosen, files, facts, bench.book.layout))
         return made[-1], bench
 
     yield make
@@ -197,7 +199,7 @@ def test_a_killed_worker_is_lost_and_not_waited_for(real_worker):
     outcome, _ = process.train(task, ClientMemory(), bench.book.layout)
     assert isinstance(outcome, ClientUpdate)
     os.kill(process.process.pid, signal.SIGKILL)
-    with pytest.raises(worker.WorkerLostError, match=r"device cpu ended \(exit code -9\)"):
+    with pytest.raises(device_worker.WorkerLostError, match=r"device cpu ended \(exit code -9\)"):
         process.train(task, ClientMemory(), bench.book.layout)
 
 

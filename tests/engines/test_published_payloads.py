@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fedlora.engines.forecast import measure_traffic
 from fedlora.federated.adapters import pick_half
-from fedlora.federated.modes import MODES
 from fedlora.llm.lora import LoraModel, LoraSpec
+from fedlora.methods.choosing import MODES
+from fedlora.planning.forecast import measure_traffic
 
 MODELS = {
     "SmolLM2-135M": (30, 576, 9, 3, 1536),

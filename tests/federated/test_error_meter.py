@@ -9,11 +9,11 @@ from federation_of_one_round import LAYERS, adapter, context, product, update
 from fedlora.federated.adapters import layer_pairs, pick_half
 from fedlora.federated.error_meter import ErrorMeter
 from fedlora.federated.measurement import merge_waves
-from fedlora.federated.modes import MODES
 from fedlora.federated.products import norm_of_sum
-from fedlora.federated.strategies.fedavg import FedAvg
-from fedlora.federated.strategies.one_factor import FedSvd, FfaLora, RoLora
-from fedlora.federated.strategies.robust import CoordinateMedian
+from fedlora.methods.choosing import MODES
+from fedlora.methods.fedavg import FedAvg
+from fedlora.methods.one_factor import FedSvd, FfaLora, RoLora
+from fedlora.methods.robust import CoordinateMedian
 from fedlora.types import Download, ServerState
 
 SCALE = 0.25

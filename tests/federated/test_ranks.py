@@ -9,7 +9,6 @@ from federation_of_one_round import LAYERS, adapter, aggregate, close, context, 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
 from fedlora.federated.adapters import shapes_of
-from fedlora.federated.modes import MODES, choose_mode
 from fedlora.federated.ranks import (
     cut_like,
     cut_rank,
@@ -21,11 +20,12 @@ from fedlora.federated.ranks import (
     shapes_at,
     tail_norm,
 )
-from fedlora.federated.strategies.fedavg import FedAvg
-from fedlora.federated.strategies.hetlora import HetLora, PruneAndSend
-from fedlora.federated.strategies.local_only import NoServer
-from fedlora.federated.strategies.zero_padding import ZeroPadding
 from fedlora.federated.validation import find_update_fault
+from fedlora.methods.choosing import MODES, choose_mode
+from fedlora.methods.fedavg import FedAvg
+from fedlora.methods.hetlora import HetLora, PruneAndSend
+from fedlora.methods.local_only import NoServer
+from fedlora.methods.zero_padding import ZeroPadding
 from fedlora.types import ClientMemory, ClientUpdate, Download, LocalResult, ServerState, TrainTask
 
 RANKS = (4, 3, 2, 4)

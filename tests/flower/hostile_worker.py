@@ -8,11 +8,11 @@ import math
 import sys
 from pathlib import Path
 
-from fedlora.config.node import NodeConfig
-from fedlora.engines.flower.node import Node
-from fedlora.engines.flower.worker import serve
 from fedlora.engines.messages import pack_outcome, unpack_outcome
-from fedlora.flower_paths import node_socket
+from fedlora.flower.folders import node_socket
+from fedlora.flower.node import Node
+from fedlora.flower.node_config import NodeConfig
+from fedlora.flower.worker import serve
 from fedlora.types import ClientUpdate
 
 

@@ -21,16 +21,16 @@ from deployment import SIZES, Deployment, free_ports
 from relay import Relay
 from test_parity import OPTIONS
 
-from fedlora.config.flower import ServerConfig
-from fedlora.config.node import NodeConfig
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
-from fedlora.engines.flower.certificates import make_key, private_ssh
-from fedlora.engines.flower.commands import make_node_environment, supernode_command, write_connection
-from fedlora.engines.flower.frames import unframe
 from fedlora.engines.messages import unpack_outcome
-from fedlora.federated.modes import MODES
 from fedlora.files import sha256_of
+from fedlora.flower.certificates import make_key, private_ssh
+from fedlora.flower.command_lines import make_node_environment, supernode_command, write_connection
+from fedlora.flower.flower_config import ServerConfig
+from fedlora.flower.frames import unframe
+from fedlora.flower.node_config import NodeConfig
+from fedlora.methods.choosing import MODES
 from fedlora.stages import train, verify
 
 pytestmark = pytest.mark.flower
@@ -245,8 +245,8 @@ def test_an_owner_makes_its_key_itself_and_is_let_in_while_the_server_runs(deplo
 
 
 def test_a_bundle_that_is_not_on_the_list_is_not_run(deployment, tmp_path):
-    from fedlora.engines.flower.commands import CONNECTION, flwr_command
-    from fedlora.engines.flower.guard import bundle_folder
+    from fedlora.flower.command_lines import CONNECTION, flwr_command
+    from fedlora.flower.guard import bundle_folder
 
     marker = tmp_path / "it-ran"
     app = tmp_path / "app"

@@ -12,17 +12,17 @@ import torch
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
-from fedlora.engines.forecast import draw_waves
-from fedlora.engines.growth import forecast_growth
 from fedlora.errors import StorageError, UsageError
 from fedlora.federated.adapters import shapes_of
 from fedlora.federated.base_delta import dense_key
-from fedlora.federated.modes import choose_mode
 from fedlora.files import json_text, sha256_of
 from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.lora import LoraModel
+from fedlora.methods.choosing import choose_mode
 from fedlora.paths import RunPaths
+from fedlora.planning.forecast import draw_waves
+from fedlora.planning.growth import forecast_growth
 from fedlora.runs.base_chain import BASE_NAME, load_base
 from fedlora.runs.checking import describe_files, seal
 from fedlora.runs.server_state import load_groups

@@ -14,14 +14,14 @@ from fedlora.config.generate import GenerateConfig
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
 from fedlora.data.client_files import find_client_files
-from fedlora.engines.forecast import Work, draw_waves, forecast_run
 from fedlora.federated.adapters import num_bytes
 from fedlora.federated.ranks import cut_rank, rank_of_adapter
-from fedlora.federated.strategies.fedavg import TrainAndSend
 from fedlora.files import sha256_of
 from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.lora import LoraModel
+from fedlora.methods.fedavg import TrainAndSend
+from fedlora.planning.forecast import Work, draw_waves, forecast_run
 from fedlora.runs.server_state import load_groups
 from fedlora.runs.space import estimate_round_bytes
 from fedlora.stages import generate, train, verify

@@ -11,13 +11,13 @@ import pytest
 from lost_signals import lose_signal
 
 from fedlora.cli import main
+from fedlora.comparing.compared_run import _recording
+from fedlora.comparing.scoring import Scorer
 from fedlora.config.compare import CompareConfig
-from fedlora.engines.scoring import Scorer
 from fedlora.errors import TrainingError
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.resident_base import ResidentBase
 from fedlora.stages import compare, train
-from fedlora.stages.compared_run import _recording
 from fedlora.stopping import stop_on_signals
 
 CLOCK = ("seconds", "wall_seconds")
@@ -239,7 +239,7 @@ def test_a_run_that_fails_is_told_of_and_ends_no_other(tiny_model, tmp_path, mon
 def test_a_loss_that_is_no_number_and_a_fault_nobody_foresaw_are_failures_of_their_run(
     tiny_model, tmp_path, monkeypatch
 ):
-    from fedlora.engines.scoring import Scorer
+    from fedlora.comparing.scoring import Scorer
 
     score = Scorer.score_run
 

@@ -14,7 +14,8 @@ import pytest
 from fedlora.config.data import DollyConfig, SkillsConfig
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
-from fedlora.stages.datasets import run_dolly, run_skills
+from fedlora.stages.data_dolly import run as run_dolly
+from fedlora.stages.data_skills import run as run_skills
 
 
 def test_skills_are_written_in_dollys_schema(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_dolly_is_checked_and_written_as_an_array(tmp_path: Path, monkeypatch: p
 
 def test_without_a_network_dolly_names_the_ways_out(tmp_path: Path) -> None:
     code = (
-        "from fedlora.config.data import DollyConfig; from fedlora.stages.datasets import run_dolly\n"
+        "from fedlora.config.data import DollyConfig; from fedlora.stages.data_dolly import run as run_dolly\n"
         "try: run_dolly(DollyConfig.of(output_file='dolly.json'))\n"
         "except Exception as error: print(type(error).__name__, error, error.hint)"
     )

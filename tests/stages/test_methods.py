@@ -14,8 +14,8 @@ from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import HYPERPARAMETERS, MODE_NAMES, TrainConfig
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import UsageError
-from fedlora.federated.modes import MODES, choose_mode, has_global_model, hyperparameters_of
 from fedlora.files import sha256_of
+from fedlora.methods.choosing import MODES, choose_mode, has_global_model, hyperparameters_of
 from fedlora.runs.server_state import load_groups
 from fedlora.stages import train, verify
 

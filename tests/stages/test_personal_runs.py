@@ -15,14 +15,14 @@ from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
 from fedlora.federated.adapters import fingerprint
-from fedlora.federated.modes import choose_mode
-from fedlora.federated.strategies.feddpa import LOCAL, TrainLocalBeside
 from fedlora.files import sha256_of
 from fedlora.llm.adapter_files import load_adapter
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.lora import LoraModel
+from fedlora.methods.choosing import choose_mode
+from fedlora.methods.feddpa import LOCAL, TrainLocalBeside
 from fedlora.paths import OutputName, RunPaths
-from fedlora.runs.adapters import adapter_spec, client_model_file, names_in_round
+from fedlora.runs.saved_adapters import adapter_spec, client_model_file, names_in_round
 from fedlora.runs.server_state import load_groups
 from fedlora.stages import generate, plan, train, verify
 from fedlora.types import ClientMemory, Download

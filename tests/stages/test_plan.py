@@ -14,8 +14,9 @@ from fedlora.engines import workbench
 from fedlora.errors import FedloraError, TrainingError, UsageError
 from fedlora.llm.local_training import Trainer
 from fedlora.paths import RunPaths
-from fedlora.reporting.plan_text import plan_text
-from fedlora.stages import plan, run_warnings, train
+from fedlora.planning import run_warnings
+from fedlora.planning.plan_text import plan_text
+from fedlora.stages import plan, train
 
 
 def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -143,7 +144,7 @@ def test_a_client_smaller_than_a_step_is_probed_twice_over(world):
 
 
 def test_twice_the_rounds_take_twice_the_time_of_one_probe(world, monkeypatch):
-    from fedlora.engines.probe import Probe
+    from fedlora.planning.probe import Probe
 
     monkeypatch.setattr(plan, "run_probe", lambda *rest: Probe(0, 5, 500, 1000, 2.0, 2048))
     once, twice = (make_plan(world(num_communication_rounds=rounds))["seconds"] for rounds in (2, 4))
@@ -151,7 +152,7 @@ def test_twice_the_rounds_take_twice_the_time_of_one_probe(world, monkeypatch):
 
 
 def test_validation_takes_its_time(world, tmp_path, monkeypatch):
-    from fedlora.engines.probe import Probe
+    from fedlora.planning.probe import Probe
 
     monkeypatch.setattr(plan, "run_probe", lambda *rest: Probe(0, 5, 500, 1000, 2.0, 2048))
     plain = make_plan(world())["seconds"]

@@ -11,8 +11,8 @@ import torch
 from fedlora.config.train import MODE_NAMES, TrainConfig
 from fedlora.errors import DataError, LockedError, StorageError, UsageError
 from fedlora.federated.adapters import weighted_mean
-from fedlora.federated.modes import MODES
 from fedlora.files import sha256_of
+from fedlora.methods.choosing import MODES
 from fedlora.stages import train
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError, UsageError
-from fedlora.federated.modes import Mode, choose_mode
 from fedlora.federated.sampling import draw_cohort
+from fedlora.methods.choosing import Mode, choose_mode
 from fedlora.types import ClientId
 
 

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from fedlora.console import say
+from fedlora.engines.device_worker import Worker, WorkerLostError
 from fedlora.engines.simulation import SimulatedClients
-from fedlora.engines.worker import Worker, WorkerLostError
-from fedlora.federated.modes import choose_mode
+from fedlora.methods.choosing import choose_mode
 from fedlora.types import ClientFailure, ClientId, ClientUpdate, TrainTask
 
 AHEAD = 2

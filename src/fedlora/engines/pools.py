@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
+from fedlora.engines.device_worker import Worker
 from fedlora.engines.devices import DeviceClients
 from fedlora.engines.simulation import MemoryReader, SimulatedClients
 from fedlora.engines.workbench import Workbench
-from fedlora.engines.worker import Worker
-from fedlora.federated.modes import Mode
 from fedlora.federated.privacy.randomness import Secret
+from fedlora.methods.choosing import Mode
 from fedlora.types import ClientPool
 
 

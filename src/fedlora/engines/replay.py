@@ -18,7 +18,6 @@ from fedlora.engines.private_run import PrivateRun
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import FedloraError, StorageError
 from fedlora.federated.adapters import Shapes, fingerprint, make_adapter
-from fedlora.federated.modes import Mode, choose_mode
 from fedlora.files import read_json
 from fedlora.llm.adapter_files import (
     BIN_NAME,
@@ -28,6 +27,7 @@ from fedlora.llm.adapter_files import (
     to_bin,
     to_safetensors,
 )
+from fedlora.methods.choosing import Mode, choose_mode
 from fedlora.paths import RunPaths, client_name
 from fedlora.runs.base_chain import BASE_NAME, BaseChain, increment_to_bytes
 from fedlora.runs.checking import UPDATE_NAME, find_round_fault, read_manifest

@@ -23,9 +23,9 @@ from fedlora.federated.base_delta import add_increment
 from fedlora.federated.error_meter import ErrorMeter
 from fedlora.federated.limits import Limits
 from fedlora.federated.measurement import Measurement, merge_waves
-from fedlora.federated.modes import Mode, Wave, has_personal_models
 from fedlora.federated.ranks import rank_in, shapes_at
 from fedlora.files import sha256_of_json
+from fedlora.methods.choosing import Mode, Wave, has_personal_models
 from fedlora.runs.base_chain import describe_additions, measure_additions
 from fedlora.types import (
     AdapterState,

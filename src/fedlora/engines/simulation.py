@@ -16,11 +16,11 @@ from fedlora.console import say
 from fedlora.errors import FedloraError, OutOfMemoryError, StorageError, TrainingError
 from fedlora.federated.adapters import difference_norm, fingerprint, num_bytes, pick_half, shapes_of
 from fedlora.federated.base_delta import count_missed, layer_sizes
-from fedlora.federated.strategy import ClientRule
 from fedlora.federated.validation import find_fault
 from fedlora.llm.examples import Example
 from fedlora.llm.local_training import Trained, Trainer
 from fedlora.llm.memory import is_out_of_memory
+from fedlora.methods.strategy import ClientRule
 from fedlora.paths import POOLED
 from fedlora.stopping import stop_if_asked
 from fedlora.types import (

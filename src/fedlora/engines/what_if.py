@@ -18,10 +18,10 @@ from fedlora.engines.arriving import LimitedUpdates
 from fedlora.errors import StorageError, UsageError
 from fedlora.federated.adapters import layer_pairs, make_adapter
 from fedlora.federated.limits import Limits
-from fedlora.federated.modes import choose_mode
 from fedlora.federated.products import norm_of_sum, stack_rows
-from fedlora.federated.strategy import Strategy
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
+from fedlora.methods.choosing import choose_mode
+from fedlora.methods.strategy import Strategy
 from fedlora.paths import client_name
 from fedlora.runs.checking import find_round_fault, manifest_sha256, read_manifest
 from fedlora.runs.round_store import RoundStore, StoredUpdates

@@ -18,8 +18,8 @@ from fedlora.federated.adapters import Shapes
 from fedlora.federated.validation import find_fault
 from fedlora.llm.bin_contents import read_bin
 from fedlora.llm.bin_layout import BinLayout
-from fedlora.llm.listing import Unfit, most_file_bytes
 from fedlora.llm.safetensors_header import check_header
+from fedlora.llm.tensor_listing import Unfit, most_file_bytes
 from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedlora.errors import UsageError
 from fedlora.llm.bin_listing import read_listing
-from fedlora.llm.listing import Unfit
+from fedlora.llm.tensor_listing import Unfit
 
 MOST_LISTING_BYTES = 16 << 20
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedlora.federated.adapters import Shapes
 from fedlora.llm.bin_listing import Storage, View, read_listing
-from fedlora.llm.listing import Listed, Unfit, check_listing, most_listing_bytes, most_value_bytes
+from fedlora.llm.tensor_listing import Listed, Unfit, check_listing, most_listing_bytes, most_value_bytes
 
 _ENCRYPTED = 1
 _MOST_AT_ONCE = 1 << 20

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedlora.llm.listing import Unfit, read_sizes
+from fedlora.llm.tensor_listing import Unfit, read_sizes
 
 STORAGES = {
     "torch FloatStorage": torch.float32,

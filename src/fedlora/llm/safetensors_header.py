@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fedlora.federated.adapters import Shapes
-from fedlora.llm.listing import Listed, Unfit, check_listing, most_listing_bytes, read_sizes
+from fedlora.llm.tensor_listing import Listed, Unfit, check_listing, most_listing_bytes, read_sizes
 
 _LENGTH_BYTES = 8
 _KINDS = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -12,20 +12,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from fedlora.comparing.compared_run import Laboratory
+from fedlora.comparing.comparison import Comparing
+from fedlora.comparing.comparison_text import comparison_markdown, comparison_text, plan_of_runs_text
+from fedlora.comparing.data_sets import DataSets
+from fedlora.comparing.figures import draw_comparison
+from fedlora.comparing.latex import latex_table
+from fedlora.comparing.tables import gather_comparison
 from fedlora.config.compare import CompareConfig
 from fedlora.console import Progress, say
 from fedlora.errors import UsageError
 from fedlora.files import json_text, write_bytes, write_text
 from fedlora.llm.resident_base import ResidentBase
 from fedlora.paths import ComparisonPaths, RunPaths
-from fedlora.reporting.comparison import gather_comparison
-from fedlora.reporting.comparison_figures import draw_comparison
-from fedlora.reporting.comparison_latex import latex_table
-from fedlora.reporting.comparison_text import comparison_markdown, comparison_text, plan_of_runs_text
 from fedlora.runs.lock import hold_run
-from fedlora.stages.compared_run import Laboratory
-from fedlora.stages.comparing import Comparing
-from fedlora.stages.comparison_data import DataSets
 
 
 def run(config: CompareConfig) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_batch
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName, ResultPaths, RunPaths
-from fedlora.runs.adapters import adapter_file, adapter_specs, check_committed, find_additions, names_in_round
+from fedlora.runs.environment import library_versions
 from fedlora.runs.run_folder import read_run
-from fedlora.stages.environment import library_versions
+from fedlora.runs.saved_adapters import adapter_file, adapter_specs, check_committed, find_additions, names_in_round
 from fedlora.types import AdapterState, BaseDelta, Row
 
 TOGETHER_ROWS = 512

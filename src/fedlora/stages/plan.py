@@ -18,23 +18,23 @@ from fedlora.data.client_files import find_client_files
 from fedlora.data.doctor import Finding, Silo, examine_rows, examine_shortened, examine_skew
 from fedlora.data.records import read_rows
 from fedlora.engines.cohorts import check_clients
-from fedlora.engines.forecast import RunForecast, Work, count_run_units, draw_waves, forecast_run, measure_epoch
-from fedlora.engines.probe import Probe, run_probe
 from fedlora.errors import FedloraError, TrainingError, UsageError
-from fedlora.evaluation.judge.forecast import forecast_judging
+from fedlora.evaluation.judge.judge_forecast import forecast_judging
 from fedlora.federated.adapters import num_bytes
-from fedlora.federated.modes import choose_mode, has_global_model, has_personal_models
 from fedlora.federated.partition import label_skew
 from fedlora.federated.privacy.budget import make_budget
 from fedlora.files import write_json
 from fedlora.llm.adapter_files import to_bin, to_safetensors
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.footprint import Footprint, count_room, count_weights, estimate_footprint, read_program
+from fedlora.methods.choosing import choose_mode, has_global_model, has_personal_models
 from fedlora.paths import RunPaths
-from fedlora.reporting.plan_text import plan_text
+from fedlora.planning.forecast import RunForecast, Work, count_run_units, draw_waves, forecast_run, measure_epoch
+from fedlora.planning.plan_text import plan_text
+from fedlora.planning.probe import Probe, run_probe
+from fedlora.planning.run_warnings import examine_probe, examine_run, free_bytes
 from fedlora.runs.run_folder import check_free, check_same, read_run
-from fedlora.stages.run_warnings import examine_probe, examine_run, free_bytes
-from fedlora.stages.training import Training, open_bench
+from fedlora.training.live_run import Training, open_bench
 from fedlora.types import ClientId, Row
 
 VALIDATION_COST = 1 / 3

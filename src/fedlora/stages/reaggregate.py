@@ -17,12 +17,12 @@ from fedlora.data.records import read_rows
 from fedlora.engines.what_if import Change, Outcome, WhatIf, check_modes
 from fedlora.engines.workbench import make_workbench
 from fedlora.errors import DataError, StorageError, UsageError
-from fedlora.federated.modes import choose_mode, hyperparameters_of
 from fedlora.files import read_text
 from fedlora.llm.adapter_files import CONFIG_NAME, GLOBAL_BIN_NAME
 from fedlora.llm.adapter_shapes import read_shapes
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
+from fedlora.methods.choosing import choose_mode, hyperparameters_of
 from fedlora.paths import RunPaths
 from fedlora.reporting.plain_text import NOTHING, table_text
 from fedlora.runs.checking import find_listed_fault

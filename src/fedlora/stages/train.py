@@ -45,7 +45,7 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Map
     for file in files:
         check_rows(file, rules)
     held_out = read_rows(Path(config.val_data_path), rules=rules) if config.val_data_path else []
-    from fedlora.stages.training import Training, open_bench
+    from fedlora.training.live_run import Training, open_bench
 
     training = Training(config, paths, open_bench(config, files, recorded, **options), held_out, recorded)
     if recorded is None:

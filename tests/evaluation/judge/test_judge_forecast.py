@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedlora.evaluation.judge.forecast import forecast_judging
+from fedlora.evaluation.judge.judge_forecast import forecast_judging
 from fedlora.types import Row
 
 ROWS = [Row(f"task {number}", "", f"answer {number}", "c") for number in range(45)]

@@ -11,11 +11,11 @@ from federation_of_one_round import LAYERS, adapter, aggregate, close, context, 
 
 from fedlora.engines.private_run import PrivateRun, find_doubts, make_private_run
 from fedlora.federated.adapters import combine, difference_norm, pick_half, zeros_like
-from fedlora.federated.modes import MODES
 from fedlora.federated.privacy.budget import ClientBudget
 from fedlora.federated.privacy.combinations import CLIENT_LEVEL
 from fedlora.federated.privacy.mechanism import ClientMechanism, clip_change
 from fedlora.federated.privacy.randomness import Secret
+from fedlora.methods.choosing import MODES
 from fedlora.types import Download
 
 SECRET = Secret(bytes(range(32)))

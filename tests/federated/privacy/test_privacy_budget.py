@@ -8,7 +8,6 @@ import pytest
 
 from fedlora.config.train import MODE_NAMES, TrainConfig
 from fedlora.errors import BudgetError, UsageError
-from fedlora.federated.modes import choose_mode
 from fedlora.federated.privacy.accountant import epsilon
 from fedlora.federated.privacy.budget import check_limit, describe_spent, make_budget
 from fedlora.federated.privacy.combinations import (
@@ -18,6 +17,7 @@ from fedlora.federated.privacy.combinations import (
     NOT_EXAMPLE_LEVEL,
     check_privacy,
 )
+from fedlora.methods.choosing import choose_mode
 
 CLIENT = {"dp_noise_multiplier": 1.0, "dp_clip": 0.5}
 EXAMPLE = {"dp_example_noise_multiplier": 1.0, "dp_example_clip": 0.5}

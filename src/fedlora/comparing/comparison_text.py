@@ -1,0 +1,220 @@
+"""A comparison as Markdown, as plain text for a terminal, and its plan before anything runs.
+
+Numbers are means over seeds with their interval; a metric that no row has is no column, one that a row lacks is `-`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from fedlora.comparing.tables import METRICS
+from fedlora.console import duration
+from fedlora.reporting.markdown import escape
+from fedlora.reporting.plain_text import NOTHING, size_text, table_text
+
+Result = Mapping[str, Any]
+COUNTED = ("num_steps", "num_tokens")
+OWN_SHARE = 0.1
+"""From this share of its rows on a category counts as a client's own."""
+
+DEFINITIONS = """\
+- **held-out loss, own**: per response token on the test rows, the categories weighed as each client's training rows
+  are, the mean over clients; under a client's own adapter where the method leaves one, else under the global one.
+- **held-out loss, all**: the plain mean over all categories (and over the clients' adapters, where each has its own).
+- **worst client**: the largest own loss of a client.
+- **difference**: own loss less that of the first method, seed by seed; below zero is better than it.
+- **[low, high]**: 95 % percentile bootstrap over seeds of the mean. With three seeds it reaches from the smallest to
+  the largest value; it says how far seeds lie apart, and is no test.
+- **steps, tokens, bytes, seconds**: as measured, all clients and rounds together; bytes are tensors as they travel
+  (in `pooled` rows would travel, which are not counted), seconds are those of the rounds.
+- **aggregation error**: what the mean of the factors misses of the mean of the products, relative; mean over rounds."""
+
+
+def table_of(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the main table."""
+    names = [name for name in METRICS if any(name in row["metrics"] for row in result["rows"])]
+    if any("difference" in row["metrics"] for row in result["rows"]):
+        names.insert(1, "difference")
+    has_settings = any(result["settings"])
+    heads = [*(["setting"] if has_settings else []), "method", "lr", "n", "rounds"]
+    heads += ["difference" if name == "difference" else METRICS[name] for name in names]
+    rows = []
+    for row in result["rows"]:
+        n = max((metric["n"] for metric in row["metrics"].values()), default=0)
+        rate = NOTHING if row["learning_rate"] is None else f"{row['learning_rate']:g}"
+        rounds = "-".join(map(str, sorted({min(row["rounds"]), max(row["rounds"])}))) if row["rounds"] else NOTHING
+        cells = [*([row["setting"]] if has_settings else []), row["label"], rate, str(n), rounds]
+        rows.append(cells + [cell_text(name, row["metrics"].get(name)) for name in names])
+    return heads, rows
+
+
+def cell_text(name: str, metric: Mapping[str, Any] | None) -> str:
+    """A mean, with its interval where it is a score."""
+    if metric is None:
+        return NOTHING
+    if name in COUNTED:
+        return f"{metric['mean']:,.0f}"
+    if name.startswith("bytes"):
+        return size_text(round(metric["mean"]))
+    if name == "seconds":
+        return f"{metric['mean']:,.1f}"
+    form = ".2e" if name == "aggregation_error" and abs(metric["mean"]) < 1e-3 else ".3f"
+    if name == "difference":
+        form = f"+{form}"
+    mean = format(metric["mean"], form)
+    return mean if metric["low"] is None else f"{mean} [{metric['low']:{form}}, {metric['high']:{form}}]"
+
+
+def comparison_text(result: Result) -> str:
+    """The main table and the remarks, for a terminal."""
+    heads, rows = table_of(result)
+    return "\n".join([table_text(heads, rows), *(f"note: {text}" for text in result["remarks"])])
+
+
+def comparison_markdown(result: Result, *, figures: Collection[str]) -> str:
+    """The whole result as a page; `figures` are the pictures beside it."""
+    parts = [f"# Comparison: {escape(result['name'])}", _intro(result), _table(*table_of(result))]
+    if result["remarks"]:
+        parts.append("\n".join(f"- {escape(text)}" for text in result["remarks"]))
+    parts += [f"![{escape(name)}]({name})" for name in figures]
+    if result["clients"]:
+        parts += ["## Who gains from joining", _CLIENTS]
+        parts += [part for table in result["clients"] for part in _client_parts(table)]
+    if result["curves"]:
+        parts += ["## What is forgotten on the way", _CURVES, _curve_table(result["curves"])]
+    if result["sweeps"]:
+        parts += ["## Learning rates", _SWEEPS, _sweep_table(result["sweeps"])]
+    parts += ["## What the columns mean", DEFINITIONS]
+    return "\n\n".join(parts) + "\n"
+
+
+_CLIENTS = (
+    "Held-out loss on each client's own kind of rows. In brackets: how much lower it is than under the client's own "
+    "training alone (`none`); above zero the client gains from joining. Client by category for every method is in "
+    "comparison.json (`less_than_alone`)."
+)
+_CURVES = (
+    "Loss of the global adapter on every client's kind of rows after every hop (`seq`) or round. *Forgotten*: the last "
+    "loss less the best one on the way, mean over clients and seeds. *Swing*: the largest less the smallest loss "
+    "inside a round, mean over clients and the rounds of the second half; 0 where a round is one point."
+)
+_SWEEPS = "Own loss on the validation rows, which are no test rows; **bold** is what was chosen."
+
+
+def _intro(result: Result) -> str:
+    experiment = result["experiment"]
+    unit = "steps" if experiment["budget_steps"] is not None else "tokens"
+    seeds = ", ".join(map(str, experiment["seeds"]))
+    return (
+        f"Budget of every run: {experiment[f'budget_{unit}']:,} {unit}, all clients together. Seeds {seeds}; each "
+        "draws data, untrained adapter, cohorts and order of rows, alike for every method. Means over seeds with 95 % "
+        f"bootstrap intervals; learning rates were chosen on {experiment['validation_per_cat']} validation rows per "
+        f"category, everything here is measured on {experiment['test_per_cat']} other rows per category."
+    )
+
+
+def _client_parts(table: Mapping[str, Any]) -> Iterable[str]:
+    methods = table["methods"]
+    if table["setting"]:
+        yield f"### {escape(table['setting'])}"
+    heads = ["client", *methods]
+    rows = []
+    if table["same_clients"]:
+        for client in methods["base"]["own"]:
+            mix = sorted(table["shares"][client].items(), key=lambda item: (-item[1], item[0]))
+            known = ", ".join(name for name, _ in mix[:2]) + (" ..." if len(mix) > 2 else "")
+            rows.append([f"{client}: {known}", *(_client_cell(one, client) for one in methods.values())])
+    gain = [f"{_mean(m['clients_that_gain']):.1f} of {m['clients']}" for m in methods.values()]
+    rows.append(["clients that gain", *gain])
+    yield _table(heads, rows)
+    federated = [name for name in methods if name not in ("base", "none", "pooled")]
+    if table["same_clients"] and federated:
+        yield _category_parts(table, federated[0])
+
+
+def _category_parts(table: Mapping[str, Any], method: str) -> str:
+    """Client by category: what the first method makes of each category, against the client alone."""
+    cells = table["methods"][method]["less_than_alone"]
+    categories = sorted({category for line in cells.values() for category in line})
+    lines = [["client", *map(escape, categories)], ["---"] * (1 + len(categories))]
+    for client, line in cells.items():
+        texts = [f"{line[category]:+.3f}" for category in categories]
+        own = [table["shares"][client].get(category, 0.0) >= OWN_SHARE for category in categories]
+        lines.append([client, *(f"**{text}**" if mine else text for text, mine in zip(texts, own, strict=True))])
+    head = (
+        f"Client by category: loss under {escape(method)} less that of the client alone; below zero joining helps. "
+        f"Bold: at least {OWN_SHARE:.0%} of the client's rows."
+    )
+    return head + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _client_cell(method: Mapping[str, Any], client: str) -> str:
+    if client not in method["own"]:
+        return NOTHING
+    return f"{method['own'][client]:.3f} ({method['gain'][client]:+.3f})"
+
+
+def _curve_table(curves: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [c["setting"] or NOTHING, c["method"], f"{c['mean_forgotten']:.3f}", f"{c['swing']:.3f}", str(len(c["seeds"]))]
+        for c in curves
+    ]
+    return _table(["setting", "method", "forgotten", "swing", "n"], rows)
+
+
+def _sweep_table(sweeps: Sequence[Mapping[str, Any]]) -> str:
+    rates = sorted({entry["learning_rate"] for sweep in sweeps for entry in sweep["tried"]})
+    lines = [["setting", "method", *(f"{rate:g}" for rate in rates)], ["---"] * (2 + len(rates))]
+    for sweep in sweeps:
+        tried = {entry["learning_rate"]: entry for entry in sweep["tried"]}
+        cells = [escape(sweep["setting"] or NOTHING), escape(sweep["method"])]
+        for rate in rates:
+            entry = tried.get(rate)
+            loss = None if entry is None else entry["loss"]
+            text = NOTHING if entry is None else "failed" if loss is None else f"{loss:.3f}"
+            cells.append(f"**{text}**" if rate == sweep["chosen"] else text)
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [[escape(head) for head in heads], ["---"] * len(heads)]
+    lines += [[escape(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plan_of_runs_text(plan: Mapping[str, Any]) -> str:
+    """What will be done, before it is."""
+    unit = "steps" if plan["config"]["budget_steps"] is not None else "tokens"
+    heads = ["setting", "method", "learning rates", "rounds", unit]
+    rows = [
+        [
+            row["setting"] or NOTHING,
+            row["method"],
+            " ".join(f"{rate:g}" for rate in row["learning_rates"]),
+            _range(row["rounds"]),
+            _range(row[unit]),
+        ]
+        for row in plan["rows"]
+    ]
+    left = plan["runs"] - plan["done"]
+    budget = plan["config"][f"budget_{unit}"]
+    lines = [table_text(heads, rows)] if rows else []
+    lines += [f"no run: {one['method']} {one['setting']}: {one['reason']}" for one in plan["refused"]]
+    lines.append(f"{plan['runs']} runs of at most {budget:,} {unit} each, {plan['done']} of them done")
+    if plan["seconds_per_run"] is not None:
+        each = plan["seconds_per_run"]
+        lines.append(
+            f"about {duration(each * left)} of training ({each:.1f} s a run, after two steps of one client); "
+            "writing and scoring come on top"
+        )
+    return "\n".join(lines)
+
+
+def _range(values: Sequence[int]) -> str:
+    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,}-{max(values):,}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,69 @@
+"""The data sets of a comparison: dealt out by `allocate`, their held-out rows divided in two.
+
+The seed of a run draws its data too, so that what is said over seeds holds for other splits as well. The held-out rows
+are the same whatever the partition; the first of every category are for choosing, the others for reporting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+from fedlora.comparing.experiment import DIGEST, DataSet, allocation_of
+from fedlora.config.compare import CompareConfig, Setting
+from fedlora.config.data import AllocateConfig, SkillsConfig
+from fedlora.console import collect_lines
+from fedlora.data.records import read_rows
+from fedlora.files import json_lines, sha256_of_json, write_text
+from fedlora.paths import ComparisonPaths, DataPaths
+from fedlora.stages import allocate, data_skills
+from fedlora.types import Row
+
+
+class DataSets:
+    """Makes each data set when it is first asked for; the same bytes again where they lie already."""
+
+    def __init__(self, config: CompareConfig, paths: ComparisonPaths) -> None:
+        self.config = config
+        self.paths = paths
+        self._made: dict[str, DataSet] = {}
+
+    def find(self, setting: Setting, seed: int) -> DataSet:
+        """The data set of a setting under a seed."""
+        wanted = allocation_of(self.config, setting, seed, self.paths)
+        if wanted.dataset_name not in self._made:
+            self._made[wanted.dataset_name] = self._make(wanted)
+        return self._made[wanted.dataset_name]
+
+    def _make(self, wanted: AllocateConfig) -> DataSet:
+        own = self.paths.rows_file(wanted.seed)
+        with collect_lines(), contextlib.redirect_stdout(io.StringIO()):
+            if wanted.input_file == own:
+                rows = wanted.train_per_cat + wanted.test_per_cat
+                made = SkillsConfig.of(output_file=own, rows_per_category=rows, seed=wanted.seed, overwrite=True)
+                data_skills.run(made)
+            manifest = allocate.run(wanted)
+        place = DataPaths(wanted.output_root, wanted.dataset_name)
+        held_out = read_rows(place.test_file(wanted.test_per_cat))
+        validation, test = split_rows(held_out, self.config.validation_per_cat)
+        answered, _ = split_rows(test, self.config.answers_per_cat)
+        for part, rows in (("validation", validation), ("test", test), ("answered", answered)):
+            write_text(place.part_file(part), json_lines(row.as_dict() for row in rows))
+        return DataSet(
+            folder=place.folder,
+            validation=place.part_file("validation"),
+            test=place.part_file("test"),
+            answered=place.part_file("answered"),
+            num_clients=len(manifest["clients"]),
+            digest=sha256_of_json([manifest, self.config.validation_per_cat])[:DIGEST],
+        )
+
+
+def split_rows(rows: list[Row], first: int) -> tuple[list[Row], list[Row]]:
+    """The first so many rows of every category, and all others."""
+    seen: dict[str, int] = {}
+    parts: tuple[list[Row], list[Row]] = ([], [])
+    for row in rows:
+        seen[row.category] = seen.get(row.category, 0) + 1
+        parts[seen[row.category] > first].append(row)
+    return parts

@@ -1,0 +1,152 @@
+"""What a trained run is worth on held-out rows: the loss per category of every adapter it left.
+
+Losses are means per response token. Nothing here trains, and nothing is read but committed rounds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.train import TrainConfig
+from fedlora.data.records import read_rows
+from fedlora.engines.workbench import spec_of
+from fedlora.federated.ranks import shapes_at
+from fedlora.llm.adapter_config import load_spec
+from fedlora.llm.adapter_files import CONFIG_NAME, load_adapter
+from fedlora.llm.background import as_background
+from fedlora.llm.base_model import BaseModel
+from fedlora.llm.examples import Example, encode_rows
+from fedlora.llm.layout import LayoutBook
+from fedlora.llm.local_training import Trainer
+from fedlora.llm.lora import LoraModel
+from fedlora.llm.memory import plan_layout
+from fedlora.llm.prompts import PromptEncoder
+from fedlora.paths import OutputName, RunPaths
+from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.run_folder import read_run
+from fedlora.runs.saved_adapters import adapter_file, find_personal
+from fedlora.types import AdapterState
+
+Losses = dict[str, float]
+"""Category -> mean loss per response token."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """A moment of a run: an adapter that then was the global one, and the steps taken up to it."""
+
+    round: int
+    client_id: int | None
+    steps: int
+    file: Path
+
+
+class Scorer:
+    """One base with the LoRA layers of a configuration, measuring adapters of their shape."""
+
+    def __init__(self, base: BaseModel, config: TrainConfig) -> None:
+        self.lora = LoraModel(base.model, spec_of(config))
+        self.encoder = PromptEncoder(base.tokenizer, config.prompt_template)
+        self.trainer = Trainer(base, self.lora, config, LayoutBook(plan_layout(base, self.lora, config)))
+        self.config = config
+        self._groups: dict[Path, Mapping[str, list[Example]]] = {}
+
+    def losses(
+        self, adapter: AdapterState | None, rows_file: Path, *, background: AdapterState | None = None
+    ) -> Losses:
+        """The loss on every category of a file; None is the base model, and a background is added to either."""
+        groups = self._read(rows_file)
+        return {
+            category: self.trainer.validate(adapter, [examples], background=background)
+            for category, examples in groups.items()
+        }
+
+    def score_file(self, file: Path, rows_file: Path) -> Losses:
+        """`losses` of a stored adapter."""
+        spec = load_spec(file.with_name(CONFIG_NAME))
+        adapter = load_adapter(file, shapes_at(self.lora.shapes(), spec.r))
+        if spec.r > self.lora.spec.r:
+            # a stack of two does not fit into the layers, and is the same beside them
+            return self.losses(None, rows_file, background=as_background(adapter, spec.scaling))
+        return self.losses(adapter, rows_file)
+
+    def score_run(self, paths: RunPaths, rows_file: Path) -> dict[str, Any]:
+        """Losses of what a run's last round left: of the global adapter, if there is one, and of the clients' own."""
+        last = self.config.num_communication_rounds
+        found: dict[str, Any] = {"global": None, "clients": {}}
+        if read_run(paths)["has_global_model"]:
+            found["global"] = self.score_file(adapter_file(paths, last, OutputName("global")), rows_file)
+        for client, file in find_personal(paths, last).items():
+            found["clients"][str(client)] = self.score_file(file, rows_file)
+        return found
+
+    def score_hops(self, paths: RunPaths, rows_file: Path) -> list[dict[str, Any]]:
+        """Losses all along a run with a global adapter."""
+        return [
+            {
+                "round": hop.round,
+                "client": hop.client_id,
+                "steps": hop.steps,
+                "losses": self.score_file(hop.file, rows_file),
+            }
+            for hop in find_hops(paths)
+        ]
+
+    def _read(self, rows_file: Path) -> Mapping[str, list[Example]]:
+        if rows_file not in self._groups:
+            rows = defaultdict(list)
+            for row in read_rows(rows_file):
+                rows[row.category].append(row)
+            cutoff = self.config.cutoff_len
+            groups = {name: encode_rows(rows[name], self.encoder, cutoff=cutoff).examples for name in sorted(rows)}
+            self._groups[rows_file] = groups
+        return self._groups[rows_file]
+
+
+def find_hops(paths: RunPaths) -> list[Hop]:
+    """Where a run's global adapter stood: behind every client of `seq`, behind every round of other modes.
+
+    Behind a client of `seq` the global adapter is that client's; its last one is the round's.
+    """
+    recorded = read_run(paths)
+    rows = MetricsLog(paths.metrics_file).rows()
+    hops: list[Hop] = []
+    steps = 0
+    for number in paths.committed_rounds():
+        lines = [row for row in rows if row["kind"] == "client" and row["round"] == number]
+        if recorded["mode"] == "seq":
+            for line in sorted(lines, key=lambda row: row["wave"]):
+                steps += line["num_steps"]
+                client = int(line["client_id"])
+                hops.append(Hop(number, client, steps, adapter_file(paths, number, OutputName("client", client))))
+        else:
+            steps += sum(line["num_steps"] for line in lines)
+            hops.append(Hop(number, None, steps, adapter_file(paths, number, OutputName("global"))))
+    return hops
+
+
+def measure_spending(paths: RunPaths) -> dict[str, Any]:
+    """What a run took, as its metrics say: steps, tokens, bytes down and up, seconds of its rounds; and the mean and
+    the last of what the error meter found, where it measured; the epsilon that was spent, where a run is private."""
+    rounds = list(_round_lines(paths))
+    spent: dict[str, Any] = {name: sum(row[name] for row in rounds) for name in SPENT}
+    spent["rounds"] = len(rounds)
+    spent["quarantined"] = sum(len(row["quarantined"]) for row in rounds)
+    errors = [row["aggregation_error"] for row in rounds if row.get("aggregation_error") is not None]
+    spent["aggregation_error"] = sum(errors) / len(errors) if errors else None
+    spent["last_aggregation_error"] = errors[-1] if errors else None
+    spent["epsilon"] = (rounds[-1].get("privacy") or {}).get("epsilon") if rounds else None
+    return spent
+
+
+SPENT = ("num_steps", "num_tokens", "bytes_down", "bytes_up", "seconds")
+
+
+def _round_lines(paths: RunPaths) -> Iterator[Mapping[str, Any]]:
+    for row in MetricsLog(paths.metrics_file).rows():
+        if row["kind"] == "round" and row["round"] > 0:
+            yield row

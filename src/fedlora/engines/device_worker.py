@@ -1,0 +1,135 @@
+"""A process of its own for one further device: it loads a base once and trains what it is sent.
+
+It reads the clients' files itself; tasks, memories and updates travel through a pipe as in `messages`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from fedlora import errors
+from fedlora.config.train import TrainConfig
+from fedlora.engines.client_data import ClientFacts
+from fedlora.engines.messages import pack, pack_outcome, pack_task, unpack, unpack_outcome, unpack_task
+from fedlora.engines.simulation import SimulatedClients
+from fedlora.engines.workbench import make_workbench
+from fedlora.federated.privacy.randomness import Secret
+from fedlora.llm.layout import Layout, LayoutBook, Reduction
+from fedlora.methods.choosing import choose_mode
+from fedlora.types import BaseDelta, ClientFailure, ClientId, ClientMemory, ClientUpdate, TrainTask
+
+
+class WorkerLostError(Exception):
+    """A worker process is gone; its task can be done elsewhere, to the same bytes."""
+
+
+class Worker:
+    """One further device: a process that trains what it is sent."""
+
+    def __init__(
+        self,
+        device: str,
+        config: TrainConfig,
+        files: Sequence[Path],
+        facts: Mapping[ClientId, ClientFacts],
+        layout: Layout,
+        secret: Secret | None = None,
+    ) -> None:
+        self.device = device
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        options = (theirs, device, config, list(files), dict(facts), layout, torch.get_num_threads(), secret)
+        self.process = context.Process(target=serve, args=options, daemon=True, name=f"fedlora {device}")
+        # which additions to the base lie there already
+        self._held: str | None = None
+        self.process.start()
+        theirs.close()
+
+    def train(
+        self, task: TrainTask, memory: ClientMemory, layout: Layout
+    ) -> tuple[ClientUpdate | ClientFailure, list[Reduction]]:
+        """One task there; WorkerLostError when the process ends; what went wrong in it is raised here."""
+        base = task.download.base
+        try:
+            self.connection.send_bytes(pack_task(task, memory, {"layout": layout.record()}, held=self._held))
+            self._held = base.sha256 if base is not None else self._held
+            message = self.connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            self.process.join(5)
+            raise WorkerLostError(
+                f"the worker of device {self.device} ended (exit code {self.process.exitcode})"
+            ) from error
+        header, _ = unpack(message)
+        if "error" in header:
+            kind = getattr(errors, header["kind"], None)
+            if kind is None:
+                raise RuntimeError(f"device {self.device}: {header['kind']}: {header['error']}")
+            raise kind(f"device {self.device}: {header['error']}", hint=header["hint"])
+        outcome, more = unpack_outcome(message)
+        return outcome, [Reduction(**reduction) for reduction in more["reductions"]]
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self.process.terminate()
+        self.process.join()
+        self.connection.close()
+
+
+def serve(
+    connection: Connection,
+    device: str,
+    config: TrainConfig,
+    files: list[Path],
+    facts: dict[ClientId, ClientFacts],
+    layout: Layout,
+    threads: int,
+    secret: Secret | None = None,
+) -> None:
+    """A worker's life: load, then train task by task until the pipe closes."""
+    # an interrupt from the keyboard reaches every process; the first one decides what becomes of the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    clients: SimulatedClients | None = None
+    held: BaseDelta | None = None
+    while True:
+        try:
+            task, memory, more = unpack_task(connection.recv_bytes(), held)
+            held = task.download.base or held
+        except (EOFError, OSError):
+            return
+        try:
+            if clients is None:
+                bench = make_workbench(config, files, device=device, layout=layout, facts=facts)
+                bench.trainer.secret = secret
+                clients = SimulatedClients(bench.trainer, choose_mode(config).rule, bench.examples, _Given())
+            answer = _train(clients, task, memory, Layout.from_record(more["layout"]))
+        except Exception as error:  # whatever it is, the first process must hear of it
+            if not isinstance(error, errors.FedloraError):
+                traceback.print_exc()
+            answer = pack({"error": str(error), "kind": type(error).__name__, "hint": getattr(error, "hint", "")}, {})
+        connection.send_bytes(answer)
+
+
+def _train(clients: SimulatedClients, task: TrainTask, memory: ClientMemory, layout: Layout) -> bytes:
+    clients.trainer.book = LayoutBook(layout)
+    clients.memories = _Given(memory)
+    outcome = clients.train_one(task)
+    new = clients.trainer.book.layout.reductions[len(layout.reductions) :]
+    return pack_outcome(outcome, {"reductions": [vars(reduction) for reduction in new]})
+
+
+class _Given:
+    """The memory that came with a task."""
+
+    def __init__(self, memory: ClientMemory | None = None) -> None:
+        self.memory = memory or ClientMemory()
+
+    def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
+        return self.memory

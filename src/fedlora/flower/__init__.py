@@ -1,0 +1,1 @@
+"""The federation across machines, carried by Flower: server, nodes, their commands and configuration."""

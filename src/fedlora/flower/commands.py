@@ -1,0 +1,55 @@
+"""The commands of a federation across machines: rows of the command line's table."""
+
+FLOWER_COMMANDS = {
+    "flower init": (
+        "make certificates, keys and configurations of a federation across machines",
+        "fedlora.flower.flower_config:InitConfig",
+        "fedlora.flower.init:run",
+    ),
+    "flower server": (
+        "run the server of a federation across machines",
+        "fedlora.flower.flower_config:ServerConfig",
+        "fedlora.flower.processes:run_server",
+        "config",
+    ),
+    "flower node": (
+        "run one owner's node",
+        "fedlora.flower.node_config:NodeConfig",
+        "fedlora.flower.processes:run_node",
+        "config",
+    ),
+    "flower worker": (
+        "run only the part of a node that holds the model; `flower node` starts it",
+        "fedlora.flower.node_config:NodeConfig",
+        "fedlora.flower.processes:run_worker",
+        "config",
+    ),
+    "flower run": (
+        "train on the connected nodes: the configuration of `train`",
+        "fedlora.flower.flower_config:SubmitConfig",
+        "fedlora.flower.submit:run",
+    ),
+    "flower status": (
+        "nodes and runs of a server",
+        "fedlora.flower.flower_config:StatusConfig",
+        "fedlora.flower.submit:run_status",
+    ),
+    "flower follow": (
+        "show a run on the nodes until it ends",
+        "fedlora.flower.flower_config:FollowConfig",
+        "fedlora.flower.submit:run_follow",
+        "run",
+    ),
+    "flower stop": (
+        "end a run on the nodes",
+        "fedlora.flower.flower_config:StopConfig",
+        "fedlora.flower.submit:run_stop",
+        "run",
+    ),
+    "flower local": (
+        "server, nodes and a run on this machine, for trying it out",
+        "fedlora.flower.flower_config:LocalConfig",
+        "fedlora.flower.local:run",
+    ),
+}
+"""Name -> summary, configuration, function, and the field that is given without a flag."""

@@ -1,0 +1,52 @@
+"""A federation across machines on one machine: server, nodes and a run, with the keys and TLS of a real one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from fedlora.console import say
+from fedlora.data.client_files import find_client_files
+from fedlora.errors import UsageError
+from fedlora.flower import init, submit
+from fedlora.flower.flower_config import InitConfig, LocalConfig, SubmitConfig
+from fedlora.flower.folders import NodeFolder, ServerFolder, client_folder
+from fedlora.flower.processes import check_port
+from fedlora.flower.programs import Program, running
+from fedlora.paths import RunPaths
+
+START_SECONDS = 120.0
+
+
+def run(config: LocalConfig) -> RunPaths:
+    """Make the folders if they are not there, start everything, train, stop everything."""
+    files = find_client_files(config.data_path, config.nodes, chosen=config.chosen("nodes"))
+    if len(files) != config.nodes:
+        raise UsageError(f"{config.data_path}: {len(files)} clients, where there are {config.nodes} nodes")
+    if not config.folder.exists():
+        model = config.base_model
+        models = (str(Path(model).resolve()),) if Path(model).is_dir() else (model,)
+        options = {"folder": config.folder, "nodes": config.nodes, "port": config.port, "base_models": models}
+        init.run(InitConfig.of(**options))
+    for port in range(config.port, config.port + 1 + config.nodes):
+        check_port("port", "127.0.0.1", port)
+    server = ServerFolder(config.folder / "server")
+    logs = config.folder / "logs"
+    programs = [Program("server", _command("server", server.settings), os.environ, logs / "server.log")]
+    for client, file in enumerate(files):
+        settings = NodeFolder(client_folder(config.folder, client)).settings
+        more = ["--data_path", str(file.resolve()), "--runtime_port", str(config.port + 1 + client)]
+        command = _command("node", settings, *more)
+        programs.append(Program(f"node {client}", command, os.environ, logs / f"node-{client}.log"))
+    say(f"server and {config.nodes} nodes are started; their logs lie in {logs}")
+    with running(programs):
+        submit.wait_for_server(submit.connect(server.root), START_SECONDS)
+        fields = config.model_fields_set & SubmitConfig.model_fields.keys()
+        values = {name: getattr(config, name) for name in fields}
+        submitted = SubmitConfig.of(**{**values, "server": server.root, "num_clients": config.nodes})
+        return submit.run(submitted, stays=False)
+
+
+def _command(name: str, settings: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "fedlora", "flower", name, "--config", str(settings.resolve()), *flags]

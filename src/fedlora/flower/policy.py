@@ -1,0 +1,81 @@
+"""Whether a node does what a run asks: the node's own configuration has the last word.
+
+A request is a configuration made elsewhere. Of it only the fields that decide the mathematics are taken; where rows
+lie, on which device they are trained and whose code may run are decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedlora.config.train import PLACEMENT_FIELDS, TrainConfig
+from fedlora.errors import FedloraError, UsageError
+from fedlora.flower.node_config import NodeConfig
+from fedlora.methods.choosing import choose_mode
+from fedlora.types import TrainTask
+
+
+class Refusal(FedloraError):  # noqa: N818  (it is an answer, not a fault)
+    """What a node does not do; its text goes to the server and names nothing but the request and the bound."""
+
+    exit_code = 2
+
+
+def accept_config(policy: NodeConfig, asked: Mapping[str, Any]) -> TrainConfig:
+    """The configuration under which this node trains; Refusal when the run asks for more than the node allows."""
+    fields = {name: value for name, value in asked.items() if name not in PLACEMENT_FIELDS}
+    if fields.pop("trust_remote_code", False) is not False:
+        raise Refusal("this node runs no code that a model repository ships")
+    try:
+        config = TrainConfig.model_validate({**fields, "device": policy.device, "data_path": policy.data_path})
+        choose_mode(config)
+    except (ValueError, UsageError):
+        # the text of a validation error repeats its input
+        raise Refusal("the run's configuration is not one that this node's version of fedlora knows") from None
+    reason = find_excess(policy, config)
+    if reason is not None:
+        raise Refusal(reason)
+    return config
+
+
+def find_excess(policy: NodeConfig, config: TrainConfig) -> str | None:
+    """The first reason why a well-formed request is beyond the node's bounds, or None."""
+    if policy.find_model(config.base_model) is None:
+        return f"base_model={config.base_model[:80]!r} is not allowed on this node"
+    if config.federation_mode == "pooled":
+        return "federation_mode=pooled brings rows together, and no row leaves this node"
+    if config.is_private:
+        return "differential privacy is not offered by this node's version of fedlora"
+    if policy.federation_modes and config.federation_mode not in policy.federation_modes:
+        return f"federation_mode={config.federation_mode} is not allowed on this node"
+    if 0 < config.local_val_set_size < policy.min_examples:
+        # a loss is told of the rows held back, too
+        return f"local_val_set_size={config.local_val_set_size} is below this node's min_examples={policy.min_examples}"
+    if config.local_learning_rate * config.weight_decay >= 1:
+        return "local_learning_rate times weight_decay is 1 or more: only the last step's rows would count"
+    bounds = {
+        "lora_r": policy.max_lora_r,
+        "local_num_epochs": policy.max_local_epochs,
+        "num_communication_rounds": policy.max_rounds,
+        "cutoff_len": policy.max_cutoff_len,
+        "tokens_per_pass": policy.max_tokens_per_pass,
+    }
+    for name, most in bounds.items():
+        if (getattr(config, name) or 0) > most:
+            return f"{name}={getattr(config, name)} is above this node's bound of {most}"
+    return None
+
+
+def check_task(policy: NodeConfig, config: TrainConfig, task: TrainTask) -> None:
+    """Refusal unless a task is for this client, its rows alone, and a round that the run has."""
+    numbers = (task.client_id, task.round, task.wave, *task.rows_of, 1 if task.accepted is None else task.accepted)
+    # 1.0 and True are equal to 1, and would name other files
+    if not all(type(number) is int for number in numbers):
+        raise Refusal("the task's numbers are not whole ones")
+    if task.client_id != policy.client_id or tuple(task.rows_of) != (policy.client_id,):
+        raise Refusal(f"this node is client {policy.client_id} and trains on its own rows only")
+    if not 1 <= task.round <= config.num_communication_rounds:
+        raise Refusal(f"round {task.round} is none of the run's {config.num_communication_rounds}")
+    if task.accepted is not None and not 1 <= task.accepted < task.round:
+        raise Refusal("the task starts from a round that is not before its own")

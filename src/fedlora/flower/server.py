@@ -1,0 +1,143 @@
+"""Train one federated mode with clients on other machines: the server's side of `train`.
+
+It is the same run: the same loop, the same files under `model_dir`, the same laws of resume. Only the pool differs,
+and with it what is here to be read: no rows but those of `val_data_path`, and unless these are given no weights of the
+base model either, for the server adds adapters up and never computes with them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.train import TrainConfig
+from fedlora.data.records import read_rows
+from fedlora.engines.client_data import ClientFacts
+from fedlora.engines.workbench import Workbench, make_workbench
+from fedlora.errors import FedloraError, UsageError
+from fedlora.files import read_json, sha256_of_json, write_json
+from fedlora.flower.pool import FlowerClients, Patience
+from fedlora.flower.request import exit_line
+from fedlora.flower.roster import Roster
+from fedlora.llm.layout import Layout
+from fedlora.methods.choosing import Mode
+from fedlora.paths import RunPaths
+from fedlora.runs.base_chain import read_increment
+from fedlora.runs.lock import hold_run
+from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
+from fedlora.stopping import remember_signals
+from fedlora.training.live_run import Training
+from fedlora.types import ClientId, ClientPool
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How long the server waits: for all clients at the start, in seconds, and in each wave."""
+
+    start: float = 600.0
+    wave: Patience = field(default_factory=Patience)
+
+
+def serve(grid: Any, request: str) -> None:
+    """What the server app does: the run that `make_request` wrote down; raises what `run` raises, its exit code told.
+
+    Flower carries no exit code from an app to whoever submitted it, but its output, so the code is a line of it.
+    """
+    try:
+        asked = json.loads(request)
+        config, waits = TrainConfig.make(asked["config"]), asked["waits"]
+        patience = Patience(absent=waits["absent"], wave=waits["wave"], again=waits["start"])
+        with remember_signals():
+            paths = run(grid, config, Waits(start=waits["start"], wave=patience))
+    except FedloraError as error:
+        _tell(exit_line(error.exit_code, str(error), error.hint))
+        raise
+    _tell(exit_line(0, str(paths.root)))
+
+
+def _tell(line: str) -> None:
+    # on a line of its own, whatever was printed last
+    print(f"\n{line}", flush=True)
+
+
+def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
+    """Train all rounds, or those that are left, with the nodes of a Flower grid; returns where they lie."""
+    if config.federation_mode == "pooled":
+        raise UsageError("federation_mode=pooled brings rows together, and here they stay where they are")
+    if config.is_private:
+        raise UsageError(
+            "differential privacy needs a secret at every client, which nodes do not have yet",
+            hint="leave the dp_ flags out, or train in one process with `fedlora train`",
+        )
+    if config.devices:
+        raise UsageError("devices are the nodes' own business", hint="leave --devices out")
+    paths = RunPaths(config.model_dir, config.exp_name)
+    check_free(paths)
+    with hold_run(paths):
+        recorded = None
+        if paths.run_file.exists() and not config.overwrite:
+            recorded = read_run(paths)
+            check_same(paths, config)
+        _train(grid, config, paths, recorded, waits or Waits())
+    return paths
+
+
+def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: Mapping[str, Any] | None, waits: Waits) -> None:
+    rules = config.read_rules
+    held_out = read_rows(Path(config.val_data_path), rules=rules) if config.val_data_path else []
+    bench = _open_bench(config, recorded, needs_weights=bool(held_out))
+    shapes = bench.lora.shapes()
+    digest = sha256_of_json({key: list(shape) for key, shape in shapes.items()})
+    run_id = secrets.token_hex(16) if recorded is None else _read_run_id(paths)
+    roster = Roster(grid, config, digest, _read_facts(recorded), run_id=run_id)
+    roster.wait(config.num_clients, waits.start, waits.wave.poll)
+    bench.examples.files = [Path(facts.file) for _, facts in sorted(roster.facts.items())]
+    # what clients hold back is validated where it lies
+    bench.examples.facts = {client: replace(f, num_validation=0) for client, f in sorted(roster.facts.items())}
+
+    def open_pool(mode: Mode, on_rows: Callable[[int], None]) -> ClientPool:
+        return FlowerClients(
+            grid,
+            roster,
+            config,
+            mode.rule,
+            shapes,
+            patience=waits.wave,
+            on_rows=on_rows,
+            increment_of=lambda number: read_increment(paths, number),
+        )
+
+    training = Training(config, paths, bench, held_out, recorded, remote=open_pool)
+    if recorded is None:
+        clear_run(paths)
+        write_json(paths.nodes_file, {"run_id": run_id})
+    training.run()
+
+
+def _open_bench(config: TrainConfig, recorded: Mapping[str, Any] | None, *, needs_weights: bool) -> Workbench:
+    """The base, or its outline; nobody trains here, so without validation there is no layout to plan."""
+    layout = Layout.from_record(recorded["layout"]) if recorded else None if needs_weights else Layout(1)
+    return make_workbench(config, [], device=config.device, layout=layout, outline=not needs_weights, only=())
+
+
+def _read_run_id(paths: RunPaths) -> str:
+    """The name by which the nodes know the run; none for one that was begun by a release without."""
+    if not paths.nodes_file.is_file():
+        return ""
+    facts = read_json(paths.nodes_file)
+    if not isinstance(facts, dict) or not isinstance(facts.get("run_id"), str):
+        raise UsageError(
+            f"{paths.nodes_file}: holds no run_id", hint="restore the file, or start anew with --overwrite"
+        )
+    return facts["run_id"]
+
+
+def _read_facts(recorded: Mapping[str, Any] | None) -> dict[ClientId, ClientFacts] | None:
+    """The clients that a run was begun with; None when it begins now."""
+    if recorded is None:
+        return None
+    return {facts["client_id"]: ClientFacts(**facts) for facts in recorded["clients"]}

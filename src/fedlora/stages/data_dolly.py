@@ -1,0 +1,38 @@
+"""Fetch databricks-dolly-15k from the hub, for allocation to split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedlora.config.data import DollyConfig
+from fedlora.data.array_file import refuse_existing, write_array
+from fedlora.data.records import read_rows
+from fedlora.errors import UsageError
+
+_REPOSITORY, _FILE = "databricks/databricks-dolly-15k", "databricks-dolly-15k.jsonl"
+
+
+def run(config: DollyConfig) -> Path:
+    """Fetch databricks-dolly-15k (CC BY-SA 3.0) and write it as an array. Raises UsageError, DataError."""
+    refuse_existing(config.output_file, overwrite=config.overwrite)
+    rows = read_rows(_download(config.output_file), require_category=True)
+    records = (
+        {"instruction": row.instruction, "context": row.input, "response": row.output, "category": row.category}
+        for row in rows
+    )
+    write_array(config.output_file, records)
+    print(f"{config.output_file}: {len(rows)} rows of {_REPOSITORY} (CC BY-SA 3.0)")
+    return config.output_file
+
+
+def _download(output_file: Path) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(_REPOSITORY, _FILE, repo_type="dataset"))
+    except Exception as error:  # a cut download raises the transport library's own errors, and that library changes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"cannot fetch {_REPOSITORY} from the hub: {reason}",
+            hint=f"without a network use `fedlora data skills`, or put {_FILE} at {output_file} by hand",
+        ) from error

@@ -1,0 +1,1 @@
+"""One run in the process that trains it."""

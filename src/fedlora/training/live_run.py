@@ -1,0 +1,291 @@
+"""One run in the process that trains it: what stands, the pool, the rounds, what is measured.
+
+It is a module apart because it imports torch: a start that is refused, or finds that another process trains the run,
+ends before that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.train import TrainConfig
+from fedlora.console import Progress, say
+from fedlora.engines.cohorts import check_clients, choose_cohort
+from fedlora.engines.committed import read_result
+from fedlora.engines.pools import open_pool
+from fedlora.engines.private_run import find_doubts, make_private_run
+from fedlora.engines.rounds import FederatedRun
+from fedlora.engines.workbench import Workbench, make_workbench
+from fedlora.errors import DataError
+from fedlora.federated.adapters import make_adapter, num_bytes
+from fedlora.federated.privacy.budget import describe_spent
+from fedlora.federated.privacy.randomness import Secret
+from fedlora.federated.ranks import rank_of
+from fedlora.federated.sampling import cohort_size
+from fedlora.files import sha256_of_json
+from fedlora.llm.adapter_config import make_peft_config
+from fedlora.llm.base_model import BaseModel, load_base_model
+from fedlora.llm.examples import encode_rows
+from fedlora.llm.layout import Layout
+from fedlora.llm.lora import is_fan_in_fan_out
+from fedlora.methods.choosing import Mode, choose_mode, has_global_model, has_personal_models, hyperparameters_of
+from fedlora.paths import RunPaths
+from fedlora.planning.forecast import draw_waves, measure_traffic
+from fedlora.planning.growth import forecast_growth
+from fedlora.runs.environment import check_environment, describe_environment, library_versions
+from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.round_store import RoundStore
+from fedlora.runs.secret_file import load_secret, save_secret
+from fedlora.runs.space import SpaceNeed, estimate_round_bytes
+from fedlora.runs.standing import Standing, find_standing
+from fedlora.training.round_metrics import RoundMetrics
+from fedlora.types import AdapterState, ClientPool, Row
+
+LONG_UPDATE = 10
+"""An update so many times as long as the cohort's median is told of."""
+
+
+def open_bench(
+    config: TrainConfig,
+    files: Sequence[Path],
+    recorded: Mapping[str, Any] | None,
+    *,
+    outline: bool = False,
+    load: Callable[..., BaseModel] = load_base_model,
+) -> Workbench:
+    """Load the model, or its outline, onto the run's first device, with the layout that the run was begun with."""
+    device = config.devices[0] if config.devices else config.device
+    layout = Layout.from_record(recorded["layout"]) if recorded else None
+    return make_workbench(config, files, device=device, layout=layout, outline=outline, load=load)
+
+
+class Training:
+    """One run from its clients' files, or from where it was interrupted, to its last round."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        paths: RunPaths,
+        bench: Workbench,
+        held_out: Sequence[Row],
+        recorded: Mapping[str, Any] | None = None,
+        *,
+        remote: Callable[[Mode, Callable[[int], None]], ClientPool] | None = None,
+    ) -> None:
+        self.remote = remote
+        self.config = config
+        self.paths = paths
+        self.bench = bench
+        self.lora = bench.lora
+        self.trainer = bench.trainer
+        self.clients = bench.examples
+        self.held_out = encode_rows(held_out, bench.encoder, cutoff=config.cutoff_len).examples
+        if held_out and not self.held_out:
+            raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
+        self.adapter = make_adapter(self.lora.shapes(), config.seed)
+        self.mode = mode = choose_mode(config)
+        self.secret = _find_secret(config, recorded)
+        self.sizes = {client: clients.num_examples for client, clients in bench.examples.facts.items()}
+        self.sizes = {client: size for client, size in self.sizes.items() if size}
+        self.private = make_private_run(config, self.sizes, self.secret)
+        self.trainer.secret = self.secret
+        self.run_facts = self._describe()
+        if recorded is not None:
+            self._check_unchanged(recorded)
+        self.is_resumed = recorded is not None
+        check_clients(config, mode, self.clients.clients())
+        waves = draw_waves(config, self.clients.clients())
+        self.growth = forecast_growth(config, mode, waves, self.lora.shapes())
+        self.space = self._estimate_space(mode)
+
+    def run(self) -> None:
+        """The rounds that are left, with progress; run.json says at the end which round validated best."""
+        with self.space.told():
+            self._run()
+
+    def _run(self) -> None:
+        config, mode = self.config, self.mode
+        standing = find_standing(self.paths, self.lora.shapes()) if self.is_resumed else None
+        done = standing.number if standing else 0
+        log = MetricsLog(self.paths.metrics_file)
+        rows = log.go_on(done)
+        store = self._make_store(log, standing)
+        if self.secret and not self.is_resumed:
+            save_secret(self.secret)
+        store.write_run(self.run_facts)
+        self.bench.book.on_change = lambda layout: self._record_layout(store, layout)
+        self._warn()
+        own = has_personal_models(mode)
+        metrics = RoundMetrics(self.trainer, self.clients, self.held_out, store, log, has_personal=own)
+        self._catch_up(metrics, standing, rows)
+        with (
+            Progress(f"train {config.exp_name} ({config.federation_mode})", self._rows_ahead(done)) as progress,
+            self._open_pool(mode, store, progress.advance) as pool,
+        ):
+            federated = FederatedRun(mode, pool, store, config, self.adapter, start=standing, private=self.private)
+            self.space.check(done)
+            began = time.monotonic()
+            for result in federated.rounds():
+                row = metrics.record(result, time.monotonic() - began)
+                _say_round(row, result.records, config.num_communication_rounds)
+                self.space.check(result.round)
+                began = time.monotonic()
+        store.write_run({**self.run_facts, "state": "finished", "best_round": metrics.best})
+
+    def _check_unchanged(self, recorded: Mapping[str, Any]) -> None:
+        """The clients' files and the environment are those the run was begun with."""
+        files = {client["client_id"]: client["sha256"] for client in recorded["clients"]}
+        for client, facts in self.clients.facts.items():
+            if files.get(client) != facts.sha256:
+                raise DataError(
+                    f"{self.clients.files[client]}: not the file that this run was begun with",
+                    hint="restore it, or start the run anew with --overwrite",
+                )
+        then, now = ({**facts["environment"], **facts["versions"]} for facts in (recorded, self.run_facts))
+        for change in check_environment(then, now, allow_drift=self.config.allow_drift):
+            say(f"going on in another environment: {change}")
+
+    def _catch_up(self, metrics: RoundMetrics, standing: Standing | None, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What an interrupted run had measured, and what it had not come to measure."""
+        closed = [row for row in rows if row["kind"] == "round"]
+        for row in closed:
+            metrics.remember(row)
+        if not any(row["round"] == 0 for row in closed):
+            metrics.start()
+        if standing is None:
+            return
+        rounds = self.config.num_communication_rounds
+        say(
+            f"going on behind round {standing.number} of {rounds}"
+            if standing.number < rounds
+            else "all rounds are done"
+        )
+        for number in sorted(set(range(1, standing.number + 1)) - {row["round"] for row in closed}):
+            facts = (number, metrics.log, self.lora.shapes(), self.clients.clients(), self.private)
+            result = read_result(self.config, self.paths, *facts)
+            metrics.record(result, sum(record["seconds"] for record in result.records))
+
+    def _open_pool(
+        self, mode: Mode, store: RoundStore, on_rows: Callable[[int], None]
+    ) -> contextlib.AbstractContextManager[ClientPool]:
+        if self.remote is not None:
+            return contextlib.nullcontext(self.remote(mode, on_rows))
+        return open_pool(self.bench, self.config, mode, store, on_rows, self.secret)
+
+    def _record_layout(self, store: RoundStore, layout: Layout) -> None:
+        self.run_facts = {**self.run_facts, "layout": layout.record()}
+        store.write_run(self.run_facts)
+
+    def _make_store(self, log: MetricsLog, standing: Standing | None) -> RoundStore:
+        peft_config = make_peft_config(
+            self.lora.spec,
+            self.config.base_model,
+            fan_in_fan_out=is_fan_in_fan_out(self.bench.base.model),
+            layers=list(self.lora.layers),
+        )
+        header = {key: self.run_facts[key] for key in ("exp_name", "mode", "base_model", "base_dtype", "versions")}
+        header["config_sha256"] = sha256_of_json(self.config.identity())
+        if self.remote is not None:
+            # a round may then hold no whole adapter from which its shapes could be read
+            header["shapes"] = {key: list(shape) for key, shape in self.lora.shapes().items()}
+        return RoundStore(
+            self.paths,
+            shapes=self.lora.shapes(),
+            peft_config=peft_config,
+            header=header,
+            log=log,
+            parent_sha256=standing.manifest_sha256 if standing else None,
+        )
+
+    def _estimate_space(self, mode: Mode) -> SpaceNeed:
+        clients, rounds = self.clients.clients(), self.config.num_communication_rounds
+        members = max((choose_cohort(self.config, clients, number) for number in (1, rounds)), key=len)
+        # who will be drawn is not asked: the largest ranks, together
+        ranks = sorted(rank_of(client, self.config.client_ranks, self.config.lora_r) for client in clients)
+        needed = estimate_round_bytes(
+            self.lora.shapes(),
+            updates=1 if mode.order == "pooled" else len(members),
+            keeps_optimizer=self.config.optimizer_state == "keep",
+            has_global=has_global_model(mode),
+            ranks=ranks[-len(members) :] if self.config.client_ranks else (),
+        )
+        traffic = measure_traffic(mode, self.adapter)
+        needed += traffic.state_bytes + len(members) * traffic.extra_bytes
+        return SpaceNeed(self.paths, self.config.num_communication_rounds, needed, self.growth.disk)
+
+    def _rows_ahead(self, done: int) -> int:
+        """Rows the run will train on, about: cohorts are drawn round by round."""
+        sizes = [facts.num_examples for facts in self.clients.facts.values() if facts.num_examples]
+        config = self.config
+        share = 1.0
+        if sizes and config.client_selection_strategy != "all":
+            share = cohort_size(config.client_selection_frac, len(sizes)) / len(sizes)
+        ahead = range(done + 1, config.num_communication_rounds + 1)
+        rounds = sum(1.0 if self.mode.strategy.asks_everybody(number) else share for number in ahead)
+        return max(1, round(sum(sizes) * rounds * config.local_num_epochs * self.mode.rule.num_phases))
+
+    def _describe(self) -> dict[str, Any]:
+        secret = {"privacy": {"secret_id": self.secret.id}} if self.secret else {}
+        return {
+            **secret,
+            "format": 1,
+            "exp_name": self.config.exp_name,
+            "mode": self.config.federation_mode,
+            "has_global_model": has_global_model(self.mode),
+            "has_personal_models": has_personal_models(self.mode),
+            "hyperparameters": hyperparameters_of(self.mode),
+            "state": "training",
+            "base_model": self.config.base_model,
+            "config": self.config.record(),
+            "versions": library_versions(self.config.quantization),
+            "environment": describe_environment(self.bench.base),
+            "device": str(self.bench.base.device),
+            "base_dtype": self.bench.base.dtype_name,
+            "layout": self.bench.book.layout.record(),
+            "lora_scaling": self.config.lora_scaling,
+            "adapter": _size(self.adapter),
+            "clients": [facts.record() for facts in self.clients.facts.values()],
+        }
+
+    def _warn(self) -> None:
+        if self.private:
+            rounds = self.config.num_communication_rounds
+            planned = self.private.budget.forecast(rounds, list(self.sizes))
+            say(f"privacy after {rounds} rounds: at most {describe_spent(planned)}")
+            for doubt in find_doubts(self.config, self.sizes):
+                say(doubt)
+        for client, facts in self.clients.facts.items():
+            if not facts.num_examples:
+                say(f"warning: client {client} ({facts.file}) has no row to train on and is never selected")
+            elif facts.num_empty:
+                say(f"client {client}: {facts.num_empty} rows with an empty response are left out")
+
+
+def _find_secret(config: TrainConfig, recorded: Mapping[str, Any] | None) -> Secret | None:
+    """The secret of a private run: a new one for a new run, and for one that goes on the one it was begun with."""
+    if not config.is_private:
+        return None
+    return load_secret(recorded["privacy"]["secret_id"]) if recorded else Secret.draw()
+
+
+def _size(adapter: AdapterState) -> dict[str, int]:
+    return {"num_parameters": sum(value.numel() for value in adapter.values()), "num_bytes": num_bytes(adapter)}
+
+
+def _say_round(row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int) -> None:
+    held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
+    loss = "nobody was drawn" if row["loss"] is None else f"training loss {row['loss']:.3f}"
+    spent = f", {describe_spent(row['privacy'])}" if "privacy" in row else ""
+    say(f"round {row['round']} of {rounds}: {loss}{held_out}{spent}, {row['seconds']:.0f} s")
+    for failure in row["quarantined"]:
+        say(f"  client {failure['client_id']} is left out of the round: {failure['reason']}")
+    median = statistics.median([record["update_norm"] for record in records] or [0.0])
+    for record in records:
+        if record["update_norm"] > LONG_UPDATE * median and "clipped_to" not in record:
+            times = f"{record['update_norm'] / median:.0f} times as long as the median" if median else "not zero"
+            say(f"  the update of client {record['client_id']} is {times}: --max_update_norm_ratio would limit it")
