@@ -58,10 +58,10 @@ class Comparing:
             rows.append(
                 {
                     "setting": cell.setting.label,
-                    "method": cell.method.name,
+                    "method": cell.contender.name,
                     "rounds": [share.rounds for share in shares.values()],
                     config.budget_unit: [share.expected for share in shares.values()],
-                    "learning_rates": list(config.rates_of(cell.method)),
+                    "learning_rates": list(config.rates_of(cell.contender)),
                 }
             )
         return {
@@ -92,8 +92,8 @@ class Comparing:
         found: dict[str, Any] = {
             "setting": cell.setting.label,
             "values": dict(cell.setting.values),
-            "method": cell.method.name,
-            "mode": cell.method.mode,
+            "method": cell.contender.name,
+            "mode": cell.contender.mode,
             "learning_rate": None,
             "sweep": [],
             "runs": [],
@@ -101,7 +101,7 @@ class Comparing:
         }
         if cell.key in self._refused:
             return {**found, "refused": self._refused[cell.key]}
-        rates = self.config.rates_of(cell.method)
+        rates = self.config.rates_of(cell.contender)
         rate = min(rates)
         if len(rates) > 1:
             found["sweep"] = [self._try_rate(cell, each, count) for each in rates]
@@ -118,7 +118,7 @@ class Comparing:
             if record["state"] != FAILED:
                 found["base"].append(self.laboratory.test_base(run, data))
             found["runs"].append(record)
-            count(run.exp_name, f"{cell.method.name} {cell.setting.label}".strip())
+            count(run.exp_name, f"{cell.contender.name} {cell.setting.label}".strip())
         for seed in self.config.seeds:
             for each in rates:
                 self.laboratory.forget(self._make_run(cell, seed, each).exp_name)
@@ -133,7 +133,7 @@ class Comparing:
                 reason = f"seed {seed}: {record['reason']}"
             else:
                 losses.append(mean_own_loss(record["validation"], record["shares"]))
-            count(run.exp_name, f"{cell.method.name} {cell.setting.label}, learning rate {rate:g}")
+            count(run.exp_name, f"{cell.contender.name} {cell.setting.label}, learning rate {rate:g}")
         sound = not reason and all(map(math.isfinite, losses))
         mean = sum(losses) / len(losses) if sound else None
         return {"learning_rate": rate, "loss": mean, "reason": reason}
@@ -162,7 +162,7 @@ class Comparing:
 
     def _names(self, cell: Cell) -> list[tuple[str, ...]]:
         """The runs of a cell, each as the names it may have: the learning rate of the further seeds is chosen later."""
-        rates = self.config.rates_of(cell.method)
+        rates = self.config.rates_of(cell.contender)
         swept = self.config.sweep_seeds if len(rates) > 1 else 0
         runs: list[tuple[str, ...]] = []
         for number, seed in enumerate(self.config.seeds):
@@ -174,7 +174,7 @@ class Comparing:
         """The rounds of a cell under a seed."""
         data = self._data.find(cell.setting, seed)
         config = train_config_of(
-            self.config, cell, seed=seed, rate=self.config.rates_of(cell.method)[0], rounds=1, data=data
+            self.config, cell, seed=seed, rate=self.config.rates_of(cell.contender)[0], rounds=1, data=data
         )
         return fit_rounds(
             config,
@@ -217,7 +217,7 @@ class Comparing:
                 continue
             seed = self.config.seeds[0]
             data = self._data.find(cell.setting, seed)
-            config = self._make_run(cell, seed, self.config.rates_of(cell.method)[0])
+            config = self._make_run(cell, seed, self.config.rates_of(cell.contender)[0])
             counts = self._count_rows(config, data)
             with collect_lines():
                 files = find_client_files(data.folder, data.num_clients, chosen=True)
@@ -235,5 +235,5 @@ class Comparing:
     def _describe(self) -> Mapping[str, Any]:
         """The experiment as asked for, in JSON values; where it lies and what a call only shows is left out."""
         given = self.config.model_dump(mode="json", exclude={"output_dir", "plan", "retry", "keep_runs"})
-        methods = [{"name": one.name, "mode": one.mode, **one.fields} for one in self.config.methods()]
+        methods = [{"name": one.name, "mode": one.mode, **one.fields} for one in self.config.contenders()]
         return {**given, "modes": methods}

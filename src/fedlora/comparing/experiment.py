@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.config.compare import DATA_FIELDS, FIXED_MODES, CompareConfig, Method, Setting
+from fedlora.config.compare import DATA_FIELDS, FIXED_MODES, CompareConfig, Contender, Setting
 from fedlora.config.data import AllocateConfig
 from fedlora.config.train import HYPERPARAMETERS, TrainConfig
 from fedlora.files import sha256_of_json
@@ -40,12 +40,12 @@ class Cell:
     """One method under one setting: a row of the table, with one run per seed."""
 
     setting: Setting
-    method: Method
+    contender: Contender
 
     @property
     def key(self) -> tuple[str, str]:
         """What tells it from every other cell."""
-        return self.setting.label, self.method.name
+        return self.setting.label, self.contender.name
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class DataSet:
 
 def cells_of(config: CompareConfig) -> list[Cell]:
     """Every row of the table, setting by setting."""
-    return [Cell(setting, method) for setting in config.settings() for method in config.methods()]
+    return [Cell(setting, contender) for setting in config.settings() for contender in config.contenders()]
 
 
 def allocation_of(config: CompareConfig, setting: Setting, seed: int, paths: ComparisonPaths) -> AllocateConfig:
@@ -83,11 +83,11 @@ def train_fields_of(config: CompareConfig, cell: Cell) -> dict[str, Any]:
     """What the experiment says of a cell's training, later words over earlier: train, setting, method."""
     setting = {name: value for name, value in cell.setting.values.items() if name not in DATA_FIELDS}
     shared = {**config.train, **setting}
-    if cell.method.mode in FIXED_MODES:
+    if cell.contender.mode in FIXED_MODES:
         shared = {
             name: value for name, value in shared.items() if name not in FEDERATED_ONLY and not name.startswith("dp_")
         }
-    return {**shared, **cell.method.fields}
+    return {**shared, **cell.contender.fields}
 
 
 def train_config_of(
@@ -97,7 +97,7 @@ def train_config_of(
     paths = ComparisonPaths(config.output_dir, config.name)
     made = TrainConfig.of(
         **train_fields_of(config, cell),
-        federation_mode=cell.method.mode,
+        federation_mode=cell.contender.mode,
         seed=seed,
         local_learning_rate=rate,
         num_communication_rounds=rounds,
@@ -106,7 +106,7 @@ def train_config_of(
         model_dir=paths.model_dir,
         trust_remote_code=config.trust_remote_code,
     )
-    named = f"{cell.method.mode}-s{seed}-lr{rate:g}-{digest_of(made.record(), data)}".replace("+", "")
+    named = f"{cell.contender.mode}-s{seed}-lr{rate:g}-{digest_of(made.record(), data)}".replace("+", "")
     return made.model_copy(update={"exp_name": named})
 
 

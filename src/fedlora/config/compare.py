@@ -33,8 +33,8 @@ TRAIN_FIELDS = frozenset(TrainConfig.model_fields) - _DECIDED - DATA_FIELDS - ON
 
 
 @dataclass(frozen=True)
-class Method:
-    """A row of the result: a mode, with fields of its own where it has some."""
+class Contender:
+    """A row of the comparison: a method, with fields of its own where it has some."""
 
     name: str
     mode: str
@@ -69,15 +69,15 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _read_methods(value: Any) -> Any:
+def _read_contenders(value: Any) -> Any:
     if isinstance(value, str):
         value = _split(value)
     if not isinstance(value, (list, tuple)):
         raise ValueError("a list of modes")
-    return tuple(entry if isinstance(entry, Method) else _read_method(entry) for entry in value)
+    return tuple(entry if isinstance(entry, Contender) else _read_contender(entry) for entry in value)
 
 
-def _read_method(entry: Any) -> Method:
+def _read_contender(entry: Any) -> Contender:
     """`homo`, or `{mode: fedprox, name: strong pull, proximal_mu: 1, learning_rates: [1e-3]}`."""
     given = {"mode": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else {}
     mode = given.pop("mode", None)
@@ -92,7 +92,7 @@ def _read_method(entry: Any) -> Method:
         raise ValueError(f"name={name!r} is longer than 40 characters")
     rates = given.pop("learning_rates", ())
     _check_fields(given, TRAIN_FIELDS, f"of {name}")
-    return Method(name, mode, given, _read_rates(rates))
+    return Contender(name, mode, given, _read_rates(rates))
 
 
 def _read_rates(value: Any) -> tuple[float, ...]:
@@ -117,7 +117,7 @@ def _check_fields(given: Mapping[str, Any], known: frozenset[str], where: str) -
             raise ValueError(f"unknown field {name!r} {where}")
 
 
-Methods = Annotated[tuple[Method, ...], BeforeValidator(_read_methods)]
+Contenders = Annotated[tuple[Contender, ...], BeforeValidator(_read_contenders)]
 Rates = Annotated[tuple[float, ...], BeforeValidator(_read_rates)]
 Fields = Annotated[dict[str, Any], BeforeValidator(_read_mapping)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
@@ -131,7 +131,9 @@ class CompareConfig(Config):
 
     name: str = flag("comparison", "name of the experiment: its folder under output_dir")
     output_dir: Path = flag(Path("./comparisons"), "root of all comparisons")
-    modes: Methods = flag((Method("homo", "homo"),), "modes; in a file also {mode: fedprox, name: ..., proximal_mu: 1}")
+    modes: Contenders = flag(
+        (Contender("homo", "homo"),), "modes; in a file also {mode: fedprox, name: ..., proximal_mu: 1}"
+    )
     seeds: Numbers = flag((1, 2, 3), "each draws data, adapters, cohorts and order anew, alike for every method")
     learning_rates: Rates = flag((3e-4,), "of the clients; several: every method takes its best on validation rows")
     sweep_seeds: int = flag(1, "seeds over which learning rates are compared", ge=1)
@@ -157,13 +159,13 @@ class CompareConfig(Config):
 
     @field_validator("modes")
     @classmethod
-    def _distinct(cls, value: tuple[Method, ...]) -> tuple[Method, ...]:
-        names = [method.name for method in value]
+    def _distinct(cls, value: tuple[Contender, ...]) -> tuple[Contender, ...]:
+        names = [contender.name for contender in value]
         if not names or len(set(names)) < len(names):
             raise ValueError("name at least one mode, and none twice (a second one needs a `name` of its own)")
-        for method in value:
-            if method.name in ("base", *FIXED_MODES) and method.name != method.mode:
-                raise ValueError(f"{method.name!r} is the name of another row")
+        for contender in value:
+            if contender.name in ("base", *FIXED_MODES) and contender.name != contender.mode:
+                raise ValueError(f"{contender.name!r} is the name of another row")
         return value
 
     @field_validator("seeds")
@@ -216,10 +218,10 @@ class CompareConfig(Config):
             raise ValueError("axes: the same setting comes twice")
         return self
 
-    def methods(self) -> tuple[Method, ...]:
+    def contenders(self) -> tuple[Contender, ...]:
         """The methods in their order, with the fixed rows behind them unless they are named."""
-        named = {method.mode for method in self.modes if not method.fields}
-        return (*self.modes, *(Method(mode, mode) for mode in FIXED_MODES if mode not in named))
+        named = {contender.mode for contender in self.modes if not contender.fields}
+        return (*self.modes, *(Contender(mode, mode) for mode in FIXED_MODES if mode not in named))
 
     def settings(self) -> tuple[Setting, ...]:
         """Every combination of the axes' points, the last axis fastest."""
@@ -228,9 +230,9 @@ class CompareConfig(Config):
             for chosen in itertools.product(*(list(_points(axis, values)) for axis, values in self.axes.items()))
         )
 
-    def rates_of(self, method: Method) -> tuple[float, ...]:
+    def rates_of(self, contender: Contender) -> tuple[float, ...]:
         """The learning rates among which a method chooses."""
-        return method.learning_rates or self.learning_rates
+        return contender.learning_rates or self.learning_rates
 
     @property
     def budget_unit(self) -> str:
