@@ -3,11 +3,12 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-slow test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz lint format clean-venv
+.PHONY: help demo test test-thorough test-slow test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz lint format clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
-	@echo "make test        run the default tests"
+	@echo "make test        run the default tests: 4 minutes on 2 cores"
+	@echo "make test-thorough  run what CI runs besides: every method, every kind of damage"
 	@echo "make test-slow   run the tests on the embedded model and Dolly: minutes (FEDLORA_DOLLY names the file)"
 	@echo "make test-flower  run SuperLink and SuperNodes on the loopback: minutes; make test-flower-faults kills some"
 	@echo "make crashtest   200 kills, a full disk, damaged files, signals, parallel starts, each compared: 10 to 30 minutes"
@@ -23,8 +24,14 @@ help:
 demo: .venv/installed
 	.venv/bin/fedlora demo
 
+# two processes, each with the tests of whole files: a file's model and its finished runs are made once
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile
+
 test: .venv/installed-dev
-	.venv/bin/python -m pytest
+	$(PYTEST)
+
+test-thorough: .venv/installed-dev
+	$(PYTEST) -m thorough
 
 # -rs shows why a test was skipped: what it needs is not in the repository
 test-slow: .venv/installed-dev

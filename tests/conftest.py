@@ -1,8 +1,13 @@
-"""Fixtures for the whole suite: a two-layer Llama and a small tokenizer, built once, loaded like any model."""
+"""Fixtures for the whole suite: a two-layer Llama and a small tokenizer, built once and loaded once.
+
+Nothing here waits: one thread computes (two on a model of width 32 only wait for each other), nothing is flushed to the
+disk (no test cuts the power), and a run that several tests look at is trained once (`finished`).
+"""
 
 from __future__ import annotations
 
 import atexit
+import copy
 import json
 import os
 import shutil
@@ -16,13 +21,16 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
-from tiny_run import WORDS, make_client_files
+from tiny_run import WORDS, make_client_files, make_tiny_model
 
 from fedlora.cli import SPIN_COUNT
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# read by OpenMP when torch is first imported, so before any test imports it
+# read by OpenMP when torch is first imported, so before any test imports it; processes that tests start inherit them
 os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # the same examples every time, and nothing kept between runs
 settings.register_profile("fedlora", derandomize=True, deadline=None, database=None)
@@ -53,6 +61,14 @@ def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_flush() -> Iterator[None]:
+    """os.fsync only looks at its descriptor: a third of a tiny run would be waiting for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the user's cache, except the slow ones, which need the converted model in it."""
     if request.config.option.markexpr != "slow":
@@ -69,11 +85,29 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folder of a two-layer Llama (grouped queries, tied embeddings, float32) with a byte-level tokenizer."""
-    from tiny_run import make_tiny_model
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+    with pytest.MonkeyPatch.context() as patch:
+        _keep_loaded(folder, patch)
+        yield folder
 
-    return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+def _keep_loaded(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """From the second time on, who loads this folder in this process gets a copy of what transformers loaded."""
+    from fedlora.llm import base_model
+
+    load, kept = base_model._load, {}
+
+    def load_once(name: str, *how: Any) -> Any:
+        if name != str(folder):
+            return load(name, *how)
+        key = repr(how)
+        if key not in kept:
+            kept[key] = load(name, *how)
+        return copy.deepcopy(kept[key])
+
+    patch.setattr(base_model, "_load", load_once)
 
 
 @pytest.fixture
