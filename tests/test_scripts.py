@@ -192,9 +192,9 @@ def test_make_refuses_a_python_that_is_too_old_before_it_makes_anything(tmp_path
     assert not (tmp_path / ".venv").exists()
 
 
-def test_ci_runs_make_test():
+def test_ci_runs_the_default_and_the_thorough_tests():
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert lines[-1] == "exec make test"
+    assert lines[-2:] == ["make test", "exec make test-thorough"]
 
 
 def test_requirements_pin_exact_versions_of_all_that_pyproject_names():

@@ -263,7 +263,7 @@ def test_a_loss_that_is_no_number_and_a_fault_nobody_foresaw_are_failures_of_the
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_method_that_takes_more_than_its_rows_say_gets_fewer_rounds(tiny_model, tmp_path, monkeypatch):
-    from fedlora.stages import compared_run
+    from fedlora.comparing import compared_run
 
     measured = compared_run.measure_spending
 
