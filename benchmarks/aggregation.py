@@ -39,15 +39,16 @@ def adapter_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def open_store(folder: str) -> Any:
-    """The round store whose open round 1 holds the updates."""
+    """The writer whose open round 1 holds the updates."""
     from fedlora.paths import RunPaths
     from fedlora.runs.metrics_log import MetricsLog
-    from fedlora.runs.round_store import RoundStore
+    from fedlora.runs.reader import RunReader
+    from fedlora.runs.writer import RunWriter
 
     paths = RunPaths(Path(folder), "aggregation")
     log = MetricsLog(paths.metrics_file)
     settings = json.dumps({"r": RANK, "lora_alpha": RANK})
-    return RoundStore(paths, shapes=adapter_shapes(), peft_config=settings, header={}, log=log)
+    return RunWriter(RunReader(paths, adapter_shapes()), peft_config=settings, header={}, log=log)
 
 
 def write_updates(folder: str) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def write_updates(folder: str) -> dict[str, Any]:
     store.begin_round(1)
     for client in range(CLIENTS):
         draw = torch.Generator().manual_seed(client)
-        adapter = {key: torch.randn(shape, generator=draw) for key, shape in store.shapes.items()}
+        adapter = {key: torch.randn(shape, generator=draw) for key, shape in store.reader.shapes.items()}
         store.keep_update(ClientUpdate("", 1, client, adapter, ClientMemory(), 10 + client, 1, 1, "start"), adapter)
     return {}
 
@@ -68,13 +69,14 @@ def write_updates(folder: str) -> dict[str, Any]:
 def aggregate(folder: str, reads: int) -> dict[str, Any]:
     """Seconds and memory of the mean over `reads` times all clients."""
     from fedlora.methods.fedavg import FedAvg
-    from fedlora.runs.round_store import StoredUpdates
+    from fedlora.runs.reader import StoredUpdates
     from fedlora.types import RoundContext, ServerState
 
     store = open_store(folder)
+    opened = store.paths.partial_folder(1)
     clients = range(CLIENTS)
-    FedAvg().aggregate(ServerState({}), StoredUpdates(store, 1, [0]), RoundContext(1, 0, clients, clients))
-    updates = StoredUpdates(store, 1, [*clients] * reads)
+    FedAvg().aggregate(ServerState({}), StoredUpdates(store.reader, opened, [0]), RoundContext(1, 0, clients, clients))
+    updates = StoredUpdates(store.reader, opened, [*clients] * reads)
     before = resident_megabytes()
     forget_peak()
     began = time.perf_counter()

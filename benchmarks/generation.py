@@ -51,7 +51,8 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
     from fedlora.llm.lora import LoraModel, LoraSpec
     from fedlora.paths import RunPaths
     from fedlora.runs.metrics_log import MetricsLog
-    from fedlora.runs.round_store import RoundStore
+    from fedlora.runs.reader import RunReader
+    from fedlora.runs.writer import RunWriter
     from fedlora.types import ClientMemory, ClientUpdate
 
     config = TrainConfig.of(exp_name=NAME, base_model=model, num_clients=CLIENTS, lora_r=8, lora_dropout=0.0)
@@ -62,7 +63,7 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
     peft_config = make_peft_config(lora.spec, source_of(model), fan_in_fan_out=False, layers=list(lora.layers))
     paths = RunPaths(Path(folder), NAME)
     log = MetricsLog(paths.metrics_file)
-    store = RoundStore(paths, shapes=lora.shapes(), peft_config=peft_config, header={}, log=log)
+    store = RunWriter(RunReader(paths, lora.shapes()), peft_config=peft_config, header={}, log=log)
 
     def draw(seed: int) -> dict[str, torch.Tensor]:
         adapter = make_adapter(lora.shapes(), seed)

@@ -79,7 +79,7 @@ def timers(device: str) -> Iterator[dict[str, float]]:
     from fedlora.llm import local_training
     from fedlora.llm.lora import LoraModel
     from fedlora.runs.metrics_log import MetricsLog
-    from fedlora.runs.round_store import RoundStore
+    from fedlora.runs.writer import RunWriter
 
     places: list[tuple[str, Any, str]] = [
         ("forward and backward", local_training, "backward_loss"),
@@ -88,10 +88,10 @@ def timers(device: str) -> Iterator[dict[str, float]]:
         ("reading rows", ClientExamples, "training"),
         ("adapter in and out", LoraModel, "set_adapter"),
         ("adapter in and out", LoraModel, "get_adapter"),
-        ("writing updates", RoundStore, "keep_update"),
-        ("committing the round", RoundStore, "commit_round"),
+        ("writing updates", RunWriter, "keep_update"),
+        ("committing the round", RunWriter, "commit_round"),
         ("metrics and run.json", MetricsLog, "append"),
-        ("metrics and run.json", RoundStore, "write_run"),
+        ("metrics and run.json", RunWriter, "write_run"),
     ]
     spent: dict[str, float] = defaultdict(float)
     with contextlib.ExitStack() as stack:

@@ -11,29 +11,26 @@ from fedlora.engines.private_run import PrivateRun
 from fedlora.engines.replay import measure_again
 from fedlora.engines.rounds import record_of
 from fedlora.errors import FedloraError, StorageError
-from fedlora.federated.adapters import Shapes
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
-from fedlora.paths import RunPaths
 from fedlora.runs.base_chain import FIELD, BaseChain, measure_additions
 from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.metrics_log import MetricsLog
-from fedlora.runs.round_store import RoundStore
+from fedlora.runs.reader import RunReader
 from fedlora.runs.server_state import load_server
-from fedlora.runs.standing import read_committed
 from fedlora.types import ClientFailure, ClientId, RoundResult
 
 
 def read_result(
     config: TrainConfig,
-    paths: RunPaths,
+    reader: RunReader,
     round_number: int,
     log: MetricsLog,
-    shapes: Shapes,
     ids: Sequence[ClientId],
     private: PrivateRun | None = None,
 ) -> RoundResult:
     """The result of a committed round of a run over the clients `ids`; StorageError when one of its files is not what
     was written. The error meter needs the round before it too: without that its numbers are left out with a warning."""
+    paths, shapes = reader.paths, reader.shapes
     folder = paths.round_folder(round_number)
     manifest = read_manifest(folder)
     fault = find_round_fault(folder, round_number)
@@ -43,10 +40,15 @@ def read_result(
             hint="restore the file or metrics.jsonl, or train anew with --overwrite",
         )
     limited = {entry["client_id"]: entry for entry in manifest["limited"]}
-    updates = read_committed(paths, round_number, log)
-    records = [{**record_of(update, update.metrics["wave"]), **limited.get(update.client_id, {})} for update in updates]
-    store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=log)
-    measured = _measure(config, store, ids, manifest, private)
+    records = [
+        {
+            **record_of(update, update.metrics["wave"]),
+            "seconds": log.seconds(round_number, update.client_id),
+            **limited.get(update.client_id, {}),
+        }
+        for update in reader.describe_updates(round_number)
+    ]
+    measured = _measure(config, reader, ids, manifest, private)
     if measured is not None:
         known = {record["client_id"]: record for record in measured.records}
         records = [{**known[record["client_id"]], **record} for record in records]
@@ -63,13 +65,13 @@ def read_result(
 
 def _measure(
     config: TrainConfig,
-    store: RoundStore,
+    reader: RunReader,
     ids: Sequence[ClientId],
     manifest: Mapping[str, Any],
     private: PrivateRun | None,
 ) -> RoundResult | None:
     try:
-        return measure_again(config, store, ids, manifest, private)
+        return measure_again(config, reader, ids, manifest, private)
     except FedloraError as error:
         say(f"warning: round {manifest['round']} has no aggregation error and no drift in the metrics: {error}")
         return None

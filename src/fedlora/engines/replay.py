@@ -17,7 +17,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.engines.private_run import PrivateRun
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import FedloraError, StorageError
-from fedlora.federated.adapters import Shapes, fingerprint, make_adapter
+from fedlora.federated.adapters import fingerprint, make_adapter
 from fedlora.files import read_json
 from fedlora.llm.adapter_files import (
     BIN_NAME,
@@ -28,12 +28,12 @@ from fedlora.llm.adapter_files import (
     to_safetensors,
 )
 from fedlora.methods.choosing import Mode, choose_mode
-from fedlora.paths import RunPaths, client_name
+from fedlora.paths import client_name
 from fedlora.runs.base_chain import BASE_NAME, BaseChain, increment_to_bytes
-from fedlora.runs.checking import UPDATE_NAME, find_round_fault, read_manifest
-from fedlora.runs.round_store import RoundStore, StoredUpdates
-from fedlora.runs.server_state import STATE_NAME, load_server, state_to_bytes
-from fedlora.runs.standing import find_accepted
+from fedlora.runs.checking import UPDATE_NAME, find_round_fault
+from fedlora.runs.reader import RunReader
+from fedlora.runs.server_state import STATE_NAME, state_to_bytes
+from fedlora.runs.standing import read_standing
 from fedlora.types import (
     AdapterState,
     ClientFailure,
@@ -46,21 +46,11 @@ from fedlora.types import (
 )
 
 
-@dataclass(frozen=True)
-class Left:
-    """What the round before left: the place to start from."""
-
-    number: int
-    state: ServerState | None
-    accepted: Mapping[ClientId, int]
-    manifest: Mapping[str, Any]
-
-
 @dataclass
 class Replay:
     """One round as a ClientPool and an UpdateStore at once; `faults` says in what it differs from the files."""
 
-    store: RoundStore
+    reader: RunReader
     mode: Mode
     ids: Sequence[ClientId]
     manifest: Mapping[str, Any]
@@ -68,7 +58,7 @@ class Replay:
 
     @property
     def folder(self) -> Path:
-        return self.store.paths.round_folder(self.manifest["round"])
+        return self.reader.paths.round_folder(self.manifest["round"])
 
     def clients(self) -> Sequence[ClientId]:
         """Those that had something to train on."""
@@ -86,10 +76,10 @@ class Replay:
                 self.faults.append(f"{place}: the client was asked, but neither an update nor a failure is recorded")
                 yield ClientFailure(task.client_id, "data", "no update is recorded")
                 continue
-            update = self.store.read_update(task.round, task.client_id, folder=self.folder)
+            update = self.reader.read_update(self.folder, task.client_id)
             if update.task_id != task.id:
                 self.faults.append(f"{place / UPDATE_NAME} answers another task than the run gives this client")
-            memory = self.store.read_memory(task.client_id, task.accepted)
+            memory = self.reader.read_memory(task.client_id, task.accepted)
             start = self.mode.rule.phases(task.download, memory)[0].start
             # from what a client has that did not leave it, nobody else can tell
             if not update.adapter_stays and update.started_from != fingerprint(start):
@@ -112,15 +102,15 @@ class Replay:
 
     def updates(self, round_number: int, clients: Sequence[ClientId]) -> Updates:
         """The updates of the committed round, in client-id order."""
-        return StoredUpdates(self.store, round_number, sorted(clients), folder=self.folder)
+        return self.reader.updates(round_number, clients)
 
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
         """Compare a carried adapter with the one of the round it came from."""
-        if not self.store.keeps_adapter(client_id, accepted):
+        if not self.reader.keeps_adapter(client_id, accepted):
             return
         for name in (BIN_NAME, CONFIG_NAME):
             path = self.folder / client_name(client_id) / name
-            source = self.store.paths.round_folder(accepted) / client_name(client_id) / name
+            source = self.reader.paths.round_folder(accepted) / client_name(client_id) / name
             if not path.is_file() or path.read_bytes() != source.read_bytes():
                 self.faults.append(f"{path} is not the file of round {accepted}, from which it was carried forward")
 
@@ -151,7 +141,7 @@ class Replay:
 
 def replay_round(
     config: TrainConfig,
-    store: RoundStore,
+    reader: RunReader,
     ids: Sequence[ClientId],
     manifest: Mapping[str, Any],
     chain: BaseChain,
@@ -161,7 +151,7 @@ def replay_round(
 
     `chain` reads what the rounds before it added to the base; one for all rounds reads each only once.
     """
-    replay = Replay(store, choose_mode(config), ids, manifest)
+    replay = Replay(reader, choose_mode(config), ids, manifest)
     try:
         _run_again(config, replay, chain, private)
     except FedloraError as error:
@@ -171,7 +161,7 @@ def replay_round(
 
 def measure_again(
     config: TrainConfig,
-    store: RoundStore,
+    reader: RunReader,
     ids: Sequence[ClientId],
     manifest: Mapping[str, Any],
     private: PrivateRun | None = None,
@@ -180,25 +170,20 @@ def measure_again(
 
     StorageError when it is not what the run computes, or what it stands on is damaged.
     """
-    replay = Replay(store, choose_mode(config), ids, manifest)
+    replay = Replay(reader, choose_mode(config), ids, manifest)
     number = manifest["round"]
-    before = find_round_fault(store.paths.round_folder(number - 1), number - 1) if number > 1 else None
+    before = find_round_fault(reader.paths.round_folder(number - 1), number - 1) if number > 1 else None
     if before is None:
-        result = _run_again(config, replay, BaseChain(store.paths), private)
+        result = _run_again(config, replay, BaseChain(reader.paths), private)
         if not replay.faults:
             return result
     raise StorageError(before or replay.faults[0], hint="restore the file from a copy, or train anew with --overwrite")
 
 
 def _run_again(config: TrainConfig, replay: Replay, chain: BaseChain, private: PrivateRun | None) -> RoundResult:
-    store, number = replay.store, replay.manifest["round"]
-    start = _read_left(chain, store.paths, number - 1, store.shapes) if number > 1 else None
-    adapter = make_adapter(store.shapes, config.seed)
+    reader, number = replay.reader, replay.manifest["round"]
+    start = read_standing(reader, chain, number - 1) if number > 1 else None
+    adapter = make_adapter(reader.shapes, config.seed)
     config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
     run = FederatedRun(replay.mode, replay, replay, config, adapter, start=start, private=private)
     return next(run.rounds())
-
-
-def _read_left(chain: BaseChain, paths: RunPaths, number: int, shapes: Shapes) -> Left:
-    state = load_server(chain, paths, number, shapes)
-    return Left(number, state, find_accepted(paths, number), read_manifest(paths.round_folder(number)) or {})

@@ -27,6 +27,7 @@ from fedlora.federated.ranks import rank_in, shapes_at
 from fedlora.files import sha256_of_json
 from fedlora.methods.choosing import Mode, Wave, has_personal_models
 from fedlora.runs.base_chain import describe_additions, measure_additions
+from fedlora.runs.standing import Standing
 from fedlora.types import (
     AdapterState,
     ClientFailure,
@@ -54,19 +55,6 @@ class UpdateStore(WaveStore, Protocol):
         state: ServerState | None,
         facts: Mapping[str, Any],
     ) -> Path: ...
-
-
-class Standing(Protocol):
-    """The last round of an interrupted run, and in which round each client was last accepted."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def state(self) -> ServerState | None: ...
-    @property
-    def accepted(self) -> Mapping[ClientId, int]: ...
-    @property
-    def manifest(self) -> Mapping[str, Any]: ...
 
 
 class FederatedRun:

@@ -24,9 +24,8 @@ from fedlora.methods.choosing import choose_mode
 from fedlora.methods.strategy import Strategy
 from fedlora.paths import client_name
 from fedlora.runs.checking import find_round_fault, manifest_sha256, read_manifest
-from fedlora.runs.round_store import RoundStore, StoredUpdates
+from fedlora.runs.reader import RunReader
 from fedlora.runs.server_state import load_state
-from fedlora.runs.standing import read_committed
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, RoundContext, ServerState, Updates
 
 SERVER_SIDE = ("homo", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco")
@@ -81,7 +80,7 @@ class Outcome:
 class WhatIf:
     """The rounds of one run under one change; `target` is the configuration whose server aggregates."""
 
-    def __init__(self, source: TrainConfig, target: TrainConfig, change: Change, store: RoundStore) -> None:
+    def __init__(self, source: TrainConfig, target: TrainConfig, change: Change, reader: RunReader) -> None:
         check_modes(source.federation_mode, target.federation_mode)
         self.strategy: Strategy = choose_mode(target).strategy
         if change.weights is not None and not self.strategy.is_weighted:
@@ -94,7 +93,7 @@ class WhatIf:
                 "weights of single clients and the run's max_client_weight contradict each other",
                 hint="give examples, tokens or uniform",
             )
-        self.source, self.target, self.change, self.store = source, target, change, store
+        self.source, self.target, self.change, self.reader = source, target, change, reader
         # a server that the run had goes on from its own memory
         self.is_own = source.federation_mode == target.federation_mode
 
@@ -102,8 +101,8 @@ class WhatIf:
         """Every committed round in turn; StorageError when a file it stands on is not what was written."""
         slots: Mapping[str, AdapterState] | None = None
         before: Mapping[str, Any] | None = None
-        for number in self.store.paths.committed_rounds():
-            folder = self.store.paths.round_folder(number)
+        for number in self.reader.paths.committed_rounds():
+            folder = self.reader.paths.round_folder(number)
             manifest = read_manifest(folder)
             if (fault := find_round_fault(folder, number)) or manifest is None:
                 raise StorageError(str(fault), hint="restore the file from a copy; `fedlora verify` finds all faults")
@@ -121,15 +120,15 @@ class WhatIf:
 
     def _read_start(self, number: int, ids: Sequence[ClientId]) -> ServerState:
         """What the round before left in the run itself."""
-        left = load_state(self.store.paths.round_folder(number - 1), self.store.shapes) if number > 1 else None
-        untrained = make_adapter(self.store.shapes, self.source.seed)
+        left = load_state(self.reader.paths.round_folder(number - 1), self.reader.shapes) if number > 1 else None
+        untrained = make_adapter(self.reader.shapes, self.source.seed)
         return left or choose_mode(self.source).strategy.init(untrained, ids)
 
     def _run(
         self, number: int, state: ServerState, ids: Sequence[ClientId], manifest: Mapping[str, Any]
     ) -> tuple[Outcome, ServerState]:
-        folder = self.store.paths.round_folder(number)
-        chosen = ChosenUpdates(self.store, number, self.change, None if self.is_own else state.adapter)
+        folder = self.reader.paths.round_folder(number)
+        chosen = ChosenUpdates(self.reader, number, self.change, None if self.is_own else state.adapter)
         updates: Updates = chosen
         if self.target.limits_clients and self.target.norm_action == "clip":
             limits = Limits(
@@ -140,7 +139,7 @@ class WhatIf:
         made = self.strategy.global_adapter(after)
         if made is None:
             raise UsageError(f"federation_mode={self.target.federation_mode} leaves no global model")
-        actual = load_adapter(folder / SAFETENSORS_NAME, self.store.shapes)
+        actual = load_adapter(folder / SAFETENSORS_NAME, self.reader.shapes)
         step = product_distance(actual, state.adapter)
         counts = {update.client_id: update.num_examples for update in chosen.done}
         if not self.strategy.is_weighted:
@@ -166,14 +165,12 @@ class ChosenUpdates:
     With `complete_by` an update of one factor is given the other from there: a server that sums both gets both.
     """
 
-    def __init__(self, store: RoundStore, number: int, change: Change, complete_by: AdapterState | None) -> None:
+    def __init__(self, reader: RunReader, number: int, change: Change, complete_by: AdapterState | None) -> None:
         self._complete_by = complete_by
-        kept = read_committed(store.paths, number, store.log)
-        used = [update for update in kept if update.client_id not in change.leave_out]
+        used = [update for update in reader.describe_updates(number) if update.client_id not in change.leave_out]
         self.done = [replace(update, num_examples=change.count(update)) for update in used]
         self._counts = {update.client_id: update.num_examples for update in self.done}
-        folder = store.paths.round_folder(number)
-        self._stored = StoredUpdates(store, number, sorted(self._counts), folder=folder)
+        self._stored = reader.updates(number, list(self._counts))
 
     def finish(self) -> None:
         """All are there."""

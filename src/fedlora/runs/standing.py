@@ -8,27 +8,24 @@ aside, told of, and trained again to the same bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedlora.console import say
 from fedlora.errors import StorageError
-from fedlora.federated.adapters import Shapes
-from fedlora.files import read_json
 from fedlora.paths import RunPaths, client_name, client_number
 from fedlora.runs.base_chain import BaseChain
 from fedlora.runs.checking import UPDATE_NAME, find_round_fault, manifest_sha256, read_kept_update, read_manifest
-from fedlora.runs.metrics_log import MetricsLog
-from fedlora.runs.round_store import update_of
+from fedlora.runs.reader import RunReader
 from fedlora.runs.run_folder import remove_entry
 from fedlora.runs.server_state import load_server
-from fedlora.types import ClientId, ClientMemory, ClientUpdate, ServerState
+from fedlora.types import ClientId, ServerState
 
 
 @dataclass(frozen=True)
 class Standing:
-    """The last sound round, what its server remembers, and in which round each client was last accepted."""
+    """A round from which a run goes on: what its server remembers, and where each client was last accepted."""
 
     number: int
     manifest: Mapping[str, Any]
@@ -40,15 +37,22 @@ class Standing:
         return manifest_sha256(self.manifest)
 
 
-def find_standing(paths: RunPaths, shapes: Shapes) -> Standing | None:
-    """The round from which a run goes on, None before its first; rounds above it are moved aside."""
-    found, chain = None, BaseChain(paths)
+def read_standing(reader: RunReader, chain: BaseChain, number: int) -> Standing:
+    """Where a run stands after a sound round; `chain` reads what the rounds up to it added to the base."""
+    paths = reader.paths
+    manifest = read_manifest(paths.round_folder(number)) or {}
+    return Standing(number, manifest, load_server(chain, paths, number, reader.shapes), find_accepted(paths, number))
+
+
+def find_standing(reader: RunReader) -> Standing | None:
+    """The last sound round, None when there is none; rounds above it are moved aside."""
+    paths, found = reader.paths, None
+    chain = BaseChain(paths)
     for number in reversed(paths.committed_rounds()):
         folder = paths.round_folder(number)
         fault = find_round_fault(folder, number) or _find_chain_fault(paths, number) or _find_base_fault(chain, number)
         if fault is None:
-            state = load_server(chain, paths, number, shapes)
-            found = Standing(number, read_manifest(folder) or {}, state, find_accepted(paths, number))
+            found = read_standing(reader, chain, number)
             break
         say(f"round {number} is not used and trained again: {fault}")
         _move_aside(folder, paths.damaged_folder(number))
@@ -64,17 +68,6 @@ def find_standing(paths: RunPaths, shapes: Shapes) -> Standing | None:
         if entry.name != coming.name:
             remove_entry(entry)
     return found
-
-
-def read_committed(paths: RunPaths, round_number: int, log: MetricsLog) -> list[ClientUpdate]:
-    """The updates of a committed round without their tensors, wave by wave in client-id order."""
-    found = [read_json(path) for path in paths.round_folder(round_number).glob(f"*/{UPDATE_NAME}")]
-    updates = [update_of(facts, upload=None, memory=ClientMemory()) for facts in found]
-    timed = [
-        replace(update, metrics={**update.metrics, "seconds": log.seconds(round_number, update.client_id)})
-        for update in updates
-    ]
-    return sorted(timed, key=lambda update: (update.metrics["wave"], update.client_id))
 
 
 def find_accepted(paths: RunPaths, round_number: int) -> dict[ClientId, int]:

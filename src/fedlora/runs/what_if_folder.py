@@ -11,8 +11,8 @@ from typing import Any
 from fedlora.errors import UsageError
 from fedlora.files import write_json
 from fedlora.paths import RunPaths
-from fedlora.runs.round_store import RoundStore
 from fedlora.runs.run_folder import check_free, clear_run, read_run
+from fedlora.runs.writer import RunWriter
 from fedlora.types import AdapterState
 
 PROVENANCE_NAME = "reaggregated.json"
@@ -40,8 +40,8 @@ def make_room(paths: RunPaths, *, overwrite: bool) -> None:
     clear_run(paths)
 
 
-def write_round(store: RoundStore, number: int, adapter: AdapterState, provenance: Mapping[str, Any]) -> None:
+def write_round(writer: RunWriter, number: int, adapter: AdapterState, provenance: Mapping[str, Any]) -> None:
     """Commit a round of one adapter and its provenance; its manifest names both."""
-    store.begin_round(number)
-    write_json(store.paths.partial_folder(number) / PROVENANCE_NAME, provenance)
-    store.commit_round(number, adapter, None, {"cohort": [], "limited": [], "quarantined": []})
+    writer.begin_round(number)
+    write_json(writer.paths.partial_folder(number) / PROVENANCE_NAME, provenance)
+    writer.commit_round(number, adapter, None, {"cohort": [], "limited": [], "quarantined": []})

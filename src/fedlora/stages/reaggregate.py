@@ -28,9 +28,10 @@ from fedlora.reporting.plain_text import NOTHING, table_text
 from fedlora.runs.checking import find_listed_fault
 from fedlora.runs.lock import hold_run
 from fedlora.runs.metrics_log import MetricsLog
-from fedlora.runs.round_store import RoundStore
+from fedlora.runs.reader import RunReader
 from fedlora.runs.run_folder import read_run
 from fedlora.runs.what_if_folder import MARK, UNFINISHED, make_room, write_round
+from fedlora.runs.writer import RunWriter
 from fedlora.types import AdapterState, Row
 
 Validate = Callable[[AdapterState], float]
@@ -65,9 +66,8 @@ def run(config: ReaggregateConfig) -> RunPaths:
     if fault := find_listed_fault(first, [first / GLOBAL_BIN_NAME, first / CONFIG_NAME]):
         raise StorageError(fault, hint="restore the file from a copy; `fedlora verify` finds all faults")
     shapes = read_shapes(first / GLOBAL_BIN_NAME)
-    store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=MetricsLog(paths.metrics_file))
     weights = config.client_weights or (config.weights or None)
-    what_if = WhatIf(source, target, Change(config.left_out, weights), store)
+    what_if = WhatIf(source, target, Change(config.left_out, weights), RunReader(paths, shapes))
     with hold_run(new):
         make_room(new, overwrite=config.overwrite)
         validate = _open_validation(config, source, recorded, held_out) if held_out else None
@@ -107,7 +107,7 @@ def _write(
     ids: Sequence[int],
     validate: Validate | None,
 ) -> None:
-    paths = what_if.store.paths
+    paths = what_if.reader.paths
     changed = {
         "leave_out": sorted(config.left_out),
         "weights": config.client_weights or config.weights or "as in the run",
@@ -126,9 +126,8 @@ def _write(
     }
     header = {key: facts[key] for key in ("exp_name", "mode", "base_model", "base_dtype", "versions")}
     first = paths.round_folder(paths.committed_rounds()[0])
-    written = RoundStore(
-        new,
-        shapes=what_if.store.shapes,
+    written = RunWriter(
+        RunReader(new, what_if.reader.shapes),
         peft_config=read_text(first / CONFIG_NAME),
         header=header,
         log=MetricsLog(new.metrics_file),

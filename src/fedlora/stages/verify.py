@@ -24,8 +24,7 @@ from fedlora.paths import RunPaths
 from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_round_faults
 from fedlora.runs.base_chain import BaseChain
 from fedlora.runs.checking import read_manifest
-from fedlora.runs.metrics_log import MetricsLog
-from fedlora.runs.round_store import RoundStore
+from fedlora.runs.reader import RunReader
 from fedlora.runs.run_folder import check_trained, read_run
 from fedlora.runs.secret_file import load_secret
 
@@ -100,8 +99,7 @@ def _compute_again(
     sizes = {client["client_id"]: client["num_examples"] for client in recorded["clients"] if client["num_examples"]}
     secret = load_secret(recorded["privacy"]["secret_id"]) if config.dp_noise_multiplier is not None else None
     private = make_private_run(config, sizes, secret)
-    store = RoundStore(paths, shapes=shapes, peft_config="", header={}, log=MetricsLog(paths.metrics_file))
-    return replay_round(config, store, list(sizes), manifest, chain, private)
+    return replay_round(config, RunReader(paths, shapes), list(sizes), manifest, chain, private)
 
 
 def _find_shapes(paths: RunPaths, number: int) -> Shapes:

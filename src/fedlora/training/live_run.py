@@ -39,10 +39,11 @@ from fedlora.planning.forecast import draw_waves, measure_traffic
 from fedlora.planning.growth import forecast_growth
 from fedlora.runs.environment import check_environment, describe_environment, library_versions
 from fedlora.runs.metrics_log import MetricsLog
-from fedlora.runs.round_store import RoundStore
+from fedlora.runs.reader import RunReader
 from fedlora.runs.secret_file import load_secret, save_secret
 from fedlora.runs.space import SpaceNeed, estimate_round_bytes
 from fedlora.runs.standing import Standing, find_standing
+from fedlora.runs.writer import RunWriter
 from fedlora.training.round_metrics import RoundMetrics
 from fedlora.types import AdapterState, ClientPool, Row
 
@@ -110,24 +111,25 @@ class Training:
 
     def _run(self) -> None:
         config, mode = self.config, self.mode
-        standing = find_standing(self.paths, self.lora.shapes()) if self.is_resumed else None
+        reader = RunReader(self.paths, self.lora.shapes())
+        standing = find_standing(reader) if self.is_resumed else None
         done = standing.number if standing else 0
         log = MetricsLog(self.paths.metrics_file)
         rows = log.go_on(done)
-        store = self._make_store(log, standing)
+        writer = self._make_writer(reader, log, standing)
         if self.secret and not self.is_resumed:
             save_secret(self.secret)
-        store.write_run(self.run_facts)
-        self.bench.book.on_change = lambda layout: self._record_layout(store, layout)
+        writer.write_run(self.run_facts)
+        self.bench.book.on_change = lambda layout: self._record_layout(writer, layout)
         self._warn()
         own = has_personal_models(mode)
-        metrics = RoundMetrics(self.trainer, self.clients, self.held_out, store, log, has_personal=own)
+        metrics = RoundMetrics(self.trainer, self.clients, self.held_out, reader, log, has_personal=own)
         self._catch_up(metrics, standing, rows)
         with (
             Progress(f"train {config.exp_name} ({config.federation_mode})", self._rows_ahead(done)) as progress,
-            self._open_pool(mode, store, progress.advance) as pool,
+            self._open_pool(mode, reader, progress.advance) as pool,
         ):
-            federated = FederatedRun(mode, pool, store, config, self.adapter, start=standing, private=self.private)
+            federated = FederatedRun(mode, pool, writer, config, self.adapter, start=standing, private=self.private)
             self.space.check(done)
             began = time.monotonic()
             for result in federated.rounds():
@@ -135,7 +137,7 @@ class Training:
                 _say_round(row, result.records, config.num_communication_rounds)
                 self.space.check(result.round)
                 began = time.monotonic()
-        store.write_run({**self.run_facts, "state": "finished", "best_round": metrics.best})
+        writer.write_run({**self.run_facts, "state": "finished", "best_round": metrics.best})
 
     def _check_unchanged(self, recorded: Mapping[str, Any]) -> None:
         """The clients' files and the environment are those the run was begun with."""
@@ -166,22 +168,22 @@ class Training:
             else "all rounds are done"
         )
         for number in sorted(set(range(1, standing.number + 1)) - {row["round"] for row in closed}):
-            facts = (number, metrics.log, self.lora.shapes(), self.clients.clients(), self.private)
-            result = read_result(self.config, self.paths, *facts)
+            ids = self.clients.clients()
+            result = read_result(self.config, metrics.reader, number, metrics.log, ids, self.private)
             metrics.record(result, sum(record["seconds"] for record in result.records))
 
     def _open_pool(
-        self, mode: Mode, store: RoundStore, on_rows: Callable[[int], None]
+        self, mode: Mode, reader: RunReader, on_rows: Callable[[int], None]
     ) -> contextlib.AbstractContextManager[ClientPool]:
         if self.remote is not None:
             return contextlib.nullcontext(self.remote(mode, on_rows))
-        return open_pool(self.bench, self.config, mode, store, on_rows, self.secret)
+        return open_pool(self.bench, self.config, mode, reader, on_rows, self.secret)
 
-    def _record_layout(self, store: RoundStore, layout: Layout) -> None:
+    def _record_layout(self, writer: RunWriter, layout: Layout) -> None:
         self.run_facts = {**self.run_facts, "layout": layout.record()}
-        store.write_run(self.run_facts)
+        writer.write_run(self.run_facts)
 
-    def _make_store(self, log: MetricsLog, standing: Standing | None) -> RoundStore:
+    def _make_writer(self, reader: RunReader, log: MetricsLog, standing: Standing | None) -> RunWriter:
         peft_config = make_peft_config(
             self.lora.spec,
             self.config.base_model,
@@ -193,9 +195,8 @@ class Training:
         if self.remote is not None:
             # a round may then hold no whole adapter from which its shapes could be read
             header["shapes"] = {key: list(shape) for key, shape in self.lora.shapes().items()}
-        return RoundStore(
-            self.paths,
-            shapes=self.lora.shapes(),
+        return RunWriter(
+            reader,
             peft_config=peft_config,
             header=header,
             log=log,

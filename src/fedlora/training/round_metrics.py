@@ -16,7 +16,7 @@ from fedlora.llm.background import as_background
 from fedlora.llm.examples import Example
 from fedlora.llm.local_training import Trainer
 from fedlora.runs.metrics_log import MetricsLog
-from fedlora.runs.round_store import RoundStore
+from fedlora.runs.reader import RunReader
 from fedlora.types import RoundResult
 
 
@@ -28,7 +28,7 @@ class RoundMetrics:
         trainer: Trainer,
         clients: ClientExamples,
         held_out: Sequence[Example],
-        store: RoundStore,
+        reader: RunReader,
         log: MetricsLog,
         *,
         has_personal: bool = False,
@@ -36,7 +36,7 @@ class RoundMetrics:
         self.trainer = trainer
         self.clients = clients
         self.held_out = list(held_out)
-        self.store = store
+        self.reader = reader
         self.log = log
         self.has_personal = has_personal
         self.best: dict[str, Any] | None = None
@@ -96,7 +96,7 @@ class RoundMetrics:
             client = record["client_id"]
             examples = self.held_out or self.clients.own_validation(client)
             if examples:
-                adapter = self.store.read_memory(client, round_number).adapter
+                adapter = self.reader.read_memory(client, round_number).adapter
                 if adapter is not None:  # None: it stays where the client is
                     record["val_loss"] = self.trainer.validate(adapter, [examples])
 
@@ -104,7 +104,7 @@ class RoundMetrics:
         """Every own model of the cohort on the client's own rows, and on the held-out ones; the means for the round."""
         for record in records:
             client = record["client_id"]
-            adapter = self.store.read_memory(client, round_number).adapter
+            adapter = self.reader.read_memory(client, round_number).adapter
             own = self.clients.own_validation(client)
             if adapter is None or not (own or self.held_out):
                 continue

@@ -1,15 +1,14 @@
-"""What a run leaves under `model_dir`: client updates and rounds, each committed as a whole.
+"""How a run is written under `model_dir`: client updates and rounds, each committed as a whole.
 
 A round is put together in `<round>.partial` and renamed to `<round>` once its manifest, written last,
-names every file with its SHA-256: a round folder that exists is complete. Updates are read back one after
-another, so memory does not grow with the number of clients.
+names every file with its SHA-256: a round folder that exists is complete.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,19 @@ from typing import Any
 import safetensors.torch
 
 from fedlora.errors import StorageError
-from fedlora.federated.adapters import Shapes, find_half, fingerprint, pick_half
-from fedlora.federated.ranks import rank_in, rank_of_adapter, shapes_at
-from fedlora.files import read_json, sync_folder, write_bytes, write_json, write_text
+from fedlora.federated.adapters import find_half, fingerprint
+from fedlora.federated.ranks import rank_in, rank_of_adapter
+from fedlora.files import sync_folder, write_bytes, write_json, write_text
 from fedlora.llm.adapter_config import config_at_rank
 from fedlora.llm.adapter_files import (
     BIN_NAME,
     CONFIG_NAME,
     GLOBAL_BIN_NAME,
     SAFETENSORS_NAME,
-    load_adapter,
     to_bin,
     to_safetensors,
 )
-from fedlora.llm.bin_layout import BinLayout
-from fedlora.paths import RunPaths, client_name
+from fedlora.paths import client_name
 from fedlora.runs.base_chain import BASE_NAME, increment_to_bytes
 from fedlora.runs.checking import (
     MANIFEST_NAME,
@@ -42,36 +39,38 @@ from fedlora.runs.checking import (
     seal,
 )
 from fedlora.runs.metrics_log import MetricsLog
-from fedlora.runs.server_state import STATE_NAME, groups_to_bytes, load_groups, state_to_bytes
+from fedlora.runs.reader import (
+    EXTRA_NAME,
+    MEMORY_NAME,
+    OPTIMIZER_NAME,
+    UPLOAD_NAME,
+    RunReader,
+    StoredUpdates,
+    update_of,
+)
+from fedlora.runs.server_state import STATE_NAME, groups_to_bytes, state_to_bytes
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, ServerState
 
-OPTIMIZER_NAME = "private/optimizer.safetensors"
-MEMORY_NAME = "private/memory.safetensors"
-EXTRA_NAME = "extra.safetensors"
-UPLOAD_NAME = "upload.safetensors"
 
-
-class RoundStore:
-    """The files of one run; `shapes` and `peft_config` describe its adapters (those of the largest rank, where ranks
-    differ), `parent_sha256` is the manifest of the round that comes before what is written next."""
+class RunWriter:
+    """Writes the run that `reader` reads; `peft_config` describes its adapters (those of the largest rank, where ranks
+    differ), `header` begins every manifest, `parent_sha256` is the manifest of the round before the next one."""
 
     def __init__(
         self,
-        paths: RunPaths,
+        reader: RunReader,
         *,
-        shapes: Shapes,
         peft_config: str,
         header: Mapping[str, Any],
         log: MetricsLog,
         parent_sha256: str | None = None,
     ) -> None:
-        self.paths = paths
-        self.shapes = shapes
+        self.reader = reader
+        self.paths = reader.paths
         self.peft_config = peft_config
         self.header = dict(header)
         self.log = log
         self._parent = parent_sha256
-        self._layouts: dict[int, BinLayout] = {}
 
     def begin_round(self, round_number: int) -> None:
         """A working folder with nothing in it but the updates that an interrupted attempt committed there."""
@@ -103,7 +102,7 @@ class RoundStore:
         folder = self.paths.partial_folder(update.round) / client_name(update.client_id)
         if adapter is None:
             folder.mkdir(parents=True, exist_ok=True)
-            rank, is_apart = rank_in(self.shapes), update.upload is not None
+            rank, is_apart = rank_in(self.reader.shapes), update.upload is not None
         else:
             rank, is_apart = rank_of_adapter(adapter), _is_apart(update)
             write_bytes(folder / BIN_NAME, to_bin(adapter))
@@ -132,7 +131,7 @@ class RoundStore:
             "rank": rank,
             "round": update.round,
             "sends_apart": is_apart,
-            "sends": None if update.upload is None else find_half(update.upload, self.shapes),
+            "sends": None if update.upload is None else find_half(update.upload, self.reader.shapes),
             "sends_extra": sorted(update.extra),
             "started_from": update.started_from,
             "task_id": update.task_id,
@@ -143,57 +142,11 @@ class RoundStore:
 
     def updates(self, round_number: int, clients: Sequence[ClientId]) -> StoredUpdates:
         """The kept updates of the open round, in client-id order."""
-        return StoredUpdates(self, round_number, sorted(clients))
-
-    def read_update(self, round_number: int, client_id: ClientId, *, folder: Path | None = None) -> ClientUpdate:
-        """One update with its tensors, from the open round unless a committed `folder` is given."""
-        place = (folder or self.paths.partial_folder(round_number)) / client_name(client_id)
-        facts = read_json(place / UPDATE_NAME)
-        extra = load_groups(place / EXTRA_NAME) if facts["sends_extra"] else {}
-        if facts.get("adapter_stays"):
-            apart = self._read_apart(place, facts) if facts["sends_apart"] else None
-            return replace(update_of(facts, upload=apart, memory=ClientMemory()), extra=extra, adapter_stays=True)
-        # the rank and where an upload lies are younger than the record
-        layout = self._layout(place, facts.get("rank", rank_in(self.shapes)))
-        adapter = load_adapter(place / BIN_NAME, layout.shapes, layout=layout)
-        optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
-        slots = load_groups(place / MEMORY_NAME) if facts["keeps_slots"] else {}
-        memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer, slots)
-        upload = None if facts["sends"] is None else pick_half(adapter, facts["sends"])
-        if facts.get("sends_apart"):
-            upload = self._read_apart(place, facts)
-        return replace(update_of(facts, upload=upload, memory=memory), extra=extra)
-
-    def _read_apart(self, place: Path, facts: Mapping[str, Any]) -> AdapterState:
-        return load_adapter(place / UPLOAD_NAME, pick_half(self.shapes, facts["sends"]))
-
-    def _layout(self, place: Path, rank: int) -> BinLayout:
-        if type(rank) is not int or rank < 1:
-            raise StorageError(f"{place / UPDATE_NAME}: rank {rank!r} is none", hint="restore the file")
-        if rank not in self._layouts:
-            self._layouts[rank] = BinLayout(shapes_at(self.shapes, rank))
-        return self._layouts[rank]
-
-    def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
-        """What a client kept with its last committed update; empty before its first."""
-        if accepted is None:
-            return ClientMemory()
-        folder = self.paths.round_folder(accepted)
-        place = folder / client_name(client_id)
-        if read_kept_update(place) is None:
-            raise StorageError(
-                f"{place}: what the client keeps from round {accepted} is not what was written",
-                hint="give the same command again: the round is then trained again",
-            )
-        return self.read_update(accepted, client_id, folder=folder).memory
-
-    def keeps_adapter(self, client_id: ClientId, accepted: int) -> bool:
-        """Whether what lies in a client's folder of a round is a model of its own, and not what it sent."""
-        return read_json(self.paths.round_folder(accepted) / client_name(client_id) / UPDATE_NAME)["keeps_adapter"]
+        return StoredUpdates(self.reader, self.paths.partial_folder(round_number), clients)
 
     def carry_forward(self, round_number: int, client_id: ClientId, accepted: int) -> None:
         """Put the adapter that a client keeps into the open round, as a hard link where the file system has them."""
-        if not self.keeps_adapter(client_id, accepted):
+        if not self.reader.keeps_adapter(client_id, accepted):
             return
         source = self.paths.round_folder(accepted) / client_name(client_id)
         target = self.paths.partial_folder(round_number) / client_name(client_id)
@@ -249,26 +202,6 @@ class RoundStore:
         write_json(self.paths.run_file, seal(value))
 
 
-class StoredUpdates:
-    """Re-iterable updates of one round; each iteration loads them from the store one after another."""
-
-    def __init__(
-        self, store: RoundStore, round_number: int, clients: Sequence[ClientId], *, folder: Path | None = None
-    ) -> None:
-        self._store = store
-        self._round = round_number
-        self._folder = folder
-        self._clients = list(clients)
-
-    def __len__(self) -> int:
-        return len(self._clients)
-
-    def __iter__(self) -> Iterator[ClientUpdate]:
-        # not one ahead in a thread: reading and summing then fight for the same cores, and both are slower
-        for client_id in self._clients:
-            yield self._store.read_update(self._round, client_id, folder=self._folder)
-
-
 def _is_apart(update: ClientUpdate) -> bool:
     """Whether a client sends what is no part of the adapter it keeps: all factors, or others than the kept ones."""
     if update.upload is None or update.memory.adapter is None:
@@ -277,17 +210,3 @@ def _is_apart(update: ClientUpdate) -> bool:
         return True
     part = {key: value for key, value in update.memory.adapter.items() if key in update.upload}
     return fingerprint(part) != fingerprint(update.upload)
-
-
-def update_of(facts: Mapping[str, Any], *, upload: AdapterState | None, memory: ClientMemory) -> ClientUpdate:
-    """An update from its record and its tensors."""
-    counts = {name: facts[name] for name in ("round", "client_id", "num_examples", "num_tokens", "num_steps")}
-    return ClientUpdate(
-        **counts,
-        task_id=facts["task_id"],
-        upload=upload,
-        memory=memory,
-        started_from=facts["started_from"],
-        metrics=facts["metrics"],
-        base_sha256=facts.get("base_sha256"),
-    )
