@@ -3,7 +3,7 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-thorough test-slow test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz lint format clean-venv
+.PHONY: help demo test test-thorough test-slow test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz lint format compare-commits clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench-gpu   the same on a CUDA device"
 	@echo "make bench-quality  held-out loss against the usual way, 3 seeds: 20 minutes (FEDLORA_DOLLY as above)"
 	@echo "make fuzz        damage 100,000 adapter files and see that each is refused or read right: a few minutes"
+	@echo "make compare-commits OLD=0a2484f  train every method with an old commit and this tree, and compare: 20 minutes"
 	@echo "make lint        check style and types"
 	@echo "make format      rewrite the code in the project's style"
 	@echo "make clean-venv  delete .venv"
@@ -60,6 +61,12 @@ bench-quality: .venv/installed
 # MUTATIONS files of each of four kinds; another SEED damages them in other places
 fuzz: .venv/installed
 	.venv/bin/python tools/fuzz_adapters.py --mutations $(or $(MUTATIONS),25000) --seed $(or $(SEED),0)
+
+# both halves say what differs; EXCEPT names what is meant to, as scaffold,multi_krum/plain
+compare-commits: .venv/installed
+	@bad=0; for part in "" --resume; do \
+	  .venv/bin/python tools/compare_commits.py --old "$(OLD)" --except "$(EXCEPT)" $$part || bad=1; \
+	done; exit $$bad
 
 lint: .venv/installed-dev
 	$(RUFF) check .
