@@ -38,6 +38,8 @@ STATED: dict[str, dict[str, Any]] = {"trimmed_mean": {"trimmed_share": 0.2}, "mu
 """Hyper-parameters that both sides are given, so that another default is not taken for other arithmetic."""
 RESUMED = ("plain", "keep", "client_privacy", "example_privacy")
 """The features with which runs are resumed: without any, with moments to find again, with a secret to find again."""
+TAKEN_OVER = (*MODES, "finetune", "trimmed_mean", "multi_krum")
+"""Every kind of memory, a method bound to its number of rounds, and two whose defaults may depend on the cohort."""
 
 Found = list[str] | None
 """What differs; None where both sides refuse."""
@@ -47,9 +49,7 @@ def main() -> int:
     """Print a line a method; 1 when something differs that `--except` does not name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--old", required=True, help="commit to compare with")
-    parser.add_argument(
-        "--methods", default="", help="comma separated (default: all; with --resume those of tiny_run.py)"
-    )
+    parser.add_argument("--methods", default="", help="comma separated (default: all; a dozen with --resume)")
     parser.add_argument(
         "--features", default=",".join(FEATURES), help="combined with each method (default: %(default)s)"
     )
@@ -61,7 +61,7 @@ def main() -> int:
     options = parser.parse_args()
     methods, features, expected = (words.split(",") for words in (options.methods, options.features, options.expected))
     if not options.methods:
-        methods = list(MODES if options.resume else MODE_NAMES)
+        methods = list(TAKEN_OVER if options.resume else MODE_NAMES)
     if options.resume:
         features = [name for name in features if name in RESUMED]
     is_good = True
