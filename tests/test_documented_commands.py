@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from crashtest import SECTIONS
 
 from fedlora import cli
 from fedlora.config.train import TrainConfig
@@ -52,6 +53,21 @@ def test_every_command_of_a_page_is_one(page):
 
 def test_the_pages_do_show_commands():
     assert sum(len(commands(page)) for page in PAGES) > 25
+
+
+def test_the_commands_behind_the_promises_find_their_tests():
+    """A file that moved, a test that was renamed, or one that -k no longer picks would leave a promise unshown."""
+    page = (ROOT / "docs/reliability.md").read_text()
+    commands = [shlex.split(command)[1:] for command in re.findall(r"`(pytest [^`]+)`", page)]
+    assert len(commands) >= 8
+    for words in commands:
+        files = [word for word in words if word.endswith(".py")]
+        picked = words[words.index("-k") + 1].split(" or ") if "-k" in words else ["test_"]
+        names = [re.findall(r"^def (test_\w+)", (ROOT / file).read_text(), re.MULTILINE) for file in files]
+        for file, own in zip(files, names, strict=True):
+            assert any(word in name for word in picked for name in own), f"{words}: nothing in {file}"
+        assert all(any(word in name for own in names for name in own) for word in picked), words
+    assert set(re.findall(r"crashtest\.py --only (\w+)", page)) == set(SECTIONS)
 
 
 def yaml_of(first: str) -> str:
