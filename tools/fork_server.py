@@ -120,6 +120,9 @@ def _be_child(job: Mapping[str, Any], output: int, points: int) -> None:
         if job.get("known_secret"):
             # 32 zero bytes: two runs can be compared only if both draw their noise from the same secret
             secrets.token_bytes = bytes
+        if not job.get("flushes", True):
+            # a third of a tiny run's time, and nothing here outlives a power cut
+            setattr(os, "fsync", int)  # noqa: B010
         sys.stdin.close()
         os.dup2(output, 1)
         os.dup2(output, 2)

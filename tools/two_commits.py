@@ -42,7 +42,7 @@ class Side:
         # a run of the old side goes on in the new one, so its secret must be found there
         folders = {"FEDLORA_CACHE": f"{self.folder}-cache", "FEDLORA_SECRETS": str(self.folder.parent / "secrets")}
         argv = [*command.split(), *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
-        return self.server.run(argv, environment=folders, known_secret=True, **job)
+        return self.server.run(argv, environment=folders, known_secret=True, flushes=False, **job)
 
 
 @dataclass(frozen=True)
