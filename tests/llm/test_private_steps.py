@@ -26,7 +26,7 @@ SECRET = Secret(bytes(range(32)))
 ROWS = [Row("ask " + "x" * (7 * i % 40), "", "yes" * (1 + i % 5), "c") for i in range(8)]
 
 
-def make_trainer(tiny_model, dtype="float32", tokens=4096, checkpointing=False, **changes) -> Trainer:
+def make_trainer(tiny_model, dtype="float32", tokens=4096, checkpointing=False, secret=SECRET, **changes) -> Trainer:
     options = {
         "local_batch_size": 8,
         "local_num_epochs": 1,
@@ -39,9 +39,7 @@ def make_trainer(tiny_model, dtype="float32", tokens=4096, checkpointing=False, 
     config = TrainConfig.of(**{**options, **changes})
     base = load_base_model(str(tiny_model), device="cpu", dtype=dtype)
     spec = LoraSpec(4, 16, 4.0, config.lora_dropout, ("q_proj", "v_proj", "down_proj"))
-    trainer = Trainer(base, LoraModel(base.model, spec), config, LayoutBook(Layout(tokens, checkpointing)))
-    trainer.secret = SECRET
-    return trainer
+    return Trainer(base, LoraModel(base.model, spec), config, LayoutBook(Layout(tokens, checkpointing)), secret)
 
 
 def examples_of(trainer: Trainer, rows=ROWS) -> list[Example]:
@@ -201,8 +199,8 @@ def test_rounds_clients_steps_and_secrets_have_lots_and_noise_of_their_own_and_r
     assert close(train(make_trainer(tiny_model, **changes)).adapter, first, 0)
     assert not close(train(trainer, client=1).adapter, first, 1e-3)
     assert not close(train(trainer, number=2).adapter, first, 1e-3)
-    trainer.secret = Secret(bytes(range(1, 33)))
-    assert not close(train(trainer).adapter, first, 1e-3)
+    other = Secret(bytes(range(1, 33)))
+    assert not close(train(make_trainer(tiny_model, secret=other, **changes)).adapter, first, 1e-3)
 
 
 def test_the_public_seed_draws_no_lot_and_no_noise(tiny_model):
@@ -212,8 +210,7 @@ def test_the_public_seed_draws_no_lot_and_no_noise(tiny_model):
 
 
 def test_private_training_without_a_secret_is_refused(tiny_model):
-    trainer = make_trainer(tiny_model)
-    trainer.secret = None
+    trainer = make_trainer(tiny_model, secret=None)
     with pytest.raises(ValueError, match="secret"):
         train(trainer)
 

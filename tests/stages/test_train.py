@@ -12,6 +12,7 @@ from fedlora.config.train import MODE_NAMES, TrainConfig
 from fedlora.errors import DataError, LockedError, StorageError, UsageError
 from fedlora.federated.adapters import weighted_mean
 from fedlora.files import sha256_of
+from fedlora.llm import local_training
 from fedlora.methods.choosing import MODES
 from fedlora.stages import train
 
@@ -292,3 +293,20 @@ def test_three_processes_with_other_hash_seeds_leave_the_same_bytes(tiny_model, 
         listings.append({name: sha256_of(models / name) for name in files})
     assert listings[0] == listings[1] == listings[2]
     assert len(listings[0]) > 15
+
+
+def test_a_layout_that_was_reduced_is_on_record_before_the_next_step_and_at_the_end(train_mode, tmp_path, monkeypatch):
+    within, seen = local_training.with_less_memory, []
+
+    def layout() -> dict:
+        return json.loads((tmp_path / "models" / "short" / "run.json").read_text())["layout"]
+
+    def run_short(*attempt):
+        seen.append(layout()["reductions"])
+        return within(*attempt)[0], 1024
+
+    monkeypatch.setattr(local_training, "with_less_memory", run_short)
+    train_mode("homo", sizes=(4,), name="short", tokens_per_pass=2048)
+    kept = [{"round": 1, "client_id": 0, "step": 0, "tokens_per_pass": 1024}]
+    assert seen[:2] == [[], kept]
+    assert layout() == {"tokens_per_pass": 2048, "gradient_checkpointing": False, "reductions": kept}

@@ -19,9 +19,10 @@ from fedlora.config.train import TrainConfig
 from fedlora.engines.client_data import ClientFacts
 from fedlora.engines.messages import pack, pack_outcome, pack_task, unpack, unpack_outcome, unpack_task
 from fedlora.engines.simulation import SimulatedClients
-from fedlora.engines.workbench import make_workbench
+from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
+from fedlora.llm.local_training import Trainer
 from fedlora.methods.choosing import choose_mode
 from fedlora.types import BaseDelta, ClientFailure, ClientId, ClientMemory, ClientUpdate, TrainTask
 
@@ -96,7 +97,7 @@ def serve(
     # an interrupt from the keyboard reaches every process; the first one decides what becomes of the others
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    clients: SimulatedClients | None = None
+    bench: Workbench | None = None
     held: BaseDelta | None = None
     while True:
         try:
@@ -105,11 +106,12 @@ def serve(
         except (EOFError, OSError):
             return
         try:
-            if clients is None:
+            if bench is None:
                 bench = make_workbench(config, files, device=device, layout=layout, facts=facts)
-                bench.trainer.secret = secret
-                clients = SimulatedClients(bench.trainer, choose_mode(config).rule, bench.examples, _Given())
-            answer = _train(clients, task, memory, Layout.from_record(more["layout"]))
+            book = LayoutBook(Layout.from_record(more["layout"]))
+            trainer = Trainer(bench.base, bench.lora, config, book, secret)
+            clients = SimulatedClients(trainer, choose_mode(config).rule, bench.examples, _Given(memory))
+            answer = _train(clients, task, book)
         except Exception as error:  # whatever it is, the first process must hear of it
             if not isinstance(error, errors.FedloraError):
                 traceback.print_exc()
@@ -117,19 +119,18 @@ def serve(
         connection.send_bytes(answer)
 
 
-def _train(clients: SimulatedClients, task: TrainTask, memory: ClientMemory, layout: Layout) -> bytes:
-    clients.trainer.book = LayoutBook(layout)
-    clients.memories = _Given(memory)
+def _train(clients: SimulatedClients, task: TrainTask, book: LayoutBook) -> bytes:
+    known = len(book.layout.reductions)
     outcome = clients.train_one(task)
-    new = clients.trainer.book.layout.reductions[len(layout.reductions) :]
+    new = book.layout.reductions[known:]
     return pack_outcome(outcome, {"reductions": [vars(reduction) for reduction in new]})
 
 
 class _Given:
     """The memory that came with a task."""
 
-    def __init__(self, memory: ClientMemory | None = None) -> None:
-        self.memory = memory or ClientMemory()
+    def __init__(self, memory: ClientMemory) -> None:
+        self.memory = memory
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
         return self.memory

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedlora.config.train import TrainConfig
 from fedlora.engines.client_data import ClientExamples, ClientFacts
+from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.base_model import BaseModel, load_base_model, load_outline
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
@@ -59,12 +60,15 @@ def make_workbench(
     facts: Mapping[ClientId, ClientFacts] | None = None,
     outline: bool = False,
     only: Sequence[ClientId] | None = None,
+    secret: Secret | None = None,
+    on_layout: Callable[[Layout], None] = lambda layout: None,
     load: Callable[..., BaseModel] = load_base_model,
 ) -> Workbench:
     """Load the base onto `device`; without a layout one is planned, without facts the clients are counted, or `only`
     those of them that are here.
 
-    `load` may hand out a base that is loaded already (`ResidentBase`).
+    A private configuration trains with a `secret`; `on_layout` hears of every reduction of the layout before the
+    reduced step is done. `load` may hand out a base that is loaded already (`ResidentBase`).
 
     With `outline` the base has no weights: everything can be counted, nothing computed.
     """
@@ -77,5 +81,5 @@ def make_workbench(
     lora = LoraModel(base.model, spec_of(config))
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
     examples = ClientExamples(files, encoder, config, tokens, facts, only=only)
-    book = LayoutBook(layout or plan_layout(base, lora, config))
-    return Workbench(base, encoder, lora, Trainer(base, lora, config, book), examples)
+    book = LayoutBook(layout or plan_layout(base, lora, config), on_layout)
+    return Workbench(base, encoder, lora, Trainer(base, lora, config, book, secret), examples)

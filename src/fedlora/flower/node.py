@@ -201,12 +201,12 @@ class Node:
             device=policy.device,
             layout=Layout.from_record(recorded) if recorded else None,
             only=(policy.client_id,),
+            on_layout=lambda layout: store.write_layout(layout.record()),
         )
         examples = bench.examples.facts[policy.client_id].num_examples
         if examples < policy.min_examples:
             raise Refusal(f"fewer rows to train on than the {policy.min_examples} that this node asks for")
         store.write_layout(bench.book.layout.record())
-        bench.book.on_change = lambda layout: store.write_layout(layout.record())
         clients = SimulatedClients(bench.trainer, choose_mode(config).rule, bench.examples, store)
         return _Run(key, config, bench, clients, store)
 

@@ -53,13 +53,15 @@ class Trained:
 class Trainer:
     """Trains adapters of one resident base model, one client after another."""
 
-    def __init__(self, base: BaseModel, lora: LoraModel, config: TrainConfig, book: LayoutBook) -> None:
+    def __init__(
+        self, base: BaseModel, lora: LoraModel, config: TrainConfig, book: LayoutBook, secret: Secret | None = None
+    ) -> None:
         self.base = base
         self.lora = lora
         self.config = config
         self.book = book
-        # what private lots and their noise are drawn from: set by whoever runs a private configuration
-        self.secret: Secret | None = None
+        # what private lots and their noise are drawn from; a private configuration needs one
+        self.secret = secret
 
     def train(
         self,

@@ -41,9 +41,9 @@ def run_probe(bench: Workbench, config: TrainConfig, client_id: ClientId, start:
     epochs = 1 if len(examples) > size else 2
     shortened = config.model_copy(update={"local_batch_size": size, "local_num_epochs": epochs})
     book = LayoutBook(bench.book.layout)
-    trainer = Trainer(bench.base, bench.lora, shortened, book)
     # nothing of the probe is kept, so a secret that nobody keeps will do
-    trainer.secret = Secret.draw() if config.is_private else None
+    secret = Secret.draw() if config.is_private else None
+    trainer = Trainer(bench.base, bench.lora, shortened, book, secret)
     trained = trainer.train(Phase(start), examples, round_number=1, client_id=client_id)
     steps = [step for epoch in range(epochs) for step in _steps(examples, shortened, client_id, epoch)]
     return Probe(

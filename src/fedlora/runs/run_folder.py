@@ -9,9 +9,10 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import StorageError, UsageError
-from fedlora.files import read_json
+from fedlora.files import read_json, write_json
+from fedlora.llm.layout import Layout
 from fedlora.paths import RunPaths, is_number
-from fedlora.runs.checking import is_whole
+from fedlora.runs.checking import is_whole, seal
 
 
 def read_run(paths: RunPaths) -> dict[str, Any]:
@@ -30,6 +31,11 @@ def read_run(paths: RunPaths) -> dict[str, Any]:
             hint="restore the file, or train again with --overwrite",
         )
     return value
+
+
+def record_layout(paths: RunPaths, layout: Layout) -> None:
+    """Replace the layout in run.json: a run that is resumed trains in the layout that its clients had."""
+    write_json(paths.run_file, seal({**read_run(paths), "layout": layout.record()}))
 
 
 def check_free(paths: RunPaths) -> None:

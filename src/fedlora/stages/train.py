@@ -8,6 +8,7 @@ torch is imported: a second start on the same run ends within a second and has c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fedlora.data.records import check_rows, read_rows
 from fedlora.errors import DataError
 from fedlora.paths import RunPaths
 from fedlora.runs.lock import hold_run
-from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
+from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run, record_layout
 
 
 def run(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> RunPaths:
@@ -47,7 +48,8 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Map
     held_out = read_rows(Path(config.val_data_path), rules=rules) if config.val_data_path else []
     from fedlora.training.live_run import Training, open_bench
 
-    training = Training(config, paths, open_bench(config, files, recorded, **options), held_out, recorded)
+    bench = open_bench(config, files, recorded, on_layout=partial(record_layout, paths), **options)
+    training = Training(config, paths, bench, held_out, recorded)
     if recorded is None:
         clear_run(paths)
     training.run()

@@ -57,12 +57,17 @@ def open_bench(
     recorded: Mapping[str, Any] | None,
     *,
     outline: bool = False,
+    on_layout: Callable[[Layout], None] = lambda layout: None,
     load: Callable[..., BaseModel] = load_base_model,
 ) -> Workbench:
-    """Load the model, or its outline, onto the run's first device, with the layout that the run was begun with."""
+    """Load the model, or its outline, onto the run's first device, with the layout and the secret that the run was
+    started with; `on_layout` hears of every reduction."""
     device = config.devices[0] if config.devices else config.device
     layout = Layout.from_record(recorded["layout"]) if recorded else None
-    return make_workbench(config, files, device=device, layout=layout, outline=outline, load=load)
+    secret = _find_secret(config, recorded)
+    return make_workbench(
+        config, files, device=device, layout=layout, outline=outline, secret=secret, on_layout=on_layout, load=load
+    )
 
 
 class Training:
@@ -90,11 +95,10 @@ class Training:
             raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
         self.adapter = make_adapter(self.lora.shapes(), config.seed)
         self.mode = mode = choose_mode(config)
-        self.secret = _find_secret(config, recorded)
+        self.secret = bench.trainer.secret
         self.sizes = {client: clients.num_examples for client, clients in bench.examples.facts.items()}
         self.sizes = {client: size for client, size in self.sizes.items() if size}
         self.private = make_private_run(config, self.sizes, self.secret)
-        self.trainer.secret = self.secret
         self.run_facts = self._describe()
         if recorded is not None:
             self._check_unchanged(recorded)
@@ -120,7 +124,6 @@ class Training:
         if self.secret and not self.is_resumed:
             save_secret(self.secret)
         writer.write_run(self.run_facts)
-        self.bench.book.on_change = lambda layout: self._record_layout(writer, layout)
         self._warn()
         own = has_personal_models(mode)
         metrics = RoundMetrics(self.trainer, self.clients, self.held_out, reader, log, has_personal=own)
@@ -137,7 +140,9 @@ class Training:
                 _say_round(row, result.records, config.num_communication_rounds)
                 self.space.check(result.round)
                 began = time.monotonic()
-        writer.write_run({**self.run_facts, "state": "finished", "best_round": metrics.best})
+        # memory may have run out since: the layout in force is the record's
+        layout = self.bench.book.layout.record()
+        writer.write_run({**self.run_facts, "layout": layout, "state": "finished", "best_round": metrics.best})
 
     def _check_unchanged(self, recorded: Mapping[str, Any]) -> None:
         """The clients' files and the environment are those the run was begun with."""
@@ -178,10 +183,6 @@ class Training:
         if self.remote is not None:
             return contextlib.nullcontext(self.remote(mode, on_rows))
         return open_pool(self.bench, self.config, mode, reader, on_rows, self.secret)
-
-    def _record_layout(self, writer: RunWriter, layout: Layout) -> None:
-        self.run_facts = {**self.run_facts, "layout": layout.record()}
-        writer.write_run(self.run_facts)
 
     def _make_writer(self, reader: RunReader, log: MetricsLog, standing: Standing | None) -> RunWriter:
         peft_config = make_peft_config(
