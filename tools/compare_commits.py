@@ -99,27 +99,28 @@ def compare_resumed(both: TwoCommits, method: str, feature: str) -> Found:
     trap = {"action": "kill", "point": ending.points // 2}
     killed = both.old.run("train", both.training(method, stopped, **flags), trap=trap)
     both.old.run("train", both.training(method, short, **flags, num_communication_rounds=2))
-    found = [] if killed.code == -signal.SIGKILL else [_said("train", killed)]
+    failed, found = [] if killed.code == -signal.SIGKILL else [_said("train", killed)], []
     for models in (stopped, short):
         options = both.training(method, models, **flags)
         again = both.new.run("train", options)
         # the number of rounds is part of some methods
-        if again.code and models == short and both.old.run("train", options).code == again.code:
-            continue
-        found += [_said("train", again)] if again.code else compare_runs(whole / "run", models / "run")
+        if again.code and not (models == short and both.old.run("train", options).code == again.code):
+            failed.append(_said("train", again))
+        elif not again.code:
+            found += compare_runs(whole / "run", models / "run")
     answers = [side.folder / f"{method}-{feature}" / "answers" for side in (both.old, both.new)]
     both.old.run("generate", both.answering(whole, answers[0]))
-    for command, options in {
-        "generate": both.answering(whole, answers[1]),
-        "verify run": {"model_dir": whole},
-        "report": {"exp_names": "run", "model_dir": whole, "report_dir": answers[1], "communication_rounds": 3},
-    }.items():
+    for command, options in (
+        ("generate", both.answering(whole, answers[1])),
+        ("report", {"exp_names": "run", "model_dir": whole, "report_dir": answers[1], "communication_rounds": 3}),
+        *(("verify run", {"model_dir": models}) for models in (whole, stopped, short)),
+    ):
         again = both.new.run(command, options)
-        found += [_said(command, again)] if again.code else []
+        failed += [_said(command, again)] if again.code else []
     found += compare_folders(*answers)
     for folder in {models.parent for models in (whole, *answers)}:
         shutil.rmtree(folder)
-    return found
+    return failed + found
 
 
 def show(method: str, found: Mapping[str, Found], expected: Sequence[str]) -> bool:
