@@ -166,7 +166,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a phase left: the adapter, and the mean over its steps of the loss's own gradient where a rule needs it."""
+    """What a phase left: the adapter and, where a rule needs it, the mean gradient: over its steps that which the
+    optimizer got, with all terms and clipped, less the phase's correction."""
 
     adapter: AdapterState
     mean_gradient: AdapterState | None = None

@@ -33,12 +33,15 @@ def test_terms_are_added_to_the_gradient(factor, terms, expected):
     assert tuple(factor.grad.tolist()) == expected
 
 
-def test_the_mean_is_of_the_loss_s_own_gradients(factor):
+def test_the_mean_is_of_what_the_optimizer_gets_less_the_correction(factor):
     terms = GradientTerms(Phase({}, correction=state(1.0, 1.0)), {"x": factor}, needs_mean=True)
     terms.add()
+    factor.grad *= 0.5  # clipped
+    terms.count()
     factor.grad = torch.tensor([20.0, 0.0])
     terms.add()
-    assert terms.mean()["x"].tolist() == [15.0, 10.0]
+    terms.count()
+    assert terms.mean()["x"].tolist() == [(5.5 + 21.0) / 2 - 1.0, (10.5 + 1.0) / 2 - 1.0]
     assert GradientTerms(Phase({}), {"x": factor}, needs_mean=False).mean() is None
 
 
@@ -85,6 +88,7 @@ def test_terms_of_a_client_of_smaller_rank_act_on_its_directions_alone():
     phase = Phase(start, proximal_mu=2.0, anchor={key: value + 1 for key, value in start.items()}, correction=start)
     terms = GradientTerms(phase, factors, needs_mean=True)
     terms.add()
+    terms.count()
     grad = factors["l.lora_A.weight"].grad
     torch.testing.assert_close(grad[:2], 1 - 2.0 + start["l.lora_A.weight"])
     assert bool((grad[2:] == 1).all())

@@ -14,8 +14,9 @@ from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.loss import backward_loss
 from fedlora.llm.prompts import PromptEncoder
+from fedlora.methods.scaffold import CONTROL, ControlledTraining
 from fedlora.stopping import stop_on_signals
-from fedlora.types import Phase, Row
+from fedlora.types import ClientMemory, Download, LocalResult, Phase, Row
 
 ROWS = [Row("ask " + "x" * (7 * i % 40), "", "yes" * (1 + i % 5), "c") for i in range(12)]
 DEFAULTS = {"local_batch_size": 5, "local_num_epochs": 2, "local_learning_rate": 1e-2, "lora_dropout": 0.0}
@@ -119,6 +120,32 @@ def test_the_gradient_is_the_same_for_any_layout_and_chunk(tiny_model, monkeypat
 def test_training_equals_a_plain_padded_loop(tiny_model):
     trainer = make_trainer(tiny_model)
     assert close(train(trainer).adapter, plain_padded_loop(trainer))
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.3])
+def test_scaffold_s_control_is_option_ii_of_the_paper_where_clipping_acts_and_where_not(tiny_model, max_grad_norm):
+    trainer = make_trainer(tiny_model, local_optimizer="sgd", local_learning_rate=4.0, max_grad_norm=max_grad_norm)
+    start = make_adapter(trainer.lora.shapes(), 0)
+    draw = torch.Generator().manual_seed(1)
+    shared, own = ({key: 0.01 * torch.randn(value.shape, generator=draw) for key, value in start.items()} for _ in "ck")
+    download, memory = Download(start, extra={CONTROL: shared}), ClientMemory(slots={CONTROL: own})
+    rule = ControlledTraining()
+    (phase,) = rule.phases(download, memory)
+    trained = trainer.train(phase, examples_of(trainer), round_number=1, client_id=0, needs_gradient=True)
+    _, after = rule.upload([LocalResult(trained.adapter, trained.mean_gradient)], download, memory)
+    way = {key: (start[key].double() - trained.adapter[key].double()) / (4.0 * trained.num_steps) for key in start}
+    option_ii = {key: own[key].double() - shared[key].double() + way[key] for key in start}
+    assert trained.num_steps == 6
+    assert (norm_of(way) < 0.3) == bool(max_grad_norm)
+    assert close({"all": flat(after.slots[CONTROL])}, {"all": flat(option_ii)}, 1e-6)
+
+
+def flat(state) -> torch.Tensor:
+    return torch.cat([state[key].double().flatten() for key in sorted(state)])
+
+
+def norm_of(state) -> float:
+    return float(flat(state).norm())
 
 
 def test_a_memorised_row_lowers_the_loss_and_validation_agrees_with_the_base(tiny_model):

@@ -96,6 +96,7 @@ def train(phase: Phase, owners: Sequence[int], setup: Setup, *, needs_gradient: 
         optimizer.zero_grad()
         loss_of(place, owners, setup.scaling * phase.weight, phase.background).backward()
         terms.add()
+        terms.count()
         optimizer.step()
     return LocalResult({key: value.detach().clone() for key, value in place.items()}, terms.mean())
 

@@ -1,7 +1,7 @@
 """What a federated method adds to the gradient of a client's loss, step by step.
 
-The gradients of one step lie in the factors; here they are read, and the method's own terms are added in place before
-clipping and the optimizer see them.
+The gradients of one step lie in the factors. Here the method's own terms are added in place before clipping, and what
+the optimizer gets is counted behind it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,10 @@ class GradientTerms:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Count this step's own gradient, then add `mu * (x - anchor)`, the correction and the tail's to it."""
-        self._steps += 1
+        """Add `mu * (x - anchor)`, the correction and the tail's gradient to this step's own."""
         for key, factor in self._factors.items():
             if factor.grad is None:
                 raise ValueError(f"{key} is trained and has no gradient")
-            if key in self._sum:
-                self._sum[key] += factor.grad
             if key in self._anchor:
                 factor.grad.add_(factor - self._anchor[key], alpha=self._mu)
             if key in self._correction:
@@ -46,11 +43,19 @@ class GradientTerms:
         for a_key, b_key in self._pairs.values():
             self._hold_down_tail(self._factors[a_key], self._factors[b_key])
 
+    @torch.no_grad()
+    def count(self) -> None:
+        """Count this step's gradient as it now lies in the factors: with all terms, clipped, as the optimizer gets it."""
+        self._steps += 1
+        for key, total in self._sum.items():
+            total += self._factors[key].grad
+
     def mean(self) -> AdapterState | None:
-        """The mean over all steps of the loss's own gradient, on the CPU; None when it was not asked for."""
+        """The mean of the counted gradients less the correction, on the CPU; None when it was not asked for."""
         if not self._sum:
             return None
-        mean = {key: (value / self._steps).to("cpu") for key, value in self._sum.items()}
+        mean = {key: value / self._steps for key, value in self._sum.items()}
+        mean = {key: (value - self._correction.get(key, 0.0)).to("cpu") for key, value in mean.items()}
         return cut_like(mean, {key: self._start[key] for key in mean}) if self._start else mean
 
     def _hold_down_tail(self, a: nn.Parameter, b: nn.Parameter) -> None:

@@ -93,7 +93,7 @@ class Trainer:
             for index, rows in enumerate(steps):
                 loss_sum += self._add_gradients(rows, round_number, client_id, index, private)
                 terms.add()
-                self._update(optimizer, list(factors.values()), self._rate(round_number, index, len(steps)))
+                self._update(optimizer, terms, list(factors.values()), self._rate(round_number, index, len(steps)))
                 if not math.isfinite(loss_sum):
                     raise TrainingError(
                         f"the loss is not a number in step {index + 1} of round {round_number}",
@@ -222,10 +222,13 @@ class Trainer:
             share_prefix=share_prefix and self.base.can_share_prefix,
         )
 
-    def _update(self, optimizer: torch.optim.Optimizer, factors: list[nn.Parameter], rate: float) -> None:
+    def _update(
+        self, optimizer: torch.optim.Optimizer, terms: GradientTerms, factors: list[nn.Parameter], rate: float
+    ) -> None:
         """Clip the gradients of what is trained, step, forget all gradients."""
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(factors, self.config.max_grad_norm)
+        terms.count()
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
