@@ -60,7 +60,7 @@ class Properties:
 
 
 MEAN = Properties("factors", is_weighted=True)
-MIDDLE = Properties("middle", is_weighted=False)
+MIDDLE = Properties("middle", is_weighted=False, fewest=3)
 FAR = {"server_learning_rate": 2e12, "server_tau": 1e12, "server_beta1": 0.0}
 """With v at tau ** 2 an adaptive server divides by 2 tau, whatever the change."""
 ADAPTIVE = {**FAR, "server_beta2": 1 - 1e-14}

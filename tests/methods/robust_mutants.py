@@ -23,7 +23,7 @@ class ExampleWeightedKrum(Krum):
 
 class GramInFloat32(Krum):
     def score(self, stack):
-        flat = torch.cat([value.flatten(1) for value in stack.values()], dim=1).float()
+        flat = torch.cat([value.flatten(1) for _, value in stack.items()], dim=1).float()
         norms = flat.square().sum(1)
         squares = norms[:, None] + norms[None] - 2 * flat @ flat.T
         return squares.sort(dim=1).values[:, 1 : len(flat) - self.num_hostile - 1].sum(dim=1)
@@ -31,32 +31,34 @@ class GramInFloat32(Krum):
 
 class CountsItself(Krum):
     def score(self, stack):
-        near = len(next(iter(stack.values()))) - self.num_hostile - 2
-        return _distances(stack)[:, :near].sum(dim=1)
+        distances = _distances(stack)
+        return distances[:, : len(distances) - self.num_hostile - 2].sum(dim=1)
 
 
 class OneNeighbourMore(Krum):
     def score(self, stack):
-        near = len(next(iter(stack.values()))) - self.num_hostile - 1
-        return _distances(stack)[:, 1 : near + 1].sum(dim=1)
+        distances = _distances(stack)
+        return distances[:, 1 : len(distances) - self.num_hostile].sum(dim=1)
 
 
 def _distances(stack) -> torch.Tensor:
-    flat = torch.cat([value.flatten(1) for value in stack.values()], dim=1)
+    flat = torch.cat([value.flatten(1) for _, value in stack.items()], dim=1)
     return (flat[:, None] - flat[None]).square().sum(-1).sort(dim=1).values
 
 
 class TrimsOneMore(TrimmedMean):
     def combine_changes(self, stack):
-        cut = int(self.trimmed_share * 5) + 1
+        cut = 2
         return {key: values.sort(dim=0).values[cut:-cut].mean(dim=0) for key, values in stack.items()}
 
 
 class TrimsByFloor(TrimmedMean):
     def combine_changes(self, stack):
-        count = len(next(iter(stack.values())))
-        cut = int(self.trimmed_share * count)
-        return {key: values.sort(dim=0).values[cut : count - cut].mean(dim=0) for key, values in stack.items()}
+        def trim(values):
+            cut = int(self.trimmed_share * len(values))
+            return values.sort(dim=0).values[cut : len(values) - cut]
+
+        return {key: trim(values).mean(dim=0) for key, values in stack.items()}
 
 
 class LowerMedian(CoordinateMedian):
@@ -66,7 +68,7 @@ class LowerMedian(CoordinateMedian):
 
 class FourStepsFromTheMean(GeometricMedian):
     def combine_changes(self, stack):
-        flat = torch.cat([value.flatten(1) for value in stack.values()], dim=1)
+        flat = torch.cat([value.flatten(1) for _, value in stack.items()], dim=1)
         place = flat.mean(dim=0)
         for _ in range(4):
             weights = 1 / (flat - place).norm(dim=1).clamp_min(1e-6)

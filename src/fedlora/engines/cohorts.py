@@ -25,7 +25,8 @@ def choose_cohort(config: TrainConfig, clients: Sequence[ClientId], number: int)
 
 
 def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) -> None:
-    """TrainingError when nobody has a row to train on, UsageError when no cohort can hold `min_clients`."""
+    """TrainingError when nobody has a row to train on, UsageError when no cohort can be as large as `min_clients` or the
+    method needs."""
     if not clients:
         raise TrainingError("no client has a row to train on", hint="check the client files")
     size, fewest = len(choose_cohort(config, clients, 1)), count_fewest(config, mode)
@@ -40,6 +41,12 @@ def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) 
         raise UsageError(
             f"{asks}, but a cohort has {size} of the {len(clients)} clients",
             hint="raise --client_selection_frac, or lower what is asked for",
+        )
+    if fault := mode.strategy.find_cohort_fault(size):
+        option, _, _ = fault.partition("=")
+        raise UsageError(
+            f"federation_mode={config.federation_mode}: {fault}",
+            hint=f"raise --client_selection_frac, change --{option}, or leave it out",
         )
 
 

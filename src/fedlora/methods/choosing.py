@@ -27,7 +27,7 @@ from fedlora.methods.flora import FLora
 from fedlora.methods.hetlora import HetLora, PruneAndSend
 from fedlora.methods.local_only import KeepOwn, NoServer
 from fedlora.methods.one_factor import FedSvd, FfaLora, RoLora
-from fedlora.methods.robust import CoordinateMedian, GeometricMedian, Krum, TrimmedMean
+from fedlora.methods.robust import CoordinateMedian, GeometricMedian, Krum, MultiKrum, TrimmedMean
 from fedlora.methods.scaffold import ControlledTraining, Scaffold
 from fedlora.methods.server_adaptive import FedAdagrad, FedAdam, FedYogi
 from fedlora.methods.server_momentum import DiLoCo, FedAvgM
@@ -89,7 +89,7 @@ MODES: dict[str, Mode] = {
     "median": Mode(CoordinateMedian(), TrainAndSend(), "parallel"),
     "trimmed_mean": Mode(TrimmedMean(), TrainAndSend(), "parallel"),
     "krum": Mode(Krum(), TrainAndSend(), "parallel"),
-    "multi_krum": Mode(Krum(krum_selected=5), TrainAndSend(), "parallel"),
+    "multi_krum": Mode(MultiKrum(), TrainAndSend(), "parallel"),
     "geometric_median": Mode(GeometricMedian(), TrainAndSend(), "parallel"),
     "zeropad": Mode(ZeroPadding(), TrainAndSend(), "parallel"),
     "hetlora": Mode(HetLora(), PruneAndSend(), "parallel"),

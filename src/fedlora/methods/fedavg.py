@@ -42,6 +42,9 @@ class FedAvg:
     def fewest_clients(self) -> int:
         return 1
 
+    def find_cohort_fault(self, size: int) -> str | None:
+        return None
+
     def weight_of(self, update: ClientUpdate) -> float:
         return float(update.num_examples) if self.is_weighted else 1.0
 

@@ -28,11 +28,15 @@ from fedlora.types import (
 class Strategy(Protocol):
     """The server: `aggregate` must not mutate its inputs and must not depend on the order of updates.
 
+    Iterating over `updates` for the first time trains the clients, one after another: `aggregate` pulls them. Later
+    iterations read the same updates from the store, one in memory at a time.
+
     `broadcast` is given the number of the round, for methods that alternate. `is_weighted` says whether rows weigh,
     `turns_factors` whether the factors a client starts from are others than those it left, so that its optimizer's
     memory of them means nothing. `takes_ranks` strategies have a field `client_ranks` and send every client an adapter
     of its own rank. `weight_of` is what an update weighs in the method's mean, up to a common factor. With fewer than
-    `fewest_clients` updates `aggregate` leaves the state as it is. `asks_everybody` says whether a round is for all
+    `fewest_clients` updates `aggregate` leaves the state as it is; `find_cohort_fault` says why a hyper-parameter cannot
+    be meant for cohorts of a size, where it cannot. `asks_everybody` says whether a round is for all
     clients, whoever was drawn. `increment_rank` is the most ranks that a round adds to the base under a layer, from
     clients of these ranks; `export` gives the global model as the one adapter that a round leaves.
     """
@@ -44,6 +48,7 @@ class Strategy(Protocol):
     @property
     def fewest_clients(self) -> int: ...
 
+    def find_cohort_fault(self, size: int) -> str | None: ...
     def weight_of(self, update: ClientUpdate) -> float: ...
     def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState: ...
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download: ...
