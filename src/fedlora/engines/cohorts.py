@@ -25,8 +25,8 @@ def choose_cohort(config: TrainConfig, clients: Sequence[ClientId], number: int)
 
 
 def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) -> None:
-    """TrainingError when nobody has a row to train on, UsageError when no cohort can be as large as `min_clients` or the
-    method needs."""
+    """TrainingError when nobody has a row to train on, UsageError when cohorts are too small for `min_clients` or for
+    what the method needs."""
     if not clients:
         raise TrainingError("no client has a row to train on", hint="check the client files")
     size, fewest = len(choose_cohort(config, clients, 1)), count_fewest(config, mode)

@@ -1,8 +1,9 @@
-"""The one federated loop: cohort, waves, aggregation, commit; a generator of finished rounds.
+"""The one federated loop, a generator of finished rounds: in each wave `aggregate` pulls the clients' training.
 
-It knows neither how clients train nor where: a pool does that, and a store keeps what they send. A
-client without a usable update is left out of its round, with the reason in the manifest; a round with fewer than
-`min_clients` updates ends the run and leaves the rounds before it as they are.
+A strategy iterates over the updates of its wave, and each client trains when its update is asked for. The loop knows
+neither how clients train nor where: a pool does that, and a store keeps what they send. A client without a usable
+update is left out of its round, with the reason in the manifest; a round with fewer than `min_clients` updates ends
+the run and leaves the rounds before it as they are.
 """
 
 from __future__ import annotations

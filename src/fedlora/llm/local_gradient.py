@@ -45,7 +45,7 @@ class GradientTerms:
 
     @torch.no_grad()
     def count(self) -> None:
-        """Count this step's gradient as it now lies in the factors: with all terms, clipped, as the optimizer gets it."""
+        """Count this step's gradient as the optimizer gets it: with all terms, and clipped."""
         self._steps += 1
         for key, total in self._sum.items():
             total += self._factors[key].grad

@@ -143,13 +143,12 @@ class GeometricMedian(RobustServer):
     `weiszfeld_smoothing` of a client, which the published steps leave a millionth at a time, the step is Vardi and
     Zhang's (PNAS 2000): it stays only as far as the others pull less than that client holds.
 
-    With h hostile clients of n the point is no farther from an honest client than C = (n - h) / sqrt(n (n - 2 h)) times
-    the honest diameter D (Minsker, Bernoulli 2015, arXiv 1308.1334), 1.16 for one of three. For seen from R > D away
-    the directions to honest clients spread by less than arcsin(D / R) about one of them, so together they pull with more
-    than (n - h) sqrt(1 - D^2 / R^2), and the hostile with h at most.
+    With h hostile clients of n the point lies within C D of every honest client, where D is the honest diameter and
+    C = (n - h) / sqrt(n (n - 2 h)): 1.16 for one of three (Minsker, Bernoulli 2015, arXiv 1308.1334). Seen from R > D
+    away of an honest client, all honest ones are within arcsin(D / R) of its direction. So the honest pull there with
+    at least (n - h) sqrt(1 - D^2 / R^2), the hostile with at most h, and both are equal only where R <= C D.
 
-    A step needs all distances before it, and so all tensors: updates are held in the type in which they were sent, all
-    of them.
+    A step needs the distances over all tensors, so all updates are held, in the type in which they were sent.
     """
 
     held_bytes: ClassVar[float] = math.inf

@@ -1,10 +1,10 @@
 """SCAFFOLD: control variates against client drift (Karimireddy et al., ICML 2020, arXiv 1910.06378).
 
-Clients step along `d = clip(g - c_k + c)`. Option II of the paper sets `c_k <- c_k - c + (x - y) / (E eta)`, which under
-SGD at a constant rate and without weight decay is `mean(d) - (c - c_k)`. That is what is computed here, so a control
-variate is a mean gradient under AdamW as well, where the paper's formula would turn it into a sum of Adam's steps. The
-correction is added to the gradient before clipping and the optimizer; under AdamW (the default) that is a deviation
-from the theory, `local_optimizer=sgd` is not.
+Clients step along `d = clip(g - c_k + c)`. Option II of the paper sets `c_k <- c_k - c + (x - y) / (E eta)`, which
+under SGD at a constant rate and without weight decay is `mean(d) - (c - c_k)`. That is what is computed here, so a
+control variate is a mean gradient under AdamW as well, where the paper's formula would turn it into a sum of Adam's
+steps. The correction is added to the gradient before clipping and the optimizer; under AdamW (the default) that is a
+deviation from the theory, `local_optimizer=sgd` is not.
 """
 
 from __future__ import annotations

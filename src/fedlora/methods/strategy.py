@@ -35,10 +35,11 @@ class Strategy(Protocol):
     `turns_factors` whether the factors a client starts from are others than those it left, so that its optimizer's
     memory of them means nothing. `takes_ranks` strategies have a field `client_ranks` and send every client an adapter
     of its own rank. `weight_of` is what an update weighs in the method's mean, up to a common factor. With fewer than
-    `fewest_clients` updates `aggregate` leaves the state as it is; `find_cohort_fault` says why a hyper-parameter cannot
-    be meant for cohorts of a size, where it cannot. `asks_everybody` says whether a round is for all
-    clients, whoever was drawn. `increment_rank` is the most ranks that a round adds to the base under a layer, from
-    clients of these ranks; `export` gives the global model as the one adapter that a round leaves.
+    `fewest_clients` updates `aggregate` leaves the state as it is. `find_cohort_fault` says why the hyper-parameters
+    cannot be meant for cohorts of this size, beginning with `name=value`; None when they can. `asks_everybody` says
+    whether a round is for all clients, whoever was drawn. `increment_rank` is the most ranks that a round adds to the
+    base under a layer, from clients of these ranks; `export` gives the global model as the one adapter that a round
+    leaves.
     """
 
     is_weighted: ClassVar[bool]
