@@ -249,6 +249,23 @@ def test_a_cohort_too_small_for_krum_is_refused_before_any_training(start):
         start("few", "krum", num_hostile=2)
 
 
+@pytest.mark.parametrize(
+    ("mode", "options", "why"),
+    [
+        ("multi_krum", {"krum_selected": 5}, "krum_selected=5 of 5 clients is more than the 4 that are not hostile"),
+        ("trimmed_mean", {"trimmed_share": 0.1}, "trimmed_share=0.1 leaves nobody out of 5 clients"),
+        (
+            "median",
+            {"client_selection_strategy": "random", "client_selection_frac": 0.4},
+            "median needs 3, but a cohort has 2 of the 5 clients",
+        ),
+    ],
+)
+def test_options_that_would_break_a_robust_method_s_promise_are_refused_before_any_training(start, mode, options, why):
+    with pytest.raises(UsageError, match=why):
+        start("weak", mode, **options)
+
+
 def test_fedsa_clients_keep_their_own_b(start):
     run = start("run", "fedsa")
     clients = [adapter(run / f"3/client_{client}/adapter_model.bin") for client in range(5)]
