@@ -34,12 +34,11 @@ class GradientTerms:
     def add(self) -> None:
         """Add `mu * (x - anchor)`, the correction and the tail's gradient to this step's own."""
         for key, factor in self._factors.items():
-            if factor.grad is None:
-                raise ValueError(f"{key} is trained and has no gradient")
+            gradient = _gradient_of(key, factor)
             if key in self._anchor:
-                factor.grad.add_(factor - self._anchor[key], alpha=self._mu)
+                gradient.add_(factor - self._anchor[key], alpha=self._mu)
             if key in self._correction:
-                factor.grad.add_(self._correction[key])
+                gradient.add_(self._correction[key])
         for a_key, b_key in self._pairs.values():
             self._hold_down_tail(self._factors[a_key], self._factors[b_key])
 
@@ -48,7 +47,7 @@ class GradientTerms:
         """Count this step's gradient as the optimizer gets it: with all terms, and clipped."""
         self._steps += 1
         for key, total in self._sum.items():
-            total += self._factors[key].grad
+            total += _gradient_of(key, self._factors[key])
 
     def mean(self) -> AdapterState | None:
         """The mean of the counted gradients less the correction, on the CPU; None when it was not asked for."""
@@ -66,6 +65,12 @@ class GradientTerms:
         a_norm, b_norm = rows.norm(), columns.norm()
         a.grad[self._tail_from :] += rows / a_norm.clamp_min(tiny) * (self._tail_penalty * b_norm)
         b.grad[:, self._tail_from :] += columns / b_norm.clamp_min(tiny) * (self._tail_penalty * a_norm)
+
+
+def _gradient_of(key: str, factor: nn.Parameter) -> Tensor:
+    if factor.grad is None:
+        raise ValueError(f"{key} is trained and has no gradient")
+    return factor.grad
 
 
 def _place(state: AdapterState, factors: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
