@@ -19,6 +19,7 @@ TITLES = {
     "meter": "Share of a round that the error meter takes",
     "limit": "How close training comes to the machine",
     "continuous_batching": "transformers' continuous batching against our batches",
+    "dropout": "Dropout: what noise that belongs to the row costs",
     "flower": "A round across machines: what Flower adds",
 }
 HEADS = {"cpu": "On a CPU", "cuda": "On a GPU"}
@@ -42,6 +43,7 @@ REACH_FOR = [
     Goal("cpu", "generation", r"seconds, usual over fedlora", True, 6),
     Goal("cpu", "memory", r"peak memory.*512.* over .*", False, 1.05),
     Goal("cpu", "aggregation", r"fedlora over reading once", False, 3),
+    Goal("cpu", "dropout", r"noise of the row over torch's generator", False, 1.03),
     Goal("cpu", "meter", r"share of a round: .*", False, 0.01),
     Goal("cuda", "limit", r"dolly, .*of the matrix rate", True, 0.45),
 ]

@@ -9,6 +9,7 @@ from fedlora.federated.adapters import make_adapter, shapes_of
 from fedlora.llm.adapter_config import load_spec, make_peft_config
 from fedlora.llm.adapter_files import load_adapter, to_bin, to_safetensors
 from fedlora.llm.base_model import load_base_model
+from fedlora.llm.dropout import DropoutNoise
 from fedlora.llm.lora import Answerers, LoraLinear, LoraModel, LoraSpec, find_targets, is_fan_in_fan_out
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -185,11 +186,10 @@ def test_the_fused_layer_drops_what_the_plain_formula_drops_and_has_its_gradient
         torch.randn(4, 8, dtype=torch.float64, requires_grad=True),
         torch.randn(6, 4, dtype=torch.float64).requires_grad_(),
     )
-    torch.manual_seed(2)
-    dropped = torch.nn.functional.dropout(x, 0.4)
+    kept = torch.rand(50, 8) >= 0.4
+    dropped = torch.where(kept, x, 0.0) / 0.6
     plain = x @ weight.t() + 0.7 * (dropped @ a.t()) @ b.t()
-    torch.manual_seed(2)
-    fused = LowRankLinear.apply(x, weight, None, a, b, (a.detach(), b.detach()), 0.7, 0.4)
+    fused = LowRankLinear.apply(x, weight, None, a, b, (a.detach(), b.detach()), 0.7 / 0.6, kept)
     torch.testing.assert_close(fused, plain)
     expected = torch.autograd.grad(plain, (x, a, b), outer)
     for found, wanted in zip(torch.autograd.grad(fused, (x, a, b), outer), expected, strict=True):
@@ -198,15 +198,25 @@ def test_the_fused_layer_drops_what_the_plain_formula_drops_and_has_its_gradient
 
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
-    layer = LoraLinear(nn.Linear(8, 6), 8, 6, spec_of(dropout=0.5), Answerers())
+    noise = DropoutNoise(0.5, 1)
+    layer = LoraLinear(nn.Linear(8, 6), 8, 6, spec_of(), Answerers(), noise)
     with torch.no_grad():
         layer.a.normal_()
         layer.b.normal_()
     x = torch.randn(3, 8)
     layer.eval()
-    assert torch.equal(layer(x), layer(x))
+    whole = layer(x)
     layer.train()
-    assert not torch.equal(layer(x), layer(x))
+    noise.begin_pass([1, 2, 3], torch.device("cpu"))
+    assert not torch.equal(layer(x), whole)
+    # over many draws the mean of the outputs is that without dropout
+    many = 4000
+    noise.begin_pass(range(many), torch.device("cpu"))
+    outputs = layer(x[:1].expand(many, -1))
+    error = outputs.std(dim=0) / many**0.5
+    assert bool(((outputs.mean(dim=0) - whole[0]).abs() < 5 * error).all())
+    layer.eval()
+    assert torch.equal(layer(x), whole)
 
 
 def test_a_model_with_new_layers_is_in_evaluation_mode(tiny_model):

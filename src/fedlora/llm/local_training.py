@@ -2,7 +2,7 @@
 
 The user states the mathematics (rows per step, epochs, learning rate); how a step's rows are laid out
 in memory is decided here and does not change the gradient: the loss of a step is the sum over its
-response tokens divided by their number, whatever the passes.
+response tokens divided by their number, and LoRA dropout belongs to the row, whatever the passes.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Trainer:
         return total / num_labels
 
     def _sum_losses(self, rows: Sequence[Example], tokens_per_pass: int) -> float:
-        passes = self._cut_passes(rows, tokens_per_pass)
+        passes = [[rows[index] for index in group] for group in self._cut_passes(rows, tokens_per_pass)]
         return float(sum(sum_loss(self.base, self._make_batch(group, share_prefix=True)) for group in passes))
 
     def _order_steps(self, examples: Sequence[Example], round_number: int, client_id: int) -> list[list[Example]]:
@@ -176,12 +176,16 @@ class Trainer:
         # with dropout every row must draw its own noise, on the tokens it shares as well; and a layer that is
         # computed again has no cache to share
         share = not self.config.lora_dropout and not self.book.layout.gradient_checkpointing
+        seeds = self._draw_seeds(len(rows), round_number, client_id, step, private)
 
         def attempt(tokens_per_pass: int) -> float:
             self._clear_gradients()
+            # what is left for torch's generator is dropout that the base brings with it
             torch.manual_seed(derive_seed(self.config.seed, "dropout", round_number, client_id, step))
-            passes = self._cut_passes(rows, tokens_per_pass, most_rows=private.most_rows if private else None)
-            losses = [self._run_backward(group, scale, share, private) for group in passes]
+            losses = []
+            for group in self._cut_passes(rows, tokens_per_pass, most_rows=private.most_rows if private else None):
+                self.lora.noise.begin_pass([seeds[index] for index in group], self.base.device)
+                losses.append(self._run_backward([rows[index] for index in group], scale, share, private))
             return float(torch.stack(losses).sum())
 
         planned = self.book.layout.budget(round_number, client_id, step)
@@ -192,6 +196,15 @@ class Trainer:
             say(f"client {client_id}, {what}: out of memory with {planned} tokens in a pass; going on with {used}")
             self.book.add(Reduction(round_number, client_id, step, used))
         return loss
+
+    def _draw_seeds(
+        self, count: int, round_number: int, client_id: int, step: int, private: PrivateSteps | None
+    ) -> list[int]:
+        """What the LoRA dropout of each example of a step is drawn from."""
+        if private:
+            return private.draw_seeds(count, step)
+        place = (round_number, client_id, step)
+        return [derive_seed(self.config.seed, "dropout", *place, row) for row in range(count)]
 
     def _run_backward(
         self, group: Sequence[Example], scale: float, share: bool, private: PrivateSteps | None
@@ -205,14 +218,10 @@ class Trainer:
 
     def _cut_passes(
         self, rows: Sequence[Example], tokens_per_pass: int, *, most_rows: int | None = None
-    ) -> list[list[Example]]:
+    ) -> list[list[int]]:
         limits = [limit for limit in (self.config.local_micro_batch_size, most_rows) if limit is not None]
-        passes = cut_passes(
-            [len(example.ids) for example in rows],
-            token_budget=tokens_per_pass,
-            most_rows=min(limits, default=None),
-        )
-        return [[rows[index] for index in group] for group in passes]
+        lengths = [len(example.ids) for example in rows]
+        return cut_passes(lengths, token_budget=tokens_per_pass, most_rows=min(limits, default=None))
 
     def _make_batch(self, rows: Sequence[Example], *, share_prefix: bool) -> Batch:
         return make_batch(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedlora.federated.adapters import Shapes
 from fedlora.llm.background import Background
+from fedlora.llm.dropout import DropoutNoise, drop
 from fedlora.llm.targets import find_targets, is_conv1d
 from fedlora.types import AdapterState
 
@@ -37,11 +38,11 @@ class LoraSpec:
 
 
 class LowRankLinear(torch.autograd.Function):
-    """`x W.T + bias + s (drop(x) A.T) B.T` for a frozen W: (d_out, d_in), in the fewest products.
+    """`x W.T + bias + s (x A.T) B.T` for a frozen W: (d_out, d_in), in the fewest products.
 
     Backwards the two paths into x are one accumulating product, and nothing is computed for x when it needs no
     gradient (the first layer's input). x: (..., d_in) in the base's type; A and B float32, `casts` the two in x's
-    type. With `dropout` a share of x's entries does not reach A, and the others are scaled up.
+    type. Entries of x that are False in `kept` (x's shape) do not reach A; `scaling` makes up for them.
     """
 
     @staticmethod
@@ -54,20 +55,22 @@ class LowRankLinear(torch.autograd.Function):
         b: Tensor,
         casts: tuple[Tensor, Tensor],
         scaling: float,
-        dropout: float = 0.0,
+        kept: Tensor | None = None,
     ) -> Tensor:
         flat = x.flatten(0, -2)
         a_cast, b_cast = casts
-        seen, stays = torch.native_dropout(flat, dropout, True) if dropout else (flat, None)
+        if kept is not None:
+            kept = kept.flatten(0, -2)
+        seen = flat if kept is None else drop(flat, kept)
         low = seen @ a_cast.t()
         result = F.linear(flat, weight, bias).addmm_(low, b_cast.t(), alpha=scaling)
-        ctx.save_for_backward(seen, low, weight, a_cast, b_cast, stays)
-        ctx.scaling, ctx.dropout = scaling, dropout
+        ctx.save_for_backward(seen, low, weight, a_cast, b_cast, kept)
+        ctx.scaling = scaling
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        seen, low, weight, a_cast, b_cast, stays = ctx.saved_tensors
+        seen, low, weight, a_cast, b_cast, kept = ctx.saved_tensors
         gradient = gradients[0].flatten(0, -2)
         to_low = (gradient @ b_cast).mul_(ctx.scaling)
         to_a = (to_low.t() @ seen).float()
@@ -75,10 +78,10 @@ class LowRankLinear(torch.autograd.Function):
         to_x = None
         if ctx.needs_input_grad[0]:
             to_x = gradient @ weight
-            if stays is None:
+            if kept is None:
                 to_x.addmm_(to_low, a_cast)
             else:
-                to_x.addcmul_(to_low @ a_cast, stays, value=1 / (1 - ctx.dropout))
+                to_x += drop(to_low @ a_cast, kept)
             to_x = to_x.view(*gradients[0].shape[:-1], -1)
         return to_x, None, None, to_a, to_b, None, None, None
 
@@ -93,14 +96,24 @@ class Answerers:
 class LoraLinear(nn.Module):
     """A frozen linear layer plus `scaling * (dropout(x) @ A.T) @ B.T`; A: (r, d_in), B: (d_out, r) in float32."""
 
-    def __init__(self, base: nn.Module, d_in: int, d_out: int, spec: LoraSpec, answerers: Answerers) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        d_in: int,
+        d_out: int,
+        spec: LoraSpec,
+        answerers: Answerers,
+        noise: DropoutNoise,
+        number: int = 0,
+    ) -> None:
         super().__init__()
         device = next(base.parameters()).device
         self.base = base
         self.a = nn.Parameter(torch.zeros(spec.r, d_in, dtype=torch.float32, device=device))
         self.b = nn.Parameter(torch.zeros(d_out, spec.r, dtype=torch.float32, device=device))
         self.scaling = spec.scaling
-        self.dropout = spec.dropout
+        # the layer's `number` among those that share the noise
+        self.noise, self.number = noise, number
         self.active = True
         self.answerers = answerers
         self.stack: tuple[Tensor, Tensor] | None = None
@@ -116,16 +129,22 @@ class LoraLinear(nn.Module):
             return self._forward_stacked(x, *self.stack)
         if self.instead is not None:
             return self.instead(x)
-        dropout = self.dropout if self.training else 0.0
+        kept, scaling = self.draw_dropout(x)
         if type(self.base) is nn.Linear and self.background.is_empty:
             factors = (self.a, self.b, self._cast_factors(x.dtype))
-            return LowRankLinear.apply(x, self.base.weight, self.base.bias, *factors, self.scaling, dropout)  # type: ignore[return-value]
+            return LowRankLinear.apply(x, self.base.weight, self.base.bias, *factors, scaling, kept)  # type: ignore[return-value]
         result = self.background.add_to(self.base(x), x)
-        if dropout:
-            x = F.dropout(x, dropout)
+        if kept is not None:
+            x = drop(x, kept)
         low = F.linear(x, self.a.to(x.dtype)).flatten(0, -2)
-        total = torch.addmm(result.flatten(0, -2), low, self.b.to(x.dtype).t(), alpha=self.scaling)
+        total = torch.addmm(result.flatten(0, -2), low, self.b.to(x.dtype).t(), alpha=scaling)
         return total.view_as(result)
+
+    def draw_dropout(self, x: Tensor) -> tuple[Tensor | None, float]:
+        """Which entries of x are kept (None: all), and the scaling that makes up for those that are dropped."""
+        if not (self.training and self.noise.acts):
+            return None, self.scaling
+        return self.noise.draw(self.number, x), self.scaling / self.noise.kept_share
 
     def _forward_stacked(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Every row through its own of several adapters: all of A at once, then only the row's part goes on to B."""
@@ -154,8 +173,10 @@ class LoraModel:
         self._sizes: dict[str, tuple[int, int]] = {}
         self._stacked_rank = spec.r
         model.requires_grad_(False)
-        for name, base, d_in, d_out in find_targets(model, spec.target_modules):
-            layer = LoraLinear(base, d_in, d_out, spec, self._answerers)
+        targets = find_targets(model, spec.target_modules)
+        self.noise = DropoutNoise(spec.dropout, len(targets))
+        for number, (name, base, d_in, d_out) in enumerate(targets):
+            layer = LoraLinear(base, d_in, d_out, spec, self._answerers, self.noise, number)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer)
             self.layers[name] = layer

@@ -1,8 +1,8 @@
 """How much memory there is, what a token of training takes of it, and the layout that fits.
 
 The need of a token is counted, not sampled: one pass of the longest row is run and what autograd keeps for
-the way back is summed. The count depends on model, type and adapter only, so the same machine finds the
-same layout again, however busy it is.
+the way back is summed. The count depends on model, type and adapter only; how many tokens fit depends on
+the memory that is free, which decides speed and the last bits of a gradient, and nothing else of it.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def count_kept_bytes(base: BaseModel, lora: LoraModel, length: int) -> float:
     vocabulary = base.model.get_input_embeddings().weight.shape[0]
     example = Example([index % vocabulary for index in range(length)], length - 1)
     batch = make_batch([example], pad_id=base.pad_id, device=base.model.device)
+    lora.noise.begin_pass([0], base.model.device)
     with (
         torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []),
         lora.train_mode(),

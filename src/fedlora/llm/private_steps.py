@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
 from fedlora.config.train import TrainConfig
 from fedlora.federated.privacy.budget import count_lots, lot_rate
 from fedlora.federated.privacy.randomness import Secret
+from fedlora.llm.dropout import drop
 from fedlora.llm.examples import Example
 from fedlora.llm.lora import LoraLinear, LoraModel
 
@@ -66,6 +66,14 @@ class PrivateSteps:
             for step in range(count_lots(len(examples), self._lot_size, self._epochs))
         ]
 
+    def draw_seeds(self, count: int, step: int) -> list[int]:
+        """What the dropout of each example of a lot is drawn from: the secret.
+
+        An example's place in a lot depends on who else is in it. Under dropout that others can compute, one example
+        more would change the gradients of all behind it, and not by at most C.
+        """
+        return [self._secret.integer("dropout", *self._place, step, row) for row in range(count)]
+
     def add_clipped(self, rows: Sequence[Example], backward: Callable[[], Tensor]) -> Tensor:
         """Add the clipped gradients of one pass to the factors'; `backward` runs the pass and returns its loss ()."""
         copies = [_Copies(layer, len(rows), self._factors.values()) for layer in self._lora.layers.values()]
@@ -109,9 +117,10 @@ class _Copies:
         if x.dim() != 3 or len(x) != len(self.a):
             raise ValueError(f"a layer sees {tuple(x.shape)}, not the {len(self.a)} rows of its pass one by one")
         layer = self.layer
-        seen = F.dropout(x, layer.dropout) if layer.training and layer.dropout else x
+        kept, scaling = layer.draw_dropout(x)
+        seen = x if kept is None else drop(x, kept)
         low = seen @ self.a.to(x.dtype).transpose(1, 2)
-        return layer.background.add_to(layer.base(x), x) + layer.scaling * (low @ self.b.to(x.dtype).transpose(1, 2))
+        return layer.background.add_to(layer.base(x), x) + scaling * (low @ self.b.to(x.dtype).transpose(1, 2))
 
     def gradients(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Factor and the rows' own gradients (rows, *shape) of each that is trained."""

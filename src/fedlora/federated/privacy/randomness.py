@@ -44,6 +44,10 @@ class Secret:
         """A number in (0, 1) with 53 random bits."""
         return (int.from_bytes(self._stream(purpose, coordinates, 8), "little") // 2048 + 0.5) * 2.0**-53
 
+    def integer(self, purpose: str, *coordinates: int) -> int:
+        """63 random bits, as `derive_seed` gives them."""
+        return int.from_bytes(self._stream(purpose, coordinates, 8), "little") >> 1
+
     def normal(self, shape: Sequence[int], purpose: str, *coordinates: int) -> Tensor:
         """Independent standard normal numbers in float64, on the CPU."""
         count = math.prod(shape)
