@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from kinds_of_memory import one_of_each_kind
+from tiny_run import make_client_files
 
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import HYPERPARAMETERS, MODE_NAMES, TrainConfig
@@ -35,32 +37,58 @@ STATEFUL = {
 """What lies in a round's state.safetensors."""
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_client_files(tmp_path_factory.mktemp("methods"), [3, 2, 4, 3, 2])
+
+
+def train_in(folder: Path, data: Path, model: Path, name: str, mode: str, **changes) -> Path:
+    options = {
+        "exp_name": name,
+        "federation_mode": mode,
+        "base_model": str(model),
+        "base_dtype": "float32",
+        "data_path": data,
+        "model_dir": folder,
+        "client_selection_strategy": "all",
+        "num_communication_rounds": 3,
+        "num_clients": 5,
+        "local_batch_size": 2,
+        "local_num_epochs": 1,
+        "local_learning_rate": 1e-2,
+        "prompt_template": "chat",
+        "device": "cpu",
+        **changes,
+    }
+    return train.run(TrainConfig.of(**options)).root
+
+
 @pytest.fixture
-def start(tiny_model, make_clients, tmp_path):
+def start(tiny_model, data, tmp_path):
     """Train five small clients for three rounds under a name of one's choice."""
-    data = make_clients([3, 2, 4, 3, 2])
+    return lambda name, mode, **changes: train_in(tmp_path / "models", data, tiny_model, name, mode, **changes)
 
-    def run(name: str, mode: str, **changes) -> Path:
-        options = {
-            "exp_name": name,
-            "federation_mode": mode,
-            "base_model": str(tiny_model),
-            "base_dtype": "float32",
-            "data_path": data,
-            "model_dir": tmp_path / "models",
-            "client_selection_strategy": "all",
-            "num_communication_rounds": 3,
-            "num_clients": 5,
-            "local_batch_size": 2,
-            "local_num_epochs": 1,
-            "local_learning_rate": 1e-2,
-            "prompt_template": "chat",
-            "device": "cpu",
-            **changes,
-        }
-        return train.run(TrainConfig.of(**options)).root
 
-    return run
+@pytest.fixture(scope="module")
+def finished(tiny_model, data, tmp_path_factory):
+    """(a finished run of three rounds that no test may change, how often it flushed), once for each method."""
+    folder, made = tmp_path_factory.mktemp("finished"), {}
+
+    def find(mode: str) -> tuple[Path, int]:
+        if mode not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                calls = count_flushes(patch)
+                run = train_in(folder, data, tiny_model, mode, mode)
+            made[mode] = (run, len(calls))
+        return made[mode]
+
+    return find
+
+
+def count_flushes(patch) -> list[int]:
+    flush, calls = os.fsync, []
+    patch.setattr(os, "fsync", lambda descriptor: (calls.append(1), flush(descriptor)))
+    return calls
 
 
 def hashes(run: Path) -> dict[str, str]:
@@ -79,49 +107,44 @@ def adapter(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("mode", NEW)
-def test_a_method_is_verified_and_resumes_to_the_bytes_of_an_unbroken_run(start, mode, monkeypatch):
-    whole = start("whole", mode)
-    verify.run(VerifyConfig.of(exp_name="whole", model_dir=whole.parent))
+@pytest.mark.parametrize("mode", one_of_each_kind(NEW))
+def test_a_method_is_verified_and_resumes_to_the_bytes_of_an_unbroken_run(start, finished, mode, monkeypatch):
+    whole, flushes = finished(mode)
+    verify.run(VerifyConfig.of(exp_name=mode, model_dir=whole.parent))
     expected = hashes(whole)
     assert ("2/state.safetensors" in expected) == (mode in STATEFUL)
-    flush, calls = os.fsync, []
+    flush = os.fsync
 
     class CrashError(BaseException):
         pass
 
-    def crashing(descriptor: int) -> None:
-        calls.append(1)
-        if len(calls) == crash_at:
-            raise CrashError
-        flush(descriptor)
-
     # in the middle of the second round, and right behind it
     for share in (0.45, 0.7):
-        name = f"broken{share}"
+        left = iter(range(int(flushes * share), 0, -1))
+
+        def crashing(descriptor: int, left=left) -> None:
+            if next(left) == 1:
+                raise CrashError
+            flush(descriptor)
+
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", lambda descriptor: (calls.append(1), flush(descriptor)))
-            calls.clear()
-            start(f"counted{share}", mode)
-            crash_at = int(len(calls) * share)
-            calls.clear()
             patch.setattr(os, "fsync", crashing)
             with pytest.raises(CrashError):
-                start(name, mode)
-        assert hashes(start(name, mode)) == expected
+                start(f"broken{share}", mode)
+        assert hashes(start(f"broken{share}", mode)) == expected
 
 
-@pytest.mark.parametrize("mode", sorted(STATEFUL))
-def test_what_a_server_remembers_lies_in_the_round(start, mode):
-    run = start("run", mode, num_communication_rounds=2)
+@pytest.mark.parametrize("mode", one_of_each_kind(sorted(STATEFUL)))
+def test_what_a_server_remembers_lies_in_the_round(finished, mode):
+    run, _ = finished(mode)
     for number in (1, 2):
         assert load_groups(run / f"{number}/state.safetensors").keys() == STATEFUL[mode]
         assert "state.safetensors" in json.loads((run / f"{number}/manifest.json").read_text())["files"]
 
 
-@pytest.mark.parametrize("mode", NEW)
-def test_run_json_tells_the_hyperparameters_and_whether_there_is_a_global_model(start, mode):
-    run = start("run", mode, num_communication_rounds=2)
+@pytest.mark.parametrize("mode", one_of_each_kind(NEW))
+def test_run_json_tells_the_hyperparameters_and_whether_there_is_a_global_model(finished, mode):
+    run, _ = finished(mode)
     facts = json.loads((run / "run.json").read_text())
     assert facts["hyperparameters"] == hyperparameters_of(MODES[mode])
     assert facts["has_global_model"] == has_global_model(MODES[mode]) == (run / "1/global_adapter_model.bin").is_file()
@@ -147,23 +170,24 @@ TRAVELS = {
 """Mode -> factors down and up in the first and in the second of two rounds, as docs/strategies.md says."""
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_bytes_on_the_way_are_those_of_the_factors_that_travel(start, mode):
-    options = {"prune_to": 1.0} if mode == "hetlora" else {}
-    run = start(mode, mode, num_communication_rounds=2, **options)
+@pytest.mark.parametrize("mode", one_of_each_kind(MODES))
+def test_the_bytes_on_the_way_are_those_of_the_factors_that_travel(start, finished, mode):
+    run = start(mode, mode, prune_to=1.0) if mode == "hetlora" else finished(mode)[0]
     clients = sorted((run / "1").glob("client_*/adapter_model.bin")) or [run / "1/global_adapter_model.bin"]
     state = adapter(clients[0])
     rank = 2 if mode == "feddpa" else 1
     sizes = {half: 4 * count(state, half) // rank for half in "AB"}
     for row in metrics(run):
-        if row["kind"] == "round" and (travels := TRAVELS[mode][row["round"] - 1]):
+        if row["kind"] == "round" and row["round"] < 3 and (travels := TRAVELS[mode][row["round"] - 1]):
             down, up = (sum(sizes[half] for half in halves) for halves in travels)
             assert (row["bytes_down"], row["bytes_up"]) == (5 * down, 5 * up)
 
 
-def test_ffa_leaves_a_alone_and_rolora_changes_one_factor_a_round(start):
-    ffa = [adapter(start("ffa", "ffa") / f"{number}/global_adapter_model.bin") for number in (1, 2, 3)]
-    ro = [adapter(start("rolora", "rolora") / f"{number}/global_adapter_model.bin") for number in (1, 2, 3)]
+def test_ffa_leaves_a_alone_and_rolora_changes_one_factor_a_round(finished):
+    ffa, ro = (
+        [adapter(finished(mode)[0] / f"{number}/global_adapter_model.bin") for number in (1, 2, 3)]
+        for mode in ("ffa", "rolora")
+    )
 
     def moved(before, after) -> str:
         return "".join(
@@ -176,17 +200,18 @@ def test_ffa_leaves_a_alone_and_rolora_changes_one_factor_a_round(start):
     assert [moved(*pair) for pair in itertools.pairwise(ro)] == ["A", "B"]
 
 
-def test_without_its_term_a_method_is_fedavg_bit_for_bit(start):
-    expected = sha256_of(start("homo", "homo") / "3/adapter_model.safetensors")
+def test_without_its_term_a_method_is_fedavg_bit_for_bit(start, finished):
+    expected = sha256_of(finished("homo")[0] / "3/adapter_model.safetensors")
     assert sha256_of(start("prox", "fedprox", proximal_mu=0.0) / "3/adapter_model.safetensors") == expected
     assert sha256_of(start("far", "fedprox", proximal_mu=1.0) / "3/adapter_model.safetensors") != expected
 
 
 def test_a_strong_pull_keeps_clients_near_the_global_adapter(start):
+    steep = {"local_optimizer": "sgd", "local_num_epochs": 4}
     norms = {
         mu: max(row["update_norm"] for row in metrics(run) if row["kind"] == "client")
         for mu in (0.0, 100.0)
-        if (run := start(f"mu{mu}", "fedprox", proximal_mu=mu, local_optimizer="sgd", local_num_epochs=4))
+        if (run := start(f"mu{mu}", "fedprox", proximal_mu=mu, num_communication_rounds=1, **steep))
     }
     assert norms[100.0] < 0.7 * norms[0.0]
 
@@ -201,9 +226,9 @@ def test_sgd_takes_plain_steps(start, monkeypatch):
     assert norms[1] == pytest.approx([2 * norm for norm in norms[0]], rel=1e-4)
 
 
-def test_scaffold_starts_as_fedavg_and_then_corrects(start):
+def test_scaffold_starts_as_fedavg_and_then_corrects(start, finished):
     plain = start("homo", "homo", client_selection_frac=1.0, max_client_weight=0.2)
-    corrected = start("scaffold", "scaffold")
+    corrected, _ = finished("scaffold")
     first, last = (
         [sha256_of(run / f"{number}/adapter_model.safetensors") for run in (plain, corrected)] for number in (1, 3)
     )
@@ -266,8 +291,8 @@ def test_options_that_would_break_a_robust_method_s_promise_are_refused_before_a
         start("weak", mode, **options)
 
 
-def test_fedsa_clients_keep_their_own_b(start):
-    run = start("run", "fedsa")
+def test_fedsa_clients_keep_their_own_b(finished):
+    run, _ = finished("fedsa")
     clients = [adapter(run / f"3/client_{client}/adapter_model.bin") for client in range(5)]
     keys = [key for key in clients[0] if ".lora_B." in key]
     assert any(not torch.equal(clients[0][key], clients[1][key]) for key in keys)
@@ -287,9 +312,10 @@ def test_the_loop_asks_a_strategy_for_what_each_round_sends(start, monkeypatch):
     assert set(seen) == {(1, "B"), (2, "A"), (3, "B")}
 
 
-def test_kept_moments_go_on_where_the_factors_are_those_a_client_left(start):
+def test_kept_moments_go_on_where_the_factors_are_those_a_client_left(start, finished):
     kept, reset = (
-        start(state, "ffa", optimizer_state=state) / "3/adapter_model.safetensors" for state in ("keep", "reset")
+        run / "3/adapter_model.safetensors"
+        for run in (start("keep", "ffa", optimizer_state="keep"), finished("ffa")[0])
     )
     assert sha256_of(kept) != sha256_of(reset)
     assert sha256_of(kept.parents[1] / "1" / kept.name) == sha256_of(reset.parents[1] / "1" / reset.name)
