@@ -6,9 +6,11 @@ import json
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import make_client_files
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.config.train import TrainConfig
@@ -112,40 +114,64 @@ KINDS: dict[str, tuple[Callable[[ClientUpdate], object], str, str]] = {
 }
 
 
+ROWS = [3, 2, 4, 2, 1, 3, 2, 5]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight clients, one row each and more."""
+    return make_client_files(tmp_path_factory.mktemp("bad_clients"), ROWS)
+
+
+def train_in(folder: Path, data: Path, model: Path, name: str, mode: str = "homo", **changes):
+    options = {
+        "exp_name": name,
+        "federation_mode": mode,
+        "base_model": str(model),
+        "base_dtype": "float32",
+        "data_path": data,
+        "model_dir": folder,
+        "client_selection_strategy": "all",
+        "num_communication_rounds": 1,
+        "local_batch_size": 4,
+        "local_num_epochs": 1,
+        "local_learning_rate": 1e-2,
+        "prompt_template": "chat",
+        "device": "cpu",
+        **changes,
+    }
+    return train.run(TrainConfig.of(**options))
+
+
 @pytest.fixture
-def start(tiny_model, make_clients, tmp_path):
-    """Train eight clients, one row each and more, under a name of one's choice."""
-    data = make_clients([3, 2, 4, 2, 1, 3, 2, 5])
+def start(tiny_model, data, tmp_path):
+    """Train the eight clients under a name of one's choice."""
+    return lambda name, mode="homo", **changes: train_in(tmp_path / "models", data, tiny_model, name, mode, **changes)
 
-    def run(name: str, mode: str = "homo", **changes):
-        options = {
-            "exp_name": name,
-            "federation_mode": mode,
-            "base_model": str(tiny_model),
-            "base_dtype": "float32",
-            "data_path": data,
-            "model_dir": tmp_path / "models",
-            "client_selection_strategy": "all",
-            "num_communication_rounds": 1,
-            "local_batch_size": 4,
-            "local_num_epochs": 1,
-            "local_learning_rate": 1e-2,
-            "prompt_template": "chat",
-            "device": "cpu",
-            **changes,
-        }
-        return train.run(TrainConfig.of(**options))
 
-    return run
+@pytest.fixture(scope="module")
+def good(tiny_model, data, tmp_path_factory):
+    """(a run of one round in which nobody is bad, what its clients sent); nobody changes either."""
+    sent, honest = {}, SimulatedClients._train_one
+
+    def keep(self, task):
+        sent[task.client_id] = outcome = honest(self, task)
+        return outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimulatedClients, "_train_one", keep)
+        paths = train_in(tmp_path_factory.mktemp("good"), data, tiny_model, "good")
+    return paths, sent
 
 
 @pytest.fixture
 def spoil(monkeypatch):
     """Make one client do something else than its training; returns how often it was asked."""
     asked: list[int] = []
-    honest = SimulatedClients._train_one
 
     def install(how: Callable[[ClientUpdate], object], client: int = BAD, times: int = 10**6):
+        honest = SimulatedClients._train_one
+
         def spoiled(self, task):
             outcome = honest(self, task)
             if task.client_id != client or len(asked) >= times:
@@ -166,18 +192,17 @@ def adapter_files(paths, number: int = 1) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def homo_without(start, tmp_path):
+@pytest.fixture(scope="module")
+def homo_without(good):
     """The mean of the seven others' updates in a run in which nobody is bad."""
-    paths = start("good")
-    folder = paths.round_folder(1)
+    folder = good[0].round_folder(1)
     shapes = {
         key: tuple(value.shape)
         for key, value in torch.load(folder / "global_adapter_model.bin", weights_only=True).items()
     }
 
     def pairs():
-        for client, rows in enumerate([3, 2, 4, 2, 1, 3, 2, 5]):
+        for client, rows in enumerate(ROWS):
             if client != BAD:
                 yield load_adapter(folder / f"client_{client}/adapter_model.bin", shapes), rows
 
@@ -186,10 +211,12 @@ def homo_without(start, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_bad_client_of_eight_is_left_out_and_the_others_give_the_same_bytes(
-    start, spoil, homo_without, kind, tmp_path, capsys
+    start, spoil, good, homo_without, kind, tmp_path, capsys, monkeypatch
 ):
     how, failure, reason = KINDS[kind]
     expected, shapes = homo_without
+    # the others train as they did in the good run, where each of them was watched
+    monkeypatch.setattr(SimulatedClients, "_train_one", lambda self, task: good[1][task.client_id])
     asked = spoil(how)
     paths = start("bad")
     found = load_adapter(paths.round_folder(1) / "adapter_model.safetensors", shapes)
@@ -223,10 +250,9 @@ def test_seq_and_none_go_on_without_the_bad_client(start, spoil, mode, kind):
     }
 
 
-def test_a_client_that_is_lost_once_and_then_answers_changes_nothing(start, spoil, capsys):
-    good = adapter_files(start("good"))
+def test_a_client_that_is_lost_once_and_then_answers_changes_nothing(start, spoil, good, capsys):
     asked = spoil(failing(MemoryError()), times=1)
-    assert adapter_files(start("bad")) == good
+    assert adapter_files(start("bad")) == adapter_files(good[0])
     assert asked == [1]
     assert f"client {BAD} is asked again: MemoryError" in capsys.readouterr().err
 
@@ -387,29 +413,30 @@ def receive(messages, count: int = 8):
     return mean, arriving
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_late_repeated_and_foreign_messages_change_no_bit_of_the_sum(seed):
-    draw = random.Random(seed)
-    messages = [answer(client) for client in range(8)]
-    messages += [answer(client) for client in draw.sample(range(8), 3)]
-    messages += [
-        dataclasses.replace(answer(client, 100.0), task_id="old", round=0) for client in draw.sample(range(8), 3)
-    ]
-    messages += [dataclasses.replace(answer(3, 7.0), client_id=99), ClientFailure(77, "lost", "who?")]
-    draw.shuffle(messages)
-    mean, arriving = receive(messages)
+def test_late_repeated_and_foreign_messages_change_no_bit_of_the_sum():
     clean, _ = receive(answer(client) for client in range(8))
-    assert torch.equal(mean["x"], clean["x"])
-    assert not arriving.failures
+    for seed in range(100):
+        draw = random.Random(seed)
+        messages = [answer(client) for client in range(8)]
+        messages += [answer(client) for client in draw.sample(range(8), 3)]
+        messages += [
+            dataclasses.replace(answer(client, 100.0), task_id="old", round=0) for client in draw.sample(range(8), 3)
+        ]
+        messages += [dataclasses.replace(answer(3, 7.0), client_id=99), ClientFailure(77, "lost", "who?")]
+        draw.shuffle(messages)
+        mean, arriving = receive(messages)
+        assert torch.equal(mean["x"], clean["x"]), seed
+        assert not arriving.failures, seed
 
 
-@pytest.mark.parametrize("lost", list(itertools.combinations(range(8), 3)), ids=str)
-def test_whoever_drops_out_the_rest_is_a_whole_result(lost):
-    mean, arriving = receive(answer(client) for client in range(8) if client not in lost)
-    left = [answer(client) for client in range(8) if client not in lost]
-    expected = weighted_mean((update.upload, update.num_examples) for update in left)
-    assert torch.equal(mean["x"], expected["x"])
-    assert [(failure.client_id, failure.kind) for failure in arriving.failures] == [(client, "lost") for client in lost]
+def test_whoever_drops_out_the_rest_is_a_whole_result():
+    for lost in itertools.combinations(range(8), 3):
+        left = [answer(client) for client in range(8) if client not in lost]
+        mean, arriving = receive(left)
+        expected = weighted_mean((update.upload, update.num_examples) for update in left)
+        assert torch.equal(mean["x"], expected["x"]), lost
+        found = [(failure.client_id, failure.kind) for failure in arriving.failures]
+        assert found == [(client, "lost") for client in lost]
 
 
 def test_a_client_that_only_sends_old_answers_is_left_out_with_that_reason():

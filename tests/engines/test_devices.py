@@ -46,7 +46,12 @@ def hashes(root) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "kept", "ranks"), [("homo", "keep", None), ("none", "keep", "4,2x4"), ("fedex", "reset", None)]
+    ("mode", "kept", "ranks"),
+    [
+        ("homo", "keep", None),
+        pytest.param("none", "keep", "4,2x4", marks=pytest.mark.thorough),
+        pytest.param("fedex", "reset", None, marks=pytest.mark.thorough),
+    ],
 )
 def test_several_devices_give_the_bytes_of_one(options, mode, kept, ranks, capsys):
     rounds = 3 if mode == "fedex" else 2

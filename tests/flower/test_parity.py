@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
+from kinds_of_memory import one_of_each_kind
 from small_federation import SIZES, Federation, adapters
 
 from fedlora.config.runs import VerifyConfig
@@ -46,7 +47,7 @@ OPTIONS = {
 """What makes a method do what it is there for."""
 
 
-@pytest.mark.parametrize("mode", [name for name in MODES if name != "pooled"])
+@pytest.mark.parametrize("mode", one_of_each_kind(name for name in MODES if name != "pooled"))
 def test_every_method_gives_the_bytes_of_a_simulation_and_what_is_a_client_s_own_stays_with_it(federation, mode):
     options = {"num_communication_rounds": 3, "client_selection_strategy": "random", "client_selection_frac": 0.5}
     options |= OPTIONS.get(mode, {})

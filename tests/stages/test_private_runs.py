@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kinds_of_memory import one_of_each_kind
 
 from fedlora.config.plan import PlanConfig
 from fedlora.config.runs import VerifyConfig
@@ -93,7 +94,7 @@ def check(run: Path) -> None:
     verify.run(VerifyConfig.of(exp_name=run.name, model_dir=run.parent))
 
 
-@pytest.mark.parametrize("mode", ["homo", "fedsvd", "fedadam", "fedsa", "ditto", "feddpa"])
+@pytest.mark.parametrize("mode", one_of_each_kind(["homo", "fedsvd", "fedadam", "fedsa", "ditto", "feddpa"]))
 def test_rounds_of_nobody_are_committed_counted_and_verified(start, mode, capsys):
     run = start("models", mode, **CLIENT)
     cohorts = [manifest(run, number)["cohort"] for number in (1, 2, 3)]
@@ -130,7 +131,11 @@ def test_clients_beyond_the_clip_count_no_more_than_it(start):
 
 @pytest.mark.parametrize(
     ("mode", "flags"),
-    [("homo", CLIENT), ("fedsvd", {**CLIENT, "client_selection_frac": 0.7}), ("homo", EXAMPLE)],
+    [
+        ("homo", CLIENT),
+        pytest.param("fedsvd", {**CLIENT, "client_selection_frac": 0.7}, marks=pytest.mark.thorough),
+        ("homo", EXAMPLE),
+    ],
 )
 def test_a_private_run_that_ends_anywhere_goes_on_to_the_same_bytes_and_the_same_epsilon(
     start, mode, flags, monkeypatch
@@ -229,7 +234,6 @@ def test_the_limit_ends_a_run_before_the_round_and_a_higher_one_lets_it_go_on(st
     limit = epsilon(0.3, 0.5, 2, 1e-5) + 0.01
     with pytest.raises(BudgetError, match="round 3 would bring the client-level epsilon"):
         start(**CLIENT, max_epsilon=limit)
-    run = Path((start.__closure__ and "") or "") if False else None
     run = start(**CLIENT, max_epsilon=100.0)
     assert [row["round"] for row in rounds_of(run)] == [1, 2, 3]
     assert hashes(run)["3/adapter_model.safetensors"] == hashes(start("free", **CLIENT))["3/adapter_model.safetensors"]
@@ -271,7 +275,7 @@ def test_a_round_whose_whole_cohort_fails_ends_the_run(start, monkeypatch):
         start(**CLIENT)
 
 
-@pytest.mark.parametrize("mode", ["homo", "seq", "none", "scaffold", "median"])
+@pytest.mark.parametrize("mode", one_of_each_kind(["homo", "seq", "none", "scaffold", "median"]))
 def test_example_level_privacy_counts_each_client_s_steps(start, mode, capsys):
     run = start("models", mode, **EXAMPLE)
     spent = manifest(run, 3)["privacy"]
@@ -331,6 +335,7 @@ def test_a_private_run_can_be_planned(start, tiny_model, tmp_path, make_clients,
     assert flags is EXAMPLE or record["privacy"]["epsilon"] == spent
 
 
+@pytest.mark.thorough
 def test_a_worker_on_another_device_draws_from_the_same_secret(start):
     alone, together = (
         start(name, **EXAMPLE, **more) for name, more in (("alone", {}), ("two", {"devices": "cpu,cpu"}))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from lost_signals import lose_signal
+from tiny_run import make_client_files
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import DataError, UsageError
@@ -25,35 +26,63 @@ class CrashError(BaseException):
     """Ends a run from inside; not an Exception, so that nothing on the way takes it for its own."""
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The rows of three clients; a test that changes them does so in a copy."""
+    return make_client_files(tmp_path_factory.mktemp("resume"), [5, 4, 3])
+
+
+def train_in(folder: Path, data: Path, model: Path, mode: str = "homo", **changes) -> Path:
+    options = {
+        "exp_name": "run",
+        "federation_mode": mode,
+        "base_model": str(model),
+        "base_dtype": "float32",
+        "data_path": data,
+        "model_dir": folder,
+        "client_selection_frac": 0.7,
+        "num_communication_rounds": 2,
+        "num_clients": 3,
+        "local_batch_size": 2,
+        "local_num_epochs": 1,
+        "local_val_set_size": 1,
+        "local_learning_rate": 1e-2,
+        "prompt_template": "chat",
+        "optimizer_state": "keep",
+        "device": "cpu",
+        **changes,
+    }
+    return train.run(TrainConfig.of(**options)).root
+
+
 @pytest.fixture
-def start(tiny_model, make_clients, tmp_path):
+def start(tiny_model, data, tmp_path):
     """Train three small clients for two rounds into a folder of one's choice."""
-    data = make_clients([5, 4, 3])
+    return lambda folder, mode="homo", **changes: train_in(tmp_path / folder, data, tiny_model, mode, **changes)
 
-    def run(folder: str, mode: str = "homo", **changes) -> Path:
-        options = {
-            "exp_name": "run",
-            "federation_mode": mode,
-            "base_model": str(tiny_model),
-            "base_dtype": "float32",
-            "data_path": data,
-            "model_dir": tmp_path / folder,
-            "client_selection_frac": 0.7,
-            "num_communication_rounds": 2,
-            "num_clients": 3,
-            "local_batch_size": 2,
-            "local_num_epochs": 1,
-            "local_val_set_size": 1,
-            "local_learning_rate": 1e-2,
-            "prompt_template": "chat",
-            "optimizer_state": "keep",
-            "device": "cpu",
-            **changes,
-        }
-        return train.run(TrainConfig.of(**options)).root
 
-    run.data = data
-    return run
+@pytest.fixture(scope="module")
+def whole(tiny_model, data, tmp_path_factory):
+    """An unbroken run of these settings, trained once; nobody changes it."""
+    made = {}
+
+    def find(mode: str = "homo", **changes) -> Path:
+        key = json.dumps([mode, changes])
+        if key not in made:
+            made[key] = train_in(tmp_path_factory.mktemp("whole"), data, tiny_model, mode, **changes)
+        return made[key]
+
+    return find
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of an unbroken run in the folder `models` of this test, to be damaged or gone on with."""
+
+    def copy(**changes) -> Path:
+        return shutil.copytree(whole(**changes), tmp_path / "models" / "run")
+
+    return copy
 
 
 def hashes(run: Path) -> dict[str, str]:
@@ -118,9 +147,9 @@ def lost_behind_the_last_pass(train_once):
     [(turned_into_another, False), (lost_before_the_first_pass, False), (lost_behind_the_last_pass, True)],
 )
 def test_a_signal_that_a_client_s_training_loses_ends_the_run_and_spoils_no_round(
-    start, monkeypatch, capsys, lost, trains
+    start, whole, monkeypatch, capsys, lost, trains
 ):
-    expected = hashes(start("whole"))
+    expected = hashes(whole())
     train_a_client, calls, rows = Trainer.train, itertools.count(), []
 
     def losing(trainer, *arguments, **options):
@@ -139,7 +168,7 @@ def test_a_signal_that_a_client_s_training_loses_ends_the_run_and_spoils_no_roun
 
 
 @pytest.mark.usefixtures("handlers")
-def test_a_signal_that_is_lost_while_an_update_is_checked_is_no_fault_of_the_update(start, monkeypatch):
+def test_a_signal_that_is_lost_while_an_update_is_checked_is_no_fault_of_the_update(start, whole, monkeypatch):
     calls = itertools.count()
 
     def losing(*arguments, **options):
@@ -152,18 +181,20 @@ def test_a_signal_that_is_lost_while_an_update_is_checked_is_no_fault_of_the_upd
         patch.setattr("fedlora.engines.arriving.find_update_fault", losing)
         with pytest.raises(SystemExit), stop_on_signals():
             start("broken")
-    assert hashes(start("broken")) == hashes(start("whole"))
+    assert hashes(start("broken")) == hashes(whole())
 
 
+@pytest.mark.parametrize("every", [31, pytest.param(7, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_run_that_ends_anywhere_goes_on_to_the_same_bytes(start, mode, monkeypatch, tmp_path):
+def test_a_run_that_ends_anywhere_goes_on_to_the_same_bytes(start, mode, every, monkeypatch, tmp_path):
     # the first run of all also writes the tokens, which later ones find in the cache
-    start("first", mode)
+    start("first", mode, num_communication_rounds=1)
     whole = []
     flushes = count_flushes(monkeypatch, lambda: whole.append(start("whole", mode)))
     expected, metrics = hashes(whole[0]), measured(whole[0])
     assert flushes > 40
-    for number, call in enumerate(range(0, flushes, 7)):
+    # by default the four end at different moments
+    for number, call in enumerate(range(7 * MODES.index(mode) % every, flushes, every)):
         with monkeypatch.context() as patch:
             crash_at(patch, call)
             with pytest.raises(CrashError):
@@ -202,70 +233,71 @@ def test_what_a_client_has_finished_is_not_trained_again(start, monkeypatch):
     assert trained == [(2, 0), (2, 1), (2, 2)]
 
 
-def test_a_finished_run_called_again_stays_as_it_is(start):
-    run = start("models")
+def test_a_finished_run_called_again_stays_as_it_is(start, copied):
+    run = copied()
     before, metrics = hashes(run), (run / "metrics.jsonl").read_bytes()
     assert hashes(start("models")) == before
     assert (run / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_a_finished_run_takes_more_rounds_where_no_learning_rate_depends_on_them(start):
+def test_a_finished_run_takes_more_rounds_where_no_learning_rate_depends_on_them(start, whole):
     short = start("grown", num_communication_rounds=1)
     assert hashes(short).items() <= hashes(start("grown", num_communication_rounds=2)).items()
-    assert hashes(short) == hashes(start("whole"))
+    assert hashes(short) == hashes(whole())
     start("cosine", num_communication_rounds=1, lr_schedule="cosine")
     with pytest.raises(UsageError, match="num_communication_rounds: 1 -> 2"):
         start("cosine", num_communication_rounds=2, lr_schedule="cosine")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("seed", 7),
-        ("local_learning_rate", 2e-2),
-        ("local_batch_size", 3),
-        ("local_num_epochs", 2),
-        ("lora_r", 8),
-        ("lora_alpha", 8.0),
-        ("lora_dropout", 0.0),
-        ("cutoff_len", 100),
-        ("client_selection_frac", 1.0),
-        ("optimizer_state", "reset"),
-        ("federation_mode", "seq"),
-        ("num_communication_rounds", 1),
-    ],
-)
-def test_another_configuration_in_the_same_place_is_refused_with_the_difference(start, name, value):
-    run = start("models")
+OTHERS = {
+    "seed": 7,
+    "local_learning_rate": 2e-2,
+    "local_batch_size": 3,
+    "local_num_epochs": 2,
+    "lora_r": 8,
+    "lora_alpha": 8.0,
+    "lora_dropout": 0.0,
+    "cutoff_len": 100,
+    "client_selection_frac": 1.0,
+    "optimizer_state": "reset",
+    "federation_mode": "seq",
+    "num_communication_rounds": 1,
+}
+
+
+def test_another_configuration_in_the_same_place_is_refused_with_the_difference(start, copied, subtests):
+    run = copied()
     before = hashes(run)
-    with pytest.raises(UsageError, match=rf"another configuration \({name}: .* -> {value!r}\)") as caught:
-        start("models", **({"mode": value} if name == "federation_mode" else {name: value}))
-    assert "--overwrite" in caught.value.hint
-    assert hashes(run) == before
+    for name, value in OTHERS.items():
+        with subtests.test(name=name):
+            with pytest.raises(UsageError, match=rf"another configuration \({name}: .* -> {value!r}\)") as caught:
+                start("models", **({"mode": value} if name == "federation_mode" else {name: value}))
+            assert "--overwrite" in caught.value.hint
+            assert hashes(run) == before
 
 
-def test_a_client_s_file_that_changed_is_refused(start):
-    start("models", num_communication_rounds=1)
-    file = start.data / "3/local_training_1.json"
+def test_a_client_s_file_that_changed_is_refused(start, data, tmp_path):
+    own = shutil.copytree(data, tmp_path / "data")
+    start("models", data_path=own, num_communication_rounds=1)
+    file = own / "3/local_training_1.json"
     file.write_text(file.read_text().replace("say", "tell"))
     with pytest.raises(DataError, match=r"local_training_1\.json: not the file that this run was begun with"):
-        start("models")
+        start("models", data_path=own)
 
 
-def test_a_client_s_file_that_is_gone_is_named(start):
-    silos = start.data / "silos"
+def test_a_client_s_file_that_is_gone_is_named(start, data, tmp_path):
+    silos = tmp_path / "silos"
     silos.mkdir()
     for client in range(3):
-        shutil.copy(start.data / f"3/local_training_{client}.json", silos / f"site{client}.json")
-    shutil.rmtree(start.data / "3")
+        shutil.copy(data / f"3/local_training_{client}.json", silos / f"site{client}.json")
     start("models", data_path=silos)
     (silos / "site1.json").unlink()
     with pytest.raises(DataError, match=r"site1\.json: gone since this run was begun"):
         start("models", data_path=silos, num_clients=2)
 
 
-def test_a_damaged_round_that_nothing_needs_is_told_of(start, capsys):
-    run = start("models", client_selection_frac=1.0)
+def test_a_damaged_round_that_nothing_needs_is_told_of(start, copied, capsys):
+    run = copied(client_selection_frac=1.0)
     file = run / "1/client_0/adapter_model.bin"
     file.write_bytes(b"x" + file.read_bytes()[1:])
     start("models", client_selection_frac=1.0)
@@ -284,25 +316,30 @@ def test_another_environment_is_refused_unless_drift_is_allowed(start, capsys):
     assert "going on in another environment: torch: 1.0 -> " in capsys.readouterr().err
 
 
-def damaged_files() -> list[str]:
-    return [
-        "2/adapter_model.safetensors",
-        "2/global_adapter_model.bin",
-        "2/adapter_config.json",
-        "2/manifest.json",
-        "2/client_0/adapter_model.bin",
-        "2/client_0/update.json",
-        "2/client_0/private/optimizer.safetensors",
-        "1/manifest.json",
-    ]
+DAMAGED = (
+    "2/adapter_model.safetensors",
+    "2/global_adapter_model.bin",
+    "2/adapter_config.json",
+    "2/manifest.json",
+    "2/client_0/adapter_model.bin",
+    "2/client_0/update.json",
+    "2/client_0/private/optimizer.safetensors",
+    "1/manifest.json",
+)
+HOW = ("flip", "cut", "remove", "empty")
+# by default every file in one way and every way on two files
+DAMAGES = [
+    pytest.param(name, how, marks=[] if DAMAGED.index(name) % 4 == HOW.index(how) else pytest.mark.thorough)
+    for name in DAMAGED
+    for how in HOW
+]
 
 
-@pytest.mark.parametrize("how", ["flip", "cut", "remove", "empty"])
-@pytest.mark.parametrize("name", damaged_files())
-def test_a_damaged_round_is_moved_aside_and_trained_again_to_the_same_bytes(start, tmp_path, name, how, capsys):
-    whole = start("models", client_selection_frac=1.0)
-    expected = hashes(whole)
-    file = whole / name
+@pytest.mark.parametrize(("name", "how"), DAMAGES)
+def test_a_damaged_round_is_moved_aside_and_trained_again_to_the_same_bytes(start, copied, name, how, capsys):
+    run = copied(client_selection_frac=1.0)
+    expected = hashes(run)
+    file = run / name
     content = bytearray(file.read_bytes())
     if how == "flip":
         content[len(content) // 2] ^= 1
@@ -318,9 +355,9 @@ def test_a_damaged_round_is_moved_aside_and_trained_again_to_the_same_bytes(star
     assert hashes(again) == expected
 
 
-def test_a_torn_metrics_line_is_dropped(start):
+def test_a_torn_metrics_line_is_dropped(start, whole):
     run = start("models", num_communication_rounds=1)
-    expected = measured(start("whole"))
+    expected = measured(whole())
     with (run / "metrics.jsonl").open("a") as handle:
         handle.write('{"kind": "client", "round": 2, "clie')
     assert measured(start("models")) == expected

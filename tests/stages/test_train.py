@@ -271,10 +271,11 @@ def test_wrong_input_stops_before_anything_is_written(train_mode, tmp_path):
     assert not (tmp_path / "models").exists() or not any((tmp_path / "models").iterdir())
 
 
-def test_three_processes_with_other_hash_seeds_leave_the_same_bytes(tiny_model, make_clients, tmp_path):
+@pytest.mark.parametrize("seeds", [("1", "4711"), pytest.param(("0", "2", "3"), marks=pytest.mark.thorough)])
+def test_processes_with_other_hash_seeds_leave_the_same_bytes(tiny_model, make_clients, tmp_path, seeds):
     data = make_clients([4, 3])
     listings = []
-    for seed in ("0", "1", "4711"):
+    for seed in seeds:
         models = tmp_path / f"models{seed}"
         command = [sys.executable, "-m", "fedlora", "train", "--exp_name", "x", "--base_model", str(tiny_model)]
         command += [
@@ -291,7 +292,7 @@ def test_three_processes_with_other_hash_seeds_leave_the_same_bytes(tiny_model, 
         subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
         files = sorted(tree(models) - {"x/metrics.jsonl", "x/.lock"})
         listings.append({name: sha256_of(models / name) for name in files})
-    assert listings[0] == listings[1] == listings[2]
+    assert all(listing == listings[0] for listing in listings)
     assert len(listings[0]) > 15
 
 
