@@ -20,7 +20,10 @@ from fedlora.errors import DataError, OutOfMemoryError, TrainingError, UsageErro
 from fedlora.federated.adapters import fingerprint, weighted_mean
 from fedlora.files import sha256_of
 from fedlora.llm.adapter_files import load_adapter
-from fedlora.stages import report, train
+from fedlora.reporting.experiments import load_experiment
+from fedlora.reporting.findings import Findings, gather_findings
+from fedlora.reporting.markdown import markdown_report
+from fedlora.stages import train
 from fedlora.types import ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
 
 BAD = 5
@@ -185,6 +188,14 @@ def spoil(monkeypatch):
     return install
 
 
+def reported(name: str, folder: Path) -> Findings:
+    """What the report says of a run; its pictures are another test's."""
+    config = ReportConfig.of(exp_names=name, communication_rounds=1, model_dir=folder / "models")
+    experiment = load_experiment(config, name)
+    assert experiment is not None
+    return gather_findings([experiment], [])
+
+
 def adapter_files(paths, number: int = 1) -> dict[str, str]:
     return {
         f"{file.parent.name}/{file.name}": sha256_of(file)
@@ -229,9 +240,7 @@ def test_one_bad_client_of_eight_is_left_out_and_the_others_give_the_same_bytes(
     # failures of the infrastructure alone are worth another try
     assert len(asked) == (3 if failure == "out_of_memory" else 1)
     assert f"client {BAD} is left out of the round: {entry['reason']}" in capsys.readouterr().err
-    config = {"exp_names": "bad", "communication_rounds": 1, "model_dir": tmp_path / "models"}
-    report.run(ReportConfig.of(**config, report_dir=tmp_path / "reports", report_name="r"))
-    told = json.loads((tmp_path / "reports/r/report.json").read_text())["quarantined"]
+    told = reported("bad", tmp_path).record()["quarantined"]
     assert told == [f"bad, round 1, client {BAD}: {entry['reason']}"]
 
 
@@ -317,16 +326,7 @@ def test_a_long_update_is_clipped_and_told_of(start, spoil, factor, tmp_path, ca
     )
     key = sorted(free)[0]
     assert float(free[key].abs().max()) > 5 * float(clipped[key].abs().max())
-    report.run(
-        ReportConfig.of(
-            exp_names="clipped",
-            communication_rounds=1,
-            model_dir=tmp_path / "models",
-            report_dir=tmp_path / "reports",
-            report_name="r",
-        )
-    )
-    assert f"client {BAD}: update of norm" in (tmp_path / "reports/r/report.md").read_text()
+    assert f"client {BAD}: update of norm" in markdown_report(reported("clipped", tmp_path), pictures=())
 
 
 def test_an_absolute_limit_clips_in_every_mode_that_sends(start):
