@@ -11,27 +11,9 @@ from fedlora.comparing.comparison_text import comparison_markdown, comparison_te
 from fedlora.comparing.latex import escape_latex, latex_table
 from fedlora.comparing.tables import gather_comparison
 from fedlora.evaluation.own_loss import mean_own_loss, own_losses
-from fedlora.reporting.statistics import seed_interval
 
 SHARES = {"0": {"a": 1.0}, "1": {"a": 0.25, "b": 0.75}}
 PLAN = {"name": "x_1", "config": {"budget_steps": 10, "seeds": [1, 2], "validation_per_cat": 3, "test_per_cat": 4}}
-
-
-def test_the_interval_of_three_seeds_reaches_from_the_smallest_to_the_largest():
-    assert seed_interval([1.0, 2.0, 4.0]) == (1.0, 4.0)
-
-
-def test_the_interval_of_many_seeds_is_the_known_one_and_the_same_every_time():
-    values = [float(number % 10) for number in range(40)]
-    found = seed_interval(values)
-    assert found == seed_interval(values)
-    # normal approximation: 4.5 -+ 1.96 * 2.872 / sqrt(40)
-    assert found == pytest.approx((3.61, 5.39), abs=0.06)
-    assert found == pytest.approx((3.625, 5.4), abs=1e-9)
-
-
-def test_one_seed_has_no_interval():
-    assert seed_interval([3.0]) is None
 
 
 def test_an_own_loss_weighs_categories_as_the_client_s_rows_are():
@@ -112,13 +94,33 @@ def test_what_is_forgotten_is_the_last_loss_less_the_best():
 def test_markdown_says_means_intervals_counts_and_what_failed(result):
     text = comparison_markdown(result, figures=["losses.png"])
     assert "# Comparison: x\\_1" in text
-    assert "| homo | 0.001 | 2 | 2 | 1.688 \\[1.375, 2.000\\]" in text
+    assert "| homo | 0.001 | 2 | 2 | 1.688 \\[-2.283, 5.658\\]" in text
     assert "ffa, seed 2 failed: a loss of 100 % &amp; more" in text
     assert "| clients that gain | 0.0 of 2 | 1.0 of 2 |" in text
     assert "Budget of every run: 10 steps" in text
     assert "Client by category: loss under homo less that of the client alone" in text
     assert "| 0 | **+0.000** | +0.000 |" in text
     assert "| 1 | **+0.000** | **+0.000** |" in text
+
+
+def private_result(rates: list[float]) -> dict[str, Any]:
+    """One method whose runs are private, its learning rate chosen among `rates` where there are several."""
+    run = run_of(1, 1.0, 2.0)
+    run |= {"config": {"dp_example_noise_multiplier": 1.0}, "spent": {**run["spent"], "epsilon": 3.0}}
+    sweep = [{"learning_rate": rate, "loss": 1.0} for rate in rates]
+    return gather_comparison(PLAN, [cell_of("homo", [run], sweep=sweep if len(rates) > 1 else [])])
+
+
+def test_an_epsilon_without_what_the_choice_of_the_learning_rate_spent_says_so_wherever_it_is_shown():
+    tuned, single = private_result([1e-4, 1e-3, 1e-2]), private_result([1e-3])
+    for text in (comparison_text(tuned), comparison_markdown(tuned, figures=[])):
+        assert "3.000*" in text.replace("\\*", "*")
+        assert "chosen by private runs with 3 rates" in text
+    assert "& 3.000* &" in latex_table(tuned)
+    assert "of one run; what the private runs spent that chose the learning rate is not in it" in latex_table(tuned)
+    for text in (comparison_text(single), comparison_markdown(single, figures=[]), latex_table(single)):
+        assert "*" not in text.replace("**", "").replace("\\*", "*").split("## What")[0]
+        assert "chosen by private" not in text
 
 
 def test_plain_text_has_the_remarks_below_the_table(result):
@@ -129,7 +131,7 @@ def test_latex_escapes_names_and_has_a_line_per_row(result):
     latex = latex_table(result)
     assert latex.startswith("% comparison x_1")
     assert latex.count(" \\\\\n") == 5
-    assert "homo & 0.001 & 2 & 2 & 1.688 {\\footnotesize $[1.375, 2.000]$}" in latex
+    assert "homo & 0.001 & 2 & 2 & 1.688 {\\footnotesize $[-2.283, 5.658]$}" in latex
     assert escape_latex("a_b & 50 % {x}") == "a\\_b \\& 50 \\% \\{x\\}"
 
 

@@ -9,7 +9,6 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from fedlora.errors import DataError
 from fedlora.evaluation.rouge import METRICS, AnswerScore, AnswerScorer, check_categories, summarise
-from fedlora.reporting.statistics import macro_interval
 
 WORDS = ("the", "cat", "sat", "on", "mat", "and", "it", "ran", "running", "Paris,", "42", "times.\nIt's", "na\u00efve")
 
@@ -98,19 +97,3 @@ def test_a_category_named_like_a_key_of_the_result_is_refused(name: str) -> None
     check_categories(["sums"], "test.jsonl")
     with pytest.raises(DataError, match=rf"test\.jsonl: a category is named '{name}'"):
         check_categories(["sums", name], "test.jsonl")
-
-
-def test_the_interval_of_one_category_is_that_of_the_binomial() -> None:
-    low, high = macro_interval({"x": 0.5}, {"x": 100})
-    # 2.5 % and 97.5 % points of Binomial(100, 0.5) are 40 and 60
-    assert (low, high) == (0.4, 0.6)
-
-
-def test_the_interval_holds_the_mean_narrows_with_more_rows_and_repeats() -> None:
-    shares = {"a": 0.2, "b": 0.9}
-    low, high = macro_interval(shares, {"a": 20, "b": 20})
-    assert low < 0.55 < high
-    narrow_low, narrow_high = macro_interval(shares, {"a": 2000, "b": 2000})
-    assert narrow_high - narrow_low < (high - low) / 5
-    assert macro_interval(dict(reversed(shares.items())), {"b": 20, "a": 20}) == (low, high)
-    assert macro_interval({"a": 0.0, "b": 1.0}, {"a": 5, "b": 5}) == (0.5, 0.5)

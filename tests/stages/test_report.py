@@ -429,6 +429,13 @@ def test_a_test_file_that_lacks_a_trained_category_leaves_own_empty(world: World
     assert any("lacks a category" in note for note in findings.notes)
 
 
+def test_nothing_right_in_a_category_is_shown_with_how_much_might_have_been(world: World) -> None:
+    world.score("homo", "global", {"capitals": 0.0, "dates": 0.7, "sums": 1.0})
+    findings, text, _ = report_of(world, "homo")
+    assert row_of(findings, "homo").category_intervals["capitals"] == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert "| homo | 0.00 (0.00-0.28) | 0.70 (0.40-0.89) | 1.00 (0.72-1.00) |" in text
+
+
 def test_the_pictures_are_png_files_with_the_same_bytes_every_time(world: World, real_pictures: None) -> None:
     world.train("homo", name="homo-2")
     run(world.config(*ALL, "homo-2"))
@@ -453,7 +460,7 @@ def test_the_main_table_is_aligned_and_ends_with_the_path_of_the_report(
     assert len({len(line) for line in lines[:10]}) == 1
     assert lines[0].split("  ")[0] == "model"
     homo = next(line for line in lines if line.startswith("homo"))
-    assert homo.split() == ["homo", "0.700", "0.700", "0.533-0.867", "0.700", "1.800", "24", "600", "4.8", "kB", "9.0"]
+    assert homo.split() == ["homo", "0.700", "0.700", "0.527-0.811", "0.700", "1.800", "24", "600", "4.8", "kB", "9.0"]
 
 
 def test_on_a_terminal_the_table_is_drawn_and_names_stay_text(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from fedlora.comparing.tables import METRICS
+from fedlora.comparing.tables import MARK, METRICS
 from fedlora.console import duration
 from fedlora.reporting.markdown import escape
 from fedlora.reporting.plain_text import NOTHING, size_text, table_text
@@ -24,8 +24,8 @@ DEFINITIONS = """\
 - **held-out loss, all**: the plain mean over all categories (and over the clients' adapters, where each has its own).
 - **worst client**: the largest own loss of a client.
 - **difference**: own loss less that of the first method, seed by seed; below zero is better than it.
-- **[low, high]**: 95 % percentile bootstrap over seeds of the mean. With three seeds it reaches from the smallest to
-  the largest value; it says how far seeds lie apart, and is no test.
+- **[low, high]**: 95 % interval of the mean over seeds, by Student's t. It takes runs of different seeds for draws from
+  one normal distribution, and says nothing about the choice of data.
 - **steps, tokens, bytes, seconds**: as measured, all clients and rounds together; bytes are tensors as they travel
   (in `pooled` rows would travel, which are not counted), seconds are those of the rounds.
 - **aggregation error**: what the mean of the factors misses of the mean of the products, relative; mean over rounds."""
@@ -45,7 +45,10 @@ def table_of(result: Result) -> tuple[list[str], list[list[str]]]:
         rate = NOTHING if row["learning_rate"] is None else f"{row['learning_rate']:g}"
         rounds = "-".join(map(str, sorted({min(row["rounds"]), max(row["rounds"])}))) if row["rounds"] else NOTHING
         cells = [*([row["setting"]] if has_settings else []), row["label"], rate, str(n), rounds]
-        rows.append(cells + [cell_text(name, row["metrics"].get(name)) for name in names])
+        cells += [cell_text(name, row["metrics"].get(name)) for name in names]
+        if row["tuned_privately"] and "epsilon" in names:
+            cells[heads.index(METRICS["epsilon"])] += MARK
+        rows.append(cells)
     return heads, rows
 
 
@@ -109,7 +112,7 @@ def _intro(result: Result) -> str:
     return (
         f"Budget of every run: {experiment[f'budget_{unit}']:,} {unit}, all clients together. Seeds {seeds}; each "
         "draws data, untrained adapter, cohorts and order of rows, alike for every method. Means over seeds with 95 % "
-        f"bootstrap intervals; learning rates were chosen on {experiment['validation_per_cat']} validation rows per "
+        f"t intervals; learning rates were chosen on {experiment['validation_per_cat']} validation rows per "
         f"category, everything here is measured on {experiment['test_per_cat']} other rows per category."
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedlora.comparing.comparison_text import table_of
+from fedlora.comparing.tables import MARK
 from fedlora.reporting.plain_text import one_line
 
 _SPECIAL = {
@@ -33,7 +34,7 @@ def latex_table(result: Mapping[str, Any]) -> str:
     numbers = [index for index, head in enumerate(heads) if head not in ("setting", "method")]
     columns = "".join("r" if index in numbers else "l" for index in range(len(heads)))
     lines = [
-        f"% comparison {one_line(result['name'])}: means over seeds, 95 % percentile bootstrap intervals in brackets",
+        f"% comparison {one_line(result['name'])}: means over seeds, 95 % t intervals in brackets",
         f"\\begin{{tabular}}{{{columns}}}",
         "\\toprule",
         " & ".join(map(escape_latex, heads)) + " \\\\",
@@ -44,7 +45,11 @@ def latex_table(result: Mapping[str, Any]) -> str:
             lines.append("\\midrule")
             before = row["setting"]
         lines.append(" & ".join(map(_number, cells)) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    lines.append("\\bottomrule")
+    if any(row["tuned_privately"] for row in result["rows"]):
+        note = f"{MARK} of one run; what the private runs spent that chose the learning rate is not in it"
+        lines.append(f"\\multicolumn{{{len(heads)}}}{{l}}{{\\footnotesize {note}}} \\\\")
+    return "\n".join([*lines, "\\end{tabular}"]) + "\n"
 
 
 def escape_latex(text: str) -> str:

@@ -32,6 +32,9 @@ METRICS = {
 }
 """What is measured of a run, and its heading."""
 
+MARK = "*"
+"""Stands behind an epsilon in which what the choice of the learning rate spent is not counted."""
+
 PRIVATE = ("dp_noise_multiplier", "dp_example_noise_multiplier")
 
 
@@ -98,6 +101,7 @@ def _rows_of(cell: Record) -> list[dict[str, Any]]:
         "rounds": sorted({record["spent"]["rounds"] for record in sound}),
         "failed": [{"seed": r["seed"], "reason": r["reason"]} for r in cell["runs"] if r["state"] == "failed"],
         "refused": cell.get("refused", ""),
+        "tuned_privately": _is_tuned_privately(cell),
     }
     names = {"": "", "global": " (global)", "clients": " (personal)"}
     return [
@@ -119,7 +123,8 @@ def _base_row(setting: str, group: Sequence[Record]) -> dict[str, Any]:
         for base, record in zip(cell["base"], sound, strict=True):
             found[str(record["seed"])] = measure_run({**base, "shares": record["shares"]})
     row = {"setting": setting, "method": "base", "mode": "base", "label": "base", "learning_rate": None}
-    return {**row, "rounds": [], "failed": [], "refused": "", "metrics": _metrics(found)}
+    nothing = {"rounds": [], "failed": [], "refused": "", "tuned_privately": False}
+    return {**row, **nothing, "metrics": _metrics(found)}
 
 
 def _metrics(by_seed: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -171,6 +176,11 @@ def _remarks(plan: Record, cells: Sequence[Record], sweeps: Sequence[Record]) ->
                 remarks.append(
                     f"{what}, seed {record['seed']}: {record['spent']['quarantined']} updates could not be used"
                 )
+        if _is_tuned_privately(cell):
+            remarks.append(
+                f"{what}: epsilon{MARK} is that of one run; the learning rate was chosen by private runs with "
+                f"{len(cell['sweep'])} rates on the same rows, and what those spent is not in it"
+            )
         remarks += _remark_spending(plan, what, cell)
     for sweep in sweeps:
         rates = [entry["learning_rate"] for entry in sweep["tried"]]
@@ -200,6 +210,11 @@ def _remark_spending(plan: Record, what: str, cell: Record) -> list[str]:
 
 def _is_private(record: Record) -> bool:
     return any(record.get("config", {}).get(name) is not None for name in PRIVATE)
+
+
+def _is_tuned_privately(cell: Record) -> bool:
+    """Whether the learning rate was chosen among several by runs that spent privacy which no epsilon shows."""
+    return len(cell["sweep"]) > 1 and any(_is_private(record) for record in cell["runs"])
 
 
 def _choose(score: Record, kind: str) -> dict[str, Any]:

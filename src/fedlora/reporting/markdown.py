@@ -20,8 +20,8 @@ _HASH = 12
 _DEFINITIONS = """\
 - **own**: exact match on the categories a client was trained on, weighed by its training rows per category; in rows of
   a shared model (base, seq, homo, pooled) the mean of that over all clients.
-- **all**: exact match, the plain mean over all categories of the test file. The interval is a bootstrap over test rows:
-  it says nothing about the luck of training, and has no width where every category stands at 0 or 1.
+- **all**: exact match, the plain mean over all categories of the test file. The interval covers the choice of test
+  rows (Wilson's intervals of the categories, combined) and says nothing about the luck of training.
 - **ROUGE-L**: F1 of rouge-score, no stemmer, plain mean over the categories.
 - **held-out loss**: per response token, on rows that nobody trained on.
 - **steps, tokens, bytes sent, seconds**: sums over all rounds and the clients whose update was used; tokens count
@@ -48,7 +48,7 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
     if "rounds.png" in pictures:
         parts.append("![Losses per round, and exact match of every model](rounds.png)")
     if findings.categories:
-        parts += ["## What each model knows", "Exact match per category of the test file."]
+        parts += ["## What each model knows", "Exact match per category of the test file, with Wilson's 95 % interval."]
         parts += ["![Exact match of every model per category](clients.png)", _category_table(findings)]
     if findings.drift:
         parts += ["## Aggregation error and drift", _drift_table(findings), _DRIFT]
@@ -107,6 +107,8 @@ def _category_table(findings: Findings) -> str:
 
 def _category_cell(row: ModelRow, category: str) -> str:
     text = number_text(row.categories.get(category), 2)
+    if interval := row.category_intervals.get(category):
+        text += " ({:.2f}-{:.2f})".format(*interval)
     return f"**{text}**" if category in row.own_categories else text
 
 
@@ -202,7 +204,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool 
 
 
 def _isnumber_text(text: str) -> bool:
-    return re.fullmatch(r"[-\d.,%* ]+(e-\d+)?( (B|kB|MB|GB))?", text) is not None
+    return re.fullmatch(r"[-\d.,%*() ]+(e-\d+)?( (B|kB|MB|GB))?", text) is not None
 
 
 def _code(command: str) -> str:

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from fedlora.reporting.experiments import Experiment, train_command
-from fedlora.reporting.statistics import macro_interval
+from fedlora.reporting.statistics import macro_interval, share_interval
 
 _ORDER = {"none": 0, "seq": 1, "homo": 2, "pooled": 4}
 _OTHER_MODES = 3
@@ -51,6 +51,8 @@ class ModelRow:
     costs: Costs | None = None
     categories: Mapping[str, float] = field(default_factory=dict)
     """Exact match per test category; empty when the answers were not scored."""
+    category_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % interval of each, over the choice of test rows; a mean over clients has none."""
     own_categories: tuple[str, ...] = ()
     """What a single client was trained on."""
 
@@ -204,13 +206,14 @@ def _scores(experiment: Experiment, output_name: str, clients: Sequence[Mapping[
     if rouge is None:
         return {}
     exact = rouge["fedlora"]["exact_match"]
-    shares = exact["categories"]
+    shares, counts = exact["categories"], rouge["fedlora"]["num_samples"]
     return {
         "own": _mean(_own_score(client["categories"], shares) for client in clients),
         "all": exact["macro"],
-        "all_interval": macro_interval(shares, rouge["fedlora"]["num_samples"]),
+        "all_interval": macro_interval(shares, counts),
         "rouge_l": rouge["overall"]["avg_rougeL"],
         "categories": dict(sorted(shares.items())),
+        "category_intervals": {name: share_interval(share, counts[name]) for name, share in sorted(shares.items())},
     }
 
 
