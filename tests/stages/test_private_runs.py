@@ -293,6 +293,48 @@ def test_example_level_privacy_counts_each_client_s_steps(start, mode, capsys):
     check(run)
 
 
+def refuse_client_one(monkeypatch) -> None:
+    """The server refuses what client 1 sends in round 2, after it has trained."""
+    from fedlora.engines import arriving
+
+    find = arriving.find_update_fault
+
+    def refuse(update, task, *args, **options):
+        if (task.round, task.client_id) == (2, 1):
+            return "refused on purpose"
+        return find(update, task, *args, **options)
+
+    monkeypatch.setattr(arriving, "find_update_fault", refuse)
+
+
+def test_an_update_that_was_sent_and_refused_is_counted_at_example_level(start, monkeypatch):
+    everybody = {**EXAMPLE, "client_selection_frac": 1.0}
+    whole = start("whole", **everybody)
+    refuse_client_one(monkeypatch)
+    run = start("refused", **everybody)
+    assert [entry["client_id"] for entry in manifest(run, 2)["quarantined"]] == [1]
+    for number in (1, 2, 3):
+        spent, wanted = manifest(run, number)["privacy"], manifest(whole, number)["privacy"]
+        assert (spent["steps"], spent["epsilon"]) == (wanted["steps"], wanted["epsilon"])
+        assert spent.get("refused") == ([1] if number == 2 else None)
+    check(run)
+    # going on behind the round in which it was refused counts the same
+    again = start("refused", **everybody, num_communication_rounds=4)
+    assert manifest(again, 4)["privacy"]["steps"] == {"0": 8, "1": 8, "2": 4}
+    check(again)
+
+
+def test_a_round_from_before_refused_updates_were_counted_is_verified_as_it_was_counted(start, monkeypatch):
+    from fedlora.engines.private_run import PrivateRun
+
+    refuse_client_one(monkeypatch)
+    with monkeypatch.context() as before:
+        before.setattr(PrivateRun, "spend", lambda self, spent, used, failures: self.budget.spend(spent, sorted(used)))
+        run = start("old", **{**EXAMPLE, "client_selection_frac": 1.0})
+    assert manifest(run, 3)["privacy"]["steps"] == {"0": 6, "1": 4, "2": 3}
+    check(run)
+
+
 def test_example_level_privacy_stops_at_its_limit_too(start):
     with pytest.raises(BudgetError, match="example-level epsilon"):
         start(**EXAMPLE, max_epsilon=1.0)

@@ -7,27 +7,44 @@ memory, and only what is made from global adapters may leave it (docs/strategies
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.federated.adapters import pick_half
 from fedlora.federated.privacy.budget import Budget, Spent, check_limit, make_budget, make_mechanism
 from fedlora.federated.privacy.mechanism import ClientMechanism
 from fedlora.federated.privacy.randomness import Secret
-from fedlora.types import ClientId, ClientMemory, ClientUpdate, Download, RoundContext, Updates
+from fedlora.types import (
+    ClientFailure,
+    ClientId,
+    ClientMemory,
+    ClientUpdate,
+    Download,
+    FailureKind,
+    RoundContext,
+    Updates,
+)
 
 FEW_CLIENTS = 100
 """With fewer clients, noise that gives a small epsilon is larger than what so few can say together."""
 
+SENT: frozenset[FailureKind] = frozenset({"invalid", "late"})
+"""Failures after which a client's training may have left it all the same."""
+
 
 @dataclass(frozen=True)
 class PrivateRun:
-    """The budget of a run and, at client level, the mechanism with the secret that it draws from."""
+    """The budget of a run and, at client level, the mechanism with the secret that it draws from.
+
+    `counts_refused` is False only to compute rounds again that were counted before refused updates were.
+    """
 
     budget: Budget
     limit: float | None
     client_level: tuple[ClientMechanism, Secret] | None = None
+    counts_refused: bool = True
 
     def draw_cohort(self, clients: Sequence[ClientId], round_number: int) -> tuple[ClientId, ...] | None:
         """The Poisson cohort of client-level privacy; None where cohorts are drawn as in any run."""
@@ -40,6 +57,19 @@ class PrivateRun:
         """BudgetError when the round to come would spend more than the limit."""
         if self.limit is not None:
             check_limit(self.budget.spend(spent, cohort), self.limit, round_number)
+
+    def spend(
+        self, spent: Spent | None, used: Collection[ClientId], failures: Iterable[ClientFailure]
+    ) -> dict[str, Any]:
+        """The state after a round with these clients' updates; at example level it counts whatever left a client.
+
+        `refused` names the clients whose update was sent and not used, where there are any.
+        """
+        if self.client_level is not None or not self.counts_refused:
+            return self.budget.spend(spent, sorted(used))
+        refused = sorted({one.client_id for one in failures if one.kind in SENT} - set(used))
+        after = self.budget.spend(spent, sorted({*used, *refused}))
+        return {**after, "refused": refused} if refused else after
 
     def hide(self, updates: Updates, download: Download, context: RoundContext) -> Updates:
         """What the strategy may see of the updates; `download` is what any client of the round starts from."""

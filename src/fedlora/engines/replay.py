@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,5 +185,7 @@ def _run_again(config: TrainConfig, replay: Replay, chain: BaseChain, private: P
     start = read_standing(reader, chain, number - 1) if number > 1 else None
     adapter = make_adapter(reader.shapes, config.seed)
     config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
+    if private is not None:
+        private = replace(private, counts_refused="refused" in replay.manifest.get("privacy", {}))
     run = FederatedRun(replay.mode, replay, replay, config, adapter, start=start, private=private)
     return next(run.rounds())

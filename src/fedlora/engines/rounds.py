@@ -252,7 +252,7 @@ class FederatedRun:
             **base_facts,
         }
         if self.private:
-            self.spent = self.private.budget.spend(self.spent, sorted(fresh))
+            self.spent = self.private.spend(self.spent, fresh, done.failures)
             facts["privacy"] = self.spent
         # a state that nothing has changed is where every run begins, and not kept
         is_new = bool(self.state.slots) or self.state.adapter is not self._untrained
