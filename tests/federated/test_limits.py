@@ -55,8 +55,12 @@ def test_no_client_has_more_than_its_share_and_no_cap_is_lower_than_it_must_be(g
         assert max(higher.values()) > share * sum(higher.values())
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_what_one_of_eight_can_do_is_bounded_by_its_weight_times_the_limit(seed):
+def test_what_one_of_eight_can_do_is_bounded_by_its_weight_times_the_limit():
+    for seed in range(100):
+        check_what_one_of_eight_can_do(seed)
+
+
+def check_what_one_of_eight_can_do(seed):
     start = state(1000)
     honest = [{key: start[key] + value for key, value in state(seed * 8 + k, 0.1).items()} for k in range(7)]
     limits = Limits(norm_ratio=2.0)
@@ -66,5 +70,5 @@ def test_what_one_of_eight_can_do_is_bounded_by_its_weight_times_the_limit(seed)
     clipped = [clip_update(start, sent, longest)[0] for sent in [*honest, bad]]
     withheld = [*clipped[:7], start]
     moved = difference_norm(*(weighted_mean((one, 1.0) for one in group) for group in (clipped, withheld)))
-    assert moved <= longest / 8 * (1 + 1e-4)
-    assert longest <= 2.0 * max(norms[:7])
+    assert moved <= longest / 8 * (1 + 1e-4), seed
+    assert longest <= 2.0 * max(norms[:7]), seed

@@ -157,14 +157,16 @@ def test_a_view_that_would_expand_to_terabytes_is_never_materialised():
 COUNTS = [0, -1, -(10**12), 10**9 + 1, 10**12, 10**400, math.nan, math.inf, 1.0, 7.5, "7", "", None, True, False, [7]]
 
 
-@pytest.mark.parametrize("value", COUNTS, ids=[str(value)[:12] for value in COUNTS])
 @pytest.mark.parametrize("name", ["num_examples", "num_steps", "num_tokens"])
-def test_a_count_is_a_whole_number_that_can_be_believed(name, value):
-    fault = fault_of(**{name: value})
-    if name != "num_examples" and type(value) is int and 0 <= value <= 10**12:
-        assert fault is None
-    else:
-        assert fault.startswith(f"{name}=")
+def test_a_count_is_a_whole_number_that_can_be_believed(name):
+    # 0 steps and a billion steps can be, but not 0 rows, nor more than a billion
+    believed = [] if name == "num_examples" else [0, 10**9 + 1, 10**12]
+    for value in COUNTS:
+        fault = fault_of(**{name: value})
+        if type(value) is int and value in believed:
+            assert fault is None, value
+        else:
+            assert str(fault).startswith(f"{name}="), str(value)[:12]
 
 
 @pytest.mark.parametrize(

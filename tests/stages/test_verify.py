@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from kinds_of_memory import one_of_each_kind
 
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
@@ -60,7 +61,7 @@ PLAIN = ("homo", "seq", "none", "pooled")
 OTHERS = ("fedadam", "diloco", "scaffold", "ffa", "rolora", "fedsvd", "fedrot", "fedsa", "median", "geometric_median")
 
 
-@pytest.mark.parametrize("mode", PLAIN + OTHERS)
+@pytest.mark.parametrize("mode", one_of_each_kind(PLAIN + OTHERS))
 def test_a_run_is_computed_again_without_its_base_model(trained, tiny_model, mode, capsys, monkeypatch):
     share = {"client_selection_frac": 1.0} if "median" in mode else {}
     run = trained(mode, optimizer_state="keep" if mode in PLAIN else "reset", **share)
