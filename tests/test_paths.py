@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -109,15 +108,12 @@ def test_there_are_enough_bad_names():
     assert len(set(BAD_NAMES)) == len(BAD_NAMES) >= 60
 
 
-def test_a_name_that_is_no_folder_name_builds_no_path(tmp_path):
-    built = []
+def test_a_name_that_is_no_folder_name_builds_no_path(tmp_path, subtests):
     for name in BAD_NAMES:
-        for build in builders(tmp_path / "root", name):
-            try:
-                built.append((name, build()))
-            except UsageError as error:
-                assert re.search(r"cannot be a folder name|report_name|exp_name|dataset_name", str(error)), name
-    assert not built
+        with subtests.test(name=ascii(name)):
+            for build in builders(tmp_path / "root", name):
+                with pytest.raises(UsageError, match=r"cannot be a folder name|report_name|exp_name|dataset_name"):
+                    build()
     assert tree(tmp_path) == {}
 
 

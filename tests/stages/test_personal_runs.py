@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_run import make_client_files
 
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.plan import PlanConfig
@@ -30,19 +31,18 @@ from fedlora.types import ClientMemory, Download
 CLIENTS = range(4)
 
 
-@pytest.fixture
-def start(tiny_model, make_clients, tmp_path):
-    """Train four small clients for three rounds under a name of one's choice; `options` gives the configuration."""
-    data = make_clients([3, 2, 4, 3])
+@pytest.fixture(scope="module")
+def options(tiny_model, tmp_path_factory):
+    """The configuration of four small clients and three rounds."""
+    data = make_client_files(tmp_path_factory.mktemp("personal"), [3, 2, 4, 3])
 
-    def options(name: str, mode: str, **changes) -> dict:
+    def of(name: str, mode: str, **changes) -> dict:
         return {
             "exp_name": name,
             "federation_mode": mode,
             "base_model": str(tiny_model),
             "base_dtype": "float32",
             "data_path": data,
-            "model_dir": tmp_path / "models",
             "client_selection_strategy": "all",
             "num_communication_rounds": 3,
             "num_clients": 4,
@@ -54,11 +54,32 @@ def start(tiny_model, make_clients, tmp_path):
             **changes,
         }
 
-    def run(name: str, mode: str, **changes) -> Path:
-        return train.run(TrainConfig.of(**options(name, mode, **changes))).root
+    return of
 
-    run.options = options
+
+@pytest.fixture
+def start(options, tmp_path):
+    """Train under a name of one's choice."""
+
+    def run(name: str, mode: str, **changes) -> Path:
+        return train.run(TrainConfig.of(**options(name, mode, model_dir=tmp_path / "models", **changes))).root
+
     return run
+
+
+@pytest.fixture(scope="module")
+def finished(options, tmp_path_factory):
+    """A run of these settings, trained once; nobody changes it."""
+    made = {}
+
+    def find(mode: str, **changes) -> Path:
+        key = json.dumps([mode, changes])
+        if key not in made:
+            folder = tmp_path_factory.mktemp("finished")
+            made[key] = train.run(TrainConfig.of(**options("run", mode, model_dir=folder, **changes))).root
+        return made[key]
+
+    return find
 
 
 def rows(run: Path, kind: str) -> list[dict]:
@@ -74,10 +95,10 @@ def distance(one, other) -> float:
     return sum(float((one[key] - other[key]).square().sum()) for key in one) ** 0.5
 
 
-def test_the_global_adapter_and_what_is_sent_are_fedavg_s_to_the_byte(start):
-    homo = start("homo", "homo")
+def test_the_global_adapter_and_what_is_sent_are_fedavg_s_to_the_byte(finished):
+    homo = finished("homo")
     for mode in ("ditto", "feddpa"):
-        run = start(mode, mode)
+        run = finished(mode)
         for number in (1, 2, 3):
             assert sha256_of(run / f"{number}/adapter_model.safetensors") == sha256_of(
                 homo / f"{number}/adapter_model.safetensors"
@@ -91,8 +112,8 @@ def test_the_global_adapter_and_what_is_sent_are_fedavg_s_to_the_byte(start):
             assert one["num_tokens"] == 2 * other["num_tokens"]
 
 
-def test_without_its_pull_ditto_s_own_models_are_those_of_clients_alone(start):
-    alone, free, pulled = start("none", "none"), start("free", "ditto", ditto_lambda=0.0), start("pulled", "ditto")
+def test_without_its_pull_ditto_s_own_models_are_those_of_clients_alone(finished):
+    alone, free, pulled = finished("none"), finished("ditto", ditto_lambda=0.0), finished("ditto")
     for number in (1, 2, 3):
         for client in CLIENTS:
             name = f"{number}/client_{client}/adapter_model.bin"
@@ -109,8 +130,8 @@ def test_a_strong_pull_leaves_ditto_s_own_models_at_the_global_adapter(start):
         assert distance(own(near, 3, client), sent) < 0.5 * distance(own(far, 3, client), sent)
 
 
-def test_at_the_ends_of_its_weight_feddpa_is_local_training_and_the_global_model(start):
-    alone = start("none", "none")
+def test_at_the_ends_of_its_weight_feddpa_is_local_training_and_the_global_model(start, finished):
+    alone = finished("none")
     local, shared = (start(f"weight{weight}", "feddpa", personal_weight=weight) for weight in (1.0, 0.0))
     sent = torch.load(shared / "2/global_adapter_model.bin", weights_only=True)
     for client in CLIENTS:
@@ -125,7 +146,7 @@ def test_at_the_ends_of_its_weight_feddpa_is_local_training_and_the_global_model
 
 
 @pytest.mark.parametrize("mode", ["ditto", "feddpa"])
-def test_an_own_model_waits_for_its_client_to_be_drawn_again(start, mode):
+def test_an_own_model_waits_for_its_client_to_be_drawn_again(start, options, mode):
     run = start("run", mode, client_selection_strategy="round_robin", client_selection_frac=0.5)
     for client in (0, 1):
         first, second, third = (run / f"{number}/client_{client}" for number in (1, 2, 3))
@@ -136,7 +157,7 @@ def test_an_own_model_waits_for_its_client_to_be_drawn_again(start, mode):
     memory = run / "1/client_0/private/memory.safetensors"
     slots = load_groups(memory) if mode == "feddpa" else {}
     kept = ClientMemory(own(run, 1, 0), slots=slots)
-    config = TrainConfig.of(**start.options("run", mode))
+    config = TrainConfig.of(**options("run", mode))
     sent = torch.load(run / "2/global_adapter_model.bin", weights_only=True)
     begun = choose_mode(config).rule.phases(Download(sent), kept)[1].start
     assert fingerprint(begun) == fingerprint(slots[LOCAL] if slots else own(run, 1, 0))
@@ -144,8 +165,8 @@ def test_an_own_model_waits_for_its_client_to_be_drawn_again(start, mode):
 
 
 @pytest.mark.parametrize("mode", ["ditto", "feddpa"])
-def test_limits_hold_for_what_is_sent_and_leave_the_own_models_alone(start, mode):
-    free, limited = start("free", mode), start("limited", mode, max_update_norm=1e-3)
+def test_limits_hold_for_what_is_sent_and_leave_the_own_models_alone(start, finished, mode):
+    free, limited = finished(mode), start("limited", mode, max_update_norm=1e-3)
     name = "1/client_0/adapter_model.bin"
     assert sha256_of(free / name) == sha256_of(limited / name)
     assert sha256_of(free / "1/adapter_model.safetensors") != sha256_of(limited / "1/adapter_model.safetensors")
@@ -246,7 +267,7 @@ def test_generate_answers_with_the_global_adapter_and_larger_ones_of_clients(sta
 
 
 def test_own_models_are_measured_on_own_rows_and_on_the_held_out_ones(start, test_file, tiny_model):
-    held_out = {"val_data_path": str(test_file)}
+    held_out = {"val_data_path": str(test_file), "num_communication_rounds": 2}
     run = start("run", "feddpa", local_val_set_size=1, **held_out)
     for row in rows(run, "round")[1:]:
         clients = [line for line in rows(run, "client") if line["round"] == row["round"]]
@@ -260,13 +281,13 @@ def test_own_models_are_measured_on_own_rows_and_on_the_held_out_ones(start, tes
     for one, other in zip(rows(free, "round")[1:], rows(alone, "round")[1:], strict=True):
         assert one["val_loss_personal"] == pytest.approx(other["val_loss"], rel=1e-5)
     tuned = start("tuned", "finetune", **held_out)
-    assert ["val_loss_personal" in row for row in rows(tuned, "round")] == [False, False, False, True]
+    assert ["val_loss_personal" in row for row in rows(tuned, "round")] == [False, False, True]
 
 
 @pytest.mark.parametrize("mode", ["ditto", "feddpa", "finetune"])
-def test_a_plan_counts_what_the_run_then_takes(start, mode, capsys):
+def test_a_plan_counts_what_the_run_then_takes(start, options, tmp_path, mode, capsys):
     half = {"client_selection_strategy": "round_robin", "client_selection_frac": 0.5}
-    record = plan.run(PlanConfig.of(**start.options("run", mode, **half), probe=False))
+    record = plan.run(PlanConfig.of(**options("run", mode, model_dir=tmp_path / "models", **half), probe=False))
     run = start("run", mode, **half)
     done = rows(run, "round")
     for name in ("num_steps", "num_tokens"):
@@ -278,8 +299,8 @@ def test_a_plan_counts_what_the_run_then_takes(start, mode, capsys):
     assert 0.4 * record["run"]["disk_bytes"] < taken < 1.05 * record["run"]["disk_bytes"]
 
 
-def test_an_own_adapter_lies_in_the_round_with_settings_of_its_own(start):
-    run = start("run", "feddpa", num_communication_rounds=1)
+def test_an_own_adapter_lies_in_the_round_with_settings_of_its_own(finished):
+    run = finished("feddpa")
     settings = [json.loads((run / name / "adapter_config.json").read_text()) for name in ("1", "1/client_0")]
     assert [(one["r"], one["lora_alpha"]) for one in settings] == [(4, 16), (8, 32)]
     shapes = {key: tuple(value.shape) for key, value in own(run, 1, 0).items()}
