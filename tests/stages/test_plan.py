@@ -243,9 +243,17 @@ def test_rows_without_categories_have_no_skew(world, tmp_path):
 
 
 def test_clients_that_are_never_drawn_are_named(world):
-    record = make_plan(world(client_selection_frac=0.3, num_communication_rounds=1), probe=False)
+    record = make_plan(world(client_selection_frac=0.6, num_communication_rounds=1), probe=False)
     assert kinds(record) == ["never_drawn"]
-    assert record["warnings"][0]["count"] == 2
+    assert record["warnings"][0]["count"] == 1
+
+
+@pytest.mark.parametrize("mode", ["homo", "fedsa", "seq", "none", "pooled"])
+def test_a_cohort_of_a_single_client_is_a_warning_where_a_method_combines_clients(world, mode):
+    record = make_plan(world(federation_mode=mode, client_selection_frac=0.1), probe=False)
+    assert ("single_client" in kinds(record)) == (mode in ("homo", "fedsa"))
+    record = make_plan(world(federation_mode=mode, client_selection_frac=0.5), probe=False)
+    assert "single_client" not in kinds(record)
 
 
 def test_a_disk_that_is_too_small_is_a_warning(world, monkeypatch):

@@ -194,6 +194,12 @@ def test_an_absent_client_of_none_is_carried_forward(train_mode):
     assert len(seen) > 1
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_run_whose_cohorts_are_single_clients_begins_with_a_warning(train_mode, capsys, share):
+    train_mode("homo", client_selection_frac=share, num_communication_rounds=1)
+    assert ("warning: a cohort is one of 3 clients" in capsys.readouterr().err) == (share == 0.1)
+
+
 def test_sizes_of_nought_one_and_many_rows_train_and_the_empty_client_is_never_selected(train_mode, capsys):
     run = train_mode("homo", sizes=(0, 1, 2, 7))
     rows = [row for row in metrics(run) if row["kind"] == "client" and row["round"] == 1]

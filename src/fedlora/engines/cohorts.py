@@ -8,6 +8,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError, UsageError
 from fedlora.federated.sampling import draw_cohort
 from fedlora.methods.choosing import Mode, choose_mode
+from fedlora.methods.local_only import NoServer
 from fedlora.types import ClientId
 
 
@@ -48,6 +49,18 @@ def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) 
             f"federation_mode={config.federation_mode}: {fault}",
             hint=f"raise --client_selection_frac, change --{option}, or leave it out",
         )
+
+
+def find_cohort_doubt(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) -> tuple[str, str] | None:
+    """What is odd about a cohort of a single client under a method that combines clients, and what to do about it."""
+    combines = mode.order == "parallel" and not isinstance(mode.strategy, NoServer)
+    if not combines or len(clients) < 2 or len(choose_cohort(config, clients, 1)) > 1:
+        return None
+    return (
+        f"a cohort is one of {len(clients)} clients (client_selection_frac={config.client_selection_frac:g}), so "
+        f"federation_mode={config.federation_mode} has nothing to combine",
+        "raise --client_selection_frac, or use --federation_mode seq",
+    )
 
 
 def count_fewest(config: TrainConfig, mode: Mode) -> int:

@@ -60,6 +60,12 @@ def examine_run(
         )
 
 
+def examine_cohort(doubt: tuple[str, str] | None) -> Iterator[Finding]:
+    """Whether a method that combines clients has more than one to combine."""
+    if doubt is not None:
+        yield _finding("single_client", 1, *doubt)
+
+
 def examine_probe(probe: Probe | None, fault: FedloraError | None, layout: Layout) -> Iterator[Finding]:
     """Whether two steps could be trained as planned."""
     if fault is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
-from fedlora.engines.cohorts import check_clients, choose_cohort
+from fedlora.engines.cohorts import check_clients, choose_cohort, find_cohort_doubt
 from fedlora.engines.committed import read_result
 from fedlora.engines.pools import open_pool
 from fedlora.engines.private_run import find_doubts, make_private_run
@@ -255,6 +255,8 @@ class Training:
         }
 
     def _warn(self) -> None:
+        if doubt := find_cohort_doubt(self.config, self.mode, self.clients.clients()):
+            say("warning: " + "; ".join(doubt))
         if self.private:
             rounds = self.config.num_communication_rounds
             planned = self.private.budget.forecast(rounds, list(self.sizes))
