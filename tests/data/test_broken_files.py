@@ -92,20 +92,20 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "place", "what"), BROKEN, ids=[f"{row[0]} {row[3]}" for row in BROKEN])
-def test_a_broken_file_is_named_with_place_and_reason(
-    tmp_path: Path, name: str, content: str | bytes, place: str, what: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DataError) as caught:
-        read_rows(path)
-    first, *excerpt = str(caught.value).split("\n")
-    assert first.startswith(f"{path}{place}: ")
-    assert what in first
-    assert all(len(line) < 200 and line.isprintable() for line in (first.removeprefix(str(path)), *excerpt))
-    assert caught.value.hint
-    assert caught.value.exit_code == 3
+def test_a_broken_file_is_named_with_place_and_reason(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for number, (name, content, place, what) in enumerate(BROKEN):
+        with subtests.test(f"{name} {what}"):
+            path = tmp_path / str(number) / name
+            path.parent.mkdir()
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+            with pytest.raises(DataError) as caught:
+                read_rows(path)
+            first, *excerpt = str(caught.value).split("\n")
+            assert first.startswith(f"{path}{place}: ")
+            assert what in first
+            assert all(len(line) < 200 and line.isprintable() for line in (first.removeprefix(str(path)), *excerpt))
+            assert caught.value.hint
+            assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
@@ -124,14 +124,15 @@ FAULTS |= {'{"text": "x"}': "an object"}
 
 
 @pytest.mark.parametrize("field", ["instruction", "context", "response", "category"])
-@pytest.mark.parametrize(("value", "kind"), FAULTS.items())
-def test_a_field_of_another_type_is_named_with_the_type(tmp_path: Path, field: str, value: str, kind: str) -> None:
-    path = tmp_path / "rows.jsonl"
+def test_a_field_of_another_type_is_named_with_the_type(tmp_path: Path, field: str, subtests: pytest.Subtests) -> None:
     row = GOOD.replace("input", "context").replace("output", "response")
     texts = {"instruction": '"i"', "context": '"x"', "response": '"o"', "category": '"c"'}
-    path.write_text(f"{row}\n" + row.replace(f'"{field}": {texts[field]}', f'"{field}": {value}'))
-    with pytest.raises(DataError, match=f":2:1: the field '{field}' must be text, got {kind}\n"):
-        read_rows(path)
+    for value, kind in FAULTS.items():
+        with subtests.test(value):
+            path = tmp_path / "rows.jsonl"
+            path.write_text(f"{row}\n" + row.replace(f'"{field}": {texts[field]}', f'"{field}": {value}'))
+            with pytest.raises(DataError, match=f":2:1: the field '{field}' must be text, got {kind}\n"):
+                read_rows(path)
 
 
 @pytest.mark.parametrize(

@@ -85,17 +85,18 @@ LINE_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "column", "what"), LINE_FAULTS, ids=[what for _, _, what in LINE_FAULTS])
-def test_a_broken_line_is_named_by_file_line_and_column(tmp_path: Path, fault: str, column: int, what: str) -> None:
-    path = _file(tmp_path, f"{GOOD}\r\n\n{GOOD}\n{fault}\n{GOOD}\n")
-    with pytest.raises(DataError) as caught:
-        read_rows(path)
-    first, excerpt = str(caught.value).split("\n")
-    assert first.startswith(f"{path}:4:{column}: ")
-    assert what in first
-    assert excerpt.strip()[:30] in fault.replace("\t", "\\t")
-    assert caught.value.exit_code == 3
-    assert caught.value.hint
+def test_a_broken_line_is_named_by_file_line_and_column(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for fault, column, what in LINE_FAULTS:
+        with subtests.test(what):
+            path = _file(tmp_path, f"{GOOD}\r\n\n{GOOD}\n{fault}\n{GOOD}\n")
+            with pytest.raises(DataError) as caught:
+                read_rows(path)
+            first, excerpt = str(caught.value).split("\n")
+            assert first.startswith(f"{path}:4:{column}: ")
+            assert what in first
+            assert excerpt.strip()[:30] in fault.replace("\t", "\\t")
+            assert caught.value.exit_code == 3
+            assert caught.value.hint
 
 
 ARRAY_FAULTS = [
