@@ -18,6 +18,7 @@ from rows import CUTOFF, TEMPLATE
 from usual import QUERY_VALUE
 
 from fedlora.config.train import TrainConfig
+from fedlora.data.client_facts import read_client_files
 from fedlora.engines.client_data import ClientExamples
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.llm.token_files import TokenFiles
@@ -51,12 +52,13 @@ def make_config(
 
 def make_bench(config: TrainConfig, files: Sequence[Path]) -> Workbench:
     """Base, LoRA layers and trainer on the configured device, with one client per file."""
-    return make_workbench(config, files, device=config.device)
+    return make_workbench(config, read_client_files(dict(enumerate(files)), config), device=config.device)
 
 
 def with_files(bench: Workbench, config: TrainConfig, files: Sequence[Path]) -> Workbench:
     """The same base and trainer with other clients."""
-    return replace(bench, examples=ClientExamples(files, bench.encoder, config, TokenFiles(tokens_folder())))
+    clients = read_client_files(dict(enumerate(files)), config)
+    return replace(bench, examples=ClientExamples(clients, bench.encoder, config, TokenFiles(tokens_folder())))
 
 
 def time_rounds(

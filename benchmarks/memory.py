@@ -112,6 +112,7 @@ def _hold_tokens(config: Any, count: int) -> float:
     from model import source_of
     from transformers import AutoTokenizer
 
+    from fedlora.data.client_facts import read_client_files
     from fedlora.data.client_files import find_client_files
     from fedlora.engines.client_data import ClientExamples
     from fedlora.llm.prompts import PromptEncoder
@@ -120,7 +121,8 @@ def _hold_tokens(config: Any, count: int) -> float:
 
     files = find_client_files(config.data_path, count, chosen=True)
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(source_of(config.base_model)), config.prompt_template)
-    examples = ClientExamples(files, encoder, config, TokenFiles(tokens_folder()))
+    clients = read_client_files(dict(enumerate(files)), config)
+    examples = ClientExamples(clients, encoder, config, TokenFiles(tokens_folder()))
     size = 0
     for client in examples.clients():
         for example in examples.training(client):

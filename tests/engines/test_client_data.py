@@ -3,6 +3,7 @@ import json
 import pytest
 
 from fedlora.config.train import TrainConfig
+from fedlora.data.client_facts import read_client_files
 from fedlora.engines import client_data
 from fedlora.engines.client_data import ClientExamples
 from fedlora.errors import DataError
@@ -22,7 +23,8 @@ def read(tiny_model, make_clients, tmp_path, monkeypatch):
     def make(cache=True, template="chat", **changes) -> ClientExamples:
         config = TrainConfig.of(prompt_template=template, **changes)
         tokens = TokenFiles(tmp_path / "tokens") if cache else None
-        return ClientExamples(files, PromptEncoder(base.tokenizer, template), config, tokens)
+        clients = read_client_files(dict(enumerate(files)), config)
+        return ClientExamples(clients, PromptEncoder(base.tokenizer, template), config, tokens)
 
     make.files = files
     make.encoded = 0
@@ -54,7 +56,7 @@ def test_a_second_run_tokenises_nothing(read):
     everything(first)
     done = read.encoded
     second = read()
-    everything(second)
+    assert everything(second) == everything(first)
     assert read.encoded == done > 0
     assert second.facts == first.facts
     assert second.clients() == [0, 2]
@@ -76,18 +78,61 @@ def test_what_decides_the_tokens_is_part_of_their_name(read, changes):
     assert everything(changed) == everything(read(cache=False, **changes)) != everything(plain)
 
 
-def test_a_client_s_file_that_changes_is_noticed(read):
-    for cache in (False, True):
-        examples = read(cache=cache, cutoff_len=100 + cache)
-        before = examples.training(0)
-        rows = json.loads(read.files[0].read_text())
-        rows[0]["output"] += "more"
-        read.files[0].write_text(json.dumps(rows))
-        if cache:
-            assert examples.training(0) == before  # the tokens of the file that was counted
-        else:
-            with pytest.raises(DataError, match=r"local_training_0\.json: changed or gone since the run began"):
-                examples.training(0)
+@pytest.mark.parametrize("change", ["more", "broken", "gone", "empty"])
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_file_that_changed_before_its_client_is_first_drawn_is_named(read, cache, change):
+    examples, file = read(cache=cache), read.files[0]
+    rows = json.loads(file.read_text())
+    content = {"more": json.dumps([*rows, rows[0]]), "broken": "[{", "empty": "[]"}
+    file.unlink() if change == "gone" else file.write_text(content[change])
+    for ask in (examples.training, examples.count_tokens):
+        with pytest.raises(DataError, match=r"local_training_0\.json: changed or gone since the run began"):
+            ask(0)
+    examples.count_all_tokens()
+    assert "num_prompt_tokens" not in examples.facts[0].record()
+    assert examples.facts[2].record()["num_prompt_tokens"] > 0
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_file_that_changes_after_its_client_was_drawn_is_noticed_where_it_is_read_again(read, cache):
+    examples = read(cache=cache)
+    before = examples.training(0)
+    read.files[0].write_text("[]")
+    if cache:
+        assert examples.training(0) == before  # the tokens of the file that was counted
+    else:
+        with pytest.raises(DataError, match="changed or gone since the run began"):
+            examples.training(0)
+
+
+def test_nothing_is_encoded_before_a_client_is_drawn_and_its_tokens_are_counted_then(read):
+    examples = read()
+    assert read.encoded == 0
+    assert "num_response_tokens" not in examples.facts[0].record()
+    drawn = examples.training(0)
+    counted = examples.facts[0]
+    assert counted.num_tokens == sum(len(example.ids) for example in drawn)
+    assert counted.num_response_tokens == sum(example.num_labels for example in drawn)
+    assert counted.num_examples == len(drawn)
+    assert examples.facts[2].num_prompt_tokens is None
+    encoded = read.encoded
+    assert examples.count_tokens(0) == counted
+    assert read.encoded == encoded
+
+
+@pytest.mark.parametrize("changes", [{}, {"local_val_set_size": 2, "seed": 7}])
+def test_what_is_counted_at_the_start_is_what_is_encoded(read, changes):
+    rows = json.loads(read.files[0].read_text())
+    for row in rows[1:3]:
+        row["output"] = " "
+    read.files[0].write_text(json.dumps(rows))
+    read.files[1].write_text(read.files[2].read_text())
+    examples = read(**changes)
+    for client, facts in examples.facts.items():
+        training, validation = examples._load(client)
+        assert facts.num_examples == len(training.examples)
+        assert facts.num_empty == training.num_empty
+        assert facts.num_validation == len(validation.examples)
 
 
 def test_nothing_is_held_between_turns(read):

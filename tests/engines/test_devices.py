@@ -4,11 +4,13 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fedlora.config.train import TrainConfig
+from fedlora.data.client_facts import read_client_files
 from fedlora.engines import device_worker
 from fedlora.engines.devices import DeviceClients
 from fedlora.engines.messages import pack_outcome, pack_task, unpack_outcome, unpack_task
@@ -179,13 +181,14 @@ def test_reductions_elsewhere_are_kept_here():
 @pytest.fixture
 def real_worker(options):
     config = TrainConfig.of(**options)
-    files = sorted((options["data_path"] / "5").iterdir())
-    bench = make_workbench(config, files, device="cpu")
+    clients = read_client_files(dict(enumerate(sorted((options["data_path"] / "5").iterdir()))), config)
+    bench = make_workbench(config, clients, device="cpu")
     made = []
 
-    def make(files=files, facts=bench.examples.facts, **changes):
+    def make(gone=None, **changes):
+        here = {client: replace(file, path=gone) if gone else file for client, file in clients.items()}
         chosen = config.model_copy(update=changes)
-        made.append(device_worker.Worker("cpu", chosen, files, facts, bench.book.layout))
+        made.append(device_worker.Worker("cpu", chosen, here, bench.book.layout))
         return made[-1], bench
 
     yield make
@@ -209,7 +212,7 @@ def test_a_killed_worker_is_lost_and_not_waited_for(real_worker):
 
 
 def test_a_client_whose_file_is_gone_fails_alone(real_worker, tmp_path):
-    process, bench = real_worker(files=[tmp_path / "gone.json"] * 5)
+    process, bench = real_worker(gone=tmp_path / "gone.json")
     task = task_of(bench)
     shutil.rmtree(tokens_folder(), ignore_errors=True)
     outcome, _ = process.train(task, ClientMemory(), bench.book.layout)

@@ -16,6 +16,7 @@ from fedlora.comparing.experiment import Cell, DataSet, cells_of, train_config_o
 from fedlora.comparing.round_budget import RowCount, Share, fit_rounds
 from fedlora.config.train import TrainConfig
 from fedlora.console import collect_lines
+from fedlora.data.client_facts import ClientFile, read_client_files
 from fedlora.data.client_files import find_client_files
 from fedlora.engines.client_data import ClientExamples
 from fedlora.engines.workbench import make_workbench
@@ -187,19 +188,13 @@ class Comparing:
     def _count_rows(self, config: TrainConfig, data: DataSet) -> dict[ClientId, RowCount]:
         key = (data.digest, f"{config.prompt_template} {config.cutoff_len} {config.train_on_inputs}")
         if key not in self._counts:
-            examples = self._examples(config, data)
+            encoder = PromptEncoder(self._load_base(config).tokenizer, config.prompt_template)
+            examples = ClientExamples(_read_clients(config, data), encoder, config, None)
+            counted = {client: examples.count_tokens(client) for client in examples.clients()}
             self._counts[key] = {
-                client: RowCount(facts.num_examples, facts.num_prompt_tokens + facts.num_response_tokens)
-                for client, facts in examples.facts.items()
-                if facts.num_examples
+                client: RowCount(facts.num_examples, facts.num_tokens) for client, facts in counted.items()
             }
         return self._counts[key]
-
-    def _examples(self, config: TrainConfig, data: DataSet) -> ClientExamples:
-        base = self._load_base(config)
-        with collect_lines():
-            files = find_client_files(data.folder, data.num_clients, chosen=True)
-            return ClientExamples(files, PromptEncoder(base.tokenizer, config.prompt_template), config, None)
 
     def _load_base(self, config: TrainConfig) -> Any:
         return self.laboratory.base.load(
@@ -219,11 +214,11 @@ class Comparing:
             data = self._data.find(cell.setting, seed)
             config = self._make_run(cell, seed, self.config.rates_of(cell.contender)[0])
             counts = self._count_rows(config, data)
+            clients = _read_clients(config, data)
             with collect_lines():
-                files = find_client_files(data.folder, data.num_clients, chosen=True)
                 quiet = config.model_copy(update={"token_cache": False})
                 device = config.devices[0] if config.devices else config.device
-                bench = make_workbench(quiet, files, device=device, load=self.laboratory.base.load)
+                bench = make_workbench(quiet, clients, device=device, load=self.laboratory.base.load)
                 probe = run_probe(bench, quiet, min(counts), make_adapter(bench.lora.shapes(), 0))
             per_step = sum(row.num_tokens for row in counts.values()) / sum(
                 math.ceil(row.num_examples / config.local_batch_size) for row in counts.values()
@@ -237,3 +232,9 @@ class Comparing:
         given = self.config.model_dump(mode="json", exclude={"output_dir", "plan", "retry", "keep_runs"})
         methods = [{"name": one.name, "mode": one.mode, **one.fields} for one in self.config.contenders()]
         return {**given, "modes": methods}
+
+
+def _read_clients(config: TrainConfig, data: DataSet) -> dict[ClientId, ClientFile]:
+    with collect_lines():
+        files = find_client_files(data.folder, data.num_clients, chosen=True)
+        return read_client_files(dict(enumerate(files)), config)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fedlora.data.fields import RowFields, shorten
@@ -25,12 +24,12 @@ _BATCH, _SMALL_BATCH = 1024, 4
 _BUFFER = 1 << 20
 
 
-def read_parquet(path: Path, fields: RowFields) -> Iterator[Record | RecordError]:
+def read_parquet(handle: BinaryIO, fields: RowFields) -> Iterator[Record | RecordError]:
     """The records of a file; raises RecordError for what is no Parquet file, or holds other columns than text."""
     import pyarrow
     import pyarrow.parquet
 
-    with path.open("rb") as handle, _parquet_faults(pyarrow):
+    with _parquet_faults(pyarrow):
         chunks = read_chunks(handle)
         whole = pyarrow.parquet.ParquetFile(handle)
         columns = _find_columns(whole.schema_arrow, fields)

@@ -6,9 +6,9 @@ The name decides the format, never the content. Rows are read one by one, and a 
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedlora.console import say
 from fedlora.data.csv_source import read_csv
@@ -16,9 +16,12 @@ from fedlora.data.fields import RowFields
 from fedlora.data.json_source import read_json
 from fedlora.data.parquet_source import read_parquet
 from fedlora.data.raw_records import Record, RecordError
-from fedlora.data.streams import find_format, open_stream
+from fedlora.data.streams import ByteStream, find_format, open_file
 from fedlora.errors import StorageError
 from fedlora.types import STRICT, ReadRules, Row
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 OnSkip = Callable[[str], None]
 """Called with the place and the reason of each row that is left out."""
@@ -32,6 +35,7 @@ def read_rows(
     may_be_empty: bool = False,
     rules: ReadRules = STRICT,
     on_skip: OnSkip = say,
+    digest: _Hash | None = None,
 ) -> list[Row]:
     """All rows of `path`, in file order; at least one, unless `may_be_empty` lets an empty array or table pass.
 
@@ -39,6 +43,7 @@ def read_rows(
     ("" when it is absent, unless `require_category`). Raises UsageError when there is no such file, DataError
     `file:line:column: what` with the start of the record otherwise (`file: row <n>: what` for Parquet), StorageError
     when the disk fails. Positions count from 1; a fault inside a sound record is reported where the record starts.
+    All bytes of the file are added to `digest` as they are read.
     """
     return list(
         iter_rows(
@@ -48,6 +53,7 @@ def read_rows(
             may_be_empty=may_be_empty,
             rules=rules,
             on_skip=on_skip,
+            digest=digest,
         )
     )
 
@@ -60,13 +66,14 @@ def iter_rows(
     may_be_empty: bool = False,
     rules: ReadRules = STRICT,
     on_skip: OnSkip = say,
+    digest: _Hash | None = None,
 ) -> Iterator[Row]:
     """`read_rows` one row at a time, in memory that depends on the largest record alone."""
     fields = RowFields(rules, output_key=output_key, require_category=require_category)
     skipping = _Skipping(path, rules.skip_bad, on_skip)
     num_rows = 0
     try:
-        for record in _records(path, fields):
+        for record in _records(path, fields, digest):
             row = skipping.take(record, fields)
             if row is not None:
                 num_rows += 1
@@ -79,17 +86,13 @@ def iter_rows(
         raise StorageError(f"{path}: {error.strerror or error}", hint="check the disk and the permissions") from error
 
 
-def check_rows(path: Path, rules: ReadRules) -> None:
-    """Read a client's file once for its faults: names each row that is left out, fails as `read_rows` does."""
-    collections.deque(iter_rows(path, may_be_empty=True, rules=rules), maxlen=0)
-
-
-def _records(path: Path, fields: RowFields) -> Iterator[Record | RecordError]:
+def _records(path: Path, fields: RowFields, digest: _Hash | None) -> Iterator[Record | RecordError]:
     kind, packed = find_format(path)
-    if kind == "parquet":
-        yield from read_parquet(path, fields)
-        return
-    with open_stream(path, packed=packed) as stream:
+    with open_file(path, digest) as file:
+        if kind == "parquet":
+            yield from read_parquet(file, fields)
+            return
+        stream = ByteStream(file, path.stat().st_size if packed else None)
         if kind == "csv":
             yield from read_csv(stream, fields)
         else:

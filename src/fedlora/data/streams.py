@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from fedlora.data.raw_records import RecordError
 from fedlora.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 BLOCK = 1 << 16
 
@@ -49,14 +53,45 @@ def find_format(path: Path) -> tuple[str, bool]:
 
 
 @contextlib.contextmanager
-def open_stream(path: Path, *, packed: bool) -> Iterator[ByteStream]:
-    """The bytes of a file behind its byte order mark, if it has one."""
-    with path.open("rb") as file:
-        yield ByteStream(file, path.stat().st_size if packed else None)
+def open_file(path: Path, digest: _Hash | None = None) -> Iterator[BinaryIO]:
+    """A file's bytes; with a `digest` all of them are added to it, those too that the block leaves unread."""
+    if digest is None:
+        with path.open("rb") as file:
+            yield file
+        return
+    with _HashedFile(path, digest) as raw, io.BufferedReader(raw) as file:
+        yield file
+        raw.finish()
+
+
+class _HashedFile(io.FileIO):
+    """A file whose bytes are added to a digest in order, each once however often a reader goes back."""
+
+    def __init__(self, path: Path, digest: _Hash) -> None:
+        super().__init__(path, "rb")
+        self._digest = digest
+        self._hashed = 0
+
+    def readinto(self, buffer: Any) -> int:
+        start = self.tell()
+        count = super().readinto(buffer) or 0
+        # what lies ahead of a gap waits for `finish`
+        if start <= self._hashed < start + count:
+            self._digest.update(memoryview(buffer)[self._hashed - start : count])
+            self._hashed = start + count
+        return count
+
+    def finish(self) -> None:
+        """Read on from the last byte that was hashed to the end of the file."""
+        block = bytearray(BLOCK)
+        self.seek(self._hashed)
+        while self.readinto(block):
+            pass
 
 
 class ByteStream:
-    """Text read by blocks or lines, unpacked when it is packed (`packed_size` bytes); RecordError for bad gzip data."""
+    """Text behind its byte order mark, if it has one, by blocks or lines; unpacked when it is packed (`packed_size`
+    bytes); RecordError for bad gzip data."""
 
     def __init__(self, file: BinaryIO, packed_size: int | None) -> None:
         self._packed_size = packed_size

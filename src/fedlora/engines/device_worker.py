@@ -8,15 +8,14 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 
 from fedlora import errors
 from fedlora.config.train import TrainConfig
-from fedlora.engines.client_data import ClientFacts
+from fedlora.data.client_facts import ClientFile
 from fedlora.engines.messages import pack, pack_outcome, pack_task, unpack, unpack_outcome, unpack_task
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
@@ -38,15 +37,14 @@ class Worker:
         self,
         device: str,
         config: TrainConfig,
-        files: Sequence[Path],
-        facts: Mapping[ClientId, ClientFacts],
+        clients: Mapping[ClientId, ClientFile],
         layout: Layout,
         secret: Secret | None = None,
     ) -> None:
         self.device = device
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        options = (theirs, device, config, list(files), dict(facts), layout, torch.get_num_threads(), secret)
+        options = (theirs, device, config, dict(clients), layout, torch.get_num_threads(), secret)
         self.process = context.Process(target=serve, args=options, daemon=True, name=f"fedlora {device}")
         # which additions to the base lie there already
         self._held: str | None = None
@@ -87,8 +85,7 @@ def serve(
     connection: Connection,
     device: str,
     config: TrainConfig,
-    files: list[Path],
-    facts: dict[ClientId, ClientFacts],
+    files: dict[ClientId, ClientFile],
     layout: Layout,
     threads: int,
     secret: Secret | None = None,
@@ -107,7 +104,7 @@ def serve(
             return
         try:
             if bench is None:
-                bench = make_workbench(config, files, device=device, layout=layout, facts=facts)
+                bench = make_workbench(config, files, device=device, layout=layout)
             book = LayoutBook(Layout.from_record(more["layout"]))
             trainer = Trainer(bench.base, bench.lora, config, book, secret)
             clients = SimulatedClients(trainer, choose_mode(config).rule, bench.examples, _Given(memory))

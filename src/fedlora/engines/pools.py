@@ -35,8 +35,8 @@ def open_pool(
         say(f"{config.federation_mode} trains one client after another: only {config.devices[0]} is used")
         yield local
         return
-    layout, facts, files = bench.book.layout, clients.facts, clients.files
-    workers = [Worker(device, config, files, facts, layout, secret) for device in config.devices[1:]]
+    layout = bench.book.layout
+    workers = [Worker(device, config, clients.files, layout, secret) for device in config.devices[1:]]
     try:
         yield DeviceClients(local, workers, on_rows)
     finally:

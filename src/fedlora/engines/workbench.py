@@ -6,12 +6,12 @@ configuration: where a client trains cannot change what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedlora.config.train import TrainConfig
-from fedlora.engines.client_data import ClientExamples, ClientFacts
+from fedlora.data.client_facts import ClientFile
+from fedlora.engines.client_data import ClientExamples
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.base_model import BaseModel, load_base_model, load_outline
 from fedlora.llm.layout import Layout, LayoutBook
@@ -53,19 +53,16 @@ def spec_of(config: TrainConfig) -> LoraSpec:
 
 def make_workbench(
     config: TrainConfig,
-    files: Sequence[Path],
+    clients: Mapping[ClientId, ClientFile],
     *,
     device: str,
     layout: Layout | None = None,
-    facts: Mapping[ClientId, ClientFacts] | None = None,
     outline: bool = False,
-    only: Sequence[ClientId] | None = None,
     secret: Secret | None = None,
     on_layout: Callable[[Layout], None] = lambda layout: None,
     load: Callable[..., BaseModel] = load_base_model,
 ) -> Workbench:
-    """Load the base onto `device`; without a layout one is planned, without facts the clients are counted, or `only`
-    those of them that are here.
+    """Load the base onto `device`, for `clients`; without a layout one is planned.
 
     A private configuration trains with a `secret`; `on_layout` hears of every reduction of the layout before the
     reduced step is done. `load` may hand out a base that is loaded already (`ResidentBase`).
@@ -80,6 +77,6 @@ def make_workbench(
     encoder = PromptEncoder(base.tokenizer, config.prompt_template)
     lora = LoraModel(base.model, spec_of(config))
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
-    examples = ClientExamples(files, encoder, config, tokens, facts, only=only)
+    examples = ClientExamples(clients, encoder, config, tokens)
     book = LayoutBook(layout or plan_layout(base, lora, config), on_layout)
     return Workbench(base, encoder, lora, Trainer(base, lora, config, book, secret), examples)

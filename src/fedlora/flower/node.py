@@ -16,7 +16,7 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
-from fedlora.data.records import check_rows
+from fedlora.data.client_facts import read_client_files
 from fedlora.engines.messages import MissingAdditionsError, pack, pack_outcome, unpack, unpack_task
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
@@ -92,7 +92,7 @@ class Node:
 
     def _describe(self, header: Mapping[str, Any]) -> bytes:
         run = self._open(header["more"])
-        facts = run.bench.examples.facts[self.policy.client_id].record()
+        facts = run.bench.examples.count_tokens(self.policy.client_id).record()
         # which file, and how its rows are spread over categories, is nobody's business
         told = {name: value for name, value in facts.items() if name.startswith("num_")}
         digest = hmac.new(read_salt(self.policy.state_dir), facts["sha256"].encode(), hashlib.sha256).hexdigest()
@@ -190,22 +190,18 @@ class Node:
         paths = NodePaths(policy.state_dir, key)
         if not paths.folder.exists() and folder_bytes(policy.state_dir) > policy.max_state_gb * 1e9:
             raise Refusal("this node keeps as much of earlier runs as its owner lets it")
-        if config.skip_bad:
-            # the owner is told which rows these are
-            check_rows(policy.data_path, config.read_rules)
+        clients = read_client_files({policy.client_id: policy.data_path}, config)
+        if clients[policy.client_id].facts.num_examples < policy.min_examples:
+            raise Refusal(f"fewer rows to train on than the {policy.min_examples} that this node asks for")
         store = NodeStore(paths, policy.keep_rounds)
         recorded = store.read_layout()
         bench = make_workbench(
             config,
-            [policy.data_path] * (policy.client_id + 1),
+            clients,
             device=policy.device,
             layout=Layout.from_record(recorded) if recorded else None,
-            only=(policy.client_id,),
             on_layout=lambda layout: store.write_layout(layout.record()),
         )
-        examples = bench.examples.facts[policy.client_id].num_examples
-        if examples < policy.min_examples:
-            raise Refusal(f"fewer rows to train on than the {policy.min_examples} that this node asks for")
         store.write_layout(bench.book.layout.record())
         clients = SimulatedClients(bench.trainer, choose_mode(config).rule, bench.examples, store)
         return _Run(key, config, bench, clients, store)

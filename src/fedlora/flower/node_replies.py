@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 from fedlora.config.train import TrainConfig
-from fedlora.engines.client_data import ClientFacts
+from fedlora.data.client_facts import ClientFacts
 from fedlora.engines.messages import pack, pack_task, unpack, unpack_outcome
 from fedlora.engines.simulation import count_bytes
 from fedlora.federated.validation import one_line

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
-from fedlora.engines.client_data import ClientFacts
+from fedlora.data.client_facts import ClientFacts
 from fedlora.errors import TrainingError
 from fedlora.flower.codec import from_content
 from fedlora.flower.node_replies import NodeFacts, ask_facts, read_facts

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.train import TrainConfig
+from fedlora.data.client_facts import ClientFacts, ClientFile
 from fedlora.data.records import read_rows
-from fedlora.engines.client_data import ClientFacts
+from fedlora.engines.client_data import ClientExamples
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.errors import FedloraError, UsageError
 from fedlora.files import read_json, sha256_of_json, write_json
@@ -95,9 +96,10 @@ def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: Mapping[st
     run_id = secrets.token_hex(16) if recorded is None else _read_run_id(paths)
     roster = Roster(grid, config, digest, _read_facts(recorded), run_id=run_id)
     roster.wait(config.num_clients, waits.start, waits.wave.poll)
-    bench.examples.files = [Path(facts.file) for _, facts in sorted(roster.facts.items())]
     # what clients hold back is validated where it lies
-    bench.examples.facts = {client: replace(f, num_validation=0) for client, f in sorted(roster.facts.items())}
+    told = {client: replace(facts, num_validation=0) for client, facts in sorted(roster.facts.items())}
+    clients = {client: ClientFile(Path(facts.file), facts) for client, facts in told.items()}
+    bench = replace(bench, examples=ClientExamples(clients, bench.encoder, config, None))
 
     def open_pool(mode: Mode, on_rows: Callable[[int], None]) -> ClientPool:
         return FlowerClients(
@@ -121,7 +123,7 @@ def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: Mapping[st
 def _open_bench(config: TrainConfig, recorded: Mapping[str, Any] | None, *, needs_weights: bool) -> Workbench:
     """The base, or its outline; nobody trains here, so without validation there is no layout to plan."""
     layout = Layout.from_record(recorded["layout"]) if recorded else None if needs_weights else Layout(1)
-    return make_workbench(config, [], device=config.device, layout=layout, outline=not needs_weights, only=())
+    return make_workbench(config, {}, device=config.device, layout=layout, outline=not needs_weights)
 
 
 def _read_run_id(paths: RunPaths) -> str:

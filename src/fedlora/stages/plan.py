@@ -6,6 +6,7 @@ refused here with the same words. Nothing is written but `plan_file`; the token 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from fedlora.config.plan import PlanConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
+from fedlora.data.client_facts import read_client_files
 from fedlora.data.client_files import find_client_files
 from fedlora.data.doctor import Finding, Silo, examine_rows, examine_shortened, examine_skew
 from fedlora.data.records import read_rows
@@ -93,11 +95,13 @@ class Planning:
             recorded = read_run(paths)
             say(f"{paths.root} holds this run already: train goes on with it, and this plan is for all of it")
         rules = train.read_rules
-        self.silos = [Silo(i, file, read_rows(file, may_be_empty=True, rules=rules)) for i, file in enumerate(files)]
+        rows: defaultdict[ClientId, list[Row]] = defaultdict(list)
+        clients = read_client_files(dict(enumerate(files)), train, on_row=lambda client, row: rows[client].append(row))
+        self.silos = [Silo(client, file.path, rows[client]) for client, file in clients.items()]
         held_out = read_rows(Path(train.val_data_path), rules=rules) if train.val_data_path else []
         test = config.test_file_path
         self.test = Silo(None, test, read_rows(test, rules=rules)) if test is not None else None
-        self.bench = open_bench(train, files, recorded, outline=self.outline)
+        self.bench = open_bench(train, clients, recorded, outline=self.outline)
         self.program = read_program(self.bench.base, outline=self.outline)
         self.room = count_room(self.bench.base, outline=self.outline)
         self.training = Training(train, paths, self.bench, held_out, recorded)
@@ -107,6 +111,8 @@ class Planning:
     def make_record(self) -> dict[str, Any]:
         """Everything there is to say, as JSON values."""
         bench, train = self.bench, self.train
+        for client in bench.examples.facts:
+            bench.examples.count_tokens(client)
         rounds = draw_waves(train, bench.examples.clients())
         tasks = {rows_of: client for waves in rounds for wave in waves for client, rows_of in wave}
         work = {rows_of: self._measure(client, rows_of) for rows_of, client in tasks.items()}
@@ -169,7 +175,7 @@ class Planning:
         if self.outline:
             return _Clock(None, None)
         facts = self.bench.examples.facts
-        largest = max(facts, key=lambda client: facts[client].num_prompt_tokens + facts[client].num_response_tokens)
+        largest = max(facts, key=lambda client: facts[client].num_tokens)
         say(f"probe: two steps of client {largest}, the largest")
         try:
             probe = run_probe(self.bench, self.train, largest, self.training.adapter)
@@ -252,7 +258,7 @@ class Planning:
 
     def _privacy_record(self) -> dict[str, Any] | None:
         """What the whole run spends; None for a run without privacy."""
-        sizes = {client: len(self.bench.examples.training(client)) for client in self.bench.examples.clients()}
+        sizes = {client: self.bench.examples.facts[client].num_examples for client in self.bench.examples.clients()}
         budget = make_budget(self.train, sizes)
         if budget is None:
             return None

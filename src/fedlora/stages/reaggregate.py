@@ -188,7 +188,7 @@ def _open_validation(
     """Load the base; what comes back gives the held-out loss of an adapter."""
     fields = {"token_cache": False, "base_dtype": config.base_dtype, "trust_remote_code": config.trust_remote_code}
     train = source.model_copy(update=fields)
-    bench = make_workbench(train, [], device=config.device, layout=Layout.from_record(recorded["layout"]))
+    bench = make_workbench(train, {}, device=config.device, layout=Layout.from_record(recorded["layout"]))
     examples = encode_rows(held_out, bench.encoder, cutoff=train.cutoff_len).examples
     if not examples:
         raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")

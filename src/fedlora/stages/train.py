@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.train import TrainConfig
+from fedlora.data.client_facts import read_client_files
 from fedlora.data.client_files import find_client_files
-from fedlora.data.records import check_rows, read_rows
+from fedlora.data.records import read_rows
 from fedlora.errors import DataError
 from fedlora.paths import RunPaths
 from fedlora.runs.lock import hold_run
@@ -41,14 +42,12 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Map
         recorded = read_run(paths)
         _check_there(config, recorded, files)
         check_same(paths, config)
-    # a bad row is found before the model is loaded; the rows themselves are read again when a client's turn comes
-    rules = config.read_rules
-    for file in files:
-        check_rows(file, rules)
-    held_out = read_rows(Path(config.val_data_path), rules=rules) if config.val_data_path else []
+    # a bad row is found before the model is loaded; the rows themselves are read again when a client is first drawn
+    clients = read_client_files(dict(enumerate(files)), config)
+    held_out = read_rows(Path(config.val_data_path), rules=config.read_rules) if config.val_data_path else []
     from fedlora.training.live_run import Training, open_bench
 
-    bench = open_bench(config, files, recorded, on_layout=partial(record_layout, paths), **options)
+    bench = open_bench(config, clients, recorded, on_layout=partial(record_layout, paths), **options)
     training = Training(config, paths, bench, held_out, recorded)
     if recorded is None:
         clear_run(paths)

@@ -10,11 +10,11 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
+from fedlora.data.client_facts import ClientFile
 from fedlora.engines.cohorts import check_clients, choose_cohort, find_cohort_doubt
 from fedlora.engines.committed import read_result
 from fedlora.engines.pools import open_pool
@@ -45,7 +45,7 @@ from fedlora.runs.space import SpaceNeed, estimate_round_bytes
 from fedlora.runs.standing import Standing, find_standing
 from fedlora.runs.writer import RunWriter
 from fedlora.training.round_metrics import RoundMetrics
-from fedlora.types import AdapterState, ClientPool, Row
+from fedlora.types import AdapterState, ClientId, ClientPool, Row
 
 LONG_UPDATE = 10
 """An update so many times as long as the cohort's median is told of."""
@@ -53,7 +53,7 @@ LONG_UPDATE = 10
 
 def open_bench(
     config: TrainConfig,
-    files: Sequence[Path],
+    clients: Mapping[ClientId, ClientFile],
     recorded: Mapping[str, Any] | None,
     *,
     outline: bool = False,
@@ -66,7 +66,7 @@ def open_bench(
     layout = Layout.from_record(recorded["layout"]) if recorded else None
     secret = _find_secret(config, recorded)
     return make_workbench(
-        config, files, device=device, layout=layout, outline=outline, secret=secret, on_layout=on_layout, load=load
+        config, clients, device=device, layout=layout, outline=outline, secret=secret, on_layout=on_layout, load=load
     )
 
 
@@ -140,9 +140,12 @@ class Training:
                 _say_round(row, result.records, config.num_communication_rounds)
                 self.space.check(result.round)
                 began = time.monotonic()
+        self.clients.count_all_tokens()
+        clients = [facts.record() for facts in self.clients.facts.values()]
         # memory may have run out since: the layout in force is the record's
         layout = self.bench.book.layout.record()
-        writer.write_run({**self.run_facts, "layout": layout, "state": "finished", "best_round": metrics.best})
+        done = {"clients": clients, "layout": layout, "state": "finished", "best_round": metrics.best}
+        writer.write_run({**self.run_facts, **done})
 
     def _check_unchanged(self, recorded: Mapping[str, Any]) -> None:
         """The clients' files and the environment are those the run was begun with."""
@@ -150,7 +153,7 @@ class Training:
         for client, facts in self.clients.facts.items():
             if files.get(client) != facts.sha256:
                 raise DataError(
-                    f"{self.clients.files[client]}: not the file that this run was begun with",
+                    f"{self.clients.files[client].path}: not the file that this run was begun with",
                     hint="restore it, or start the run anew with --overwrite",
                 )
         then, now = ({**facts["environment"], **facts["versions"]} for facts in (recorded, self.run_facts))
