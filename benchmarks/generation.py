@@ -50,8 +50,10 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
     from fedlora.llm.base_model import load_base_model
     from fedlora.llm.lora import LoraModel, LoraSpec
     from fedlora.paths import RunPaths
+    from fedlora.runs.environment import library_versions
     from fedlora.runs.metrics_log import MetricsLog
     from fedlora.runs.reader import RunReader
+    from fedlora.runs.records import RunRecord
     from fedlora.runs.writer import RunWriter
     from fedlora.types import ClientMemory, ClientUpdate
 
@@ -77,8 +79,13 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
     for client in range(CLIENTS):
         adapter = draw(client + 1)
         store.keep_update(ClientUpdate("", 1, client, adapter, ClientMemory(), 1, 1, 1, "start"), adapter)
-    store.commit_round(1, draw(0), None, {})
-    store.write_run({"base_model": model, "config": config.record(), "state": "finished"})
+    store.commit_round(1, draw(0), None, {"cohort": [*range(CLIENTS)], "limited": [], "quarantined": []})
+    versions = library_versions("none")
+    store.write_run(
+        RunRecord(
+            NAME, "homo", "finished", model, "bfloat16", config.record(), versions, {}, {}, (), has_global_model=True
+        )
+    )
     rows = [row.as_dict() for row in load_rows(data, count)]
     write_text(Path(folder) / "test.jsonl", json_lines(rows))
     return {}

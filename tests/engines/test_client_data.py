@@ -6,7 +6,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.data.client_facts import read_client_files
 from fedlora.engines import client_data
 from fedlora.engines.client_data import ClientExamples
-from fedlora.errors import DataError
+from fedlora.errors import DataError, UsageError
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.llm.token_files import TokenFiles
@@ -147,3 +147,17 @@ def test_validation_goes_through_the_clients_that_hold_rows_back(read):
     assert [len(rows) for rows in examples.validation()] == [2, 2, 2]
     assert not list(read().validation())
     assert read().own_validation(0) == []
+
+
+def test_a_template_without_room_is_refused_before_anything_is_encoded(read):
+    with pytest.raises(UsageError, match=r"cutoff_len=8 leaves no room .* chat template alone takes \d+ tokens"):
+        read(cutoff_len=8)
+    # only rows with an input need the longer template
+    alpaca = PromptEncoder(read().encoder.tokenizer, "alpaca")
+    alpaca.check_cutoff(150, has_input=False)
+    with pytest.raises(UsageError, match="alpaca template alone"):
+        alpaca.check_cutoff(150, has_input=True)
+    for file in read.files:
+        file.write_text(json.dumps([{**row, "input": ""} for row in json.loads(file.read_text())]))
+    read(template="alpaca", cutoff_len=150)
+    assert read.encoded == 0

@@ -64,7 +64,7 @@ class Laboratory:
         with _recording(record):
             paths = train.run(run, load=self.base.load)
             record["validation"] = _finite(self._scorer(run).score_run(paths, data.validation), "validation")
-            shares = client_shares(read_run(paths))
+            shares = client_shares(read_run(paths).clients)
             record |= {"state": TRAINED, "spent": measure_spending(paths), "shares": shares, "test": None}
             record["wall_seconds"] = round(time.monotonic() - began, 3)
         write_json(self.paths.score_file(run.exp_name), record)
@@ -86,7 +86,7 @@ class Laboratory:
                 train.run(run, load=self.base.load)
             scorer = self._scorer(run)
             record["test"] = _finite(scorer.score_run(paths, data.test), "test")
-            if curved and read_run(paths)["has_global_model"]:
+            if curved and read_run(paths).has_global_model:
                 record["curve"] = scorer.score_hops(paths, data.test)
             if answered:
                 record["answers"] = self._answer(run, data, paths)
@@ -126,7 +126,7 @@ class Laboratory:
     def _answer(self, run: TrainConfig, data: DataSet, paths: RunPaths) -> Record:
         """Exact match and ROUGE-L per category, of the global adapter or of every client that has one of its own."""
         asked: Record = {"global": None, "clients": {}}
-        if read_run(paths)["has_global_model"]:
+        if read_run(paths).has_global_model:
             asked["global"] = self._ask(run, data, run.exp_name)
         for client in find_personal(paths, run.num_communication_rounds):
             asked["clients"][str(client)] = self._ask(run, data, run.exp_name, is_global_model=False, client_id=client)

@@ -78,7 +78,7 @@ class Scorer:
         """Losses of what a run's last round left: of the global adapter, if there is one, and of the clients' own."""
         last = self.config.num_communication_rounds
         found: dict[str, Any] = {"global": None, "clients": {}}
-        if read_run(paths)["has_global_model"]:
+        if read_run(paths).has_global_model:
             found["global"] = self.score_file(adapter_file(paths, last, OutputName("global")), rows_file)
         for client, file in find_personal(paths, last).items():
             found["clients"][str(client)] = self.score_file(file, rows_file)
@@ -118,7 +118,7 @@ def find_hops(paths: RunPaths) -> list[Hop]:
     steps = 0
     for number in paths.committed_rounds():
         lines = [row for row in rows if row["kind"] == "client" and row["round"] == number]
-        if recorded["mode"] == "seq":
+        if recorded.mode == "seq":
             for line in sorted(lines, key=lambda row: row["wave"]):
                 steps += line["num_steps"]
                 client = int(line["client_id"])

@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from fedlora.console import say
 from fedlora.data.records import iter_rows
 from fedlora.errors import DataError
 from fedlora.seeds import derive_seed
+from fedlora.typed_json import to_json
 from fedlora.types import ClientId, Row
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ class ClientFacts:
     num_prompt_tokens: int | None = None
     num_response_tokens: int | None = None
     num_shortened: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -49,15 +51,17 @@ class ClientFacts:
 
     def record(self) -> dict[str, Any]:
         """The facts as JSON values, without those that are not counted yet."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return to_json(self)
 
 
 @dataclass(frozen=True)
 class ClientFile:
-    """A client's file, and what it held when the run began."""
+    """A client's file, and what it held when the run began; `inputs` says whether its examples have an input, and has
+    both answers where only some do."""
 
     path: Path
     facts: ClientFacts
+    inputs: frozenset[bool] = frozenset()
 
 
 def read_client_files(
@@ -65,7 +69,7 @@ def read_client_files(
 ) -> dict[ClientId, ClientFile]:
     """Read each file once; `on_row` is given every row. Each row that is left out is reported; raises what `read_rows`
     raises, and DataError when a client keeps no row to train on."""
-    return {client: ClientFile(path, _read_facts(client, path, config, on_row)) for client, path in files.items()}
+    return {client: _read_file(client, path, config, on_row) for client, path in files.items()}
 
 
 def split_rows(rows: Sequence[T], config: TrainConfig, client_id: ClientId) -> tuple[Sequence[T], Sequence[T]]:
@@ -78,10 +82,11 @@ def split_rows(rows: Sequence[T], config: TrainConfig, client_id: ClientId) -> t
     return order[size:], order[:size]
 
 
-def _read_facts(
+def _read_file(
     client: ClientId, path: Path, config: TrainConfig, on_row: Callable[[ClientId, Row], None] | None
-) -> ClientFacts:
+) -> ClientFile:
     digest, skipped = hashlib.sha256(), 0
+    inputs: set[bool] = set()
 
     def skip(message: str) -> None:
         nonlocal skipped
@@ -92,6 +97,7 @@ def _read_facts(
     rows: list[str | None] = []
     for row in iter_rows(path, may_be_empty=True, rules=config.read_rules, on_skip=skip, digest=digest):
         rows.append(row.category if row.output.strip() else None)
+        inputs |= {bool(row.input)} if row.output.strip() else set()
         if on_row is not None:
             on_row(client, row)
     training, held_back = split_rows(rows, config, client)
@@ -102,7 +108,7 @@ def _read_facts(
             hint="lower --local_val_set_size",
         )
     labelled = [category for category in training if category is not None]
-    return ClientFacts(
+    facts = ClientFacts(
         client_id=client,
         file=path.name,
         sha256=digest.hexdigest(),
@@ -112,3 +118,4 @@ def _read_facts(
         num_skipped=skipped,
         categories=dict(sorted(Counter(labelled).items())),
     )
+    return ClientFile(path, facts, frozenset(inputs))

@@ -24,7 +24,8 @@ from fedlora.types import ClientId, Row
 
 
 class ClientExamples:
-    """What the clients train on and validate on; `facts` has a line for each."""
+    """What the clients train on and validate on; `facts` has a line for each. UsageError where the template of an
+    example leaves no room for a response."""
 
     def __init__(
         self,
@@ -39,6 +40,8 @@ class ClientExamples:
         self.config = config
         self.tokens = tokens
         self._tokenizer = fingerprint_tokenizer(encoder.tokenizer)
+        for has_input in sorted({has_input for file in clients.values() for has_input in file.inputs}):
+            encoder.check_cutoff(config.cutoff_len, has_input=has_input)
 
     def clients(self) -> list[ClientId]:
         """Clients that have something to train on."""

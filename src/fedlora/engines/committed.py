@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
@@ -12,11 +11,13 @@ from fedlora.engines.replay import measure_again
 from fedlora.engines.rounds import record_of
 from fedlora.errors import FedloraError, StorageError
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
-from fedlora.runs.base_chain import FIELD, BaseChain, measure_additions
+from fedlora.runs.base_chain import BaseChain, measure_additions
 from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
+from fedlora.runs.records import Manifest
 from fedlora.runs.server_state import load_server
+from fedlora.typed_json import to_json
 from fedlora.types import ClientFailure, ClientId, RoundResult
 
 
@@ -39,7 +40,7 @@ def read_result(
             f"{fault}, and the metrics of round {round_number} are lost too",
             hint="restore the file or metrics.jsonl, or train anew with --overwrite",
         )
-    limited = {entry["client_id"]: entry for entry in manifest["limited"]}
+    limited = {entry["client_id"]: entry for entry in manifest.limited}
     records = [
         {
             **record_of(update, update.metrics["wave"]),
@@ -52,26 +53,28 @@ def read_result(
     if measured is not None:
         known = {record["client_id"]: record for record in measured.records}
         records = [{**known[record["client_id"]], **record} for record in records]
-    failures = [ClientFailure(**entry) for entry in manifest["quarantined"]]
+    failures = [ClientFailure(**entry) for entry in manifest.quarantined]
     file = folder / SAFETENSORS_NAME
-    if FIELD in manifest and (state := load_server(BaseChain(paths), paths, round_number, shapes)) is not None:
+    adds = manifest.base_delta is not None
+    state = load_server(BaseChain(paths), paths, round_number, shapes) if adds else None
+    if state is not None:
         adapter, base = state.adapter, state.base
     else:
         adapter, base = (load_adapter(file, shapes) if file.is_file() else None), None
     found = measured.metrics if measured else {}
-    metrics = {**found, **manifest.get("notes", {}), **measure_additions(manifest)}
-    return RoundResult(round_number, adapter, records, failures, metrics, manifest.get("privacy"), base)
+    metrics = {**found, **manifest.notes, **measure_additions(to_json(manifest))}
+    return RoundResult(round_number, adapter, records, failures, metrics, manifest.privacy, base)
 
 
 def _measure(
     config: TrainConfig,
     reader: RunReader,
     ids: Sequence[ClientId],
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     private: PrivateRun | None,
 ) -> RoundResult | None:
     try:
         return measure_again(config, reader, ids, manifest, private)
     except FedloraError as error:
-        say(f"warning: round {manifest['round']} has no aggregation error and no drift in the metrics: {error}")
+        say(f"warning: round {manifest.round} has no aggregation error and no drift in the metrics: {error}")
         return None

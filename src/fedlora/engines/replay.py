@@ -32,8 +32,10 @@ from fedlora.paths import client_name
 from fedlora.runs.base_chain import BASE_NAME, BaseChain, increment_to_bytes
 from fedlora.runs.checking import UPDATE_NAME, find_round_fault
 from fedlora.runs.reader import RunReader
+from fedlora.runs.records import Manifest
 from fedlora.runs.server_state import STATE_NAME, state_to_bytes
 from fedlora.runs.standing import read_standing
+from fedlora.typed_json import to_json
 from fedlora.types import (
     AdapterState,
     ClientFailure,
@@ -53,12 +55,12 @@ class Replay:
     reader: RunReader
     mode: Mode
     ids: Sequence[ClientId]
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     faults: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
-        return self.reader.paths.round_folder(self.manifest["round"])
+        return self.reader.paths.round_folder(self.manifest.round)
 
     def clients(self) -> Sequence[ClientId]:
         """Those that had something to train on."""
@@ -66,7 +68,7 @@ class Replay:
 
     def train(self, tasks: Sequence[TrainTask]) -> Iterator[ClientUpdate | ClientFailure]:
         """What each client answered then."""
-        failures = {entry["client_id"]: entry for entry in self.manifest["quarantined"]}
+        failures = {entry["client_id"]: entry for entry in self.manifest.quarantined}
         for task in tasks:
             if task.client_id in failures:
                 yield ClientFailure(**failures[task.client_id])
@@ -122,8 +124,9 @@ class Replay:
         facts: Mapping[str, Any],
     ) -> Path:
         """Compare the aggregate, and who took part, with the files."""
+        noted = to_json(self.manifest)
         for name, value in facts.items():
-            if self.manifest.get(name) != value:
+            if noted.get(name) != value:
                 self.faults.append(f"{self.folder / 'manifest.json'}: {name} is not what the run computes")
         expected: dict[str, str] = {}
         if global_adapter is not None:
@@ -134,7 +137,7 @@ class Replay:
         if state is not None and (increment := increment_to_bytes(state.base, round_number)):
             expected[BASE_NAME] = hashlib.sha256(increment).hexdigest()
         for name in (GLOBAL_BIN_NAME, SAFETENSORS_NAME, STATE_NAME, BASE_NAME):
-            if self.manifest["files"].get(name, {}).get("sha256") != expected.get(name):
+            if self.manifest.files.get(name, {}).get("sha256") != expected.get(name):
                 self.faults.append(f"{self.folder / name} is not the aggregate of the clients' files")
         return self.folder
 
@@ -143,7 +146,7 @@ def replay_round(
     config: TrainConfig,
     reader: RunReader,
     ids: Sequence[ClientId],
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     chain: BaseChain,
     private: PrivateRun | None = None,
 ) -> list[str]:
@@ -155,7 +158,7 @@ def replay_round(
     try:
         _run_again(config, replay, chain, private)
     except FedloraError as error:
-        replay.faults.append(f"round {manifest['round']} cannot be computed again: {error}")
+        replay.faults.append(f"round {manifest.round} cannot be computed again: {error}")
     return replay.faults
 
 
@@ -163,7 +166,7 @@ def measure_again(
     config: TrainConfig,
     reader: RunReader,
     ids: Sequence[ClientId],
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     private: PrivateRun | None = None,
 ) -> RoundResult:
     """A committed round as the loop hands it on, with the numbers of the error meter and without what the clock said.
@@ -171,7 +174,7 @@ def measure_again(
     StorageError when it is not what the run computes, or what it stands on is damaged.
     """
     replay = Replay(reader, choose_mode(config), ids, manifest)
-    number = manifest["round"]
+    number = manifest.round
     before = find_round_fault(reader.paths.round_folder(number - 1), number - 1) if number > 1 else None
     if before is None:
         result = _run_again(config, replay, BaseChain(reader.paths), private)
@@ -181,7 +184,7 @@ def measure_again(
 
 
 def _run_again(config: TrainConfig, replay: Replay, chain: BaseChain, private: PrivateRun | None) -> RoundResult:
-    reader, number = replay.reader, replay.manifest["round"]
+    reader, number = replay.reader, replay.manifest.round
     start = read_standing(reader, chain, number - 1) if number > 1 else None
     adapter = make_adapter(reader.shapes, config.seed)
     config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})

@@ -93,7 +93,7 @@ class FederatedRun:
         self.private = private
         self.spent: Mapping[str, Any] | None = None
         if start is not None:
-            self.spent = start.manifest.get("privacy")
+            self.spent = start.manifest.privacy
             self.state = start.state or self.state
             self.accepted = dict(start.accepted)
             self.done = start.number

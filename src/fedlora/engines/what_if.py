@@ -23,8 +23,9 @@ from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
 from fedlora.methods.choosing import choose_mode
 from fedlora.methods.strategy import Strategy
 from fedlora.paths import client_name
-from fedlora.runs.checking import find_round_fault, manifest_sha256, read_manifest
+from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.reader import RunReader
+from fedlora.runs.records import Manifest
 from fedlora.runs.server_state import load_state
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, RoundContext, ServerState, Updates
 
@@ -100,13 +101,13 @@ class WhatIf:
     def rounds(self, ids: Sequence[ClientId]) -> Iterator[Outcome]:
         """Every committed round in turn; StorageError when a file it stands on is not what was written."""
         slots: Mapping[str, AdapterState] | None = None
-        before: Mapping[str, Any] | None = None
+        before: Manifest | None = None
         for number in self.reader.paths.committed_rounds():
             folder = self.reader.paths.round_folder(number)
             manifest = read_manifest(folder)
             if (fault := find_round_fault(folder, number)) or manifest is None:
                 raise StorageError(str(fault), hint="restore the file from a copy; `fedlora verify` finds all faults")
-            if manifest.get("parent_sha256") != (manifest_sha256(before) if before else None):
+            if manifest.parent_sha256 != (before.sha256 if before else None):
                 raise StorageError(
                     f"{folder} does not stand on the round before it", hint="`fedlora verify` finds all faults"
                 )
@@ -125,7 +126,7 @@ class WhatIf:
         return left or choose_mode(self.source).strategy.init(untrained, ids)
 
     def _run(
-        self, number: int, state: ServerState, ids: Sequence[ClientId], manifest: Mapping[str, Any]
+        self, number: int, state: ServerState, ids: Sequence[ClientId], manifest: Manifest
     ) -> tuple[Outcome, ServerState]:
         folder = self.reader.paths.round_folder(number)
         chosen = ChosenUpdates(self.reader, number, self.change, None if self.is_own else state.adapter)
@@ -135,7 +136,7 @@ class WhatIf:
                 self.target.max_update_norm, self.target.max_update_norm_ratio, self.target.max_client_weight
             )
             updates = LimitedUpdates(chosen, {update.client_id: state.adapter for update in chosen.done}, limits)
-        after = self.strategy.aggregate(state, updates, RoundContext(number, 0, ids, manifest["cohort"]))
+        after = self.strategy.aggregate(state, updates, RoundContext(number, 0, ids, manifest.cohort))
         made = self.strategy.global_adapter(after)
         if made is None:
             raise UsageError(f"federation_mode={self.target.federation_mode} leaves no global model")
@@ -144,9 +145,9 @@ class WhatIf:
         counts = {update.client_id: update.num_examples for update in chosen.done}
         if not self.strategy.is_weighted:
             counts = dict.fromkeys(counts, 1)
-        files = {name: facts["sha256"] for name, facts in manifest["files"].items()}
+        files = {name: facts["sha256"] for name, facts in manifest.files.items()}
         source = {
-            "manifest_sha256": manifest_sha256(manifest),
+            "manifest_sha256": manifest.sha256,
             "actual_adapter_sha256": files[SAFETENSORS_NAME],
             "updates_sha256": {
                 name: sha256

@@ -6,17 +6,18 @@ remembers, not what the client gained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fedlora.data.client_facts import ClientFacts
 
-def client_shares(recorded: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Client -> category -> share of its training rows, from run.json."""
+
+def client_shares(clients: Iterable[ClientFacts]) -> dict[str, dict[str, float]]:
+    """Client -> category -> share of its training rows."""
     shares = {}
-    for client in recorded["clients"]:
-        total = sum(client["categories"].values())
-        if total:
-            shares[str(client["client_id"])] = {name: n / total for name, n in client["categories"].items()}
+    for facts in clients:
+        if total := sum(facts.categories.values()):
+            shares[str(facts.client_id)] = {name: count / total for name, count in facts.categories.items()}
     return shares
 
 

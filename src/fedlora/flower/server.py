@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from fedlora.methods.choosing import Mode
 from fedlora.paths import RunPaths
 from fedlora.runs.base_chain import read_increment
 from fedlora.runs.lock import hold_run
+from fedlora.runs.records import RunRecord
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
 from fedlora.stopping import remember_signals
 from fedlora.training.live_run import Training
@@ -87,7 +88,7 @@ def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
     return paths
 
 
-def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: Mapping[str, Any] | None, waits: Waits) -> None:
+def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: RunRecord | None, waits: Waits) -> None:
     rules = config.read_rules
     held_out = read_rows(Path(config.val_data_path), rules=rules) if config.val_data_path else []
     bench = _open_bench(config, recorded, needs_weights=bool(held_out))
@@ -120,9 +121,9 @@ def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: Mapping[st
     training.run()
 
 
-def _open_bench(config: TrainConfig, recorded: Mapping[str, Any] | None, *, needs_weights: bool) -> Workbench:
+def _open_bench(config: TrainConfig, recorded: RunRecord | None, *, needs_weights: bool) -> Workbench:
     """The base, or its outline; nobody trains here, so without validation there is no layout to plan."""
-    layout = Layout.from_record(recorded["layout"]) if recorded else None if needs_weights else Layout(1)
+    layout = Layout.from_record(recorded.layout) if recorded else None if needs_weights else Layout(1)
     return make_workbench(config, {}, device=config.device, layout=layout, outline=not needs_weights)
 
 
@@ -138,8 +139,8 @@ def _read_run_id(paths: RunPaths) -> str:
     return facts["run_id"]
 
 
-def _read_facts(recorded: Mapping[str, Any] | None) -> dict[ClientId, ClientFacts] | None:
+def _read_facts(recorded: RunRecord | None) -> dict[ClientId, ClientFacts] | None:
     """The clients that a run was begun with; None when it begins now."""
     if recorded is None:
         return None
-    return {facts["client_id"]: ClientFacts(**facts) for facts in recorded["clients"]}
+    return {facts.client_id: facts for facts in recorded.clients}

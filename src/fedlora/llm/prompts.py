@@ -73,6 +73,10 @@ class PromptEncoder:
             )
         return FittedPrompt(ids, removed - excess)
 
+    def check_cutoff(self, cutoff: int, *, has_input: bool) -> None:
+        """UsageError when the template alone, of rows with or without an input, leaves no room in `cutoff`."""
+        self.prompt(Row("", "-" if has_input else "", "", ""), cutoff=cutoff, response_length=0)
+
     def response(self, text: str) -> list[int]:
         """The response's ids with the end-of-sequence token behind them."""
         return [*self._encode(text, is_data=True), self.eos_id]

@@ -6,38 +6,34 @@ Whoever can change a file can also change the hashes beside it: this finds accid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fedlora.paths import RunPaths, client_name
 from fedlora.runs.checking import (
     MANIFEST_NAME,
     UPDATE_NAME,
     find_file_faults,
-    manifest_sha256,
     read_kept_update,
     read_manifest,
 )
 from fedlora.runs.metrics_log import MetricsLog
-
-MANIFEST_FIELDS = {"cohort": list, "limited": list, "quarantined": list, "config_sha256": str}
+from fedlora.runs.records import Manifest
 
 
 def find_round_faults(paths: RunPaths, number: int, config_sha256: str) -> list[str]:
     """What is wrong with the files of a committed round: manifest, chain, every file it names, files it does not."""
     folder = paths.round_folder(number)
     manifest = read_manifest(folder)
-    if manifest is None or not all(isinstance(manifest.get(key), kind) for key, kind in MANIFEST_FIELDS.items()):
+    if manifest is None:
         return [f"{folder / MANIFEST_NAME} is missing or damaged"]
     faults = []
-    if manifest["round"] != number:
-        faults.append(f"{folder / MANIFEST_NAME} is of round {manifest['round']}")
-    if manifest["config_sha256"] != config_sha256:
+    if manifest.round != number:
+        faults.append(f"{folder / MANIFEST_NAME} is of round {manifest.round}")
+    if manifest.config_sha256 != config_sha256:
         faults.append(f"{folder / MANIFEST_NAME} is of a run with another configuration than run.json")
     faults += _find_parent_faults(paths, number, manifest)
-    faults += find_file_faults(folder, manifest["files"])
-    named = {MANIFEST_NAME, *manifest["files"]}
+    faults += find_file_faults(folder, manifest.files)
+    named = {MANIFEST_NAME, *manifest.files}
     strays = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
     )
@@ -60,24 +56,24 @@ def describe_open_round(folder: Path) -> str:
     return f"{whole}; {', '.join(broken)} not as written, trained again" if broken else whole
 
 
-def _find_parent_faults(paths: RunPaths, number: int, manifest: Mapping[str, Any]) -> list[str]:
+def _find_parent_faults(paths: RunPaths, number: int, manifest: Manifest) -> list[str]:
     parent = read_manifest(paths.round_folder(number - 1)) if number > 1 else None
-    expected = manifest_sha256(parent) if parent else None
-    if manifest.get("parent_sha256") == expected and (parent is not None or number == 1):
+    expected = parent.sha256 if parent else None
+    if manifest.parent_sha256 == expected and (parent is not None or number == 1):
         return []
     return [f"{paths.round_folder(number)} does not stand on round {number - 1} as it is now"]
 
 
-def _find_record_faults(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+def _find_record_faults(folder: Path, manifest: Manifest) -> list[str]:
     """Update records that disagree with the manifest about the files they both name."""
     faults = []
-    for name in sorted(manifest["files"]):
+    for name in sorted(manifest.files):
         path = folder / name
         if path.name != UPDATE_NAME or not path.is_file():
             continue
         record = read_kept_update(path.parent)
         if record is not None and client_name(record["client_id"]) != path.parent.name:
             faults.append(f"{path} is of client {record['client_id']}")
-        if record is None and not list(find_file_faults(folder, {name: manifest["files"][name]})):
+        if record is None and not list(find_file_faults(folder, {name: manifest.files[name]})):
             faults.append(f"{path} does not describe the files beside it")
     return faults

@@ -17,12 +17,11 @@ from fedlora.federated.base_delta import append
 from fedlora.llm.adapter_files import to_safetensors
 from fedlora.paths import RunPaths
 from fedlora.runs.checking import find_listed_fault, read_manifest
+from fedlora.runs.records import Manifest
 from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState, BaseDelta, Export
 
 BASE_NAME = "base_delta.safetensors"
-FIELD = "base_delta"
-"""Of a manifest: the chain before and behind its round."""
 
 
 def describe_additions(before: BaseDelta | None, after: BaseDelta | None, export: Export) -> dict[str, Any]:
@@ -39,14 +38,14 @@ def describe_additions(before: BaseDelta | None, after: BaseDelta | None, export
         "sha256": after.sha256,
         "truncation_error": added[-1].truncation_error if added else 0.0,
     }
-    return {FIELD: chain, "export": {"rank": export.rank, "relative_error": export.relative_error}}
+    return {"base_delta": chain, "export": {"rank": export.rank, "relative_error": export.relative_error}}
 
 
 def measure_additions(manifest: Mapping[str, Any]) -> dict[str, float]:
     """The same as numbers for the round's line in the metrics."""
-    if FIELD not in manifest:
+    if "base_delta" not in manifest:
         return {}
-    base, export = manifest[FIELD], manifest["export"]
+    base, export = manifest["base_delta"], manifest["export"]
     return {
         "base_truncation_error": base["truncation_error"],
         "export_error": export["relative_error"],
@@ -76,7 +75,7 @@ class BaseChain:
         """
         if round_number < self._number:
             self._number, self._base = 0, BaseDelta()
-        if round_number > 0 and FIELD not in _read_manifest(self._paths, round_number):
+        if round_number > 0 and _read_manifest(self._paths, round_number).base_delta is None:
             return None
         while self._number < round_number:
             self._base = self._read_link(self._number + 1)
@@ -85,8 +84,8 @@ class BaseChain:
 
     def _read_link(self, number: int) -> BaseDelta:
         folder, base = self._paths.round_folder(number), self._base
-        record = _read_manifest(self._paths, number).get(FIELD)
-        if not isinstance(record, dict) or record.get("parent_sha256") != base.sha256:
+        record = _read_manifest(self._paths, number).base_delta
+        if record is None or record.get("parent_sha256") != base.sha256:
             raise _broken(folder, number, "its manifest does not stand on what the rounds before it added")
         if record.get("sha256") == base.sha256:
             return base
@@ -112,7 +111,7 @@ def load_base(paths: RunPaths, round_number: int) -> BaseDelta | None:
     return BaseChain(paths).up_to(round_number)
 
 
-def _read_manifest(paths: RunPaths, number: int) -> Mapping[str, Any]:
+def _read_manifest(paths: RunPaths, number: int) -> Manifest:
     folder = paths.round_folder(number)
     manifest = read_manifest(folder)
     if manifest is None:

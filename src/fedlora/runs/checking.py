@@ -6,26 +6,38 @@ its SHA-256 has been compared.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedlora.errors import StorageError
 from fedlora.files import json_text, sha256_of, sha256_of_json
+from fedlora.runs.records import Manifest
+from fedlora.typed_json import from_json
 
 MANIFEST_NAME = "manifest.json"
 UPDATE_NAME = "update.json"
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a round; None when there is none or it is not one."""
-    return _read_sealed(folder / MANIFEST_NAME, {"round": int, "files": dict})
+    record = _read_sealed(folder / MANIFEST_NAME, {})
+    try:
+        return None if record is None else from_json(Manifest, record)
+    except ValueError:
+        return None
 
 
-def manifest_sha256(manifest: Mapping[str, Any]) -> str:
-    """What the next round's manifest holds as `parent_sha256`."""
-    return hashlib.sha256(json_text(manifest).encode()).hexdigest()
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a round; StorageError when there is none or it is not one."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise StorageError(
+            f"{folder / MANIFEST_NAME} is missing or damaged",
+            hint="restore the file from a copy; `fedlora verify` finds all faults",
+        )
+    return manifest
 
 
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,9 +55,9 @@ def find_round_fault(folder: Path, round_number: int) -> str | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return f"{folder / MANIFEST_NAME} is missing or damaged"
-    if manifest["round"] != round_number:
-        return f"{folder / MANIFEST_NAME} is of round {manifest['round']}"
-    return _find_file_fault(folder, manifest["files"])
+    if manifest.round != round_number:
+        return f"{folder / MANIFEST_NAME} is of round {manifest.round}"
+    return _find_file_fault(folder, manifest.files)
 
 
 def find_listed_fault(folder: Path, paths: list[Path]) -> str | None:
@@ -53,7 +65,7 @@ def find_listed_fault(folder: Path, paths: list[Path]) -> str | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return f"{folder / MANIFEST_NAME} is missing or damaged"
-    listed = {name: facts for name, facts in manifest["files"].items() if folder / name in paths}
+    listed = {name: facts for name, facts in manifest.files.items() if folder / name in paths}
     if missing := [path for path in paths if path.relative_to(folder).as_posix() not in listed]:
         return f"{missing[0]} is not a file of its round: {folder / MANIFEST_NAME} does not name it"
     return _find_file_fault(folder, listed)

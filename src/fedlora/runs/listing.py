@@ -7,16 +7,16 @@ every byte. The time of the last change is for people only, nothing is decided b
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedlora.errors import FedloraError
 from fedlora.paths import RunPaths
 from fedlora.runs.checking import read_manifest
 from fedlora.runs.lock import find_holder
 from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.records import RunRecord
 from fedlora.runs.run_folder import read_run
 
 
@@ -47,8 +47,7 @@ def list_runs(model_dir: Path) -> list[RunLine]:
 
 def describe_run(paths: RunPaths) -> RunLine:
     """One run; a record that cannot be read makes it a damaged one, not an error."""
-    record: Mapping[str, Any] = {"mode": "", "base_model": "", "config": {"num_communication_rounds": 0}}
-    problem = ""
+    record, problem = None, ""
     try:
         record = read_run(paths)
     except FedloraError:
@@ -62,10 +61,10 @@ def describe_run(paths: RunPaths) -> RunLine:
     return RunLine(
         name=paths.exp_name,
         state=_state_of(paths, record, len(done), problem),
-        mode=record["mode"],
-        base_model=record["base_model"],
+        mode=record.mode if record else "",
+        base_model=record.base_model if record else "",
         rounds_done=len(done),
-        rounds=record["config"]["num_communication_rounds"],
+        rounds=record.num_rounds if record else 0,
         best_round=best_round,
         best_loss=best_loss,
         changed=max(path.stat().st_mtime for path in (paths.run_file, paths.metrics_file) if path.exists()),
@@ -73,14 +72,14 @@ def describe_run(paths: RunPaths) -> RunLine:
     )
 
 
-def _state_of(paths: RunPaths, record: Mapping[str, Any], done: int, problem: str) -> str:
+def _state_of(paths: RunPaths, record: RunRecord | None, done: int, problem: str) -> str:
     if (holder := find_holder(paths)) is not None:
         return f"training: {holder}"
-    if problem:
+    if problem or record is None:
         return problem
-    if "reaggregated_from" in record:
-        return f"what-if of {record['reaggregated_from']['exp_name']}"
-    is_all = record.get("state") == "finished" and done >= record["config"]["num_communication_rounds"]
+    if record.reaggregated_from is not None:
+        return f"what-if of {record.reaggregated_from['exp_name']}"
+    is_all = record.state == "finished" and done >= record.num_rounds
     return "finished" if is_all else "interrupted"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,35 @@ from fedlora.files import read_json, write_json
 from fedlora.llm.layout import Layout
 from fedlora.paths import RunPaths, is_number
 from fedlora.runs.checking import is_whole, seal
+from fedlora.runs.records import RunRecord
+from fedlora.typed_json import from_json, to_json
 
 
-def read_run(paths: RunPaths) -> dict[str, Any]:
+def read_run(paths: RunPaths) -> RunRecord:
     """run.json of an experiment; UsageError when there is none."""
     if not paths.run_file.is_file():
         raise UsageError(
             f"{paths.root}: no run of this name", hint="check --model_dir and --exp_name, or run `fedlora train` first"
         )
     value = read_json(paths.run_file)
-    wanted = {"base_model": str, "config": dict}
-    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in wanted.items()):
-        raise UsageError(f"{paths.run_file}: not the record of a run", hint="restore the file, or train again")
+    try:
+        record = from_json(RunRecord, value)
+    except ValueError as error:
+        raise UsageError(
+            f"{paths.run_file}: not the record of a run: {error}",
+            hint="restore the file, or train again with --overwrite",
+        ) from None
     if not is_whole(value):
         raise UsageError(
             f"{paths.run_file}: damaged: its fields are not those that were written",
             hint="restore the file, or train again with --overwrite",
         )
-    return value
+    return record
 
 
 def record_layout(paths: RunPaths, layout: Layout) -> None:
     """Replace the layout in run.json: a run that is resumed trains in the layout that its clients had."""
-    write_json(paths.run_file, seal({**read_run(paths), "layout": layout.record()}))
+    write_json(paths.run_file, seal(to_json(replace(read_run(paths), layout=layout.record()))))
 
 
 def check_free(paths: RunPaths) -> None:
@@ -93,11 +100,11 @@ def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[s
     return [f"{name}: {then.get(name)!r} -> {now.get(name)!r}" for name in differing]
 
 
-def check_trained(paths: RunPaths, recorded: Mapping[str, Any]) -> None:
+def check_trained(paths: RunPaths, recorded: RunRecord) -> None:
     """UsageError when what lies there was put together by `reaggregate`: nobody trained it, so it has no updates."""
-    if "reaggregated_from" in recorded:
+    if (origin := recorded.reaggregated_from) is not None:
         raise UsageError(
-            f"{paths.root}: holds what `fedlora reaggregate` made of run {recorded['reaggregated_from']['exp_name']}",
+            f"{paths.root}: holds what `fedlora reaggregate` made of run {origin['exp_name']}",
             hint="name that run instead, or choose another --exp_name",
         )
 
@@ -106,7 +113,7 @@ def check_same(paths: RunPaths, config: TrainConfig) -> None:
     """UsageError with the difference when the recorded run is not the one that `config` asks for."""
     recorded = read_run(paths)
     check_trained(paths, recorded)
-    if differences := find_differences(recorded["config"], config):
+    if differences := find_differences(recorded.config, config):
         raise UsageError(
             f"{paths.root}: a run of this name exists with another configuration ({'; '.join(differences)})",
             hint="choose another --exp_name, or give --overwrite to delete it and start anew",

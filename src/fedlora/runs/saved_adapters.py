@@ -12,8 +12,8 @@ from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.adapter_files import BIN_NAME, CONFIG_NAME, GLOBAL_BIN_NAME, SAFETENSORS_NAME
 from fedlora.llm.lora import LoraSpec
 from fedlora.paths import OutputName, RunPaths, client_name, client_number, is_number
-from fedlora.runs.base_chain import FIELD, load_base
-from fedlora.runs.checking import UPDATE_NAME, find_listed_fault, read_manifest
+from fedlora.runs.base_chain import load_base
+from fedlora.runs.checking import UPDATE_NAME, find_listed_fault, load_manifest
 from fedlora.types import BaseDelta, ClientId
 
 
@@ -100,11 +100,11 @@ def find_additions(paths: RunPaths, round_number: int) -> BaseDelta | None:
     Their adapters mean something on top of it only; the global adapter of a round holds it. StorageError when it is not
     what was written.
     """
-    manifest = read_manifest(paths.round_folder(round_number)) or {}
-    if FIELD not in manifest:
+    chain = load_manifest(paths.round_folder(round_number)).base_delta
+    if chain is None:
         return None
     base = load_base(paths, round_number - 1)
-    if base is None or manifest[FIELD]["parent_sha256"] != base.sha256:
+    if base is None or chain.get("parent_sha256") != base.sha256:
         raise StorageError(
             f"{paths.round_folder(round_number)}: its clients did not train on what the rounds before it added",
             hint="restore the folders of the run from a copy",

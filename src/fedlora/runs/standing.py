@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedlora.console import say
 from fedlora.errors import StorageError
 from fedlora.paths import RunPaths, client_name, client_number
 from fedlora.runs.base_chain import BaseChain
-from fedlora.runs.checking import UPDATE_NAME, find_round_fault, manifest_sha256, read_kept_update, read_manifest
+from fedlora.runs.checking import UPDATE_NAME, find_round_fault, load_manifest, read_kept_update, read_manifest
 from fedlora.runs.reader import RunReader
+from fedlora.runs.records import Manifest
 from fedlora.runs.run_folder import remove_entry
 from fedlora.runs.server_state import load_server
 from fedlora.types import ClientId, ServerState
@@ -28,19 +28,15 @@ class Standing:
     """A round from which a run goes on: what its server remembers, and where each client was last accepted."""
 
     number: int
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     state: ServerState | None
     accepted: Mapping[ClientId, int]
-
-    @property
-    def manifest_sha256(self) -> str:
-        return manifest_sha256(self.manifest)
 
 
 def read_standing(reader: RunReader, chain: BaseChain, number: int) -> Standing:
     """Where a run stands after a sound round; `chain` reads what the rounds up to it added to the base."""
     paths = reader.paths
-    manifest = read_manifest(paths.round_folder(number)) or {}
+    manifest = load_manifest(paths.round_folder(number))
     return Standing(number, manifest, load_server(chain, paths, number, reader.shapes), find_accepted(paths, number))
 
 
@@ -83,7 +79,7 @@ def find_accepted(paths: RunPaths, round_number: int) -> dict[ClientId, int]:
 def _find_chain_fault(paths: RunPaths, round_number: int) -> str | None:
     for number in range(round_number, 1, -1):
         manifest, parent = (read_manifest(paths.round_folder(each)) for each in (number, number - 1))
-        if manifest is None or parent is None or manifest.get("parent_sha256") != manifest_sha256(parent):
+        if manifest is None or parent is None or manifest.parent_sha256 != parent.sha256:
             return f"round {number} does not stand on round {number - 1} as it is now"
     for client, number in find_accepted(paths, round_number).items():
         folder = paths.round_folder(number) / client_name(client)

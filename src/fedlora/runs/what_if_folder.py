@@ -16,10 +16,6 @@ from fedlora.runs.writer import RunWriter
 from fedlora.types import AdapterState
 
 PROVENANCE_NAME = "reaggregated.json"
-MARK = "reaggregated_from"
-"""The field of run.json that says so; run_folder.check_trained looks for it."""
-
-
 UNFINISHED = "reaggregating"
 """The state of a what-if that was broken off: the next call begins it anew."""
 
@@ -30,9 +26,9 @@ def make_room(paths: RunPaths, *, overwrite: bool) -> None:
     if not paths.run_file.exists():
         return
     recorded = read_run(paths)
-    if MARK not in recorded:
+    if recorded.reaggregated_from is None:
         raise UsageError(f"{paths.root}: a run of this name exists", hint="choose another --new_name")
-    if not overwrite and recorded["state"] != UNFINISHED:
+    if not overwrite and recorded.state != UNFINISHED:
         raise UsageError(
             f"{paths.root}: an earlier reaggregate left its adapters there",
             hint="choose another --new_name, or give --overwrite to replace them",

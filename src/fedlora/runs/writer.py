@@ -34,7 +34,6 @@ from fedlora.runs.checking import (
     MANIFEST_NAME,
     UPDATE_NAME,
     describe_files,
-    manifest_sha256,
     read_kept_update,
     seal,
 )
@@ -48,7 +47,9 @@ from fedlora.runs.reader import (
     StoredUpdates,
     update_of,
 )
+from fedlora.runs.records import Manifest, RunRecord
 from fedlora.runs.server_state import STATE_NAME, groups_to_bytes, state_to_bytes
+from fedlora.typed_json import from_json, to_json
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, ServerState
 
 
@@ -178,28 +179,21 @@ class RunWriter:
         if state is not None and (content := state_to_bytes(state, global_adapter)):
             write_bytes(folder / STATE_NAME, content)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        manifest = seal(
-            {
-                **self.header,
-                **facts,
-                "round": round_number,
-                "parent_sha256": self._parent,
-                "files": describe_files(folder, files),
-            }
-        )
-        write_json(folder / MANIFEST_NAME, manifest)
+        named = {"round": round_number, "parent_sha256": self._parent, "files": describe_files(folder, files)}
+        manifest = from_json(Manifest, seal({**self.header, **facts, **named}))
+        write_json(folder / MANIFEST_NAME, to_json(manifest))
         final = self.paths.round_folder(round_number)
         try:
             folder.rename(final)
             sync_folder(final.parent)
         except OSError as error:
             raise StorageError(f"{final}: {error.strerror}", hint="check the folder") from error
-        self._parent = manifest_sha256(manifest)
+        self._parent = manifest.sha256
         return final
 
-    def write_run(self, value: Mapping[str, Any]) -> None:
+    def write_run(self, record: RunRecord) -> None:
         """Replace run.json."""
-        write_json(self.paths.run_file, seal(value))
+        write_json(self.paths.run_file, seal(to_json(record)))
 
 
 def _is_apart(update: ClientUpdate) -> bool:

@@ -116,13 +116,13 @@ def _find_source(config: GenerateConfig, paths: RunPaths) -> Source:
         quantization = "none" if config.quantization == "auto" else config.quantization
         return Source(config.base_model, template, config.cutoff_len or 512, quantization)
     recorded = read_run(paths)
-    trained_on = recorded["base_model"]
+    trained_on = recorded.base_model
     if config.chosen("base_model") and config.base_model != trained_on:
         raise UsageError(
             f"base_model={config.base_model!r}, but run {config.exp_name} was trained on {trained_on!r}",
             hint="leave --base_model out, or name the model the adapters belong to",
         )
-    template, quantization, cutoff_len = _read_training(recorded["config"], paths)
+    template, quantization, cutoff_len = _read_training(recorded.config, paths)
     return Source(
         trained_on,
         template if config.prompt_template == "auto" else config.prompt_template,

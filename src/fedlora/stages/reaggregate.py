@@ -7,6 +7,7 @@ one round; the adapters of two rounds do not build on each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from fedlora.runs.checking import find_listed_fault
 from fedlora.runs.lock import hold_run
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
+from fedlora.runs.records import RunRecord
 from fedlora.runs.run_folder import read_run
-from fedlora.runs.what_if_folder import MARK, UNFINISHED, make_room, write_round
+from fedlora.runs.what_if_folder import UNFINISHED, make_room, write_round
 from fedlora.runs.writer import RunWriter
 from fedlora.types import AdapterState, Row
 
@@ -46,14 +48,14 @@ def run(config: ReaggregateConfig) -> RunPaths:
     """Write one adapter per committed round under `new_name` and print the table; returns where they lie."""
     paths = RunPaths(config.model_dir, config.exp_name)
     recorded = read_run(paths)
-    if MARK in recorded:
+    if (origin := recorded.reaggregated_from) is not None:
         raise UsageError(
-            f"{paths.root}: holds a what-if, and no updates", hint=f"name the run itself: {recorded[MARK]['exp_name']}"
+            f"{paths.root}: holds a what-if, and no updates", hint=f"name the run itself: {origin['exp_name']}"
         )
-    source = TrainConfig.of(**recorded["config"])
+    source = TrainConfig.of(**recorded.config)
     check_modes(source.federation_mode, config.federation_mode or source.federation_mode)
     target = _make_target(config, source)
-    ids = [client["client_id"] for client in recorded["clients"] if client["num_examples"]]
+    ids = list(recorded.training_clients)
     _check_clients(config, ids)
     rounds = paths.committed_rounds()
     if not rounds:
@@ -102,7 +104,7 @@ def _write(
     config: ReaggregateConfig,
     target: TrainConfig,
     new: RunPaths,
-    recorded: Mapping[str, Any],
+    recorded: RunRecord,
     what_if: WhatIf,
     ids: Sequence[int],
     validate: Validate | None,
@@ -114,33 +116,33 @@ def _write(
         "federation_mode": target.federation_mode,
         "hyperparameters": hyperparameters_of(choose_mode(target)),
     }
-    origin = {"exp_name": config.exp_name, "federation_mode": recorded["mode"], "changed": changed, "note": NOTE}
-    facts = {
-        **{key: value for key, value in recorded.items() if key not in ("sha256", "best_round")},
-        "exp_name": new.exp_name,
-        "mode": target.federation_mode,
-        "hyperparameters": changed["hyperparameters"],
-        "state": UNFINISHED,
-        "config": {**target.record(), "exp_name": new.exp_name},
-        MARK: origin,
-    }
-    header = {key: facts[key] for key in ("exp_name", "mode", "base_model", "base_dtype", "versions")}
+    origin = {"exp_name": config.exp_name, "federation_mode": recorded.mode, "changed": changed, "note": NOTE}
+    more = {name: value for name, value in recorded.more.items() if name not in ("sha256", "best_round")}
+    record = replace(
+        recorded,
+        exp_name=new.exp_name,
+        mode=target.federation_mode,
+        state=UNFINISHED,
+        config={**target.record(), "exp_name": new.exp_name},
+        reaggregated_from=origin,
+        more={**more, "hyperparameters": changed["hyperparameters"]},
+    )
     first = paths.round_folder(paths.committed_rounds()[0])
     written = RunWriter(
         RunReader(new, what_if.reader.shapes),
         peft_config=read_text(first / CONFIG_NAME),
-        header=header,
+        header=record.header,
         log=MetricsLog(new.metrics_file),
     )
-    written.write_run(facts)
+    written.write_run(record)
     lines: list[dict[str, Any]] = []
     for outcome in what_if.rounds(ids):
         line = _describe(outcome, validate)
         write_round(written, outcome.round, outcome.adapter, {**origin, **line, "source": outcome.source})
         say(f"round {outcome.round} of {paths.committed_rounds()[-1]} done")
         lines.append(line)
-    written.write_run({**facts, "state": "reaggregated", MARK: {**origin, "rounds": lines}})
-    print(f"{printable(config.exp_name)} ({recorded['mode']}) -> {printable(new.exp_name)}: {_say_change(changed)}")
+    written.write_run(replace(record, state="reaggregated", reaggregated_from={**origin, "rounds": lines}))
+    print(f"{printable(config.exp_name)} ({recorded.mode}) -> {printable(new.exp_name)}: {_say_change(changed)}")
     print(table_text(*_table(lines)))
     print(NOTE)
     print(new.root)
@@ -183,12 +185,12 @@ def _say_change(changed: Mapping[str, Any]) -> str:
 
 
 def _open_validation(
-    config: ReaggregateConfig, source: TrainConfig, recorded: Mapping[str, Any], held_out: Sequence[Row]
+    config: ReaggregateConfig, source: TrainConfig, recorded: RunRecord, held_out: Sequence[Row]
 ) -> Validate:
     """Load the base; what comes back gives the held-out loss of an adapter."""
     fields = {"token_cache": False, "base_dtype": config.base_dtype, "trust_remote_code": config.trust_remote_code}
     train = source.model_copy(update=fields)
-    bench = make_workbench(train, {}, device=config.device, layout=Layout.from_record(recorded["layout"]))
+    bench = make_workbench(train, {}, device=config.device, layout=Layout.from_record(recorded.layout))
     examples = encode_rows(held_out, bench.encoder, cutoff=train.cutoff_len).examples
     if not examples:
         raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")

@@ -19,6 +19,7 @@ from fedlora.data.records import read_rows
 from fedlora.errors import DataError
 from fedlora.paths import RunPaths
 from fedlora.runs.lock import hold_run
+from fedlora.runs.records import RunRecord
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run, record_layout
 
 
@@ -54,10 +55,10 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Map
     training.run()
 
 
-def _check_there(config: TrainConfig, recorded: Mapping[str, Any], files: list[Path]) -> None:
+def _check_there(config: TrainConfig, recorded: RunRecord, files: list[Path]) -> None:
     """DataError when a client's file is gone that the run was begun with: otherwise only their number would be told."""
-    gone = sorted({client["file"] for client in recorded["clients"]} - {file.name for file in files})
-    if gone and len(files) < len(recorded["clients"]):
+    gone = sorted({client.file for client in recorded.clients} - {file.name for file in files})
+    if gone and len(files) < len(recorded.clients):
         raise DataError(
             f"{files[0].with_name(gone[0])}: gone since this run was begun",
             hint="restore it, or choose another --exp_name",

@@ -6,8 +6,7 @@ because a file it stands on is damaged, is told of as such; the rounds behind it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
@@ -23,8 +22,9 @@ from fedlora.llm.adapter_shapes import read_shapes
 from fedlora.paths import RunPaths
 from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_round_faults
 from fedlora.runs.base_chain import BaseChain
-from fedlora.runs.checking import read_manifest
+from fedlora.runs.checking import load_manifest
 from fedlora.runs.reader import RunReader
+from fedlora.runs.records import Manifest, RunRecord
 from fedlora.runs.run_folder import check_trained, read_run
 from fedlora.runs.secret_file import load_secret
 
@@ -50,9 +50,9 @@ def run(config: VerifyConfig) -> None:
         raise UsageError(f"all files are as written, but no round was computed again: {missing}", hint=missing.hint)
 
 
-def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def _look(paths: RunPaths, recorded: RunRecord) -> Iterator[tuple[str, list[str]]]:
     """What is found, round by round, then in the files beside the rounds."""
-    train = TrainConfig.of(**recorded["config"])
+    train = TrainConfig.of(**recorded.config)
     identity = sha256_of_json(train.identity())
     rounds = paths.committed_rounds()
     missing = sorted(set(range(1, max(rounds, default=0) + 1)) - set(rounds))
@@ -79,35 +79,34 @@ def _look(paths: RunPaths, recorded: Mapping[str, Any]) -> Iterator[tuple[str, l
         yield f"{folder.name}: open, {describe_open_round(folder)}", []
 
 
-def _find_missing_secret(recorded: Mapping[str, Any]) -> UsageError | None:
+def _find_missing_secret(recorded: RunRecord) -> UsageError | None:
     """Why the noise of a run with client-level privacy cannot be drawn again, None when it can or there is none."""
-    if recorded["config"].get("dp_noise_multiplier") is None:
+    if recorded.config.get("dp_noise_multiplier") is None:
         return None
     try:
-        load_secret(recorded["privacy"]["secret_id"])
+        load_secret(recorded.secret_id)
     except UsageError as error:
         return error
     return None
 
 
 def _compute_again(
-    paths: RunPaths, config: TrainConfig, recorded: Mapping[str, Any], number: int, chain: BaseChain
+    paths: RunPaths, config: TrainConfig, recorded: RunRecord, number: int, chain: BaseChain
 ) -> list[str]:
-    manifest = read_manifest(paths.round_folder(number)) or {}
+    manifest = load_manifest(paths.round_folder(number))
     # a client's own adapter may be of another rank
-    shapes = shapes_at(_find_shapes(paths, number), config.lora_r)
-    sizes = {client["client_id"]: client["num_examples"] for client in recorded["clients"] if client["num_examples"]}
-    secret = load_secret(recorded["privacy"]["secret_id"]) if config.dp_noise_multiplier is not None else None
+    shapes = shapes_at(_find_shapes(paths, manifest), config.lora_r)
+    sizes = recorded.training_clients
+    secret = load_secret(recorded.secret_id) if config.dp_noise_multiplier is not None else None
     private = make_private_run(config, sizes, secret)
     return replay_round(config, RunReader(paths, shapes), list(sizes), manifest, chain, private)
 
 
-def _find_shapes(paths: RunPaths, number: int) -> Shapes:
+def _find_shapes(paths: RunPaths, manifest: Manifest) -> Shapes:
     """From any client's adapter of the round; a private round may have none, and then the nearest file that has."""
-    listed = (read_manifest(paths.round_folder(number)) or {}).get("shapes")
-    if listed:  # of clients on other machines, whose adapters may have stayed there
-        return {key: tuple(shape) for key, shape in listed.items()}
-    for place in sorted(paths.committed_rounds(), key=lambda other: (other != number, other)):
+    if manifest.shapes:  # of clients on other machines, whose adapters may have stayed there
+        return {key: tuple(shape) for key, shape in manifest.shapes.items()}
+    for place in sorted(paths.committed_rounds(), key=lambda other: (other != manifest.round, other)):
         folder = paths.round_folder(place)
         for name in (f"*/{BIN_NAME}", GLOBAL_BIN_NAME):
             if found := min(folder.glob(name), default=None):
@@ -118,6 +117,6 @@ def _find_shapes(paths: RunPaths, number: int) -> Shapes:
 def _describe_round(paths: RunPaths, number: int, faults: Sequence[str]) -> str:
     if faults:
         return f"round {number}: its files are whole, but they are not what the run computes"
-    manifest = read_manifest(paths.round_folder(number)) or {}
-    left_out = f", {len(manifest['quarantined'])} clients left out" if manifest["quarantined"] else ""
-    return f"round {number}: ok, {len(manifest['files'])} files, recomputed to the same bytes{left_out}"
+    manifest = load_manifest(paths.round_folder(number))
+    left_out = f", {len(manifest.quarantined)} clients left out" if manifest.quarantined else ""
+    return f"round {number}: ok, {len(manifest.files)} files, recomputed to the same bytes{left_out}"

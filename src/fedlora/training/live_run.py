@@ -40,6 +40,7 @@ from fedlora.planning.growth import forecast_growth
 from fedlora.runs.environment import check_environment, describe_environment, library_versions
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
+from fedlora.runs.records import RunRecord
 from fedlora.runs.secret_file import load_secret, save_secret
 from fedlora.runs.space import SpaceNeed, estimate_round_bytes
 from fedlora.runs.standing import Standing, find_standing
@@ -54,7 +55,7 @@ LONG_UPDATE = 10
 def open_bench(
     config: TrainConfig,
     clients: Mapping[ClientId, ClientFile],
-    recorded: Mapping[str, Any] | None,
+    recorded: RunRecord | None,
     *,
     outline: bool = False,
     on_layout: Callable[[Layout], None] = lambda layout: None,
@@ -63,7 +64,7 @@ def open_bench(
     """Load the model, or its outline, onto the run's first device, with the layout and the secret that the run was
     started with; `on_layout` hears of every reduction."""
     device = config.devices[0] if config.devices else config.device
-    layout = Layout.from_record(recorded["layout"]) if recorded else None
+    layout = Layout.from_record(recorded.layout) if recorded else None
     secret = _find_secret(config, recorded)
     return make_workbench(
         config, clients, device=device, layout=layout, outline=outline, secret=secret, on_layout=on_layout, load=load
@@ -79,7 +80,7 @@ class Training:
         paths: RunPaths,
         bench: Workbench,
         held_out: Sequence[Row],
-        recorded: Mapping[str, Any] | None = None,
+        recorded: RunRecord | None = None,
         *,
         remote: Callable[[Mode, Callable[[int], None]], ClientPool] | None = None,
     ) -> None:
@@ -99,7 +100,7 @@ class Training:
         self.sizes = {client: clients.num_examples for client, clients in bench.examples.facts.items()}
         self.sizes = {client: size for client, size in self.sizes.items() if size}
         self.private = make_private_run(config, self.sizes, self.secret)
-        self.run_facts = self._describe()
+        self.record = self._describe()
         if recorded is not None:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
@@ -123,7 +124,7 @@ class Training:
         writer = self._make_writer(reader, log, standing)
         if self.secret and not self.is_resumed:
             save_secret(self.secret)
-        writer.write_run(self.run_facts)
+        writer.write_run(self.record)
         self._warn()
         own = has_personal_models(mode)
         metrics = RoundMetrics(self.trainer, self.clients, self.held_out, reader, log, has_personal=own)
@@ -141,22 +142,20 @@ class Training:
                 self.space.check(result.round)
                 began = time.monotonic()
         self.clients.count_all_tokens()
-        clients = [facts.record() for facts in self.clients.facts.values()]
         # memory may have run out since: the layout in force is the record's
         layout = self.bench.book.layout.record()
-        done = {"clients": clients, "layout": layout, "state": "finished", "best_round": metrics.best}
-        writer.write_run({**self.run_facts, **done})
+        writer.write_run(self.record.finish(list(self.clients.facts.values()), layout, metrics.best))
 
-    def _check_unchanged(self, recorded: Mapping[str, Any]) -> None:
+    def _check_unchanged(self, recorded: RunRecord) -> None:
         """The clients' files and the environment are those the run was begun with."""
-        files = {client["client_id"]: client["sha256"] for client in recorded["clients"]}
+        files = {facts.client_id: facts.sha256 for facts in recorded.clients}
         for client, facts in self.clients.facts.items():
             if files.get(client) != facts.sha256:
                 raise DataError(
                     f"{self.clients.files[client].path}: not the file that this run was begun with",
                     hint="restore it, or start the run anew with --overwrite",
                 )
-        then, now = ({**facts["environment"], **facts["versions"]} for facts in (recorded, self.run_facts))
+        then, now = ({**one.environment, **one.versions} for one in (recorded, self.record))
         for change in check_environment(then, now, allow_drift=self.config.allow_drift):
             say(f"going on in another environment: {change}")
 
@@ -194,8 +193,7 @@ class Training:
             fan_in_fan_out=is_fan_in_fan_out(self.bench.base.model),
             layers=list(self.lora.layers),
         )
-        header = {key: self.run_facts[key] for key in ("exp_name", "mode", "base_model", "base_dtype", "versions")}
-        header["config_sha256"] = sha256_of_json(self.config.identity())
+        header = {**self.record.header, "config_sha256": sha256_of_json(self.config.identity())}
         if self.remote is not None:
             # a round may then hold no whole adapter from which its shapes could be read
             header["shapes"] = {key: list(shape) for key, shape in self.lora.shapes().items()}
@@ -204,7 +202,7 @@ class Training:
             peft_config=peft_config,
             header=header,
             log=log,
-            parent_sha256=standing.manifest_sha256 if standing else None,
+            parent_sha256=standing.manifest.sha256 if standing else None,
         )
 
     def _estimate_space(self, mode: Mode) -> SpaceNeed:
@@ -234,28 +232,30 @@ class Training:
         rounds = sum(1.0 if self.mode.strategy.asks_everybody(number) else share for number in ahead)
         return max(1, round(sum(sizes) * rounds * config.local_num_epochs * self.mode.rule.num_phases))
 
-    def _describe(self) -> dict[str, Any]:
-        secret = {"privacy": {"secret_id": self.secret.id}} if self.secret else {}
-        return {
-            **secret,
-            "format": 1,
-            "exp_name": self.config.exp_name,
-            "mode": self.config.federation_mode,
-            "has_global_model": has_global_model(self.mode),
-            "has_personal_models": has_personal_models(self.mode),
-            "hyperparameters": hyperparameters_of(self.mode),
-            "state": "training",
-            "base_model": self.config.base_model,
-            "config": self.config.record(),
-            "versions": library_versions(self.config.quantization),
-            "environment": describe_environment(self.bench.base),
-            "device": str(self.bench.base.device),
-            "base_dtype": self.bench.base.dtype_name,
-            "layout": self.bench.book.layout.record(),
-            "lora_scaling": self.config.lora_scaling,
-            "adapter": _size(self.adapter),
-            "clients": [facts.record() for facts in self.clients.facts.values()],
-        }
+    def _describe(self) -> RunRecord:
+        config, base = self.config, self.bench.base
+        return RunRecord(
+            exp_name=config.exp_name,
+            mode=config.federation_mode,
+            state="training",
+            base_model=config.base_model,
+            base_dtype=base.dtype_name,
+            config=config.record(),
+            versions=library_versions(config.quantization),
+            environment=describe_environment(base),
+            layout=self.bench.book.layout.record(),
+            clients=tuple(self.clients.facts.values()),
+            has_global_model=has_global_model(self.mode),
+            privacy={"secret_id": self.secret.id} if self.secret else None,
+            more={
+                "format": 1,
+                "has_personal_models": has_personal_models(self.mode),
+                "hyperparameters": hyperparameters_of(self.mode),
+                "device": str(base.device),
+                "lora_scaling": config.lora_scaling,
+                "adapter": _size(self.adapter),
+            },
+        )
 
     def _warn(self) -> None:
         if doubt := find_cohort_doubt(self.config, self.mode, self.clients.clients()):
@@ -273,11 +273,11 @@ class Training:
                 say(f"client {client}: {facts.num_empty} rows with an empty response are left out")
 
 
-def _find_secret(config: TrainConfig, recorded: Mapping[str, Any] | None) -> Secret | None:
+def _find_secret(config: TrainConfig, recorded: RunRecord | None) -> Secret | None:
     """The secret of a private run: a new one for a new run, and for one that goes on the one it was begun with."""
     if not config.is_private:
         return None
-    return load_secret(recorded["privacy"]["secret_id"]) if recorded else Secret.draw()
+    return load_secret(recorded.secret_id) if recorded else Secret.draw()
 
 
 def _size(adapter: AdapterState) -> dict[str, int]:
