@@ -53,7 +53,7 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
     from fedlora.runs.environment import library_versions
     from fedlora.runs.metrics_log import MetricsLog
     from fedlora.runs.reader import RunReader
-    from fedlora.runs.records import RunRecord
+    from fedlora.runs.run_records import RunRecord
     from fedlora.runs.writer import RunWriter
     from fedlora.types import ClientMemory, ClientUpdate
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -22,13 +22,13 @@ def from_json(kind: type[T], value: Any) -> T:
     """The object of a dataclass that `value` describes; ValueError that names the field for any other value."""
     if type(value) is not dict:
         raise ValueError("not a JSON object")
-    hints, known = get_type_hints(kind), {}
+    hints, known, make = get_type_hints(kind), {}, cast(Callable[..., T], kind)
     for field in _known_fields(kind):
         if field.name in value and not _is_default(field, value[field.name]):
             known[field.name] = _read(field.name, value[field.name], hints[field.name])
         elif field.name not in value and _is_needed(field):
             raise ValueError(f"{field.name} is missing")
-    return kind(**known, more={name: each for name, each in value.items() if name not in known})
+    return make(**known, more={name: each for name, each in value.items() if name not in known})
 
 
 def to_json(record: Any) -> dict[str, Any]:

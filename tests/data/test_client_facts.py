@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import random
 import sys
 
 import pyarrow
@@ -14,8 +15,15 @@ from fedlora.data.client_facts import read_client_files
 from fedlora.errors import DataError
 from fedlora.types import Row
 
+DRAW = random.Random(0)
+# more than any buffer on the way holds, in any format: readers go back, and leave gaps
 ROWS = [
-    {"instruction": f"say {number} \u00e9", "input": "", "output": "word " * (number % 3), "category": f"c{number % 2}"}
+    {
+        "instruction": f"say {number} \u00e9 {DRAW.randbytes(1000).hex()}",
+        "input": "",
+        "output": "word " * (number % 3),
+        "category": f"c{number % 2}",
+    }
     for number in range(400)
 ]
 _opened: list[str] | None = None

@@ -120,10 +120,10 @@ def test_nothing_is_encoded_before_a_client_is_drawn_and_its_tokens_are_counted_
     assert read.encoded == encoded
 
 
-@pytest.mark.parametrize("changes", [{}, {"local_val_set_size": 2, "seed": 7}])
+@pytest.mark.parametrize("changes", [{}, {"local_val_set_size": 2}, {"local_val_set_size": 2, "seed": 7}])
 def test_what_is_counted_at_the_start_is_what_is_encoded(read, changes):
     rows = json.loads(read.files[0].read_text())
-    for row in rows[1:3]:
+    for row in rows[1:4]:
         row["output"] = " "
     read.files[0].write_text(json.dumps(rows))
     read.files[1].write_text(read.files[2].read_text())

@@ -15,7 +15,7 @@ from fedlora.runs.base_chain import BaseChain, measure_additions
 from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
-from fedlora.runs.records import Manifest
+from fedlora.runs.run_records import Manifest
 from fedlora.runs.server_state import load_server
 from fedlora.typed_json import to_json
 from fedlora.types import ClientFailure, ClientId, RoundResult

@@ -32,7 +32,7 @@ from fedlora.paths import client_name
 from fedlora.runs.base_chain import BASE_NAME, BaseChain, increment_to_bytes
 from fedlora.runs.checking import UPDATE_NAME, find_round_fault
 from fedlora.runs.reader import RunReader
-from fedlora.runs.records import Manifest
+from fedlora.runs.run_records import Manifest
 from fedlora.runs.server_state import STATE_NAME, state_to_bytes
 from fedlora.runs.standing import read_standing
 from fedlora.typed_json import to_json

@@ -25,7 +25,7 @@ from fedlora.methods.strategy import Strategy
 from fedlora.paths import client_name
 from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.reader import RunReader
-from fedlora.runs.records import Manifest
+from fedlora.runs.run_records import Manifest
 from fedlora.runs.server_state import load_state
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, RoundContext, ServerState, Updates
 

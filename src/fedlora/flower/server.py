@@ -29,8 +29,8 @@ from fedlora.methods.choosing import Mode
 from fedlora.paths import RunPaths
 from fedlora.runs.base_chain import read_increment
 from fedlora.runs.lock import hold_run
-from fedlora.runs.records import RunRecord
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
+from fedlora.runs.run_records import RunRecord
 from fedlora.stopping import remember_signals
 from fedlora.training.live_run import Training
 from fedlora.types import ClientId, ClientPool

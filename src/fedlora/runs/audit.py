@@ -17,7 +17,7 @@ from fedlora.runs.checking import (
     read_manifest,
 )
 from fedlora.runs.metrics_log import MetricsLog
-from fedlora.runs.records import Manifest
+from fedlora.runs.run_records import Manifest
 
 
 def find_round_faults(paths: RunPaths, number: int, config_sha256: str) -> list[str]:

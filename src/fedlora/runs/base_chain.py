@@ -17,7 +17,7 @@ from fedlora.federated.base_delta import append
 from fedlora.llm.adapter_files import to_safetensors
 from fedlora.paths import RunPaths
 from fedlora.runs.checking import find_listed_fault, read_manifest
-from fedlora.runs.records import Manifest
+from fedlora.runs.run_records import Manifest
 from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState, BaseDelta, Export
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedlora.errors import StorageError
 from fedlora.files import json_text, sha256_of, sha256_of_json
-from fedlora.runs.records import Manifest
+from fedlora.runs.run_records import Manifest
 from fedlora.typed_json import from_json
 
 MANIFEST_NAME = "manifest.json"

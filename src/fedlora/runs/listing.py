@@ -16,8 +16,8 @@ from fedlora.paths import RunPaths
 from fedlora.runs.checking import read_manifest
 from fedlora.runs.lock import find_holder
 from fedlora.runs.metrics_log import MetricsLog
-from fedlora.runs.records import RunRecord
 from fedlora.runs.run_folder import read_run
+from fedlora.runs.run_records import RunRecord
 
 
 @dataclass(frozen=True)

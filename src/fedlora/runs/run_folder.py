@@ -14,7 +14,7 @@ from fedlora.files import read_json, write_json
 from fedlora.llm.layout import Layout
 from fedlora.paths import RunPaths, is_number
 from fedlora.runs.checking import is_whole, seal
-from fedlora.runs.records import RunRecord
+from fedlora.runs.run_records import RunRecord
 from fedlora.typed_json import from_json, to_json
 
 

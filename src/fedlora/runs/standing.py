@@ -17,8 +17,8 @@ from fedlora.paths import RunPaths, client_name, client_number
 from fedlora.runs.base_chain import BaseChain
 from fedlora.runs.checking import UPDATE_NAME, find_round_fault, load_manifest, read_kept_update, read_manifest
 from fedlora.runs.reader import RunReader
-from fedlora.runs.records import Manifest
 from fedlora.runs.run_folder import remove_entry
+from fedlora.runs.run_records import Manifest
 from fedlora.runs.server_state import load_server
 from fedlora.types import ClientId, ServerState
 

@@ -47,7 +47,7 @@ from fedlora.runs.reader import (
     StoredUpdates,
     update_of,
 )
-from fedlora.runs.records import Manifest, RunRecord
+from fedlora.runs.run_records import Manifest, RunRecord
 from fedlora.runs.server_state import STATE_NAME, groups_to_bytes, state_to_bytes
 from fedlora.typed_json import from_json, to_json
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, ServerState

@@ -30,8 +30,8 @@ from fedlora.runs.checking import find_listed_fault
 from fedlora.runs.lock import hold_run
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
-from fedlora.runs.records import RunRecord
 from fedlora.runs.run_folder import read_run
+from fedlora.runs.run_records import RunRecord
 from fedlora.runs.what_if_folder import UNFINISHED, make_room, write_round
 from fedlora.runs.writer import RunWriter
 from fedlora.types import AdapterState, Row

@@ -19,8 +19,8 @@ from fedlora.data.records import read_rows
 from fedlora.errors import DataError
 from fedlora.paths import RunPaths
 from fedlora.runs.lock import hold_run
-from fedlora.runs.records import RunRecord
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run, record_layout
+from fedlora.runs.run_records import RunRecord
 
 
 def run(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> RunPaths:

@@ -24,8 +24,8 @@ from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_ro
 from fedlora.runs.base_chain import BaseChain
 from fedlora.runs.checking import load_manifest
 from fedlora.runs.reader import RunReader
-from fedlora.runs.records import Manifest, RunRecord
 from fedlora.runs.run_folder import check_trained, read_run
+from fedlora.runs.run_records import Manifest, RunRecord
 from fedlora.runs.secret_file import load_secret
 
 

@@ -40,7 +40,7 @@ from fedlora.planning.growth import forecast_growth
 from fedlora.runs.environment import check_environment, describe_environment, library_versions
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
-from fedlora.runs.records import RunRecord
+from fedlora.runs.run_records import RunRecord
 from fedlora.runs.secret_file import load_secret, save_secret
 from fedlora.runs.space import SpaceNeed, estimate_round_bytes
 from fedlora.runs.standing import Standing, find_standing

@@ -16,8 +16,8 @@ from fedlora.files import json_text
 from fedlora.paths import RunPaths
 from fedlora.runs.checking import is_whole, read_manifest, seal
 from fedlora.runs.listing import describe_run
-from fedlora.runs.records import Manifest, RunRecord
 from fedlora.runs.run_folder import find_differences, read_run
+from fedlora.runs.run_records import Manifest, RunRecord
 from fedlora.typed_json import from_json, to_json
 
 RECORDED = Path(__file__).parent / "recorded"
