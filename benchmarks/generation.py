@@ -159,7 +159,7 @@ def time_usual(folder: str, device: str, new_tokens: int, model: str, dtype: str
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         encoder = PromptEncoder(tokenizer, TEMPLATE)
         rows = read_rows(Path(folder) / "test.jsonl")
-        prompts = [encoder.prompt(row, cutoff=CUTOFF, response_length=new_tokens).ids for row in rows]
+        prompts = [encoder.question(row, cutoff=CUTOFF, context=None, max_new_tokens=new_tokens).ids for row in rows]
         base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
         peft = PeftModel.from_pretrained(base.to(device), str(adapter)).eval()
         for start in range(0, len(prompts), BATCH):

@@ -55,6 +55,33 @@ def one_by_one(base, prompts, **options) -> list[list[int]]:
     return answers
 
 
+@pytest.fixture(scope="module")
+def learned_positions(tiny_model, tmp_path_factory):
+    """A GPT-2 that knows 48 positions and never ends an answer by itself."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    sizes = {"n_positions": 48, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, **sizes))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_base_model(str(folder), device="cpu", dtype="float32")
+
+
+def test_the_context_is_what_the_model_was_made_for(base, learned_positions):
+    assert (base.context, learned_positions.context) == (1024, 48)
+
+
+def test_an_answer_ends_with_the_model_s_context_whoever_shares_its_batch(learned_positions, prompts, monkeypatch):
+    monkeypatch.setattr(generation, "stop_tokens", lambda base: {300})
+    together = generate_answers(learned_positions, prompts, Decoding(30), tokens_per_pass=4096)
+    assert [len(answer) for answer in together] == [min(30, 48 - len(prompt)) for prompt in prompts]
+    for prompt, answer in zip(prompts, together, strict=True):
+        assert generate_answers(learned_positions, [prompt], Decoding(30), tokens_per_pass=64) == [answer]
+
+
 @pytest.mark.usefixtures("handlers")
 def test_generation_stops_at_the_next_step_when_a_signal_was_lost(base, prompts, monkeypatch):
     steps = []

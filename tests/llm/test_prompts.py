@@ -103,6 +103,37 @@ def test_a_cutoff_below_the_template_is_an_error_that_names_it(tokenizer):
         encode(tokenizer, Row("a", "", "b", ""), 64)
 
 
+@pytest.mark.parametrize("template", ["alpaca", "chat"])
+def test_no_prompt_that_training_saw_whole_is_shortened_for_its_answer(tokenizer, template):
+    encoder, cutoff, whole = PromptEncoder(tokenizer, template), 300, 0
+    for length in range(0, 300, 7):
+        row = Row("do", "x" * length, "yes", "")
+        trained = encoder.prompt(row, cutoff=cutoff, response_length=len(encoder.response(row.output)))
+        asked = encoder.question(row, cutoff=cutoff, context=1024, max_new_tokens=512)
+        if not trained.num_removed:
+            assert asked == trained
+            whole += length > 0
+        # what training shortened is asked with as much of it at least
+        assert len(trained.ids) <= len(asked.ids) <= cutoff
+    assert whole > 3
+
+
+def test_a_prompt_is_shortened_where_the_answer_would_pass_the_context_and_keeps_half_of_it(tokenizer):
+    encoder, row = PromptEncoder(tokenizer, "chat"), Row("do", "x" * 400, "", "")
+    lengths = {
+        new: len(encoder.question(row, cutoff=512, context=256, max_new_tokens=new).ids) for new in (1, 100, 128, 500)
+    }
+    assert lengths == {1: 255, 100: 156, 128: 128, 500: 128}
+    assert len(encoder.question(row, cutoff=512, context=None, max_new_tokens=500).ids) > 400
+
+
+def test_a_template_longer_than_a_prompt_may_be_is_an_error_that_says_of_what(tokenizer):
+    encoder = PromptEncoder(tokenizer, "alpaca")
+    for cutoff, context, reason in ((64, 1024, "cutoff_len=64"), (512, 64, "context of 64")):
+        with pytest.raises(UsageError, match=reason):
+            encoder.question(Row("a", "", "b", ""), cutoff=cutoff, context=context, max_new_tokens=8)
+
+
 def test_training_on_inputs_labels_everything_but_the_first_token(tokenizer):
     encoder = PromptEncoder(tokenizer, "chat")
     (example,) = encode_rows([Row("a", "", "b", "")], encoder, cutoff=512, train_on_inputs=True).examples

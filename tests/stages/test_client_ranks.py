@@ -215,7 +215,7 @@ def test_hetlora_prunes_and_the_smaller_rank_stays_over_rounds_and_interruptions
         "client_selection_strategy": "all",
         "local_optimizer": "sgd",
         "local_learning_rate": 0.05,
-        "tail_penalty": 3.0,
+        "tail_penalty": 6.0,
         "max_grad_norm": 0.0,
         "max_update_norm": 0.01,
     }

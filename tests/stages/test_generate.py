@@ -142,6 +142,26 @@ def test_a_second_call_answers_nothing_and_other_settings_need_overwrite(trained
     assert file.stat().st_mtime_ns != stamp
 
 
+def test_the_room_for_the_answer_is_the_context_and_not_the_run_s_cutoff(trained):
+    """Prompts of 39 tokens and less fit into 40, but not beside an answer of 20."""
+    (wide,), (narrow,) = trained("wide", max_new_tokens=20), trained("narrow", max_new_tokens=20, cutoff_len=40)
+    metas = [json.loads(file.with_suffix(".meta.json").read_text()) for file in (wide, narrow)]
+    assert [meta["num_shortened"] for meta in metas] == [0, 0]
+    assert sha256_of(wide) == sha256_of(narrow)
+
+
+def test_answers_of_older_versions_count_as_made_where_no_prompt_was_shortened(trained):
+    (file,) = trained("older")
+    sidecar = file.with_suffix(".meta.json")
+    meta = json.loads(sidecar.read_text())
+    del meta["answer_room"]
+    sidecar.write_text(json.dumps(meta))
+    assert trained("older") == [file]
+    sidecar.write_text(json.dumps({**meta, "num_shortened": 1}))
+    with pytest.raises(UsageError, match="different: answer_room"):
+        trained("older")
+
+
 def test_a_missing_adapter_names_the_rounds_that_have_one(trained):
     with pytest.raises(UsageError, match="no global adapter; no round has one"):
         trained("x", exp_name="none")

@@ -37,7 +37,7 @@ class GenerateConfig(ReadingConfig):
     seed: int = flag(309, "seed of the sampling; every row draws from a stream of its own", ge=0)
 
     prompt_template: Literal["auto", "alpaca", "chat"] = flag("auto", "auto: the one the run was trained with")
-    cutoff_len: OptionalInt = flag(None, "most tokens of prompt and response; unset: the run's", ge=8)
+    cutoff_len: OptionalInt = flag(None, "most tokens of a prompt, the answer comes on top; unset: the run's", ge=8)
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>")
     base_dtype: Precision = flag("auto", "type of the frozen base; auto takes bfloat16 where the device is fast at it")
     quantization: Literal["auto", "none", "int8", "nf4"] = flag("auto", "how the base is held; auto: as in training")

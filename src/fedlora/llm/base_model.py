@@ -68,6 +68,12 @@ class BaseModel:
         return self.head(self.model.base_model(**inputs).last_hidden_state[:, -1].contiguous())
 
     @property
+    def context(self) -> int | None:
+        """Most tokens of prompt and answer together that the model is made for; None when it names no limit."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) and limit > 0 else None
+
+    @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 

@@ -115,6 +115,10 @@ class Batch:
         self.ids, self.mask = ids.to(base.device), mask.to(base.device)
         self.length = skip + longest
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, skip : self.length]
+        # an answer ends with the model's context: learned positions end there
+        context = base.context or skip + longest + decoding.max_new_tokens
+        limits = [max(1, min(decoding.max_new_tokens, context - len(prompt))) for prompt in prompts]
+        self.limits = torch.tensor(limits, device=base.device)
         self.uniforms = draw_uniforms(decoding, [request.row for request in requests]).to(base.device)
         self.seen = self._mark_prompts()
         self.alive = torch.arange(len(prompts), device=base.device)
@@ -135,10 +139,11 @@ class Batch:
                 use_cache=True,
             )
             tokens = choose_tokens(logits, self.seen, self.uniforms[self.alive, step], self.decoding)
-            going = ~torch.isin(tokens, self.stop_ids)
-            for row, token, goes in zip(self.alive.tolist(), tokens.tolist(), going.tolist(), strict=True):
-                if goes:
+            written = ~torch.isin(tokens, self.stop_ids)
+            for row, token, is_text in zip(self.alive.tolist(), tokens.tolist(), written.tolist(), strict=True):
+                if is_text:
                     self.written[row].append(token)
+            going = written & (step + 1 < self.limits[self.alive])
             positions = positions[:, -1:] + 1
             if not bool(going.all()):
                 if not bool(going.any()):

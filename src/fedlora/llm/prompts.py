@@ -55,23 +55,43 @@ class PromptEncoder:
         The response is promised at most half the cutoff. The input gives way first, then the
         instruction, each from its left. Raises UsageError when the template alone leaves no room.
         """
+        fitted = self._fit(row, max(cutoff - response_length, cutoff - cutoff // 2))
+        if len(fitted.ids) >= cutoff:
+            raise UsageError(
+                f"cutoff_len={cutoff} leaves no room for a response: the {self.template} template alone "
+                f"takes {len(fitted.ids)} tokens",
+                hint="raise --cutoff_len",
+            )
+        return fitted
+
+    def question(self, row: Row, *, cutoff: int, context: int | None, max_new_tokens: int) -> FittedPrompt:
+        """The ids of a prompt that is to be answered, at most `cutoff`; the answer comes on top.
+
+        What training saw whole stays whole: it is shortened, by training's rule, only when it is longer than the
+        cutoff, or when the answer would pass the end of the model's `context` (None: no end). There, too, the answer
+        is promised at most half. Raises UsageError when the template alone takes more.
+        """
+        room = cutoff if context is None else min(cutoff, max(context - max_new_tokens, context - context // 2))
+        fitted = self._fit(row, room)
+        if len(fitted.ids) > room:
+            raise UsageError(
+                f"the {self.template} template alone takes {len(fitted.ids)} tokens, and a prompt may take {room} of "
+                f"cutoff_len={cutoff}" + (f" and a context of {context}" if context is not None else ""),
+                hint="raise --cutoff_len, or use a model with a longer context",
+            )
+        return fitted
+
+    def _fit(self, row: Row, room: int) -> FittedPrompt:
+        """At most `room` tokens of a prompt, or its template alone."""
         segments = self._segments(row)
         length = sum(len(ids) for ids, _ in segments)
-        room = max(cutoff - response_length, cutoff - cutoff // 2)
         excess = removed = max(0, length - room)
         for position in sorted((i for i, (_, is_data) in enumerate(segments) if is_data), reverse=True):
             ids, _ = segments[position]
             cut = min(excess, len(ids))
             segments[position] = (ids[cut:], True)
             excess -= cut
-        ids = [token for part, _ in segments for token in part]
-        if len(ids) >= cutoff:
-            raise UsageError(
-                f"cutoff_len={cutoff} leaves no room for a response: the {self.template} template alone "
-                f"takes {len(ids)} tokens",
-                hint="raise --cutoff_len",
-            )
-        return FittedPrompt(ids, removed - excess)
+        return FittedPrompt([token for part, _ in segments for token in part], removed - excess)
 
     def check_cutoff(self, cutoff: int, *, has_input: bool) -> None:
         """UsageError when the template alone, of rows with or without an input, leaves no room in `cutoff`."""

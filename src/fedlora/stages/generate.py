@@ -161,6 +161,7 @@ def _facts(config: GenerateConfig, source: Source, adapter: Path | None, num_row
         "base_model": source.base_model,
         "prompt_template": source.prompt_template,
         "cutoff_len": source.cutoff_len,
+        "answer_room": "context",
         "quantization": source.quantization,
         "decoding": {"preset": config.preset, **choose_decoding(config).record()},
         "test_file": config.test_file_path.name,
@@ -179,6 +180,9 @@ def _is_answered(results: ResultPaths, name: OutputName, facts: dict[str, Any], 
     if overwrite or not file.is_file():
         return False
     recorded = read_json(sidecar) if sidecar.is_file() else {}
+    if recorded.get("num_shortened") == 0:
+        # older answers had their room within the cutoff: the same wherever no prompt was shortened for it
+        recorded.setdefault("answer_room", "context")
     differing = sorted(key for key, value in facts.items() if recorded.get(key) != value)
     if not differing and recorded.get("predictions_sha256") == sha256_of(file):
         say(f"{file}: already answered with these settings")
@@ -231,8 +235,8 @@ class Answering:
         self.decoding = choose_decoding(config)
         # measured once, before adapters are stacked
         self.tokens = config.tokens_per_pass or plan_batch(base)
-        longest = self.decoding.max_new_tokens
-        self.prompts = [self.encoder.prompt(row, cutoff=source.cutoff_len, response_length=longest) for row in rows]
+        room = {"context": base.context, "max_new_tokens": self.decoding.max_new_tokens}
+        self.prompts = [self.encoder.question(row, cutoff=source.cutoff_len, **room) for row in rows]
 
     def answer(
         self, names: Sequence[OutputName], states: Sequence[AdapterState | None], background: AdapterState | None
