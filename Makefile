@@ -26,7 +26,7 @@ demo: .venv/installed
 	.venv/bin/fedlora demo
 
 # two processes, each with the tests of whole files: a file's model and its finished runs are made once
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/installed-dev
 	$(PYTEST)
