@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -185,8 +186,8 @@ def real_worker(options):
     bench = make_workbench(config, clients, device="cpu")
     made = []
 
-    def make(gone=None, **changes):
-        here = {client: replace(file, path=gone) if gone else file for client, file in clients.items()}
+    def make(gone=MappingProxyType({}), **changes):
+        here = {client: replace(file, path=gone.get(client, file.path)) for client, file in clients.items()}
         chosen = config.model_copy(update=changes)
         made.append(device_worker.Worker("cpu", chosen, here, bench.book.layout))
         return made[-1], bench
@@ -196,29 +197,23 @@ def real_worker(options):
         each.close()
 
 
-def task_of(bench) -> TrainTask:
+def task_of(bench, client: int = 0) -> TrainTask:
     zeros = {key: torch.zeros(shape) for key, shape in bench.lora.shapes().items()}
-    return TrainTask("", 1, 0, 0, (0,), Download(zeros))
+    return TrainTask("", 1, 0, client, (client,), Download(zeros))
 
 
-def test_a_killed_worker_is_lost_and_not_waited_for(real_worker):
-    process, bench = real_worker()
-    task = task_of(bench)
-    outcome, _ = process.train(task, ClientMemory(), bench.book.layout)
-    assert isinstance(outcome, ClientUpdate)
-    os.kill(process.process.pid, signal.SIGKILL)
-    with pytest.raises(device_worker.WorkerLostError, match=r"device cpu ended \(exit code -9\)"):
-        process.train(task, ClientMemory(), bench.book.layout)
-
-
-def test_a_client_whose_file_is_gone_fails_alone(real_worker, tmp_path):
-    process, bench = real_worker(gone=tmp_path / "gone.json")
-    task = task_of(bench)
+def test_a_client_whose_file_is_gone_fails_alone_and_a_killed_worker_is_lost_and_not_waited_for(real_worker, tmp_path):
+    process, bench = real_worker(gone={1: tmp_path / "gone.json"})
     shutil.rmtree(tokens_folder(), ignore_errors=True)
-    outcome, _ = process.train(task, ClientMemory(), bench.book.layout)
+    outcome, _ = process.train(task_of(bench, 1), ClientMemory(), bench.book.layout)
     assert isinstance(outcome, ClientFailure)
     assert outcome.kind == "data"
     assert "gone.json: changed or gone since the run began" in outcome.reason
+    outcome, _ = process.train(task_of(bench), ClientMemory(), bench.book.layout)
+    assert isinstance(outcome, ClientUpdate)
+    os.kill(process.process.pid, signal.SIGKILL)
+    with pytest.raises(device_worker.WorkerLostError, match=r"device cpu ended \(exit code -9\)"):
+        process.train(task_of(bench), ClientMemory(), bench.book.layout)
 
 
 def test_what_goes_wrong_with_a_worker_itself_is_told_here(real_worker, tmp_path):
