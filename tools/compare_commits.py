@@ -27,6 +27,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "plain": {"optimizer_state": "reset"},
     "keep": {"optimizer_state": "keep"},
     "sgd": {"optimizer_state": "reset", "local_optimizer": "sgd"},
+    "pair": {"optimizer_state": "reset", "client_selection_frac": 0.3},
     "norm": {"optimizer_state": "reset", "max_update_norm": 0.1},
     "ratio": {"optimizer_state": "reset", "max_update_norm_ratio": 1.0},
     "weight": {"optimizer_state": "reset", "max_client_weight": 0.25},
@@ -36,10 +37,10 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 STATED: dict[str, dict[str, Any]] = {"trimmed_mean": {"trimmed_share": 0.2}, "multi_krum": {"krum_selected": 3}}
 """Hyper-parameters that both sides are given, so that another default is not taken for other arithmetic."""
-RESUMED = ("plain", "keep", "client_privacy", "example_privacy")
-"""The features with which runs are resumed: without any, with moments to find again, with a secret to find again."""
-TAKEN_OVER = (*MODES, "finetune", "trimmed_mean", "multi_krum")
-"""Every kind of memory, a method bound to its number of rounds, and two whose defaults may depend on the cohort."""
+RESUMED = ("plain", "keep", "pair", "client_privacy", "example_privacy")
+"""The features with which runs are resumed: those that leave something to find again, and the smallest cohort."""
+TAKEN_OVER = (*MODES, "finetune", "median", "trimmed_mean", "multi_krum")
+"""Every kind of memory, a method bound to its number of rounds, and those that depend on the size of a cohort."""
 
 Found = list[str] | None
 """What differs; None where both sides refuse."""
@@ -54,7 +55,10 @@ def main() -> int:
         "--features", default=",".join(FEATURES), help="combined with each method (default: %(default)s)"
     )
     parser.add_argument(
-        "--except", dest="expected", default="", help="METHOD or METHOD/FEATURE patterns that may differ"
+        "--except",
+        dest="expected",
+        default="",
+        help="what may differ: METHOD, METHOD/FEATURE or METHOD/FEATURE/DIFFERENCE",
     )
     parser.add_argument("--dropout", type=float, default=0.0, help="lora_dropout of every run (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="continue runs of the old commit with the working tree")
@@ -126,8 +130,11 @@ def compare_resumed(both: TwoCommits, method: str, feature: str) -> Found:
 def show(method: str, found: Mapping[str, Found], expected: Sequence[str]) -> bool:
     """Print the line of a method; whether nothing differs but what is expected to."""
     bad = {feature: differences for feature, differences in found.items() if differences}
-    names = {feature: (method, f"{method}/{feature}") for feature in bad}
-    allowed = {feature for feature in bad if any(fnmatch(name, one) for name in names[feature] for one in expected)}
+    allowed = {
+        feature
+        for feature, differences in bad.items()
+        if all(_is_expected(f"{method}/{feature}/{what}", expected) for what in differences)
+    }
     refused = [feature for feature, differences in found.items() if differences is None]
     parts = [f"{len(found) - len(bad) - len(refused)} equal"]
     parts += [f"both refuse {', '.join(refused)}"] if refused else []
@@ -137,6 +144,10 @@ def show(method: str, found: Mapping[str, Found], expected: Sequence[str]) -> bo
         parts.append(f"{feature} {verdict}: {', '.join(differences[:3])}{more}")
     print(f"{method:<17} {'; '.join(parts)}", flush=True)
     return bad.keys() <= allowed
+
+
+def _is_expected(difference: str, expected: Sequence[str]) -> bool:
+    return any(fnmatch(difference, pattern) or fnmatch(difference, f"{pattern}/*") for pattern in expected)
 
 
 def _said(command: str, ending: Ending) -> str:
