@@ -189,6 +189,6 @@ def _run_again(config: TrainConfig, replay: Replay, chain: BaseChain, private: P
     adapter = make_adapter(reader.shapes, config.seed)
     config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
     if private is not None:
-        private = replace(private, counts_refused="refused" in replay.manifest.get("privacy", {}))
+        private = replace(private, counts_refused="refused" in (replay.manifest.privacy or {}))
     run = FederatedRun(replay.mode, replay, replay, config, adapter, start=start, private=private)
     return next(run.rounds())
