@@ -3,13 +3,14 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-thorough test-slow test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz lint format compare-commits clean-venv
+.PHONY: help demo test test-thorough test-slow test-gpu test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz lint format compare-commits clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
 	@echo "make test        run the default tests: 4 minutes on 2 cores"
 	@echo "make test-thorough  run what CI runs besides: every method, every kind of damage"
 	@echo "make test-slow   run the tests on the embedded model and Dolly: minutes (FEDLORA_DOLLY names the file)"
+	@echo "make test-gpu    run the tests that need a CUDA device: a minute; the CPU's side of each is in make test"
 	@echo "make test-flower  run SuperLink and SuperNodes on the loopback: minutes; make test-flower-faults kills some"
 	@echo "make crashtest   200 kills, a full disk, damaged files, signals, parallel starts, each compared: 10 to 30 minutes"
 	@echo "make bench       measure everything on the CPU and write docs/benchmarks.md: 20 minutes (FEDLORA_DOLLY as above)"
@@ -37,6 +38,9 @@ test-thorough: .venv/installed-dev
 # -rs shows why a test was skipped: what it needs is not in the repository
 test-slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow -rs
+
+test-gpu: .venv/installed-dev
+	.venv/bin/python -m pytest -m gpu -rs tests/gpu
 
 test-flower: .venv/installed-dev
 	.venv/bin/python -m pytest -m flower --durations=20 tests/flower/test_deployment.py
