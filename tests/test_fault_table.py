@@ -196,7 +196,7 @@ CASES: dict[str, Case] = {
     # flags and configuration files
     "an unknown command": Case("trian", 2, ("unknown command 'trian'", "did you mean train?")),
     "an unknown flag": train("--lerning_rate 1", 2, "unknown flag --lerning_rate"),
-    "an unknown mode": train("--federation_mode fedavgg", 2, "federation_mode='fedavgg'", "homo"),
+    "an unknown method": train("--federation_mode fedavgg", 2, "federation_mode='fedavgg'", "did you mean fedavgm?"),
     "a rate of zero": train("--local_learning_rate 0", 2, "local_learning_rate='0'"),
     "a rate that is no number": train("--local_learning_rate nan", 2, "local_learning_rate='nan'"),
     "C12 a fraction of zero": train("--client_selection_frac 0", 2, "client_selection_frac='0'"),

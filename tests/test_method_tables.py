@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from method_tables import COMBINED, PAGE, is_taken, make_combinations
 
-from fedlora.config.train import MODE_NAMES
+from fedlora.config.train import METHODS
 
 
 def test_the_page_says_what_can_be_combined():
@@ -20,4 +20,4 @@ def test_what_is_asked_is_what_the_code_refuses():
 
 def test_every_mode_has_a_row_with_its_source():
     rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-    assert all(any(row.startswith(f"| `{mode}` |") for row in rows) for mode in MODE_NAMES)
+    assert all(any(row.startswith(f"| `{mode}` |") for row in rows) for mode in METHODS)

@@ -21,7 +21,7 @@ from fork_server import Ending
 from tiny_run import MODES
 from two_commits import TwoCommits, compare_folders, compare_runs, open_two_commits
 
-from fedlora.config.train import MODE_NAMES
+from fedlora.methods.table import METHODS
 
 FEATURES: dict[str, dict[str, Any]] = {
     "plain": {"optimizer_state": "reset"},
@@ -65,7 +65,7 @@ def main() -> int:
     options = parser.parse_args()
     methods, features, expected = (words.split(",") for words in (options.methods, options.features, options.expected))
     if not options.methods:
-        methods = list(TAKEN_OVER if options.resume else MODE_NAMES)
+        methods = list(TAKEN_OVER if options.resume else METHODS)
     if options.resume:
         features = [name for name in features if name in RESUMED]
     is_good = True

@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from machine import describe_machine
 
-from fedlora.config.train import MODE_NAMES, TrainConfig
+from fedlora.config.train import TrainConfig
 from fedlora.data.skills import make_skill_rows
-from fedlora.engines.what_if import ROBUST, SUM_KIND
 from fedlora.errors import UsageError
 from fedlora.files import read_text, write_json, write_text
-from fedlora.methods.choosing import choose_mode
+from fedlora.methods.choosing import choose_method
+from fedlora.methods.combinations import why_not_reaggregated
+from fedlora.methods.table import METHODS
 from fedlora.stages import train
 
 PAGE = Path(__file__).parent.parent / "docs" / "strategies.md"
@@ -82,11 +83,11 @@ def make_table(found: dict[str, list[tuple[float, float]]]) -> str:
 
 
 def make_combinations() -> str:
-    """Mode by option: `yes` where `choose_mode` takes both."""
+    """Mode by option: `yes` where `choose_method` takes both."""
     lines = ["| mode | " + " | ".join(OPTIONS) + " |", "| --- |" + " :---: |" * len(OPTIONS)]
-    for mode in MODE_NAMES:
+    for mode in METHODS:
         cells = ["yes" if is_taken(mode, options) else "-" for options in OPTIONS.values()]
-        cells[-1] = "yes" if mode in (*SUM_KIND, *ROBUST) else "-"
+        cells[-1] = "yes" if why_not_reaggregated(METHODS[mode]) is None else "-"
         lines.append(f"| `{mode}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -94,7 +95,7 @@ def make_combinations() -> str:
 def is_taken(mode: str, options: dict[str, object]) -> bool:
     """Whether a configuration can be."""
     try:
-        choose_mode(TrainConfig.of(federation_mode=mode, num_clients=8, lora_r=8, **options))
+        choose_method(TrainConfig.of(federation_mode=mode, num_clients=8, lora_r=8, **options))
     except UsageError:
         return False
     return True
@@ -112,7 +113,7 @@ def main() -> None:
         rows = make_skill_rows(1, seed=0)
         for client in range(CLIENTS):
             write_json(folder / "data" / str(CLIENTS) / f"local_training_{client}.json", rows)
-        found = {mode: measure(mode, sys.argv[1], folder) for mode in MODE_NAMES}
+        found = {mode: measure(mode, sys.argv[1], folder) for mode in METHODS}
     place = (
         "Per client, in kB (1,000 bytes): five clients of rank 4 on the query and value layers of the studies' small "
         f"model, by `python tools/method_tables.py build/small_model`, {describe_machine()}.\n\n"

@@ -94,7 +94,7 @@ def _add_flags(parser: argparse.ArgumentParser, config: type[Config], positional
         )
         actions.append(file)
     # inherited first, but shown last; the order is otherwise the configuration's
-    for name, field in sorted(config.model_fields.items(), key=lambda item: item[0] in READING_FIELDS):
+    for name, field in sorted(config.flat_fields().items(), key=lambda item: item[0] in READING_FIELDS):
         shape = _shape(field.annotation)
         help_text = f"{field.description} (default: {_shown(field.default)})".replace("%", "%%")
         if name == positional:

@@ -21,8 +21,7 @@ Half = Literal["both", "A", "B"]
 ClientId = int
 FailureKind = Literal["diverged", "invalid", "data", "crashed", "out_of_memory", "lost", "late", "refused"]
 RETRYABLE: frozenset[FailureKind] = frozenset({"out_of_memory", "lost"})
-"""Failures of the infrastructure. Of the others `late` has used up the time there was, and the rest repeat themselves:
-every draw of a client comes from its seed."""
+"""Failures of the infrastructure; the others repeat themselves, for every draw of a client comes from its seed."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +142,18 @@ class Download:
     base: BaseDelta | None = None
 
 
+class GradientTerm(Protocol):
+    """A term of a method's own: added to `.grad` of the trained factors (PEFT key -> parameter), behind the loss's."""
+
+    def add_gradient(self, factors: Mapping[str, Tensor]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Phase:
     """One stretch of local training from `start`.
 
-    Each step's gradient is that of the loss, plus `proximal_mu * (x - anchor)`, plus `correction`, plus that of
-    `tail_penalty * ||B[:, tail_from:]|| * ||A[tail_from:]||` of every layer. The model's update is
-    `weight * s * B @ A`, beside a `background` that is not trained: factors by their PEFT keys, or a dense matrix as
-    `<layer>.delta.weight`, whose scaling is 1.
+    Each step's gradient is the loss's, plus `proximal_mu * (x - anchor)`, `correction` and `terms`. The update is
+    `weight * s * B @ A`, beside a `background` that is not trained (factors, or dense as `<layer>.delta.weight`).
     """
 
     start: AdapterState
@@ -160,8 +163,7 @@ class Phase:
     correction: AdapterState | None = None
     background: AdapterState | None = None
     weight: float = 1.0
-    tail_penalty: float = 0.0
-    tail_from: int = 0
+    terms: tuple[GradientTerm, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 
 from fedlora.federated.adapters import pick_half
 from fedlora.llm.lora import LoraModel, LoraSpec
-from fedlora.methods.choosing import MODES
+from fedlora.methods.choosing import load_method
 from fedlora.planning.forecast import measure_traffic
 
 MODELS = {
@@ -78,5 +78,5 @@ def test_what_a_client_of_smollm2_sends_and_gets_is_no_half(mode, up, down):
     adapter = {
         key: torch.zeros(shape) for key, shape in shapes_of_model("SmolLM2-135M", ("q_proj", "v_proj"), 8).items()
     }
-    traffic = measure_traffic(MODES[mode], adapter)
+    traffic = measure_traffic(load_method(mode), adapter)
     assert (traffic.bytes_up, traffic.bytes_down) == (pytest.approx(1_843_200 * up), pytest.approx(1_843_200 * down))

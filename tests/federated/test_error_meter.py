@@ -10,7 +10,7 @@ from fedlora.federated.adapters import layer_pairs, pick_half
 from fedlora.federated.error_meter import ErrorMeter
 from fedlora.federated.measurement import merge_waves
 from fedlora.federated.products import norm_of_sum
-from fedlora.methods.choosing import MODES
+from fedlora.methods.choosing import load_method
 from fedlora.methods.fedavg import FedAvg
 from fedlora.methods.one_factor import FedSvd, FfaLora, RoLora
 from fedlora.methods.robust import CoordinateMedian
@@ -135,7 +135,7 @@ def test_the_weights_are_those_of_the_strategy():
 
 @pytest.mark.parametrize("mode", ["fedadam", "diloco", "krum", "geometric_median", "fedavgm"])
 def test_what_a_server_makes_of_the_mean_is_part_of_its_error(mode):
-    strategy, start = MODES[mode].strategy, adapter(0)
+    strategy, start = load_method(mode).server, adapter(0)
     sent = [near(start, seed) for seed in range(1, 8)]
     found, made = measure(strategy, start, sent, [2] * 7)
     assert found.overall["aggregation_error"] == pytest.approx(dense(start, sent, [1] * 7, made)[0], rel=1e-8)
@@ -222,7 +222,7 @@ def test_what_does_not_exist_is_absent():
 
 @pytest.mark.parametrize("mode", ["fedsa", "none"])
 def test_where_the_server_knows_no_product_nothing_is_measured(mode):
-    strategy, start = MODES[mode].strategy, adapter(0)
+    strategy, start = load_method(mode).server, adapter(0)
     sent = [pick_half(near(start, 1), "A"), pick_half(near(start, 2), "A")] if mode == "fedsa" else [None, None]
     found, _ = measure(strategy, start, sent, [1, 1])
     assert (found.overall, found.clients, found.record()) == ({}, {}, {})

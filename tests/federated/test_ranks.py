@@ -21,10 +21,11 @@ from fedlora.federated.ranks import (
     tail_norm,
 )
 from fedlora.federated.validation import find_update_fault
-from fedlora.methods.choosing import MODES, choose_mode
+from fedlora.methods.choosing import choose_method
 from fedlora.methods.fedavg import FedAvg
-from fedlora.methods.hetlora import HetLora, PruneAndSend
+from fedlora.methods.hetlora import HetLora, PruneAndSend, TailPenalty
 from fedlora.methods.local_only import NoServer
+from fedlora.methods.table import METHODS
 from fedlora.methods.zero_padding import ZeroPadding
 from fedlora.types import ClientMemory, ClientUpdate, Download, LocalResult, ServerState, TrainTask
 
@@ -182,7 +183,7 @@ def trained_from(start, tail: float, rank: int):
 def test_a_tail_that_shrank_is_given_up(tail, rank):
     rule, start = PruneAndSend(), adapter(0, 4)
     (phase,) = rule.phases(Download(start), ClientMemory())
-    assert (phase.tail_from, phase.tail_penalty) == (3, 1e-3)
+    assert phase.terms == (TailPenalty(1e-3, 3),)
     kept = ClientMemory(optimizer={"x": torch.zeros(1)})
     upload, memory = rule.upload([LocalResult(trained_from(start, tail, 3))], Download(start), kept)
     assert rank_of_adapter(upload.adapter) == rank
@@ -248,14 +249,14 @@ def test_where_a_client_may_prune_its_update_may_be_smaller_in_all_layers_alike(
 ABLE = {"none", "zeropad", "hetlora", "flexlora", "flora"}
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(METHODS))
 def test_ranks_are_taken_where_they_can_be_and_refused_with_the_reason_elsewhere(mode):
-    config = TrainConfig.of(federation_mode=mode, lora_r=8, num_clients=4, client_ranks="8,4x2,1")
+    given = {"federation_mode": mode, "lora_r": 8, "num_clients": 4, "client_ranks": "8,4x2,1"}
     if mode in ABLE:
-        assert choose_mode(config).strategy.client_ranks == (8, 4, 4, 1)
+        assert choose_method(TrainConfig.of(**given)).server.client_ranks == (8, 4, 4, 1)
     else:
         with pytest.raises(UsageError, match="one rank") as caught:
-            choose_mode(config)
+            TrainConfig.of(**given)
         assert all(name in caught.value.hint for name in ABLE)
 
 
@@ -264,18 +265,18 @@ def test_ranks_are_taken_where_they_can_be_and_refused_with_the_reason_elsewhere
     [("8,4,2", (8, 4, 2)), ("8x2,1", (8, 8, 1)), ([8, "4x2"], (8, 4, 4)), (3, (3,)), ("", None), (None, None)],
 )
 def test_ranks_have_a_short_form(given, ranks):
-    assert TrainConfig.of(client_ranks=given, lora_r=8).client_ranks == ranks
+    assert TrainConfig.of(federation_mode="zeropad", client_ranks=given, lora_r=8).client_ranks == ranks
 
 
 @pytest.mark.parametrize("given", ["8,0", "9", "4x0", "4xmany", "x3", "4.5", "-1", "2x99999999"])
 def test_what_is_no_rank_of_this_adapter_is_refused(given):
     with pytest.raises(UsageError, match="client_ranks"):
-        TrainConfig.of(client_ranks=given, lora_r=8)
+        TrainConfig.of(federation_mode="zeropad", client_ranks=given, lora_r=8)
 
 
 def test_every_client_needs_its_rank():
     with pytest.raises(UsageError, match="names 3 ranks, but there are 4 clients"):
-        choose_mode(TrainConfig.of(federation_mode="zeropad", num_clients=4, client_ranks="4,2,1"))
+        choose_method(TrainConfig.of(federation_mode="zeropad", num_clients=4, client_ranks="4,2,1"))
 
 
 def test_ranks_are_part_of_what_a_run_is():

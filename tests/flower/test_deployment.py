@@ -30,7 +30,7 @@ from fedlora.flower.command_lines import make_node_environment, supernode_comman
 from fedlora.flower.flower_config import ServerConfig
 from fedlora.flower.frames import unframe
 from fedlora.flower.node_config import NodeConfig
-from fedlora.methods.choosing import MODES
+from fedlora.methods.table import METHODS
 from fedlora.stages import train, verify
 
 pytestmark = pytest.mark.flower
@@ -83,7 +83,7 @@ def adapters(run: Path) -> dict[str, str]:
     }
 
 
-REST = sorted(MODES.keys() - {"homo", "pooled"})
+REST = sorted(METHODS.keys() - {"homo", "pooled"})
 OTHERS = [tuple(REST[first : first + 10]) for first in range(0, len(REST), 10)]
 """All others, several at a time: most of a round is waiting."""
 SERVERS_OWN = {

@@ -18,7 +18,8 @@ from fedlora.engines.messages import unpack
 from fedlora.errors import UsageError
 from fedlora.federated.adapters import fingerprint, shapes_of
 from fedlora.llm.adapter_files import BIN_NAME, load_adapter
-from fedlora.methods.choosing import MODES
+from fedlora.methods.choosing import load_method
+from fedlora.methods.table import METHODS
 from fedlora.paths import OutputName, RunPaths
 from fedlora.runs.saved_adapters import adapter_file, client_model_file
 from fedlora.stages import verify
@@ -47,7 +48,7 @@ OPTIONS = {
 """What makes a method do what it is there for."""
 
 
-@pytest.mark.parametrize("mode", one_of_each_kind(name for name in MODES if name != "pooled"))
+@pytest.mark.parametrize("mode", one_of_each_kind(name for name in METHODS if name != "pooled"))
 def test_every_method_gives_the_bytes_of_a_simulation_and_what_is_a_client_s_own_stays_with_it(federation, mode):
     options = {"num_communication_rounds": 3, "client_selection_strategy": "random", "client_selection_frac": 0.5}
     options |= OPTIONS.get(mode, {})
@@ -57,7 +58,7 @@ def test_every_method_gives_the_bytes_of_a_simulation_and_what_is_a_client_s_own
     assert len(shared(adapters(here))) >= (0 if mode == "none" else 3)
     assert not list(there.rglob("private"))
     own = [place for place in here.rglob("client_*") if is_own(place)]
-    assert bool(own) == (MODES[mode].rule.own_ranks > 0)
+    assert bool(own) == (load_method(mode).client.own_ranks > 0)
     for place in here.rglob("client_*"):
         name, number = place.relative_to(here), int(place.parent.name)
         file = there / name / BIN_NAME
@@ -146,7 +147,7 @@ COHORTS = {1: (0, 1), 2: (0, 1), 3: (0, 2), 4: (0, 1), 5: (0, 1)}
 
 @pytest.mark.parametrize("mode", ["fedex", "flora"])
 def test_a_node_is_sent_the_additions_to_the_base_that_it_misses(federation, heard, mode, monkeypatch):
-    monkeypatch.setattr("fedlora.engines.rounds.choose_cohort", lambda config, clients, number: COHORTS[number])
+    monkeypatch.setattr("fedlora.engines.rounds.choose_cohort", lambda config, method, clients, number: COHORTS[number])
     options = {"num_communication_rounds": 5, "lora_r": 1}
     here = federation.simulate("here", mode, **options)
     there = federation.serve("there", mode, **options)

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from fedlora.llm.local_gradient import GradientTerms
+from fedlora.methods.hetlora import TailPenalty
 from fedlora.types import Phase
 
 
@@ -62,7 +63,7 @@ def factors_of(rank: int) -> dict[str, nn.Parameter]:
 
 def test_the_penalty_on_the_tail_has_the_gradient_of_the_product_of_its_norms():
     factors = factors_of(4)
-    GradientTerms(Phase({}, tail_penalty=0.7, tail_from=2), factors, needs_mean=False).add()
+    GradientTerms(Phase({}, terms=(TailPenalty(0.7, 2),)), factors, needs_mean=False).add()
     a, b = (factors[f"l.lora_{half}.weight"].detach().clone().requires_grad_() for half in "AB")
     (0.7 * a[2:].norm() * b[:, 2:].norm()).backward()
     for half, expected in (("A", a.grad), ("B", b.grad)):
@@ -74,8 +75,8 @@ def test_where_a_norm_is_zero_the_penalty_pulls_at_nothing_and_is_a_number():
     factors = factors_of(4)
     with torch.no_grad():
         factors["l.lora_B.weight"].zero_()
-    GradientTerms(Phase({}, tail_penalty=0.7, tail_from=4), factors, needs_mean=False).add()
-    GradientTerms(Phase({}, tail_penalty=0.7, tail_from=2), factors, needs_mean=False).add()
+    GradientTerms(Phase({}, terms=(TailPenalty(0.7, 4),)), factors, needs_mean=False).add()
+    GradientTerms(Phase({}, terms=(TailPenalty(0.7, 2),)), factors, needs_mean=False).add()
     assert all(bool((factor.grad == 1).all()) for factor in factors.values())
 
 

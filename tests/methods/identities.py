@@ -16,10 +16,10 @@ from method_properties import Properties
 from torch import Tensor
 
 from fedlora.federated.adapters import fingerprint, pick_half, zeros_like
-from fedlora.methods.choosing import Mode
+from fedlora.methods.choosing import LoadedMethod
 from fedlora.types import AdapterState, ServerState
 
-Check = Callable[[Mode, Properties], None]
+Check = Callable[[LoadedMethod, Properties], None]
 
 ROWS = (5, 2, 9, 1, 4, 7, 3)
 
@@ -27,9 +27,9 @@ SCALING = 1.5
 """s of all aggregations here."""
 
 
-def plain(mode: Mode, row: Properties) -> Mode:
+def plain(mode: LoadedMethod, row: Properties) -> LoadedMethod:
     """The mode with its server going exactly to the mean."""
-    return replace(mode, strategy=replace(mode.strategy, **row.plain))
+    return replace(mode, server=replace(mode.server, **row.plain))
 
 
 def weights_of(row: Properties, rows: Sequence[int], made: Sequence[Mapping[str, Tensor]]) -> list[float]:
@@ -39,26 +39,26 @@ def weights_of(row: Properties, rows: Sequence[int], made: Sequence[Mapping[str,
     return [float(n) if row.is_weighted else 1.0 for n in rows]
 
 
-def send(mode: Mode, state: ServerState, row: Properties, seeds: Sequence[int], number: int = 1):
+def send(mode: LoadedMethod, state: ServerState, row: Properties, seeds: Sequence[int], number: int = 1):
     """What clients have after training from `state` (by chance, one seed each), and what they send of it."""
-    download = mode.strategy.broadcast(state, 0, number)
+    download = mode.server.broadcast(state, 0, number)
     half = row.of_round(row.trains, number)
     trained = [{**download.adapter, **pick_half(adapter(seed), half)} for seed in seeds]
     return trained, [hand_in(mode, download, one) for one in trained]
 
 
-def begin(mode: Mode, start: AdapterState | None = None) -> ServerState:
-    return mode.strategy.init(adapter(0) if start is None else start, range(len(ROWS)))
+def begin(mode: LoadedMethod, start: AdapterState | None = None) -> ServerState:
+    return mode.server.init(adapter(0) if start is None else start, range(len(ROWS)))
 
 
 def combine(
-    mode: Mode, state: ServerState, sent: Sequence[AdapterState], rows: Sequence[int], number: int = 1
+    mode: LoadedMethod, state: ServerState, sent: Sequence[AdapterState], rows: Sequence[int], number: int = 1
 ) -> ServerState:
     """One aggregation in the order given; clients are numbered along it, and N is the number of clients."""
-    change = {name: zeros_like(state.adapter) for name in mode.rule.sends}
+    change = {name: zeros_like(state.adapter) for name in mode.client.sends}
     updates = [update(k, one, rows=n, extra=change) for k, (one, n) in enumerate(zip(sent, rows, strict=True))]
     place = replace(context(number, len(sent)), scaling=SCALING)
-    return mode.strategy.aggregate(state, updates, place)
+    return mode.server.aggregate(state, updates, place)
 
 
 def near(found: AdapterState, wanted: AdapterState, what: str, tolerance: float = 1e-10) -> None:
@@ -100,7 +100,7 @@ def mean_of(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) ->
     return {key: sum(share * one[key] for share, one in zip(shares, states, strict=True)) for key in states[0]}  # type: ignore[misc]
 
 
-def check_one_client(mode: Mode, row: Properties) -> None:
+def check_one_client(mode: LoadedMethod, row: Properties) -> None:
     """A cohort of one gives that client, or leaves the state where the method needs more."""
     mode = plain(mode, row)
     for number in (1, 2):
@@ -113,7 +113,7 @@ def check_one_client(mode: Mode, row: Properties) -> None:
             _check_is_client(after, trained, row)
 
 
-def check_equal_clients(mode: Mode, row: Properties) -> None:
+def check_equal_clients(mode: LoadedMethod, row: Properties) -> None:
     """Clients that agree give what each of them has, whatever their weights."""
     mode = plain(mode, row)
     for number in (1, 2):
@@ -133,7 +133,7 @@ def _check_is_client(after: ServerState, trained: AdapterState, row: Properties)
         near(after.adapter, trained, "the client's own factors")
 
 
-def check_order(mode: Mode, row: Properties) -> None:
+def check_order(mode: LoadedMethod, row: Properties) -> None:
     """Who is called client 0 does not matter."""
     state = begin(mode)
     _, sent = send(mode, state, row, range(1, 8))
@@ -151,7 +151,7 @@ def near_states(found: ServerState, wanted: ServerState, what: str) -> None:
         near(found.slots[name], wanted.slots[name], f"{what}: {name}")
 
 
-def check_weights(mode: Mode, row: Properties) -> None:
+def check_weights(mode: LoadedMethod, row: Properties) -> None:
     """Rows weigh or do not; all of them times seven change nothing; a client of three rows is three clients of one."""
     state = begin(mode)
     _, sent = send(mode, state, row, range(1, 8))
@@ -166,7 +166,7 @@ def check_weights(mode: Mode, row: Properties) -> None:
     near_states(combine(mode, state, many, [1] * len(many)), weighed, "one client of n rows, n clients of one row")
 
 
-def check_combination(mode: Mode, row: Properties) -> None:
+def check_combination(mode: LoadedMethod, row: Properties) -> None:
     """Exact: the product left is the mean of products. Else of mean factors, off by exactly the cross term.
 
     `sum(w B A) - mean(B) mean(A) = sum(w (B - mean(B)) (A - mean(A)))`.
@@ -216,12 +216,12 @@ def _check_middle(after: AdapterState, sent: Sequence[AdapterState]) -> None:
         assert bool((value >= values.amin(0) - 1e-10).all() and (value <= values.amax(0) + 1e-10).all()), key
 
 
-def check_fixed_point(mode: Mode, row: Properties) -> None:
+def check_fixed_point(mode: LoadedMethod, row: Properties) -> None:
     """Clients that send what they started from leave the product where it was, and an untrained adapter as it is."""
     for start in (adapter(0), fresh()):
         state = begin(mode, start)
         for number in (1, 2, 3):
-            download = mode.strategy.broadcast(state, 0, number)
+            download = mode.server.broadcast(state, 0, number)
             after = combine(mode, state, [hand_in(mode, download, download.adapter)] * 7, ROWS, number)
             near(left_by(after), products(start), "nobody moved")
             is_empty = not any(bool(product(start, layer).any()) for layer in LAYERS)
@@ -230,7 +230,7 @@ def check_fixed_point(mode: Mode, row: Properties) -> None:
             state = after
 
 
-def check_inputs_stay(mode: Mode, row: Properties) -> None:
+def check_inputs_stay(mode: LoadedMethod, row: Properties) -> None:
     """No input is changed: not the state, not what was sent."""
     state = combine(mode, begin(mode), send(mode, begin(mode), row, range(1, 8))[1], ROWS)
     _, sent = send(mode, state, row, range(11, 18), 2)
@@ -240,7 +240,7 @@ def check_inputs_stay(mode: Mode, row: Properties) -> None:
     assert [fingerprint(group) for group in groups] == before
 
 
-def check_one_rounding(mode: Mode, row: Properties) -> None:
+def check_one_rounding(mode: LoadedMethod, row: Properties) -> None:
     """float32 clients give what they give in float64, rounded; large numbers that cancel show every sum in float32."""
     large = {key: 4096.0 + value for key, value in adapter(0).items()}
     state = begin(mode, {key: value.float() for key, value in large.items()})
@@ -268,7 +268,7 @@ def check_one_rounding(mode: Mode, row: Properties) -> None:
             assert float(apart) <= 2.0**-12 * 1.0001, f"{key} is {float(apart):g} away: rounded more than once"
 
 
-def check_ranks(mode: Mode, row: Properties) -> None:
+def check_ranks(mode: LoadedMethod, row: Properties) -> None:
     """A client of rank 1 among clients of rank 2 is refused, not spread over both; or has a place of its own.
 
     Where ranks may differ, equal clients of rank 1 give their product, and beside it what the server has of the
@@ -294,7 +294,7 @@ def check_ranks(mode: Mode, row: Properties) -> None:
     raise AssertionError("a rank-1 update was spread over a rank-2 adapter")
 
 
-def check_key_order(mode: Mode, row: Properties) -> None:
+def check_key_order(mode: LoadedMethod, row: Properties) -> None:
     """An adapter that comes from a file has its keys in any order; no bit depends on it."""
     state = begin(mode)
     _, sent = send(mode, state, row, range(1, 8))
@@ -304,13 +304,13 @@ def check_key_order(mode: Mode, row: Properties) -> None:
     assert (turned.base and turned.base.sha256) == (straight.base and straight.base.sha256), "the order of keys shows"
 
 
-def check_turns(mode: Mode, row: Properties) -> None:
+def check_turns(mode: LoadedMethod, row: Properties) -> None:
     """FedRot turns by rotations: of determinant 1, also where a reflection would come nearer."""
     state, mirror = adapter(1), torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
     reference = {key: mirror @ v if ".lora_A." in key else v @ mirror for key, v in state.items()}
     for number in (1, 2):
-        download = mode.strategy.broadcast(ServerState(reference), 0, number)
-        turned = hand_in(replace(mode, rule=replace(mode.rule, rotation_strength=1.0)), download, state)
+        download = mode.server.broadcast(ServerState(reference), 0, number)
+        turned = hand_in(replace(mode, client=replace(mode.client, rotation_strength=1.0)), download, state)
         for layer in LAYERS:
             key = f"{layer}.lora_A.weight"
             turn = turned[key] @ torch.linalg.pinv(state[key])

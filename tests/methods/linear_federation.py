@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedlora.federated.adapters import pick_half, zeros_like
 from fedlora.federated.base_delta import append
 from fedlora.llm.local_gradient import GradientTerms
-from fedlora.methods.choosing import Mode
+from fedlora.methods.choosing import LoadedMethod
 from fedlora.paths import POOLED
 from fedlora.types import (
     AdapterState,
@@ -142,7 +142,7 @@ class WaveRecord:
 class Federation:
     """A run of one mode; `owner` says whose rows a client holds, `rows` how many it claims to have."""
 
-    mode: Mode
+    mode: LoadedMethod
     setup: Setup = Setup()
     clients: int = 7
     owner: Callable[[int], int] = lambda client: client
@@ -152,7 +152,7 @@ class Federation:
     waves: list[WaveRecord] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.state = self.mode.strategy.init(self.start, tuple(range(self.clients)))
+        self.state = self.mode.server.init(self.start, tuple(range(self.clients)))
         self.memories: dict[int, ClientMemory] = {}
 
     def run(self, rounds: Sequence[int], cohort: Callable[[int], Sequence[int]] | None = None) -> Federation:
@@ -169,7 +169,7 @@ class Federation:
         # whoever trains first has nothing from whoever trains later, and the other way round
         turns = {client: self._train(client, rows_of, context) for client, rows_of in self._in_order(wave)}
         updates = [turns[client].update for client in sorted(turns)]
-        self.state = self.mode.strategy.aggregate(before, updates, context)
+        self.state = self.mode.server.aggregate(before, updates, context)
         self.memories |= {update.client_id: update.memory for update in updates}
         self.waves.append(WaveRecord(context.round, before, turns, self.state))
 
@@ -177,7 +177,7 @@ class Federation:
         return list(reversed(wave)) if self.backwards else wave
 
     def _train(self, client: int, rows_of: Sequence[int], context: RoundContext) -> Turn:
-        strategy, rule = self.mode.strategy, self.mode.rule
+        strategy, rule = self.mode.server, self.mode.client
         memory = self.memories.get(client, ClientMemory())
         download = strategy.broadcast(self.state, client, context.round)
         phases, owners = rule.phases(download, memory), [self.owner(member) for member in rows_of]
@@ -202,7 +202,7 @@ class Federation:
         grown = [wave for wave in self.waves if _links(wave.after) > _links(wave.before)]
         return [(wave.round, dict(wave.after.base.newest)) for wave in grown if wave.after.base]
 
-    def resumed(self, mode: Mode, saved: bytes) -> Federation:
+    def resumed(self, mode: LoadedMethod, saved: bytes) -> Federation:
         """A run that goes on from a checkpoint and has never seen anything else."""
         state, slots, memories, increments = torch.load(io.BytesIO(saved), weights_only=True)
         other = replace(self, mode=mode, waves=[])
@@ -218,9 +218,9 @@ def _links(state: ServerState) -> int:
     return len(state.base.links) if state.base else 0
 
 
-def hand_in(mode: Mode, download: Download, trained: AdapterState) -> AdapterState:
+def hand_in(mode: LoadedMethod, download: Download, trained: AdapterState) -> AdapterState:
     """What a client without memory sends of a trained adapter."""
-    phases = mode.rule.phases(download, ClientMemory())
+    phases = mode.client.phases(download, ClientMemory())
     results = [LocalResult(trained, zeros_like(trained)) for _ in phases]
-    upload, _ = mode.rule.upload(results, download, ClientMemory())
+    upload, _ = mode.client.upload(results, download, ClientMemory())
     return upload.adapter if upload else {}

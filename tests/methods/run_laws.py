@@ -26,7 +26,7 @@ from linear_federation import Federation, Setup, gradient_of, train
 from method_properties import Properties
 
 from fedlora.federated.adapters import fingerprint, pick_half, zeros_like
-from fedlora.methods.choosing import MODES, Mode
+from fedlora.methods.choosing import LoadedMethod, load_method
 from fedlora.types import BaseDelta, ClientMemory, ServerState
 
 MISSES = {1: (0, 1, 2, 3, 4, 5, 6), 2: (1, 2, 3, 4, 5), 3: (2, 3, 4, 5, 6), 4: (0, 1, 2, 3, 4)}
@@ -36,7 +36,7 @@ AVERAGED = ("products", "cut", "factors")
 """What a row's `combines` says of modes whose clients are averaged."""
 
 
-def check_waves(mode: Mode, row: Properties) -> None:
+def check_waves(mode: LoadedMethod, row: Properties) -> None:
     """In a run that trains: every wave of an exact mode leaves the mean of its clients' products."""
     federation = Federation(plain(mode, row)).run((1, 2, 3))
     for wave in federation.waves:
@@ -53,7 +53,7 @@ def check_waves(mode: Mode, row: Properties) -> None:
             assert max(float((found[layer] - wanted[layer]).abs().max()) for layer in LAYERS) > 1e-8
 
 
-def check_first_step(mode: Mode, row: Properties) -> None:
+def check_first_step(mode: LoadedMethod, row: Properties) -> None:
     """From B = 0 one plain step leaves A alone, so that even the mean of factors is exact; more steps do not.
 
     The step is `-eta s dL/d(s B A) A^T`: it moves B wherever B is trained.
@@ -77,16 +77,16 @@ def check_first_step(mode: Mode, row: Properties) -> None:
             assert (off <= 1e-10) == exact, f"{steps} steps: {off:g} from the mean of products"
 
 
-def check_one_step_is_centralised(mode: Mode, row: Properties) -> None:
+def check_one_step_is_centralised(mode: LoadedMethod, row: Properties) -> None:
     """Equal numbers of rows, B = 0 and one plain step: the product is that of one trainer with everybody's rows."""
     if row.order_matters or row.weighs_by_norm or row.combines not in AVERAGED or not row.has_global:
         return
-    together = Federation(MODES["pooled"], Setup(steps=1)).run((1,))
+    together = Federation(load_method("pooled"), Setup(steps=1)).run((1,))
     apart = Federation(plain(mode, row), Setup(steps=1), rows=lambda _: 10).run((1,))
     near(left_by(apart.state), left_by(together.state), "one step on everybody's rows")
 
 
-def check_halves(mode: Mode, row: Properties) -> None:
+def check_halves(mode: LoadedMethod, row: Properties) -> None:
     """What is trained, sent and handed out in each round is what the row says; the rest stays to the bit."""
     federation = Federation(mode).run((1, 2, 3, 4))
     for wave in federation.waves:
@@ -108,7 +108,7 @@ def check_halves(mode: Mode, row: Properties) -> None:
             assert all(torch.equal(federation.start[key], wave.before.adapter[key]) for key in absent)
 
 
-def check_everybody_starts_alike(mode: Mode, row: Properties) -> None:
+def check_everybody_starts_alike(mode: LoadedMethod, row: Properties) -> None:
     """All clients of a round are handed the same, and start there except for what is their own."""
     for wave in Federation(mode).run((1, 2)).waves:
         for turn in wave.turns.values():
@@ -119,7 +119,7 @@ def check_everybody_starts_alike(mode: Mode, row: Properties) -> None:
             assert all(torch.equal(start[key], wave.before.adapter[key]) for key in common), "another start"
 
 
-def check_missed_rounds(mode: Mode, row: Properties) -> None:
+def check_missed_rounds(mode: LoadedMethod, row: Properties) -> None:
     """A client of rounds 1 and 4 goes on in round 4 from what it had in round 1, beside what the server has by then."""
     if row.order_matters or mode.order == "pooled":
         return
@@ -139,7 +139,7 @@ def check_missed_rounds(mode: Mode, row: Properties) -> None:
         near(found, wanted, "the correction of a client that was away")
 
 
-def check_controls(mode: Mode, row: Properties) -> None:
+def check_controls(mode: LoadedMethod, row: Properties) -> None:
     """SCAFFOLD: c_k is option II, `c_k - c + (x - y) / (E eta)`, with the steps taken; c is the mean over all N."""
     federation = Federation(mode).run((1, 2, 3, 4), MISSES.__getitem__)
     zero, known = zeros_like(federation.start), {}
@@ -155,13 +155,13 @@ def check_controls(mode: Mode, row: Properties) -> None:
         near(wave.after.slots["control"], mean_of(everybody, [1] * len(everybody)), "the mean of all controls")
 
 
-def check_pull(mode: Mode, row: Properties) -> None:
+def check_pull(mode: LoadedMethod, row: Properties) -> None:
     """FedProx: two steps by hand, `y - eta (g(y) + mu (y - x))`; the first of them has no pull; more mu, less way."""
     start, setup = adapter(0), Setup(steps=2)
     ways = []
     for mu in (0.0, 1.0, 20.0):
-        rule = replace(mode.rule, proximal_mu=mu)
-        (phase,) = rule.phases(mode.strategy.broadcast(ServerState(start), 0, 1), ClientMemory())
+        rule = replace(mode.client, proximal_mu=mu)
+        (phase,) = rule.phases(mode.server.broadcast(ServerState(start), 0, 1), ClientMemory())
         found = train(phase, [0], setup).adapter
         place = {key: value.clone() for key, value in start.items()}
         for _ in range(setup.steps):
@@ -173,7 +173,7 @@ def check_pull(mode: Mode, row: Properties) -> None:
     assert ways[0] > ways[-1] * 1.01
 
 
-def check_beneath(mode: Mode, row: Properties) -> None:
+def check_beneath(mode: LoadedMethod, row: Properties) -> None:
     """Everybody trains on all that was added to the base, whatever rounds it missed; or on nothing else, ever."""
     for wave in Federation(mode).run((1, 2, 3, 4), MISSES.__getitem__).waves:
         wanted = beneath(wave.before)
@@ -184,13 +184,13 @@ def check_beneath(mode: Mode, row: Properties) -> None:
             near(found, wanted, "another base than the server's")
 
 
-def check_own_models(mode: Mode, row: Properties) -> None:
+def check_own_models(mode: LoadedMethod, row: Properties) -> None:
     """Own models stay with their clients: the server's way is FedAvg's to the bit. What they are is the paper's.
 
     Ditto's is pulled to the global adapter it was sent; FedDPA's mixes outputs, `(1 - a) B_g A_g + a B_l A_l`.
     """
     federation = Federation(mode).run((1, 2, 3), MISSES.__getitem__)
-    plain_way = Federation(MODES["homo"]).run((1, 2, 3), MISSES.__getitem__)
+    plain_way = Federation(load_method("homo")).run((1, 2, 3), MISSES.__getitem__)
     assert fingerprint(federation.state.adapter) == fingerprint(plain_way.state.adapter), "another way than FedAvg's"
     for wave in federation.waves:
         for turn in wave.turns.values():
@@ -200,12 +200,12 @@ def check_own_models(mode: Mode, row: Properties) -> None:
                 near(turn.phases[1].anchor, start, "pulled elsewhere", 0.0)
                 near(own, local, "another own model than was trained", 0.0)
             else:
-                share = mode.rule.personal_weight
+                share = mode.client.personal_weight
                 wanted = mean_of([products(start), products(local)], [1 - share, share])
                 near(products(own), wanted, "another mix than that of outputs")
 
 
-def check_equal_rows_train_as_one(mode: Mode, row: Properties) -> None:
+def check_equal_rows_train_as_one(mode: LoadedMethod, row: Properties) -> None:
     """Seven clients with the same rows are one of them, round after round (five, where a method needs as many)."""
     if row.order_matters:
         return
@@ -217,7 +217,7 @@ def check_equal_rows_train_as_one(mode: Mode, row: Properties) -> None:
         near_states(more.state, fewer.state, "seven equal clients")
 
 
-def check_nothing_leaks(mode: Mode, row: Properties) -> None:
+def check_nothing_leaks(mode: LoadedMethod, row: Properties) -> None:
     """The order in which a process trains its clients, and another run in the same process, change no bit."""
     straight = Federation(mode).run((1,), MISSES.__getitem__)
     backwards = Federation(mode, backwards=not row.order_matters).run((1,), MISSES.__getitem__)
@@ -238,19 +238,19 @@ def _bits(federation: Federation) -> list[str]:
     return [fingerprint(group) for group in groups]
 
 
-def check_resume(mode: Mode, row: Properties) -> None:
+def check_resume(mode: LoadedMethod, row: Properties) -> None:
     """State and memories as bytes, and halves made anew: after any round the run goes on to the same bits."""
     whole, saved = Federation(mode), {}
     for number in (1, 2, 3, 4):
         whole.run((number,), MISSES.__getitem__)
         saved[number] = whole.saved()
     for stop in (1, 2, 3):
-        anew = Mode(replace(mode.strategy), replace(mode.rule), mode.order)  # type: ignore[type-var]
+        anew = replace(mode, server=replace(mode.server), client=replace(mode.client))  # type: ignore[type-var]
         rest = whole.resumed(anew, saved[stop]).run(range(stop + 1, 5), MISSES.__getitem__)
         assert _bits(rest) == _bits(whole), f"resumed after round {stop}"
 
 
-def check_shapes(mode: Mode, row: Properties) -> None:
+def check_shapes(mode: LoadedMethod, row: Properties) -> None:
     """Every round leaves an adapter of the shapes, type and keys it began with; the global one is that one."""
     federation = Federation(mode).run((1, 2))
     for wave in federation.waves:
@@ -259,13 +259,13 @@ def check_shapes(mode: Mode, row: Properties) -> None:
             assert (found.shape, found.dtype) == (value.shape, value.dtype), key
             assert found.is_contiguous(), key
         assert wave.after.adapter.keys() == federation.start.keys()
-        named = mode.strategy.global_adapter(wave.after)
+        named = mode.server.global_adapter(wave.after)
         assert (named is not None) == row.has_global
         if named is not None:
             near(named, wave.after.adapter, "the global adapter", 0.0)
 
 
-def check_scale(mode: Mode, row: Properties) -> None:
+def check_scale(mode: LoadedMethod, row: Properties) -> None:
     """Training B alone, `(s, eta)` and `(c s, eta / c^2)` give the same products `s B A`, in every round.
 
     d(s B A) is `s^2 eta G A^T A`; a missing alpha / r anywhere breaks it.

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from fedlora.config.train import MODE_NAMES, TrainConfig
+from fedlora.config.train import TrainConfig
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import TrainingError
 from fedlora.federated.adapters import fingerprint, pick_half
-from fedlora.methods.choosing import MODES, choose_mode
+from fedlora.methods.choosing import choose_method, load_method
+from fedlora.methods.table import METHODS
 from fedlora.types import ClientFailure, ClientId, ClientMemory, ClientUpdate, LocalResult, TrainTask
 
 START = {"l.lora_A.weight": torch.arange(6.0).view(2, 3), "l.lora_B.weight": torch.zeros(4, 2)}
@@ -58,7 +59,7 @@ class FakeClients:
     """Client k moves every value by its own amount, times the rows it trains on; some fail in some rounds."""
 
     def __init__(self, mode: str, store: MemoryStore, *, amounts: dict[int, float], reverse=False, failing=()) -> None:
-        self.rule, self.store, self.amounts = MODES[mode].rule, store, amounts
+        self.rule, self.store, self.amounts = load_method(mode).client, store, amounts
         self.reverse, self.failing = reverse, set(failing)
         self.tasks: list[TrainTask] = []
 
@@ -101,7 +102,7 @@ def run_mode(mode: str, *, rounds=3, amounts=None, reverse=False, failing=(), **
     pool = FakeClients(mode, store, amounts=amounts or amounts_of(mode), reverse=reverse, failing=failing)
     options = {"client_selection_frac": 1.0, "num_communication_rounds": rounds, **changes}
     config = TrainConfig.of(federation_mode=mode, **options)
-    results = list(FederatedRun(choose_mode(config), pool, store, config, START).rounds())
+    results = list(FederatedRun(choose_method(config), pool, store, config, START).rounds())
     return store, pool, results
 
 
@@ -115,16 +116,12 @@ def final(mode: str, **options) -> list[str]:
     return [fingerprint(store.kept[3, client].memory.adapter) for client in pool.clients()]
 
 
-def test_the_table_and_the_flags_name_the_same_modes():
-    assert tuple(MODES) == MODE_NAMES
-
-
-@pytest.mark.parametrize("mode", MODE_NAMES)
+@pytest.mark.parametrize("mode", METHODS)
 def test_the_order_in_which_clients_answer_changes_no_bit(mode):
     assert final(mode) == final(mode, reverse=True)
 
 
-@pytest.mark.parametrize("mode", MODE_NAMES)
+@pytest.mark.parametrize("mode", METHODS)
 def test_inputs_are_not_mutated(mode):
     before = fingerprint(START)
     final(mode)
@@ -215,11 +212,11 @@ def test_a_round_in_which_everybody_fails_ends_the_run_and_commits_nothing():
     pool = FakeClients("homo", store, amounts={0: 1.0, 1: 1.0}, failing=[(2, 0), (2, 1)])
     config = TrainConfig.of(federation_mode="homo", client_selection_frac=1.0, num_communication_rounds=3)
     with pytest.raises(TrainingError, match="round 2: no client gave a usable update: client 0: planned"):
-        list(FederatedRun(MODES["homo"], pool, store, config, START).rounds())
+        list(FederatedRun(load_method("homo"), pool, store, config, START).rounds())
     assert [number for number, *_ in store.committed] == [1]
 
 
-@pytest.mark.parametrize("mode", MODE_NAMES)
+@pytest.mark.parametrize("mode", METHODS)
 def test_every_mode_gets_the_same_cohorts(mode):
     ten = {client: 0.1 * client - 0.3 for client in range(10)}
     store, _, _ = run_mode(mode, rounds=5, client_selection_frac=0.5, amounts=ten)

@@ -10,64 +10,66 @@ from linear_federation import Federation
 from method_properties import PROPERTIES
 from run_laws import EVERY_RUN, check_controls, check_own_models, check_pull, check_scale
 
-from fedlora.config.train import MODE_NAMES
-from fedlora.methods.choosing import MODES, Mode, has_global_model
-from fedlora.methods.fedavg import FedAvg, TrainAndSend
+from fedlora.methods.choosing import load_method
+from fedlora.methods.fedavg import FedAvg
+from fedlora.methods.table import METHODS
 
 
 def test_every_mode_has_its_row():
-    assert PROPERTIES.keys() == MODES.keys()
+    assert PROPERTIES.keys() == METHODS.keys()
 
 
-@pytest.mark.parametrize("mode", MODE_NAMES)
+@pytest.mark.parametrize("mode", METHODS)
 @pytest.mark.parametrize("check", [*EVERY_AGGREGATION, *EVERY_RUN], ids=lambda check: check.__name__)
 def test_a_mode_keeps_its_promises(check, mode):
     row = PROPERTIES[mode]
-    check(MODES[mode].with_hyperparameters(row.settings), row)
+    check(load_method(mode).with_values(row.settings), row)
 
 
-@pytest.mark.parametrize("mode", MODE_NAMES)
+@pytest.mark.parametrize("mode", METHODS)
 def test_a_row_says_what_the_code_says(mode):
-    row, strategy = PROPERTIES[mode], MODES[mode].strategy
-    assert has_global_model(MODES[mode]) == row.has_global
-    assert strategy.fewest_clients == row.fewest
-    if MODES[mode].order == "parallel":
-        assert strategy.is_weighted == row.is_weighted
+    row, method = PROPERTIES[mode], load_method(mode)
+    assert method.has_global_model == row.has_global
+    assert method.server.fewest_clients == row.fewest
+    if method.order == "parallel":
+        assert method.weighs_rows == row.is_weighted
 
 
 @pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.keeps_control])
 def test_control_variates_are_option_ii_and_their_mean(mode):
-    check_controls(MODES[mode], PROPERTIES[mode])
+    check_controls(load_method(mode), PROPERTIES[mode])
 
 
 @pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.pulls])
 def test_the_pull_is_the_paper_s(mode):
-    check_pull(MODES[mode], PROPERTIES[mode])
+    check_pull(load_method(mode), PROPERTIES[mode])
 
 
 @pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.has_own_model])
 def test_own_models_are_the_papers_and_stay_where_they_are(mode):
-    check_own_models(MODES[mode], PROPERTIES[mode])
+    check_own_models(load_method(mode), PROPERTIES[mode])
 
 
 @pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.trains == ("B",)])
 def test_a_method_of_b_alone_does_not_feel_how_alpha_and_the_rate_share_the_step(mode):
-    check_scale(MODES[mode], PROPERTIES[mode])
+    check_scale(load_method(mode), PROPERTIES[mode])
 
 
 def test_fedrot_never_reflects():
-    check_turns(MODES["fedrot"], PROPERTIES["fedrot"])
+    check_turns(load_method("fedrot"), PROPERTIES["fedrot"])
 
 
 @pytest.mark.parametrize("mode", [name for name, row in PROPERTIES.items() if row.keeps_control])
 def test_with_equal_rows_control_variates_change_nothing(mode):
     """Nobody drifts from anybody, so the way is FedAvg's."""
-    found = Federation(MODES[mode], owner=lambda _: 3).run((1, 2, 3)).state.adapter
-    near(found, Federation(MODES["homo"], owner=lambda _: 3).run((1, 2, 3)).state.adapter, "equal rows")
+    found = Federation(load_method(mode), owner=lambda _: 3).run((1, 2, 3)).state.adapter
+    near(found, Federation(load_method("homo"), owner=lambda _: 3).run((1, 2, 3)).state.adapter, "equal rows")
 
 
 def test_the_order_of_clients_matters_where_it_should():
-    straight, turned = (Federation(MODES["seq"], owner=lambda k, sign=sign: 3 + sign * k).run((1,)) for sign in (1, -1))
+    straight, turned = (
+        Federation(load_method("seq"), owner=lambda k, sign=sign: 3 + sign * k).run((1,)) for sign in (1, -1)
+    )
     assert not close(straight.state.adapter, turned.state.adapter, 1e-4)
 
 
@@ -85,7 +87,7 @@ class Padding(FedAvg):
 
 
 def test_a_server_may_take_smaller_ranks():
-    mode, row = Mode(Padding(), TrainAndSend(), "parallel"), replace(PROPERTIES["homo"], ranks="product")
+    mode, row = replace(load_method("homo"), server=Padding()), replace(PROPERTIES["homo"], ranks="product")
     check_ranks(mode, row)
     with pytest.raises(AssertionError):
         check_ranks(mode, PROPERTIES["homo"])

@@ -29,7 +29,7 @@ from published_values import (
 )
 
 from fedlora.methods import fedrot, one_factor
-from fedlora.methods.choosing import MODES, Mode
+from fedlora.methods.choosing import LoadedMethod, load_method
 
 split_products = one_factor.split_products
 DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
@@ -41,48 +41,48 @@ class Mutation:
 
     pitfall: str
     mode: str
-    check: Callable[[Mode, Properties], None]
+    check: Callable[[LoadedMethod, Properties], None]
     mutant: type | None = None
     patch: tuple[Any, str, Callable[..., Any]] | None = None
 
-    def apply(self, monkeypatch: pytest.MonkeyPatch) -> Mode:
-        mode = MODES[self.mode]
+    def apply(self, monkeypatch: pytest.MonkeyPatch) -> LoadedMethod:
+        mode = load_method(self.mode)
         if self.patch:
             monkeypatch.setattr(*self.patch)
         if self.mutant is None:
             return mode
-        half = "rule" if hasattr(self.mutant, "phases") else "strategy"
+        half = "client" if hasattr(self.mutant, "phases") else "server"
         return replace(mode, **{half: self.mutant(**asdict(getattr(mode, half)))})
 
 
-def goes_where_published(mode: Mode, row: Properties) -> None:
+def goes_where_published(mode: LoadedMethod, row: Properties) -> None:
     name = next(name for name in PLACES if PROPERTIES[name] is row)
-    assert_places(replace(mode.strategy, **OPTIONS[name]), PLACES[name])
+    assert_places(replace(mode.server, **OPTIONS[name]), PLACES[name])
 
 
-def scores_five_points(mode: Mode, row: Properties) -> None:
-    assert_scores(mode.strategy, POINTS, (2, 2, 2, 2, 343))
+def scores_five_points(mode: LoadedMethod, row: Properties) -> None:
+    assert_scores(mode.server, POINTS, (2, 2, 2, 2, 343))
 
 
-def scores_close_points(mode: Mode, row: Properties) -> None:
-    assert_scores(mode.strategy, CLOSE_POINTS, CLOSE_SCORES)
+def scores_close_points(mode: LoadedMethod, row: Properties) -> None:
+    assert_scores(mode.server, CLOSE_POINTS, CLOSE_SCORES)
 
 
-def trims_five_points(mode: Mode, row: Properties) -> None:
-    assert_point(mode.strategy, (2 / 3, 2 / 3))
+def trims_five_points(mode: LoadedMethod, row: Properties) -> None:
+    assert_point(mode.server, (2 / 3, 2 / 3))
 
 
-def trims_a_whole_number(mode: Mode, row: Properties) -> None:
+def trims_a_whole_number(mode: LoadedMethod, row: Properties) -> None:
     points = [(float(k * k), 0.0) for k in range(100)]
-    assert_point(replace(mode.strategy, trimmed_share=0.29), (sum(k * k for k in range(29, 71)) / 42, 0.0), points)
+    assert_point(replace(mode.server, trimmed_share=0.29), (sum(k * k for k in range(29, 71)) / 42, 0.0), points)
 
 
-def halves_an_even_count(mode: Mode, row: Properties) -> None:
-    assert_point(mode.strategy, (1.5, 1.5), [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (10.0, 10.0)])
+def halves_an_even_count(mode: LoadedMethod, row: Properties) -> None:
+    assert_point(mode.server, (1.5, 1.5), [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (10.0, 10.0)])
 
 
-def is_not_moved_by_one_far_away(mode: Mode, row: Properties) -> None:
-    assert_point(mode.strategy, (0.788675, 0.788675), [*POINTS[:4], (1e6, 1e6)], tolerance=2e-5)
+def is_not_moved_by_one_far_away(mode: LoadedMethod, row: Properties) -> None:
+    assert_point(mode.server, (0.788675, 0.788675), [*POINTS[:4], (1e6, 1e6)], tolerance=2e-5)
 
 
 def v_for_vh(matrix, full_matrices=True, _svd=torch.linalg.svd):
@@ -262,8 +262,8 @@ def _empty_shelves(monkeypatch):
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.pitfall)
 def test_a_known_fault_is_caught(mutation, monkeypatch):
     row = PROPERTIES[mutation.mode]
-    mutation.check(MODES[mutation.mode].with_hyperparameters(row.settings), row)
-    mutated = mutation.apply(monkeypatch).with_hyperparameters(row.settings)
+    mutation.check(load_method(mutation.mode).with_values(row.settings), row)
+    mutated = mutation.apply(monkeypatch).with_values(row.settings)
     with pytest.raises(AssertionError):
         mutation.check(mutated, row)
 

@@ -12,10 +12,11 @@ from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
 from fedlora.llm.background import as_background
 from fedlora.llm.local_gradient import GradientTerms
-from fedlora.methods.choosing import MODES, choose_mode, has_global_model, has_personal_models
+from fedlora.methods.choosing import choose_method, load_method
 from fedlora.methods.ditto import TrainBoth
 from fedlora.methods.feddpa import LOCAL, TrainLocalBeside, mix_outputs
 from fedlora.methods.finetune import AverageThenPart, SendThenKeep
+from fedlora.methods.table import METHODS
 from fedlora.types import ClientMemory, Download, LocalResult, Phase, ServerState
 
 LAYERS = ("wide", "tall", "square", "thin")
@@ -101,7 +102,7 @@ def test_the_mix_begins_as_the_global_model():
 @pytest.mark.parametrize("mode", ["ditto", "feddpa"])
 def test_what_is_sent_is_the_first_phase_and_nothing_of_the_second(mode):
     """A canary: whatever the client's own training leaves, the upload is the same tensors."""
-    rule, sent, trained = MODES[mode].rule, adapter(1), adapter(2)
+    rule, sent, trained = load_method(mode).client, adapter(1), adapter(2)
     uploads = []
     for canary in (3, 4):
         memory = ClientMemory(adapter(canary), slots={LOCAL: adapter(canary)})
@@ -135,18 +136,18 @@ def test_finetune_goes_on_from_its_own_model_once_it_has_one_and_keeps_none_befo
 
 def test_personal_modes_have_a_global_model_and_models_of_their_own():
     for mode in ("ditto", "feddpa", "finetune"):
-        assert has_global_model(MODES[mode])
-        assert has_personal_models(MODES[mode])
-    personal = {name for name, mode in MODES.items() if has_personal_models(mode)}
-    assert personal >= {name for name, mode in MODES.items() if not has_global_model(mode)}
+        assert load_method(mode).has_global_model
+        assert load_method(mode).keeps_personal_model
+    personal = {name for name, mode in METHODS.items() if mode.keeps_personal_model}
+    assert personal >= {name for name, mode in METHODS.items() if not mode.has_global_model}
     assert "homo" not in personal
 
 
 def test_a_half_is_told_of_its_run_by_the_configuration():
-    mode = choose_mode(TrainConfig.of(federation_mode="feddpa", lora_r=4, lora_alpha=10, personal_weight=0.25))
-    assert mode.rule == TrainLocalBeside(personal_weight=0.25, lora_scaling=2.5)
-    mode = choose_mode(TrainConfig.of(federation_mode="finetune", num_communication_rounds=7, personal_rounds=3))
-    assert mode.strategy == replace(AverageThenPart(), personal_rounds=3, num_communication_rounds=7)
+    mode = choose_method(TrainConfig.of(federation_mode="feddpa", lora_r=4, lora_alpha=10, personal_weight=0.25))
+    assert mode.client == TrainLocalBeside(personal_weight=0.25, lora_scaling=2.5)
+    mode = choose_method(TrainConfig.of(federation_mode="finetune", num_communication_rounds=7, personal_rounds=3))
+    assert mode.server == replace(AverageThenPart(), personal_rounds=3, num_communication_rounds=7)
     assert math.isclose(TrainLocalBeside().personal_weight, 0.5)
 
 
@@ -155,14 +156,17 @@ def test_a_half_is_told_of_its_run_by_the_configuration():
     [
         ({"federation_mode": "ditto", "optimizer_state": "keep"}, "one's moments are not the other's"),
         ({"federation_mode": "feddpa", "optimizer_state": "keep"}, "one's moments are not the other's"),
-        ({"federation_mode": "finetune", "num_communication_rounds": 2, "personal_rounds": 2}, "leaves none of the 2"),
+        (
+            {"federation_mode": "finetune", "num_communication_rounds": 2, "personal_rounds": 2},
+            "personal_rounds=2 is not below num_communication_rounds=2",
+        ),
         ({"federation_mode": "homo", "personal_rounds": 1}, "homo has no personal_rounds"),
         ({"federation_mode": "ditto", "personal_weight": 0.5}, "ditto has no personal_weight"),
     ],
 )
 def test_what_would_mix_models_or_leave_none_is_refused(changes, what):
     with pytest.raises(UsageError, match=what):
-        choose_mode(TrainConfig.of(**changes))
+        choose_method(TrainConfig.of(**changes))
 
 
 def test_only_finetune_s_rounds_depend_on_their_number():

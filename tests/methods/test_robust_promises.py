@@ -10,12 +10,13 @@ import torch
 from federation_of_one_round import adapter, aggregate, close, context, update
 
 from fedlora.federated.client_stacks import ClientStacks
-from fedlora.methods.choosing import MODES
+from fedlora.methods.choosing import load_method
 from fedlora.methods.robust import GeometricMedian, Krum, MultiKrum, RobustServer, TrimmedMean
+from fedlora.methods.table import METHODS
 from fedlora.types import ServerState
 
 SIZES = [0.0, *(10.0**power for power in range(0, 31, 3))]
-ROBUST = {name: mode.strategy for name, mode in MODES.items() if isinstance(mode.strategy, RobustServer)}
+ROBUST = {name: load_method(name).server for name in METHODS if isinstance(load_method(name).server, RobustServer)}
 KRUMS = [strategy for name in ("krum", "multi_krum") for strategy in (ROBUST[name], type(ROBUST[name])(num_hostile=2))]
 
 
@@ -138,7 +139,7 @@ def test_no_default_breaks_the_promise_at_the_smallest_cohort():
 def test_a_run_from_before_these_promises_goes_on_as_it_began():
     honest, hostile = honest_and_hostile(5, 1, 1e6, 1)
     old = {"is_guarded": False}
-    mean = gather(MODES["homo"].strategy, honest, hostile)
+    mean = gather(load_method("homo").server, honest, hostile)
     assert close(gather(MultiKrum(krum_selected=5, **old), honest, hostile), mean, 1e-6)
     assert close(gather(TrimmedMean(0.1, **old), honest, hostile), mean, 1e-6)
     assert TrimmedMean(0.1, **old).find_cohort_fault(3) is None

@@ -7,7 +7,7 @@ import torch
 from federation_of_one_round import adapter, aggregate, close
 from published_values import CHANGES, OPTIONS, PLACES, assert_places, follow
 
-from fedlora.methods.choosing import MODES
+from fedlora.methods.choosing import load_method
 from fedlora.methods.fedavg import FedAvg
 from fedlora.methods.server_adaptive import FedAdagrad, FedAdam, FedYogi
 from fedlora.methods.server_momentum import DiLoCo, FedAvgM
@@ -16,7 +16,7 @@ from fedlora.types import ServerState
 
 @pytest.mark.parametrize("mode", PLACES)
 def test_three_rounds_go_where_the_papers_go(mode):
-    assert_places(replace(MODES[mode].strategy, **OPTIONS[mode]), PLACES[mode])
+    assert_places(replace(load_method(mode).server, **OPTIONS[mode]), PLACES[mode])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from fedlora.config.train import TrainConfig
 from fedlora.llm.examples import PASS_OVERHEAD_TOKENS, Example
 from fedlora.llm.layout import Layout
+from fedlora.methods.choosing import choose_method
 from fedlora.planning.forecast import Work, count_run_units, draw_waves, forecast_run, measure_epoch
 
 ADAPTER = {"q.lora_A.weight": torch.zeros(2, 8), "q.lora_B.weight": torch.zeros(8, 2)}
@@ -41,9 +42,9 @@ def test_each_mode_sends_and_keeps_its_own(mode, updates, sent, tasks):
     config = TrainConfig.of(
         federation_mode=mode, client_selection_frac=1, num_communication_rounds=3, local_num_epochs=2
     )
-    rounds = draw_waves(config, range(4))
+    rounds = draw_waves(config, choose_method(config), range(4))
     work = {rows_of: epoch(2 * len(rows_of)) for waves in rounds for wave in waves for _, rows_of in wave}
-    found = forecast_run(config, rounds, work, ADAPTER)
+    found = forecast_run(config, choose_method(config), rounds, work, ADAPTER)
     assert (found.num_updates, found.most_updates) == (3 * updates, updates)
     assert (found.bytes_down, found.bytes_up) == (sent * 128, sent * 128)
     assert found.num_steps == 3 * 2 * 2 * 4
@@ -54,8 +55,8 @@ def test_each_mode_sends_and_keeps_its_own(mode, updates, sent, tasks):
 
 def test_who_is_never_drawn_is_missing():
     config = TrainConfig.of(client_selection_frac=0.1, num_communication_rounds=2)
-    rounds = draw_waves(config, range(8))
-    found = forecast_run(config, rounds, {(client,): epoch(1) for client in range(8)}, ADAPTER)
+    rounds = draw_waves(config, choose_method(config), range(8))
+    found = forecast_run(config, choose_method(config), rounds, {(client,): epoch(1) for client in range(8)}, ADAPTER)
     drawn = {client for waves in rounds for wave in waves for client, _ in wave}
     assert set(found.rounds_of) == drawn
     assert 1 <= len(drawn) <= 2
@@ -63,7 +64,7 @@ def test_who_is_never_drawn_is_missing():
 
 def test_devices_share_a_wave_and_wait_for_its_longest():
     config = TrainConfig.of(client_selection_frac=1, num_communication_rounds=1, local_num_epochs=1)
-    (waves,) = draw_waves(config, range(3))
+    (waves,) = draw_waves(config, choose_method(config), range(3))
     work = {(0,): epoch(1, 10), (1,): epoch(1, 20), (2,): epoch(1, 90)}
     assert [count_run_units(config, waves, work, devices) for devices in (1, 2, 3)] == [120, 90, 90]
 
@@ -72,7 +73,7 @@ def test_kept_moments_take_twice_the_adapter_more():
     sizes = []
     for state in ("reset", "keep"):
         config = TrainConfig.of(optimizer_state=state, client_selection_frac=1, num_communication_rounds=1)
-        rounds = draw_waves(config, range(2))
-        found = forecast_run(config, rounds, {(0,): epoch(1), (1,): epoch(1)}, ADAPTER)
+        rounds = draw_waves(config, choose_method(config), range(2))
+        found = forecast_run(config, choose_method(config), rounds, {(0,): epoch(1), (1,): epoch(1)}, ADAPTER)
         sizes.append(found.disk_bytes)
     assert sizes[1] - sizes[0] >= 2 * 2 * 128

@@ -19,7 +19,7 @@ from fedlora.files import json_text, sha256_of
 from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.lora import LoraModel
-from fedlora.methods.choosing import choose_mode
+from fedlora.methods.choosing import choose_method
 from fedlora.paths import RunPaths
 from fedlora.planning.forecast import draw_waves
 from fedlora.planning.growth import forecast_growth
@@ -212,7 +212,7 @@ def test_the_bytes_on_the_way_are_those_of_the_formula_and_of_the_plan(start, tr
     assert {row["bytes_up"] for row in rows} == {4 * 3 * per_adapter}
     config = start.config_of("planned", mode)
     shapes = shapes_of(torch.load(run / "1/client_0/adapter_model.bin", weights_only=True))
-    growth = forecast_growth(config, choose_mode(config), draw_waves(config, range(4)), shapes)
+    growth = forecast_growth(config, choose_method(config), draw_waves(config, choose_method(config), range(4)), shapes)
     assert list(growth.down) == [4 * more for more in base]
     held = load_base(RunPaths(run.parent, run.name), 3).background
     assert growth.held == sum(value.numel() for value in held.values())
@@ -227,7 +227,12 @@ def test_methods_that_add_nothing_do_not_grow(start, trained):
     shapes = shapes_of(torch.load(trained["fedex"] / "1/client_0/adapter_model.bin", weights_only=True))
     for mode in ("homo", "none", "fedsvd"):
         config = start.config_of("planned", mode)
-        assert forecast_growth(config, choose_mode(config), draw_waves(config, range(4)), shapes).held == 0
+        assert (
+            forecast_growth(
+                config, choose_method(config), draw_waves(config, choose_method(config), range(4)), shapes
+            ).held
+            == 0
+        )
 
 
 def test_a_limit_on_the_exported_rank_cuts_the_file_and_nothing_else(start, trained):
@@ -406,4 +411,4 @@ def test_a_client_s_answers_are_refused_where_the_chain_is_broken(copied, tmp_pa
 )
 def test_combinations_that_cannot_be_right_are_refused(changes, what):
     with pytest.raises(UsageError, match=what):
-        choose_mode(TrainConfig.of(**changes))
+        choose_method(TrainConfig.of(**changes))

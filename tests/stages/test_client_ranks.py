@@ -20,6 +20,7 @@ from fedlora.files import sha256_of
 from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.lora import LoraModel
+from fedlora.methods.choosing import choose_method
 from fedlora.methods.fedavg import TrainAndSend
 from fedlora.planning.forecast import Work, draw_waves, forecast_run
 from fedlora.runs.server_state import load_groups
@@ -157,8 +158,10 @@ def test_bytes_are_those_of_each_client_s_rank_and_the_forecast_knows_them(start
         expected = num_bytes(cut_rank(whole, RANKS[row["client_id"]]))
         assert (row["bytes_down"], row["bytes_up"]) == (expected, expected)
     config = TrainConfig.of(**start.options("flexlora", client_selection_frac=0.8))
-    waves = draw_waves(config, range(5))
-    forecast = forecast_run(config, waves, {(client,): Work(1, 1, 1, 1, 1, 1) for client in range(5)}, whole)
+    waves = draw_waves(config, choose_method(config), range(5))
+    forecast = forecast_run(
+        config, choose_method(config), waves, {(client,): Work(1, 1, 1, 1, 1, 1) for client in range(5)}, whole
+    )
     rounds = metrics(run, "round")
     assert forecast.bytes_down == max(row["bytes_down"] for row in rounds)
     assert forecast.bytes_up == max(row["bytes_up"] for row in rounds)

@@ -20,7 +20,7 @@ from fedlora.files import sha256_of
 from fedlora.llm.adapter_files import load_adapter
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.lora import LoraModel
-from fedlora.methods.choosing import choose_mode
+from fedlora.methods.choosing import choose_method
 from fedlora.methods.feddpa import LOCAL, TrainLocalBeside
 from fedlora.paths import OutputName, RunPaths
 from fedlora.runs.saved_adapters import adapter_spec, client_model_file, names_in_round
@@ -159,7 +159,7 @@ def test_an_own_model_waits_for_its_client_to_be_drawn_again(start, options, mod
     kept = ClientMemory(own(run, 1, 0), slots=slots)
     config = TrainConfig.of(**options("run", mode))
     sent = torch.load(run / "2/global_adapter_model.bin", weights_only=True)
-    begun = choose_mode(config).rule.phases(Download(sent), kept)[1].start
+    begun = choose_method(config).client.phases(Download(sent), kept)[1].start
     assert fingerprint(begun) == fingerprint(slots[LOCAL] if slots else own(run, 1, 0))
     verify.run(VerifyConfig.of(exp_name="run", model_dir=run.parent))
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedlora.config.train import MODE_NAMES, TrainConfig
+from fedlora.config.train import TrainConfig
 from fedlora.errors import DataError, LockedError, StorageError, UsageError
 from fedlora.federated.adapters import weighted_mean
 from fedlora.files import sha256_of
 from fedlora.llm import local_training
-from fedlora.methods.choosing import MODES
+from fedlora.methods.table import METHODS
 from fedlora.stages import train
 
 
@@ -82,14 +82,14 @@ def test_every_mode_leaves_exactly_the_documented_files(train_mode, mode, folder
 
 
 @pytest.mark.parametrize(
-    "modes", [("homo", "seq", "pooled", "ditto"), pytest.param(MODE_NAMES, marks=pytest.mark.thorough)]
+    "modes", [("homo", "seq", "pooled", "ditto"), pytest.param(tuple(METHODS), marks=pytest.mark.thorough)]
 )
 def test_every_mode_takes_the_same_steps_on_the_same_tokens_for_each_model_that_a_client_trains(train_mode, modes):
     totals = set()
     for mode in modes:
         # Krum needs five clients
         rounds = [row for row in metrics(train_mode(mode, sizes=(4, 4, 2, 2, 2))) if row["kind"] == "round"]
-        phases = MODES[mode].rule.num_phases
+        phases = METHODS[mode].num_trainings
         totals.add(tuple(sum(row[name] for row in rounds) / phases for name in ("num_steps", "num_tokens")))
     assert len(totals) == 1
 
@@ -273,7 +273,7 @@ def test_wrong_input_stops_before_anything_is_written(train_mode, tmp_path):
     with pytest.raises(UsageError, match="cannot be loaded") as caught:
         train_mode("homo", base_model=str(tmp_path / "nowhere"))
     assert "smollm2-135m" in caught.value.hint
-    with pytest.raises(UsageError, match="unknown mode; the modes are homo, seq, none, pooled"):
+    with pytest.raises(UsageError, match="is no method"):
         TrainConfig.of(federation_mode="fedavg")
     with pytest.raises(UsageError, match="cannot be a folder name"):
         train_mode("homo", name="../elsewhere")

@@ -7,6 +7,7 @@ So a comparison that was interrupted goes on to the same result.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -174,9 +175,9 @@ class Comparing:
     def _share(self, cell: Cell, seed: int) -> Share:
         """The rounds of a cell under a seed."""
         data = self._data.find(cell.setting, seed)
-        config = train_config_of(
-            self.config, cell, seed=seed, rate=self.config.rates_of(cell.contender)[0], rounds=1, data=data
-        )
+        # of as many rounds as any method asks for: how many it will be is what is counted here
+        rate = self.config.rates_of(cell.contender)[0]
+        config = train_config_of(self.config, cell, seed=seed, rate=rate, rounds=sys.maxsize, data=data)
         return fit_rounds(
             config,
             self._count_rows(config, data),

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedlora.comparing.tables import MARK, METRICS
 from fedlora.console import duration
+from fedlora.methods.table import BASELINES
 from fedlora.reporting.markdown import escape
 from fedlora.reporting.plain_text import NOTHING, size_text, table_text
 
@@ -131,7 +132,7 @@ def _client_parts(table: Mapping[str, Any]) -> Iterable[str]:
     gain = [f"{_mean(m['clients_that_gain']):.1f} of {m['clients']}" for m in methods.values()]
     rows.append(["clients that gain", *gain])
     yield _table(heads, rows)
-    federated = [name for name in methods if name not in ("base", "none", "pooled")]
+    federated = [name for name in methods if name not in ("base", *BASELINES)]
     if table["same_clients"] and federated:
         yield _category_parts(table, federated[0])
 

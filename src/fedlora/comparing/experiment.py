@@ -12,25 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.config.compare import DATA_FIELDS, FIXED_MODES, CompareConfig, Contender, Setting
+from fedlora.config.compare import DATA_FIELDS, CompareConfig, Contender, Setting
 from fedlora.config.data import AllocateConfig
-from fedlora.config.train import HYPERPARAMETERS, TrainConfig
+from fedlora.config.train import COMBINING_FIELDS, TrainConfig
 from fedlora.files import sha256_of_json
+from fedlora.methods.table import METHODS
 from fedlora.paths import ComparisonPaths
-
-FEDERATED_ONLY = frozenset(
-    {
-        *HYPERPARAMETERS,
-        "max_update_norm",
-        "max_update_norm_ratio",
-        "norm_action",
-        "max_client_weight",
-        "client_ranks",
-        "max_epsilon",
-    }
-)
-"""Fields, beside those of privacy (dp_*), that say how updates are combined: the fixed rows combine none, and are what
-privacy costs something against."""
 
 DIGEST = 10
 
@@ -83,10 +70,8 @@ def train_fields_of(config: CompareConfig, cell: Cell) -> dict[str, Any]:
     """What the experiment says of a cell's training, later words over earlier: train, setting, method."""
     setting = {name: value for name, value in cell.setting.values.items() if name not in DATA_FIELDS}
     shared = {**config.train, **setting}
-    if cell.contender.mode in FIXED_MODES:
-        shared = {
-            name: value for name, value in shared.items() if name not in FEDERATED_ONLY and not name.startswith("dp_")
-        }
+    if METHODS[cell.contender.mode].is_baseline:
+        shared = {name: value for name, value in shared.items() if name not in COMBINING_FIELDS}
     return {**shared, **cell.contender.fields}
 
 
@@ -106,7 +91,7 @@ def train_config_of(
         model_dir=paths.model_dir,
         trust_remote_code=config.trust_remote_code,
     )
-    named = f"{cell.contender.mode}-s{seed}-lr{rate:g}-{digest_of(made.record(), data)}".replace("+", "")
+    named = f"{cell.contender.mode}-s{seed}-lr{rate:g}-{digest_of(made.full_record(), data)}".replace("+", "")
     return made.model_copy(update={"exp_name": named})
 
 

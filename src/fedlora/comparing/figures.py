@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedlora.methods.table import ALONE, BASELINES
 from fedlora.reporting.drawing import BASE_COLOUR, FAINT, clip, house_style, png_bytes
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Result = Mapping[str, Any]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442", "#7F3C8D", "#888833")
-_FIXED = {"base": BASE_COLOUR, "pooled": "#555555", "none": "#B0B0B0"}
+_FIXED = {"base": BASE_COLOUR, **dict(zip(BASELINES, ("#555555", "#B0B0B0"), strict=True))}
 _MOST_CLIENTS = 12
 
 
@@ -116,7 +117,7 @@ def _draw_clients(table: Mapping[str, Any]) -> bytes:
     """How much every client (columns) gains from each method (rows) against training alone."""
     from matplotlib.figure import Figure
 
-    methods = {name: one for name, one in table["methods"].items() if name not in ("none", "base")}
+    methods = {name: one for name, one in table["methods"].items() if name not in ("base", ALONE)}
     clients = list(next(iter(methods.values()))["gain"]) if methods else []
     figure = Figure(
         figsize=(max(5.0, 2.6 + 0.7 * len(clients)), 1.6 + 0.42 * max(1, len(methods))), layout="constrained"

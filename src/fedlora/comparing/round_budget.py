@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedlora.config.train import BOUND_MODES, TrainConfig
+from fedlora.config.train import TrainConfig
 from fedlora.engines.cohorts import choose_cohort
 from fedlora.errors import UsageError
-from fedlora.methods.choosing import MODES, choose_mode, hyperparameters_of
+from fedlora.methods.choosing import LoadedMethod, choose_method
 from fedlora.types import ClientId
 
 
@@ -34,14 +34,16 @@ class Share:
     expected: int
 
 
-def count_round(config: TrainConfig, clients: Mapping[ClientId, RowCount], unit: str, round_number: int) -> int:
+def count_round(
+    config: TrainConfig, method: LoadedMethod, clients: Mapping[ClientId, RowCount], unit: str, round_number: int
+) -> int:
     """Steps or tokens of one round, for everything that a client trains in it."""
-    mode, cohort = choose_mode(config), choose_cohort(config, list(clients), round_number)
-    passes = config.local_num_epochs * mode.rule.num_phases
+    cohort = choose_cohort(config, method, list(clients), round_number)
+    passes = config.local_num_epochs * method.num_trainings
     if unit == "tokens":
         return passes * sum(clients[client].num_tokens for client in cohort)
     sizes = [clients[client].num_examples for client in cohort]
-    groups = [sum(sizes)] if mode.order == "pooled" else sizes
+    groups = [sum(sizes)] if method.pools_rows else sizes
     return passes * sum(math.ceil(size / config.local_batch_size) for size in groups)
 
 
@@ -52,14 +54,16 @@ def fit_rounds(
 
     The rounds that `config` names do not matter.
     """
-    fewest = 1 + (config.personal_rounds or hyperparameters_of(MODES[config.federation_mode]).get("personal_rounds", 0))
+    row = config.method
+    fewest = row.fewest_rounds(config.method_options)
     found, rounds = Share(0, 0), fewest
     while True:
         run = config.model_copy(update={"num_communication_rounds": rounds})
+        method = choose_method(run)
         # where rounds depend on how many there are, those before are others now
-        new = range(1 if config.federation_mode in BOUND_MODES else found.rounds + 1, rounds + 1)
+        new = range(found.rounds + 1 if row.bound_to_length is False else 1, rounds + 1)
         known = found.expected if new.start > 1 else 0
-        expected = known + sum(count_round(run, clients, unit, number) for number in new)
+        expected = known + sum(count_round(run, method, clients, unit, number) for number in new)
         # a cost that was measured as a quotient may be a rounding error too high
         if expected * cost > budget * (1 + 1e-9):
             break

@@ -17,19 +17,17 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from fedlora.config.data import AllocateConfig
 from fedlora.config.schema import ONLY_BY_FLAG, Config, Names, OptionalInt, flag
-from fedlora.config.train import MODE_NAMES, TrainConfig
+from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
+from fedlora.methods.table import BASELINES, find_method
 from fedlora.paths import check_name
-
-FIXED_MODES = ("pooled", "none")
-"""Rows of every comparison beside the base model: centralised training, and each client alone."""
 
 _DECIDED = {
     *("exp_name", "model_dir", "data_path", "val_data_path", "federation_mode", "seed", "num_communication_rounds"),
     *("local_learning_rate", "overwrite", "output_root", "dataset_name", "test_per_cat", "local_val_set_size"),
 }
 DATA_FIELDS = frozenset(AllocateConfig.model_fields) - _DECIDED
-TRAIN_FIELDS = frozenset(TrainConfig.model_fields) - _DECIDED - DATA_FIELDS - ONLY_BY_FLAG
+TRAIN_FIELDS = frozenset(TrainConfig.flat_fields()) - _DECIDED - DATA_FIELDS - ONLY_BY_FLAG
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ def _read_contender(entry: Any) -> Contender:
     """`homo`, or `{mode: fedprox, name: strong pull, proximal_mu: 1, learning_rates: [1e-3]}`."""
     given = {"mode": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else {}
     mode = given.pop("mode", None)
-    if mode not in MODE_NAMES:
-        raise ValueError(f"{mode!r} is no mode; the modes are {', '.join(MODE_NAMES)}")
+    mode = find_method(str(mode)).name
     name = str(given.pop("name", mode))
     try:
         check_name(name, "name")
@@ -164,7 +161,7 @@ class CompareConfig(Config):
         if not names or len(set(names)) < len(names):
             raise ValueError("name at least one mode, and none twice (a second one needs a `name` of its own)")
         for contender in value:
-            if contender.name in ("base", *FIXED_MODES) and contender.name != contender.mode:
+            if contender.name in ("base", *BASELINES) and contender.name != contender.mode:
                 raise ValueError(f"{contender.name!r} is the name of another row")
         return value
 
@@ -221,7 +218,7 @@ class CompareConfig(Config):
     def contenders(self) -> tuple[Contender, ...]:
         """The methods in their order, with the fixed rows behind them unless they are named."""
         named = {contender.mode for contender in self.modes if not contender.fields}
-        return (*self.modes, *(Contender(mode, mode) for mode in FIXED_MODES if mode not in named))
+        return (*self.modes, *(Contender(mode, mode) for mode in BASELINES if mode not in named))
 
     def settings(self) -> tuple[Setting, ...]:
         """Every combination of the axes' points, the last axis fastest."""

@@ -9,16 +9,17 @@ from pathlib import Path
 
 from pydantic import field_validator, model_validator
 
+from fedlora.config.method_options import MethodOptions
 from fedlora.config.reading import ReadingConfig
-from fedlora.config.schema import Names, OptionalFloat, flag
-from fedlora.config.train import MODE_NAMES, Precision
-
-SERVER_FIELDS = ("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau")
+from fedlora.config.schema import Names, flag
+from fedlora.config.train import Precision
+from fedlora.methods.row import Method
+from fedlora.methods.table import METHODS, find_method
 
 _WEIGHT = re.compile(r"(\d{1,9}):(\d{1,12}(?:\.\d{1,6})?)")
 
 
-class ReaggregateConfig(ReadingConfig):
+class ReaggregateConfig(ReadingConfig, MethodOptions):
     """What another aggregation would have made of every round's stored updates, without training.
 
     Each round starts from where the run really stood, so every answer holds for one round: later updates were trained
@@ -30,12 +31,7 @@ class ReaggregateConfig(ReadingConfig):
     new_name: str = flag("", "folder under model_dir for what comes out; unset: <exp_name>-what-if")
     leave_out: Names = flag((), "clients to leave out, as 3 or 3,5")
     weights: str = flag("", "examples, tokens, uniform, or of every client its own, as 0:2,1:0.5; unset: the run's")
-    federation_mode: str = flag("", "homo, fedavgm, fedadagrad, fedadam, fedyogi or diloco; unset: the run's own")
-    server_learning_rate: OptionalFloat = flag(None, "of fedavgm, fedadagrad, fedadam, fedyogi, diloco", gt=0)
-    server_momentum: OptionalFloat = flag(None, "of fedavgm and diloco", ge=0, lt=1)
-    server_beta1: OptionalFloat = flag(None, "of fedadagrad, fedadam, fedyogi", ge=0, lt=1)
-    server_beta2: OptionalFloat = flag(None, "of fedadam and fedyogi", ge=0, lt=1)
-    server_tau: OptionalFloat = flag(None, "of fedadagrad, fedadam, fedyogi", gt=0)
+    federation_mode: str = flag("", "method whose server aggregates (default: the run's own)")
     val_data_path: str = flag("", "rows on which the actual and the other adapter of every round are compared")
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>; used with val_data_path")
     base_dtype: Precision = flag("auto", "type of the frozen base; used with val_data_path")
@@ -67,20 +63,18 @@ class ReaggregateConfig(ReadingConfig):
     @field_validator("federation_mode")
     @classmethod
     def _known_mode(cls, value: str) -> str:
-        if value and value not in MODE_NAMES:
-            raise ValueError(f"unknown mode; the modes are {', '.join(MODE_NAMES)}")
-        return value
+        return find_method(value).name if value else value
 
     @model_validator(mode="after")
     def _something_changes(self) -> ReaggregateConfig:
-        if not (self.leave_out or self.weights or self.federation_mode or self.server_settings):
+        if not (self.leave_out or self.weights or self.federation_mode or self.method_options):
             raise ValueError("nothing is changed: give leave_out, weights, federation_mode or a setting of the server")
         return self
 
-    @property
-    def server_settings(self) -> dict[str, float]:
-        """The hyper-parameters that were given."""
-        return {name: value for name in SERVER_FIELDS if (value := getattr(self, name)) is not None}
+    @classmethod
+    def methods_with_options(cls) -> tuple[Method, ...]:
+        """Those whose servers can take the updates of another method."""
+        return tuple(row for row in METHODS.values() if row.is_server_side)
 
     @property
     def left_out(self) -> frozenset[int]:

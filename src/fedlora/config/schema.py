@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from fedlora.errors import UsageError
 
@@ -85,6 +86,11 @@ class Config(BaseModel):
             raise UsageError(_explain(error, cls), hint="see --help for the fields and what they take") from None
 
     @classmethod
+    def flat_fields(cls) -> dict[str, FieldInfo]:
+        """Every name that a flag, a line of a file or a keyword may have, with its type, help and default."""
+        return dict(cls.model_fields)
+
+    @classmethod
     def of(cls, **values: Any) -> Self:
         """`make` for Python callers."""
         return cls.make(values)
@@ -99,7 +105,7 @@ def _fields_of(file: Path, config: type[Config]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for key, value in read_yaml(file).items():
         name = key.replace("-", "_")
-        known = config.model_fields.get(name)
+        known = config.flat_fields().get(name)
         if name in fields:
             raise UsageError(f"{file}: {name!r} is given twice", hint="keep one of the two")
         if isinstance(value, bool) and known is not None and known.annotation is not bool:
@@ -116,7 +122,7 @@ def _explain(error: ValidationError, config: type[Config]) -> str:
             continue
         name = str(item["loc"][0])
         if item["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, config.model_fields, n=1)
+            close = difflib.get_close_matches(name, config.flat_fields(), n=1)
             parts.append(f"unknown field {name!r}" + (f" (did you mean {close[0]}?)" if close else ""))
         elif item["type"] == "missing":
             parts.append(f"{name} is required")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from fedlora.config.method_options import MethodOptions, options_as_fields
 from fedlora.config.reading import ReadingConfig
-from fedlora.config.schema import EMPTY_IS_NONE, Names, OptionalFloat, OptionalInt, OptionalRanks, flag
+from fedlora.config.schema import Names, OptionalFloat, OptionalInt, OptionalRanks, flag
+from fedlora.methods.combinations import check_configuration
+from fedlora.methods.row import Method
+from fedlora.methods.table import METHODS, find_method
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Template = Literal["alpaca", "chat"]
 Quantization = Literal["none", "int8", "nf4"]
-Normalisation = Annotated[Literal["all", "participants"] | None, EMPTY_IS_NONE]
-Split = Annotated[Literal["b", "balanced"] | None, EMPTY_IS_NONE]
 
 PLACEMENT_FIELDS = frozenset(
     {
@@ -35,18 +37,7 @@ PLACEMENT_FIELDS = frozenset(
 """Fields that say where a run happens or when it stops, not what it computes."""
 
 
-HYPERPARAMETERS = (
-    *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
-    *("proximal_mu", "rotation_strength"),
-    *("ditto_lambda", "personal_weight", "personal_rounds"),
-    *("residual_rank", "export_rank"),
-    *("trimmed_share", "num_hostile", "krum_selected", "weiszfeld_steps", "weiszfeld_smoothing"),
-    *("client_ranks", "rank_normalisation", "prune_to", "tail_penalty", "svd_split"),
-)
-"""Fields that belong to single methods; unset, a method's own default holds. A test holds the names equal."""
-
-
-class TrainConfig(ReadingConfig):
+class TrainConfig(ReadingConfig, MethodOptions):
     """Train one federated mode over all rounds and leave its adapters under `model_dir/exp_name`."""
 
     exp_name: str = flag("fedavg-1B", "name of the experiment: the folder of the run under model_dir")
@@ -108,34 +99,9 @@ class TrainConfig(ReadingConfig):
     dp_accountant: Literal["rdp", "pld"] = flag("rdp", "pld is tighter and needs the extra named dp")
     max_epsilon: OptionalFloat = flag(None, "end the run before the round that would spend more", gt=0)
 
-    server_learning_rate: OptionalFloat = flag(None, "of fedavgm, fedadagrad, fedadam, fedyogi, diloco, scaffold", gt=0)
-    server_momentum: OptionalFloat = flag(None, "of fedavgm and diloco", ge=0, lt=1)
-    server_beta1: OptionalFloat = flag(None, "decay of the mean, of fedadagrad, fedadam, fedyogi", ge=0, lt=1)
-    server_beta2: OptionalFloat = flag(None, "decay of the variance, of fedadam and fedyogi", ge=0, lt=1)
-    server_tau: OptionalFloat = flag(None, "adaptivity of fedadagrad, fedadam, fedyogi", gt=0)
-    proximal_mu: OptionalFloat = flag(None, "weight of fedprox's pull to the global adapter", ge=0)
-    rotation_strength: OptionalFloat = flag(None, "of fedrot: 1 turns all the way, 0 not at all", ge=0, le=1)
-    ditto_lambda: OptionalFloat = flag(None, "weight of ditto's pull of the own model to the global one", ge=0)
-    personal_weight: OptionalFloat = flag(None, "of feddpa: share of the local adapter in the output", ge=0, le=1)
-    personal_rounds: OptionalInt = flag(None, "of finetune: last rounds, in which everybody trains alone", ge=1)
-    residual_rank: OptionalInt = flag(None, "of fedex: most ranks of a round's residual; unset: all of it", ge=1)
-    export_rank: OptionalInt = flag(
-        None, "of fedex, flora: most ranks of the adapter that a round leaves for PEFT", ge=1, le=4096
-    )
-    trimmed_share: OptionalFloat = flag(None, "of trimmed_mean: left out at each end", ge=0, lt=0.5)
-    num_hostile: OptionalInt = flag(None, "clients that krum and multi_krum must withstand", ge=0)
-    krum_selected: OptionalInt = flag(None, "clients whose mean multi_krum takes", ge=1)
-    weiszfeld_steps: OptionalInt = flag(None, "of geometric_median", ge=1)
-    weiszfeld_smoothing: OptionalFloat = flag(None, "smallest distance of geometric_median", gt=0)
     client_ranks: OptionalRanks = flag(
-        None, "a rank per client, by number, up to lora_r: 8,4,4,2 or 8,4x2,2; of zeropad, hetlora, flexlora, none"
+        None, "a rank per client, by number, up to lora_r: 8,4,4,2 or 8,4x2,2; for methods that take different ranks"
     )
-    rank_normalisation: Normalisation = flag(
-        None, "of zeropad, hetlora: who divides a direction that some have, all clients or its participants"
-    )
-    prune_to: OptionalFloat = flag(None, "of hetlora: share of its rank that a client keeps when it prunes", gt=0, le=1)
-    tail_penalty: OptionalFloat = flag(None, "of hetlora: weight of what holds down the directions behind it", ge=0)
-    svd_split: Split = flag(None, "of flexlora: singular values to B, or their roots to both")
 
     local_val_set_size: int = flag(0, "rows of each client held back for validation", ge=0)
     val_data_path: str = flag("", "file of rows on which every round's adapters are validated")
@@ -176,21 +142,13 @@ class TrainConfig(ReadingConfig):
 
     @field_validator("federation_mode")
     @classmethod
-    def _known_mode(cls, value: str) -> str:
-        if value not in MODE_NAMES:
-            raise ValueError(f"unknown mode; the modes are {', '.join(MODE_NAMES)}")
-        return value
+    def _known_method(cls, value: str) -> str:
+        return find_method(value).name
 
     @model_validator(mode="after")
     def _ranks_fit(self) -> TrainConfig:
         if bad := sorted({rank for rank in self.client_ranks or () if not 1 <= rank <= self.lora_r}):
             raise ValueError(f"client_ranks={bad[0]}: a client's rank is at least 1 and at most lora_r={self.lora_r}")
-        return self
-
-    @model_validator(mode="after")
-    def _order_needs_seq(self) -> TrainConfig:
-        if self.seq_order != "by_id" and self.federation_mode != "seq":
-            raise ValueError("seq_order applies to federation_mode=seq only")
         return self
 
     @model_validator(mode="after")
@@ -206,17 +164,20 @@ class TrainConfig(ReadingConfig):
         return self
 
     @model_validator(mode="after")
-    def _limits_need_a_sum(self) -> TrainConfig:
-        if self.federation_mode == "none" and self.limits_clients:
-            raise ValueError("federation_mode=none combines nothing: leave max_update_norm and max_client_weight out")
-        if self.federation_mode in ("seq", "pooled") and (self.max_update_norm_ratio or self.max_client_weight < 1):
-            raise ValueError(
-                f"federation_mode={self.federation_mode} takes one update after another, so there is no median norm "
-                "and no share of weights: use max_update_norm"
-            )
+    def _only_norms_quarantine(self) -> TrainConfig:
         if self.norm_action == "quarantine" and (self.max_update_norm_ratio or not self.max_update_norm):
             raise ValueError("norm_action=quarantine needs max_update_norm, and max_update_norm_ratio can only clip")
         return self
+
+    @model_validator(mode="after")
+    def _method_takes_it(self) -> TrainConfig:
+        check_configuration(self)
+        return self
+
+    @property
+    def method(self) -> Method:
+        """The row of the method that is trained."""
+        return METHODS[self.federation_mode]
 
     @property
     def limits_clients(self) -> bool:
@@ -235,26 +196,42 @@ class TrainConfig(ReadingConfig):
 
     def record(self) -> dict[str, Any]:
         """The fields that decide the result, as JSON values: what run.json keeps."""
-        return self.model_dump(mode="json", exclude=set(PLACEMENT_FIELDS))
+        return self.model_dump(mode="json", exclude={*PLACEMENT_FIELDS, "method_options"}) | self.method_options
+
+    def full_record(self) -> dict[str, Any]:
+        """`record` with the options that were once fields of every run, as null where they are not given: what is
+        hashed, so that runs keep the identity that they had then."""
+        return dict.fromkeys(ONCE_FIELDS) | self.record()
 
     def identity(self) -> dict[str, Any]:
-        """What a round computes from: `record` without the name, and without the number of rounds where neither a
-        client's learning rate nor the method depends on it, for such a run may grow."""
-        may_grow = self.lr_schedule in ("constant", "linear_per_round") and self.federation_mode not in BOUND_MODES
+        """What a round computes from: everything but the name, and without the number of rounds where neither a
+        client's learning rate nor the method depends on it, for such a run may be prolonged."""
+        may_grow = self.lr_schedule in ("constant", "linear_per_round") and self.method.bound_to_length is False
         free = {"exp_name", "num_communication_rounds"} if may_grow else {"exp_name"}
-        return {name: value for name, value in self.record().items() if name not in free}
+        return {name: value for name, value in self.full_record().items() if name not in free}
 
 
-MODE_NAMES = (
-    *("homo", "seq", "none", "pooled"),
-    *("fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco", "fedprox", "scaffold"),
-    *("ffa", "rolora", "fedsvd", "fedrot", "fedsa"),
-    *("fedex", "flora"),
-    *("median", "trimmed_mean", "krum", "multi_krum", "geometric_median"),
-    *("zeropad", "hetlora", "flexlora"),
-    *("ditto", "feddpa", "finetune"),
+COMBINING_FIELDS = frozenset(
+    {
+        *(name for name in TrainConfig.model_fields if name.startswith("dp_")),
+        *(
+            "max_epsilon",
+            "max_update_norm",
+            "max_update_norm_ratio",
+            "norm_action",
+            "max_client_weight",
+            "client_ranks",
+        ),
+        *options_as_fields(tuple(METHODS.values())),
+    }
 )
-"""Names of the table in federated/modes.py, here because flags must not import torch; a test holds both equal."""
+"""Fields that say how updates are combined: the baselines of a comparison combine none, and are what privacy costs
+something against."""
 
-BOUND_MODES = ("finetune",)
-"""Modes whose rounds depend on how many there are."""
+ONCE_FIELDS = (
+    *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),
+    *("proximal_mu", "rotation_strength", "ditto_lambda", "personal_weight", "personal_rounds"),
+    *("residual_rank", "export_rank", "trimmed_share", "num_hostile", "krum_selected"),
+    *("weiszfeld_steps", "weiszfeld_smoothing", "rank_normalisation", "prune_to", "tail_penalty", "svd_split"),
+)
+"""Options that run.json held as null in every run before options had a field of their own. It does not grow."""

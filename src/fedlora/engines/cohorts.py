@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError, UsageError
 from fedlora.federated.sampling import draw_cohort
-from fedlora.methods.choosing import Mode, choose_mode
-from fedlora.methods.local_only import NoServer
+from fedlora.methods.choosing import LoadedMethod
+from fedlora.methods.table import METHODS
 from fedlora.types import ClientId
 
 
-def choose_cohort(config: TrainConfig, clients: Sequence[ClientId], number: int) -> tuple[ClientId, ...]:
+def choose_cohort(
+    config: TrainConfig, method: LoadedMethod, clients: Sequence[ClientId], number: int
+) -> tuple[ClientId, ...]:
     """Who takes part in a round of a run over these clients; with client-level privacy a stand-in of the usual size."""
-    if choose_mode(config).strategy.asks_everybody(number):
+    if method.server.asks_everybody(number):
         return tuple(clients)
     return draw_cohort(
         clients,
@@ -25,25 +27,25 @@ def choose_cohort(config: TrainConfig, clients: Sequence[ClientId], number: int)
     )
 
 
-def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) -> None:
+def check_clients(config: TrainConfig, method: LoadedMethod, clients: Sequence[ClientId]) -> None:
     """TrainingError when nobody has a row to train on, UsageError when cohorts are too small for `min_clients` or for
     what the method needs."""
     if not clients:
         raise TrainingError("no client has a row to train on", hint="check the client files")
-    size, fewest = len(choose_cohort(config, clients, 1)), count_fewest(config, mode)
+    size, fewest = len(choose_cohort(config, method, clients, 1)), count_fewest(config, method)
     if config.max_client_weight * size < 1:
         raise UsageError(
             f"max_client_weight={config.max_client_weight:g} cannot be: one of {size} clients has at least "
             f"1/{size} of the weights",
             hint=f"raise it to {1 / size:.3g} or more",
         )
-    if mode.order != "pooled" and size < fewest:
+    if not method.pools_rows and size < fewest:
         asks = f"min_clients={fewest}" if fewest == config.min_clients else f"{config.federation_mode} needs {fewest}"
         raise UsageError(
             f"{asks}, but a cohort has {size} of the {len(clients)} clients",
             hint="raise --client_selection_frac, or lower what is asked for",
         )
-    if fault := mode.strategy.find_cohort_fault(size):
+    if fault := method.server.find_cohort_fault(size):
         option, _, _ = fault.partition("=")
         raise UsageError(
             f"federation_mode={config.federation_mode}: {fault}",
@@ -51,18 +53,19 @@ def check_clients(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) 
         )
 
 
-def find_cohort_doubt(config: TrainConfig, mode: Mode, clients: Sequence[ClientId]) -> tuple[str, str] | None:
+def find_cohort_doubt(config: TrainConfig, method: LoadedMethod, clients: Sequence[ClientId]) -> tuple[str, str] | None:
     """What is odd about a cohort of a single client under a method that combines clients, and what to do about it."""
-    combines = mode.order == "parallel" and not isinstance(mode.strategy, NoServer)
-    if not combines or len(clients) < 2 or len(choose_cohort(config, clients, 1)) > 1:
+    combines = method.order == "parallel" and method.combines
+    chains = " or ".join(row.name for row in METHODS.values() if row.order == "chain")
+    if not combines or len(clients) < 2 or len(choose_cohort(config, method, clients, 1)) > 1:
         return None
     return (
         f"a cohort is one of {len(clients)} clients (client_selection_frac={config.client_selection_frac:g}), so "
         f"federation_mode={config.federation_mode} has nothing to combine",
-        "raise --client_selection_frac, or use --federation_mode seq",
+        f"raise --client_selection_frac, or use --federation_mode {chains}",
     )
 
 
-def count_fewest(config: TrainConfig, mode: Mode) -> int:
+def count_fewest(config: TrainConfig, method: LoadedMethod) -> int:
     """How many usable updates a round needs: what the user asks for, and what the method cannot do without."""
-    return 1 if mode.order == "pooled" else max(config.min_clients, mode.strategy.fewest_clients)
+    return 1 if method.pools_rows else max(config.min_clients, method.server.fewest_clients)

@@ -11,6 +11,7 @@ from fedlora.engines.replay import measure_again
 from fedlora.engines.rounds import record_of
 from fedlora.errors import FedloraError, StorageError
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
+from fedlora.methods.choosing import LoadedMethod
 from fedlora.runs.base_chain import BaseChain, measure_additions
 from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.metrics_log import MetricsLog
@@ -23,6 +24,7 @@ from fedlora.types import ClientFailure, ClientId, RoundResult
 
 def read_result(
     config: TrainConfig,
+    method: LoadedMethod,
     reader: RunReader,
     round_number: int,
     log: MetricsLog,
@@ -49,7 +51,7 @@ def read_result(
         }
         for update in reader.describe_updates(round_number)
     ]
-    measured = _measure(config, reader, ids, manifest, private)
+    measured = _measure(config, method, reader, ids, manifest, private)
     if measured is not None:
         known = {record["client_id"]: record for record in measured.records}
         records = [{**known[record["client_id"]], **record} for record in records]
@@ -68,13 +70,14 @@ def read_result(
 
 def _measure(
     config: TrainConfig,
+    method: LoadedMethod,
     reader: RunReader,
     ids: Sequence[ClientId],
     manifest: Manifest,
     private: PrivateRun | None,
 ) -> RoundResult | None:
     try:
-        return measure_again(config, reader, ids, manifest, private)
+        return measure_again(config, method, reader, ids, manifest, private)
     except FedloraError as error:
         say(f"warning: round {manifest.round} has no aggregation error and no drift in the metrics: {error}")
         return None

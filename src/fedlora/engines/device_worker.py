@@ -22,7 +22,7 @@ from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
 from fedlora.llm.local_training import Trainer
-from fedlora.methods.choosing import choose_mode
+from fedlora.methods.choosing import choose_method
 from fedlora.types import BaseDelta, ClientFailure, ClientId, ClientMemory, ClientUpdate, TrainTask
 
 
@@ -107,7 +107,7 @@ def serve(
                 bench = make_workbench(config, files, device=device, layout=layout)
             book = LayoutBook(Layout.from_record(more["layout"]))
             trainer = Trainer(bench.base, bench.lora, config, book, secret)
-            clients = SimulatedClients(trainer, choose_mode(config).rule, bench.examples, _Given(memory))
+            clients = SimulatedClients(trainer, choose_method(config).client, bench.examples, _Given(memory))
             answer = _train(clients, task, book)
         except Exception as error:  # whatever it is, the first process must hear of it
             if not isinstance(error, errors.FedloraError):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from fedlora.console import say
 from fedlora.engines.device_worker import Worker, WorkerLostError
 from fedlora.engines.simulation import SimulatedClients
-from fedlora.methods.choosing import choose_mode
 from fedlora.types import ClientFailure, ClientId, ClientUpdate, TrainTask
 
 AHEAD = 2
@@ -32,7 +31,7 @@ class DeviceClients:
         self.workers = list(workers)
         self.on_rows = on_rows
         config = local.trainer.config
-        self._passes = config.local_num_epochs * choose_mode(config).rule.num_phases
+        self._passes = config.local_num_epochs * config.method.num_trainings
 
     def clients(self) -> Sequence[ClientId]:
         """Clients that have something to train on."""

@@ -12,7 +12,7 @@ from fedlora.engines.devices import DeviceClients
 from fedlora.engines.simulation import MemoryReader, SimulatedClients
 from fedlora.engines.workbench import Workbench
 from fedlora.federated.privacy.randomness import Secret
-from fedlora.methods.choosing import Mode
+from fedlora.methods.choosing import LoadedMethod
 from fedlora.types import ClientPool
 
 
@@ -20,18 +20,18 @@ from fedlora.types import ClientPool
 def open_pool(
     bench: Workbench,
     config: TrainConfig,
-    mode: Mode,
+    method: LoadedMethod,
     memories: MemoryReader,
     on_rows: Callable[[int], None],
     secret: Secret | None = None,
 ) -> Iterator[ClientPool]:
     """A pool over the configured devices; worker processes end with the block."""
     clients = bench.examples
-    local = SimulatedClients(bench.trainer, mode.rule, clients, memories, on_rows=on_rows)
+    local = SimulatedClients(bench.trainer, method.client, clients, memories, on_rows=on_rows)
     if len(config.devices) < 2:
         yield local
         return
-    if mode.order != "parallel":
+    if method.order != "parallel":
         say(f"{config.federation_mode} trains one client after another: only {config.devices[0]} is used")
         yield local
         return

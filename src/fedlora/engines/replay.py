@@ -27,7 +27,7 @@ from fedlora.llm.adapter_files import (
     to_bin,
     to_safetensors,
 )
-from fedlora.methods.choosing import Mode, choose_mode
+from fedlora.methods.choosing import LoadedMethod
 from fedlora.paths import client_name
 from fedlora.runs.base_chain import BASE_NAME, BaseChain, increment_to_bytes
 from fedlora.runs.checking import UPDATE_NAME, find_round_fault
@@ -53,7 +53,7 @@ class Replay:
     """One round as a ClientPool and an UpdateStore at once; `faults` says in what it differs from the files."""
 
     reader: RunReader
-    mode: Mode
+    method: LoadedMethod
     ids: Sequence[ClientId]
     manifest: Manifest
     faults: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Replay:
             if update.task_id != task.id:
                 self.faults.append(f"{place / UPDATE_NAME} answers another task than the run gives this client")
             memory = self.reader.read_memory(task.client_id, task.accepted)
-            start = self.mode.rule.phases(task.download, memory)[0].start
+            start = self.method.client.phases(task.download, memory)[0].start
             # from what a client has that did not leave it, nobody else can tell
             if not update.adapter_stays and update.started_from != fingerprint(start):
                 self.faults.append(f"{place / UPDATE_NAME}: the client started from something else than it was given")
@@ -144,6 +144,7 @@ class Replay:
 
 def replay_round(
     config: TrainConfig,
+    method: LoadedMethod,
     reader: RunReader,
     ids: Sequence[ClientId],
     manifest: Manifest,
@@ -154,7 +155,7 @@ def replay_round(
 
     `chain` reads what the rounds before it added to the base; one for all rounds reads each only once.
     """
-    replay = Replay(reader, choose_mode(config), ids, manifest)
+    replay = Replay(reader, method, ids, manifest)
     try:
         _run_again(config, replay, chain, private)
     except FedloraError as error:
@@ -164,6 +165,7 @@ def replay_round(
 
 def measure_again(
     config: TrainConfig,
+    method: LoadedMethod,
     reader: RunReader,
     ids: Sequence[ClientId],
     manifest: Manifest,
@@ -173,7 +175,7 @@ def measure_again(
 
     StorageError when it is not what the run computes, or what it stands on is damaged.
     """
-    replay = Replay(reader, choose_mode(config), ids, manifest)
+    replay = Replay(reader, method, ids, manifest)
     number = manifest.round
     before = find_round_fault(reader.paths.round_folder(number - 1), number - 1) if number > 1 else None
     if before is None:
@@ -190,5 +192,5 @@ def _run_again(config: TrainConfig, replay: Replay, chain: BaseChain, private: P
     config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
     if private is not None:
         private = replace(private, counts_refused="refused" in (replay.manifest.privacy or {}))
-    run = FederatedRun(replay.mode, replay, replay, config, adapter, start=start, private=private)
+    run = FederatedRun(replay.method, replay, replay, config, adapter, start=start, private=private)
     return next(run.rounds())

@@ -26,7 +26,7 @@ from fedlora.federated.limits import Limits
 from fedlora.federated.measurement import Measurement, merge_waves
 from fedlora.federated.ranks import rank_in, shapes_at
 from fedlora.files import sha256_of_json
-from fedlora.methods.choosing import Mode, Wave, has_personal_models
+from fedlora.methods.choosing import LoadedMethod, Wave
 from fedlora.runs.base_chain import describe_additions, measure_additions
 from fedlora.runs.standing import Standing
 from fedlora.types import (
@@ -63,7 +63,7 @@ class FederatedRun:
 
     def __init__(
         self,
-        mode: Mode,
+        method: LoadedMethod,
         pool: ClientPool,
         store: UpdateStore,
         config: TrainConfig,
@@ -74,20 +74,20 @@ class FederatedRun:
     ) -> None:
         if config.is_private != (private is not None):
             raise ValueError("a run is private exactly when its configuration is")
-        self.mode = mode
+        self.method = method
         self.pool = pool
         self.store = store
         self.config = config
         self.clients = tuple(pool.clients())
         self.expected = shapes_of(adapter)
-        times = mode.rule.own_ranks
+        times = method.client.own_ranks
         self.keeps = shapes_at(self.expected, times * rank_in(self.expected)) if times > 1 else None
         self.limits = Limits(config.max_update_norm, config.max_update_norm_ratio, config.max_client_weight)
         # what a task's id begins with: an update of another run answers none of this one's
         self._run_id = sha256_of_json(config.identity())
-        check_clients(config, mode, self.clients)
+        check_clients(config, method, self.clients)
         self._untrained = adapter
-        self.state = mode.strategy.init(adapter, self.clients)
+        self.state = method.server.init(adapter, self.clients)
         self.accepted: dict[ClientId, int] = {}
         self.done = 0
         self.private = private
@@ -105,7 +105,7 @@ class FederatedRun:
 
     def _draw_cohort(self, number: int) -> tuple[ClientId, ...]:
         drawn = self.private.draw_cohort(self.clients, number) if self.private else None
-        return choose_cohort(self.config, self.clients, number) if drawn is None else drawn
+        return choose_cohort(self.config, self.method, self.clients, number) if drawn is None else drawn
 
     def _describe(self, number: int, wave: int, cohort: Sequence[ClientId]) -> RoundContext:
         config = self.config
@@ -118,15 +118,15 @@ class FederatedRun:
         before = self.state.base
         self.store.begin_round(number)
         done = _Done()
-        waves = self.mode.waves(cohort, shuffle=config.seq_order == "shuffled", seed=config.seed, round_number=number)
+        waves = self.method.waves(cohort, shuffle=config.seq_order == "shuffled", seed=config.seed, round_number=number)
         for index, wave in enumerate(waves):
             self._run_wave(self._describe(number, index, cohort), wave, done)
         self._check_quorum(number, done)
-        export = self.mode.strategy.export(self.state, config.lora_scaling)
+        export = self.method.server.export(self.state, config.lora_scaling)
         check_finite(number, export.adapter or {}, self.state)
         base_facts = describe_additions(before, self.state.base, export)
         self._commit(number, cohort, export.adapter, done, base_facts)
-        global_adapter = self.mode.strategy.global_adapter(self.state)
+        global_adapter = self.method.server.global_adapter(self.state)
         measured, by_client = merge_waves(done.measured)
         records = [{**record, **by_client.get(record["client_id"], {})} for record in done.records]
         metrics = {**measured, **self.state.notes, **measure_additions(base_facts)}
@@ -137,7 +137,7 @@ class FederatedRun:
         config = self.config
         if not wave:
             # a Poisson cohort of nobody is a round of noise
-            self.state = self.mode.strategy.aggregate(self.state, self._hide([], context), context)
+            self.state = self.method.server.aggregate(self.state, self._hide([], context), context)
             return
         tasks = self._make_tasks(context, wave)
         kept = {task.client_id: update for task in tasks if (update := self._find_kept(task)) is not None}
@@ -150,8 +150,8 @@ class FederatedRun:
             self.store,
             self.expected,
             kept,
-            sends=self.mode.rule.sends,
-            may_be_smaller=self.mode.rule.sends_smaller,
+            sends=self.method.client.sends,
+            may_be_smaller=self.method.client.sends_smaller,
             retries=config.client_retries,
             longest=config.max_update_norm if refuses_long else None,
             keeps=self.keeps,
@@ -163,9 +163,9 @@ class FederatedRun:
             limited = LimitedUpdates(arriving, starts, self.limits)
         meter, before = self._make_meter(tasks), self.state.base
         updates = meter.watch(limited or arriving)
-        self.state = self.mode.strategy.aggregate(self.state, self._hide(updates, context), context)
+        self.state = self.method.server.aggregate(self.state, self._hide(updates, context), context)
         arriving.finish()
-        made = self.mode.strategy.global_adapter(self.state)
+        made = self.method.server.global_adapter(self.state)
         if made is not None:
             made = add_increment(made, before, self.state.base, config.lora_scaling)
         done.measured.append(meter.measure(made))
@@ -178,18 +178,18 @@ class FederatedRun:
     def _hide(self, updates: Updates, context: RoundContext) -> Updates:
         if self.private is None:
             return updates
-        download = self.mode.strategy.broadcast(self.state, self.clients[0], context.round)
+        download = self.method.server.broadcast(self.state, self.clients[0], context.round)
         return self.private.hide(updates, download, context)
 
     def _make_meter(self, tasks: Sequence[TrainTask]) -> ErrorMeter:
         """Clients weigh in it as they do in what it measures: all the same where they are hidden behind noise."""
         is_hidden = self.config.dp_noise_multiplier is not None
-        weight_of = (lambda update: 1.0) if is_hidden else self.mode.strategy.weight_of
+        weight_of = (lambda update: 1.0) if is_hidden else self.method.server.weight_of
         downloads = {task.client_id: task.download for task in tasks}
         return ErrorMeter(downloads, weight_of=weight_of, scaling=self.config.lora_scaling)
 
     def _check_quorum(self, number: int, done: _Done) -> None:
-        fewest = count_fewest(self.config, self.mode)
+        fewest = count_fewest(self.config, self.method)
         if len(done.records) >= fewest or not (done.records or done.failures):
             # nobody was asked: only a private cohort can be empty
             return
@@ -210,7 +210,7 @@ class FederatedRun:
         tasks = []
         known: dict[int, str] = {}
         for client, rows_of in wave:
-            download = self.mode.strategy.broadcast(self.state, client, context.round)
+            download = self.method.server.broadcast(self.state, client, context.round)
             accepted = self.accepted.get(client)
             # the same tensors mostly go to everybody, and are hashed once
             sent: list[str | None] = [download.travels, download.trainable, download.shared]
@@ -240,7 +240,7 @@ class FederatedRun:
         base_facts: Mapping[str, Any],
     ) -> None:
         fresh = {int(record["client_id"]) for record in done.records}
-        if has_personal_models(self.mode):
+        if self.method.keeps_personal_model:
             for client, accepted in sorted(self.accepted.items()):
                 if client not in fresh:
                     self.store.carry_forward(number, client, accepted)

@@ -20,35 +20,16 @@ from fedlora.federated.adapters import layer_pairs, make_adapter
 from fedlora.federated.limits import Limits
 from fedlora.federated.products import norm_of_sum, stack_rows
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
-from fedlora.methods.choosing import choose_mode
-from fedlora.methods.strategy import Strategy
+from fedlora.methods.choosing import choose_method
+from fedlora.methods.combinations import why_not_reaggregated, why_not_server_of
+from fedlora.methods.row import Method
+from fedlora.methods.table import METHODS
 from fedlora.paths import client_name
 from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.reader import RunReader
 from fedlora.runs.run_records import Manifest
 from fedlora.runs.server_state import load_state
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, RoundContext, ServerState, Updates
-
-SERVER_SIDE = ("homo", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco")
-"""Modes that differ in nothing but what the server does with the mean: each can take the updates of any other."""
-
-SUM_KIND = (*SERVER_SIDE, "fedprox", "fedrot", "ffa", "rolora", "fedsvd", "ditto", "feddpa")
-"""Modes whose server takes a mean of updates that started from one adapter."""
-
-ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
-"""Their updates could be averaged; what they do themselves is no mean."""
-
-_RANKS = "its clients may send different ranks, which other servers do not take"
-REASONS = {
-    "none": "its clients send nothing",
-    "seq": "each client starts from what the one before left, so nothing else can be made of one update",
-    "pooled": "one trainer has everybody's rows, and there is one update",
-    **dict.fromkeys(("zeropad", "hetlora", "flexlora"), _RANKS),
-    **dict.fromkeys(("fedex", "flora"), "its updates stand on what each round before added to the base"),
-    "finetune": "in its last rounds nothing is sent",
-    "fedsa": "clients keep their B, and there is no global model",
-    "scaffold": "its updates carry control variates, which another cohort or other weights would contradict",
-}
 
 
 @dataclass(frozen=True)
@@ -79,12 +60,24 @@ class Outcome:
 
 
 class WhatIf:
-    """The rounds of one run under one change; `target` is the configuration whose server aggregates."""
+    """The rounds of one run under one change; `target` is the configuration whose server, that of `method`, aggregates.
+    `recorded` are the hyper-parameters that the run had."""
 
-    def __init__(self, source: TrainConfig, target: TrainConfig, change: Change, reader: RunReader) -> None:
-        check_modes(source.federation_mode, target.federation_mode)
-        self.strategy: Strategy = choose_mode(target).strategy
-        if change.weights is not None and not self.strategy.is_weighted:
+    def __init__(
+        self,
+        source: TrainConfig,
+        target: TrainConfig,
+        change: Change,
+        reader: RunReader,
+        recorded: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_methods(source.method, target.method)
+        # a server that the run had goes on from its own memory
+        self.is_own = source.federation_mode == target.federation_mode
+        self.actual = choose_method(source, recorded)
+        self.method = choose_method(target, recorded if self.is_own else None)
+        self.strategy = self.method.server
+        if change.weights is not None and not self.method.weighs_rows:
             raise UsageError(
                 f"federation_mode={target.federation_mode} gives every client the same weight",
                 hint="leave --weights out",
@@ -95,8 +88,6 @@ class WhatIf:
                 hint="give examples, tokens or uniform",
             )
         self.source, self.target, self.change, self.reader = source, target, change, reader
-        # a server that the run had goes on from its own memory
-        self.is_own = source.federation_mode == target.federation_mode
 
     def rounds(self, ids: Sequence[ClientId]) -> Iterator[Outcome]:
         """Every committed round in turn; StorageError when a file it stands on is not what was written."""
@@ -123,7 +114,7 @@ class WhatIf:
         """What the round before left in the run itself."""
         left = load_state(self.reader.paths.round_folder(number - 1), self.reader.shapes) if number > 1 else None
         untrained = make_adapter(self.reader.shapes, self.source.seed)
-        return left or choose_mode(self.source).strategy.init(untrained, ids)
+        return left or self.actual.server.init(untrained, ids)
 
     def _run(
         self, number: int, state: ServerState, ids: Sequence[ClientId], manifest: Manifest
@@ -143,7 +134,7 @@ class WhatIf:
         actual = load_adapter(folder / SAFETENSORS_NAME, self.reader.shapes)
         step = product_distance(actual, state.adapter)
         counts = {update.client_id: update.num_examples for update in chosen.done}
-        if not self.strategy.is_weighted:
+        if not self.method.weighs_rows:
             counts = dict.fromkeys(counts, 1)
         files = {name: facts["sha256"] for name, facts in manifest.files.items()}
         source = {
@@ -187,21 +178,15 @@ class ChosenUpdates:
             yield replace(update, upload=upload, memory=ClientMemory(), num_examples=self._counts[update.client_id])
 
 
-def check_modes(source: str, target: str) -> None:
+def check_methods(source: Method, target: Method) -> None:
     """UsageError with the reason when the updates of `source` cannot be given to the server of `target`."""
-    if source in REASONS or source not in (*SUM_KIND, *ROBUST):
-        reason = REASONS.get(source, "its updates are no terms of a mean")
-        raise UsageError(f"the run's federation_mode={source} cannot be aggregated otherwise: {reason}")
-    if target == source and target in SUM_KIND:
-        return
-    if target not in SERVER_SIDE:
-        if target in ROBUST:
-            reason = "it chooses among updates instead of summing them"
-        else:
-            reason = REASONS.get(target, "what it changes is how clients train, and these updates are trained already")
+    if reason := why_not_reaggregated(source):
+        raise UsageError(f"the run's federation_mode={source.name} cannot be aggregated otherwise: {reason}")
+    if reason := why_not_server_of(target, source):
+        able = ", ".join(row.name for row in METHODS.values() if row.is_server_side)
         raise UsageError(
-            f"federation_mode={target} cannot take the updates of {source}: {reason}",
-            hint=f"name one with --federation_mode: {', '.join(SERVER_SIDE)}",
+            f"federation_mode={target.name} cannot take the updates of {source.name}: {reason}",
+            hint=f"name one with --federation_mode: {able}",
         )
 
 

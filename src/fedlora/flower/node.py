@@ -35,7 +35,7 @@ from fedlora.llm.examples import Example
 from fedlora.llm.layout import Layout
 from fedlora.llm.lora import is_fan_in_fan_out
 from fedlora.llm.memory import is_out_of_memory
-from fedlora.methods.choosing import choose_mode
+from fedlora.methods.choosing import choose_method
 from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState, ClientFailure, ClientMemory, ClientUpdate, FailureKind, TrainTask
 
@@ -203,7 +203,7 @@ class Node:
             on_layout=lambda layout: store.write_layout(layout.record()),
         )
         store.write_layout(bench.book.layout.record())
-        clients = SimulatedClients(bench.trainer, choose_mode(config).rule, bench.examples, store)
+        clients = SimulatedClients(bench.trainer, choose_method(config).client, bench.examples, store)
         return _Run(key, config, bench, clients, store)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from fedlora.config.train import PLACEMENT_FIELDS, TrainConfig
 from fedlora.errors import FedloraError, UsageError
 from fedlora.flower.node_config import NodeConfig
-from fedlora.methods.choosing import choose_mode
+from fedlora.methods.combinations import check_ranks
 from fedlora.types import TrainTask
 
 
@@ -29,7 +29,7 @@ def accept_config(policy: NodeConfig, asked: Mapping[str, Any]) -> TrainConfig:
         raise Refusal("this node runs no code that a model repository ships")
     try:
         config = TrainConfig.model_validate({**fields, "device": policy.device, "data_path": policy.data_path})
-        choose_mode(config)
+        check_ranks(config)
     except (ValueError, UsageError):
         # the text of a validation error repeats its input
         raise Refusal("the run's configuration is not one that this node's version of fedlora knows") from None
@@ -43,8 +43,8 @@ def find_excess(policy: NodeConfig, config: TrainConfig) -> str | None:
     """The first reason why a well-formed request is beyond the node's bounds, or None."""
     if policy.find_model(config.base_model) is None:
         return f"base_model={config.base_model[:80]!r} is not allowed on this node"
-    if config.federation_mode == "pooled":
-        return "federation_mode=pooled brings rows together, and no row leaves this node"
+    if config.method.pools_rows:
+        return f"federation_mode={config.federation_mode} brings rows together, and no row leaves this node"
     if config.is_private:
         return "differential privacy is not offered by this node's version of fedlora"
     if policy.federation_modes and config.federation_mode not in policy.federation_modes:

@@ -25,7 +25,7 @@ from fedlora.flower.pool import FlowerClients, Patience
 from fedlora.flower.request import exit_line
 from fedlora.flower.roster import Roster
 from fedlora.llm.layout import Layout
-from fedlora.methods.choosing import Mode
+from fedlora.methods.choosing import LoadedMethod
 from fedlora.paths import RunPaths
 from fedlora.runs.base_chain import read_increment
 from fedlora.runs.lock import hold_run
@@ -68,8 +68,10 @@ def _tell(line: str) -> None:
 
 def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
     """Train all rounds, or those that are left, with the nodes of a Flower grid; returns where they lie."""
-    if config.federation_mode == "pooled":
-        raise UsageError("federation_mode=pooled brings rows together, and here they stay where they are")
+    if config.method.pools_rows:
+        raise UsageError(
+            f"federation_mode={config.federation_mode} brings rows together, and here they stay where they are"
+        )
     if config.is_private:
         raise UsageError(
             "differential privacy needs a secret at every client, which nodes do not have yet",
@@ -102,12 +104,12 @@ def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: RunRecord 
     clients = {client: ClientFile(Path(facts.file), facts) for client, facts in told.items()}
     bench = replace(bench, examples=ClientExamples(clients, bench.encoder, config, None))
 
-    def open_pool(mode: Mode, on_rows: Callable[[int], None]) -> ClientPool:
+    def open_pool(method: LoadedMethod, on_rows: Callable[[int], None]) -> ClientPool:
         return FlowerClients(
             grid,
             roster,
             config,
-            mode.rule,
+            method.client,
             shapes,
             patience=waits.wave,
             on_rows=on_rows,

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fedlora.federated.adapters import layer_pairs
 from fedlora.federated.ranks import cut_like, pad_like
 from fedlora.types import AdapterState, Phase
 
@@ -22,8 +21,7 @@ class GradientTerms:
     def __init__(self, phase: Phase, factors: Mapping[str, nn.Parameter], *, needs_mean: bool) -> None:
         self._factors = factors
         self._start = phase.start
-        self._tail_penalty, self._tail_from = phase.tail_penalty, phase.tail_from
-        self._pairs = layer_pairs(factors) if phase.tail_penalty else {}
+        self._terms = phase.terms
         self._mu = phase.proximal_mu
         self._anchor = _place(phase.anchor, factors) if phase.anchor is not None and phase.proximal_mu else {}
         self._correction = _place(phase.correction, factors) if phase.correction is not None else {}
@@ -32,15 +30,15 @@ class GradientTerms:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Add `mu * (x - anchor)`, the correction and the tail's gradient to this step's own."""
+        """Add `mu * (x - anchor)`, the correction and the method's terms to this step's own."""
         for key, factor in self._factors.items():
             gradient = _gradient_of(key, factor)
             if key in self._anchor:
                 gradient.add_(factor - self._anchor[key], alpha=self._mu)
             if key in self._correction:
                 gradient.add_(self._correction[key])
-        for a_key, b_key in self._pairs.values():
-            self._hold_down_tail(self._factors[a_key], self._factors[b_key])
+        for term in self._terms:
+            term.add_gradient(self._factors)
 
     @torch.no_grad()
     def count(self) -> None:
@@ -56,15 +54,6 @@ class GradientTerms:
         mean = {key: value / self._steps for key, value in self._sum.items()}
         mean = {key: (value - self._correction.get(key, 0.0)).to("cpu") for key, value in mean.items()}
         return cut_like(mean, {key: self._start[key] for key in mean}) if self._start else mean
-
-    def _hold_down_tail(self, a: nn.Parameter, b: nn.Parameter) -> None:
-        """Add the gradient of `penalty * ||B_tail|| * ||A_tail||`; of a norm that is zero it is zero."""
-        if a.grad is None or b.grad is None:
-            raise ValueError("a penalty on the tail needs both factors to be trained")
-        rows, columns, tiny = a[self._tail_from :], b[:, self._tail_from :], torch.finfo(a.dtype).tiny
-        a_norm, b_norm = rows.norm(), columns.norm()
-        a.grad[self._tail_from :] += rows / a_norm.clamp_min(tiny) * (self._tail_penalty * b_norm)
-        b.grad[:, self._tail_from :] += columns / b_norm.clamp_min(tiny) * (self._tail_penalty * a_norm)
 
 
 def _gradient_of(key: str, factor: nn.Parameter) -> Tensor:

@@ -20,7 +20,6 @@ from fedlora.types import ClientMemory, Download, LocalResult, Phase, Upload
 class TrainBoth(TrainAndSend):
     """Client half: FedAvg's training, then that of the own model, which begins as the first download."""
 
-    num_phases: ClassVar[int] = 2
     own_ranks: ClassVar[int] = 1
 
     ditto_lambda: float = 0.1

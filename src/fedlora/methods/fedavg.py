@@ -34,10 +34,6 @@ from fedlora.types import (
 class FedAvg:
     """Server half: the state is the global adapter."""
 
-    is_weighted: ClassVar[bool] = True
-    turns_factors: ClassVar[bool] = False
-    takes_ranks: ClassVar[bool] = False
-
     @property
     def fewest_clients(self) -> int:
         return 1
@@ -46,7 +42,7 @@ class FedAvg:
         return None
 
     def weight_of(self, update: ClientUpdate) -> float:
-        return float(update.num_examples) if self.is_weighted else 1.0
+        return float(update.num_examples)
 
     def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState:
         return ServerState(adapter)
@@ -76,8 +72,6 @@ class FedAvg:
 class RankedServer(FedAvg):
     """What servers of different ranks share: the global adapter has the largest rank, a client its first directions."""
 
-    takes_ranks: ClassVar[bool] = True
-
     client_ranks: tuple[Rank, ...] | None = None
 
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
@@ -92,7 +86,6 @@ class TrainAndSend:
     sends: ClassVar[tuple[str, ...]] = ()
     sends_smaller: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
-    num_phases: ClassVar[int] = 1
     own_ranks: ClassVar[int] = 0
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:

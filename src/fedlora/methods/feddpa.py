@@ -28,7 +28,6 @@ LOCAL = "local"
 class TrainLocalBeside(TrainAndSend):
     """Client half; `personal_weight` is the `a` above, `lora_scaling` the run's `s`."""
 
-    num_phases: ClassVar[int] = 2
     own_ranks: ClassVar[int] = 2
 
     personal_weight: float = 0.5

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,8 +25,6 @@ ALIGN = {"A": "align_a", "B": "align_b"}
 @dataclass(frozen=True)
 class FedRot(FedAvg):
     """Server half: FedAvg, and which factor is aligned in this round."""
-
-    turns_factors: ClassVar[bool] = True
 
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
         return Download(state.adapter, extra={ALIGN["A" if round_number % 2 else "B"]: {}})

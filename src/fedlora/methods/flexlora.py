@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,8 +38,6 @@ class Svd:
 @dataclass(frozen=True)
 class FlexLora(RankedServer):
     """Server half. `svd_split` b leaves `B = U S, A = V^T`, balanced `B = U sqrt(S), A = sqrt(S) V^T`."""
-
-    turns_factors: ClassVar[bool] = True
 
     svd_split: Split = "b"
 

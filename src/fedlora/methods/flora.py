@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,8 +25,6 @@ from fedlora.types import AdapterState, BaseDelta, ClientId, Download, Export, R
 class FLora(RankedServer):
     """Server half of FLoRA. Between rounds `adapter` is the fresh one that everybody draws for the next round; a client
     of a smaller rank trains its first directions."""
-
-    turns_factors: ClassVar[bool] = True
 
     export_rank: int = 256
 

@@ -7,12 +7,14 @@ largest rank and averages it with weights `||B_k A_k||_F` (here over all layers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
+from fedlora.federated.adapters import layer_pairs
 from fedlora.federated.ranks import (
     Rank,
     cut_rank,
@@ -49,8 +51,6 @@ class HetLora(ZeroPadding):
     Where every product is zero all clients weigh the same.
     """
 
-    is_weighted: ClassVar[bool] = False
-
     def weight_of(self, update: ClientUpdate) -> float:
         return product_norm(update.upload or {})
 
@@ -80,6 +80,25 @@ class HetLora(ZeroPadding):
 
 
 @dataclass(frozen=True)
+class TailPenalty:
+    """`strength * ||B[:, first:]|| * ||A[first:]||` of every layer, as a term of a phase's gradient."""
+
+    strength: float
+    first: Rank
+
+    def add_gradient(self, factors: Mapping[str, Tensor]) -> None:
+        """Add the gradient of the penalty to that of the factors; of a norm that is zero it is zero."""
+        for a_key, b_key in layer_pairs(factors).values():
+            a, b = factors[a_key], factors[b_key]
+            if a.grad is None or b.grad is None:
+                raise ValueError("a penalty on the tail needs both factors to be trained")
+            rows, columns, tiny = a[self.first :], b[:, self.first :], torch.finfo(a.dtype).tiny
+            a_norm, b_norm = rows.norm(), columns.norm()
+            a.grad[self.first :] += rows / a_norm.clamp_min(tiny) * (self.strength * b_norm)
+            b.grad[:, self.first :] += columns / b_norm.clamp_min(tiny) * (self.strength * a_norm)
+
+
+@dataclass(frozen=True)
 class PruneAndSend(TrainAndSend):
     """Client half of HetLoRA: the last directions, from `prune_to` of the rank on, are held down and given up.
 
@@ -94,7 +113,8 @@ class PruneAndSend(TrainAndSend):
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]:
         start = download.adapter
-        return (Phase(start, tail_penalty=self.tail_penalty, tail_from=self.kept_rank(rank_of_adapter(start))),)
+        tail = TailPenalty(self.tail_penalty, self.kept_rank(rank_of_adapter(start)))
+        return (Phase(start, terms=(tail,) if self.tail_penalty else ()),)
 
     def upload(
         self, results: Sequence[LocalResult], download: Download, memory: ClientMemory

@@ -15,6 +15,7 @@ from fedlora.types import (
     AdapterState,
     ClientId,
     ClientMemory,
+    ClientUpdate,
     Download,
     LocalResult,
     Phase,
@@ -29,7 +30,8 @@ from fedlora.types import (
 class NoServer(RankedServer):
     """Server half: remembers the untrained adapter, combines nothing."""
 
-    is_weighted: ClassVar[bool] = False
+    def weight_of(self, update: ClientUpdate) -> float:
+        return 1.0
 
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
         return replace(super().broadcast(state, client_id, round_number), travels=None, shared=None)

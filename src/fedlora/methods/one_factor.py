@@ -32,8 +32,6 @@ class FfaLora(FedAvg):
 class RoLora(FedAvg):
     """Server half of RoLoRA: the factor alternates with the number of the round."""
 
-    turns_factors: ClassVar[bool] = True
-
     def broadcast(self, state: ServerState, client_id: ClientId, round_number: int) -> Download:
         half = "B" if round_number % 2 else "A"
         return Download(state.adapter, trainable=half, shared=half)
@@ -43,7 +41,6 @@ class RoLora(FedAvg):
 class FedSvd(FfaLora):
     """Server half of FedSVD: the product is kept and A becomes its right singular vectors, `A A^T = I`."""
 
-    turns_factors: ClassVar[bool] = True
     travels: ClassVar[Half] = "both"
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedlora.federated.client_stacks import HELD_BYTES, ClientStacks, Stack
 from fedlora.methods.fedavg import FedAvg
-from fedlora.types import RoundContext, ServerState, Updates
+from fedlora.types import ClientUpdate, RoundContext, ServerState, Updates
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class RobustServer(FedAvg, ABC):
     before the smallest cohorts, the smallest trim and the largest Multi-Krum were enforced: they go on as they began.
     """
 
-    is_weighted: ClassVar[bool] = False
     held_bytes: ClassVar[float] = HELD_BYTES
 
     is_guarded: bool = field(default=True, kw_only=True)
@@ -38,6 +37,9 @@ class RobustServer(FedAvg, ABC):
     @property
     def fewest_clients(self) -> int:
         return 3 if self.is_guarded else 1
+
+    def weight_of(self, update: ClientUpdate) -> float:
+        return 1.0
 
     @abstractmethod
     def combine_changes(self, stack: Stack) -> Mapping[str, Tensor]:

@@ -21,6 +21,7 @@ from fedlora.types import (
     AdapterState,
     ClientId,
     ClientMemory,
+    ClientUpdate,
     Download,
     LocalResult,
     Phase,
@@ -37,9 +38,10 @@ CONTROL, CHANGE = "control", "control_change"
 class Scaffold(FedAvg):
     """Server half: `x <- x + eta mean(x_k - x)` unweighted, `c <- c + |S| / N mean(c_k change)` over all N clients."""
 
-    is_weighted: ClassVar[bool] = False
-
     server_learning_rate: float = 1.0
+
+    def weight_of(self, update: ClientUpdate) -> float:
+        return 1.0
 
     def init(self, adapter: AdapterState, clients: Sequence[ClientId]) -> ServerState:
         return ServerState(adapter, {CONTROL: zeros_like(adapter)})

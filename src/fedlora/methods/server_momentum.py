@@ -9,14 +9,13 @@ adapter of few rounds its gain of eta / (1 - beta) overshoots: lower the momentu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedlora.federated.adapters import combine, weighted_mean, zeros_like
 from fedlora.methods.fedavg import FedAvg
-from fedlora.types import RoundContext, ServerState, Updates
+from fedlora.types import ClientUpdate, RoundContext, ServerState, Updates
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,11 @@ class FedAvgM(FedAvg):
 class DiLoCo(FedAvg):
     """Slot `momentum`. With server_momentum 0 and server_learning_rate 1 it is the plain mean of the clients."""
 
-    is_weighted: ClassVar[bool] = False
-
     server_learning_rate: float = 0.7
     server_momentum: float = 0.9
+
+    def weight_of(self, update: ClientUpdate) -> float:
+        return 1.0
 
     def aggregate(self, state: ServerState, updates: Updates, context: RoundContext) -> ServerState:
         mean = weighted_mean(((update.upload or {}, 1.0) for update in updates), dtype=torch.float64)

@@ -28,23 +28,17 @@ from fedlora.types import (
 class Strategy(Protocol):
     """The server: `aggregate` must not mutate its inputs and must not depend on the order of updates.
 
-    Iterating over `updates` for the first time trains the clients, one after another: `aggregate` pulls them. Later
-    iterations read the same updates from the store, one in memory at a time.
+    `aggregate` pulls the clients' training: the first pass over `updates` trains them, one after another; further
+    passes read the same updates from the store, one in memory at a time.
 
-    `broadcast` is given the number of the round, for methods that alternate. `is_weighted` says whether rows weigh,
-    `turns_factors` whether the factors a client starts from are others than those it left, so that its optimizer's
-    memory of them means nothing. `takes_ranks` strategies have a field `client_ranks` and send every client an adapter
-    of its own rank. `weight_of` is what an update weighs in the method's mean, up to a common factor. With fewer than
-    `fewest_clients` updates `aggregate` leaves the state as it is. `find_cohort_fault` says why the hyper-parameters
-    cannot be meant for cohorts of this size, beginning with `name=value`; None when they can. `asks_everybody` says
-    whether a round is for all clients, whoever was drawn. `increment_rank` is the most ranks that a round adds to the
-    base under a layer, from clients of these ranks; `export` gives the global model as the one adapter that a round
-    leaves.
+    `broadcast` is given the number of the round, for methods that alternate. A strategy whose clients may have
+    different ranks has a field `client_ranks` and sends every client an adapter of its own rank. `weight_of` is what an
+    update weighs in the method's mean, up to a common factor. With fewer than `fewest_clients` updates `aggregate`
+    leaves the state as it is. `find_cohort_fault` says why the hyper-parameters cannot be meant for cohorts of this
+    size, beginning with `name=value`; None when they can. `asks_everybody` says whether a round is for all clients,
+    whoever was drawn. `increment_rank` is the most ranks that a round adds to the base under a layer, from clients of
+    these ranks; `export` gives the global model as the one adapter that a round leaves.
     """
-
-    is_weighted: ClassVar[bool]
-    turns_factors: ClassVar[bool]
-    takes_ranks: ClassVar[bool]
 
     @property
     def fewest_clients(self) -> int: ...
@@ -65,15 +59,13 @@ class ClientRule(Protocol):
 
     The first of its phases is the one that the server hears of: loss, norm and where it began are told of that one.
     `sends` names the extra tensors of an upload; `needs_gradient` asks for the mean gradient of local training.
-    `sends_smaller` says that an upload may be of a smaller rank than the download. `num_phases` is how many times a
-    task trains. `own_ranks` is the rank of the model that a client keeps for itself, in multiples of the rank that
-    travels; 0 where it keeps none.
+    `sends_smaller` says that an upload may be of a smaller rank than the download. `own_ranks` is the rank of the model
+    that a client keeps for itself, in multiples of the rank that travels; 0 where it keeps none.
     """
 
     sends: ClassVar[tuple[str, ...]]
     sends_smaller: ClassVar[bool]
     needs_gradient: ClassVar[bool]
-    num_phases: ClassVar[int]
     own_ranks: ClassVar[int]
 
     def phases(self, download: Download, memory: ClientMemory) -> tuple[Phase, ...]: ...

@@ -20,7 +20,7 @@ from fedlora.federated.ranks import rank_of
 from fedlora.llm.adapter_files import to_bin, to_safetensors
 from fedlora.llm.examples import PASS_OVERHEAD_TOKENS, Example, cut_passes, order_steps
 from fedlora.llm.layout import Layout
-from fedlora.methods.choosing import Mode, Wave, choose_mode, has_global_model
+from fedlora.methods.choosing import LoadedMethod, Wave
 from fedlora.planning.growth import forecast_growth
 from fedlora.runs.server_state import state_to_bytes
 from fedlora.types import (
@@ -103,17 +103,19 @@ class RunForecast:
     waves: list[Wave]
 
 
-def draw_waves(config: TrainConfig, clients: Sequence[ClientId]) -> list[list[Wave]]:
+def draw_waves(config: TrainConfig, method: LoadedMethod, clients: Sequence[ClientId]) -> list[list[Wave]]:
     """Every round's waves, as the run will draw them."""
-    mode, shuffle = choose_mode(config), config.seq_order == "shuffled"
+    shuffle = config.seq_order == "shuffled"
+    rounds = range(1, config.num_communication_rounds + 1)
+    cohorts = {number: choose_cohort(config, method, clients, number) for number in rounds}
     return [
-        list(mode.waves(choose_cohort(config, clients, number), shuffle=shuffle, seed=config.seed, round_number=number))
-        for number in range(1, config.num_communication_rounds + 1)
+        list(method.waves(cohorts[number], shuffle=shuffle, seed=config.seed, round_number=number)) for number in rounds
     ]
 
 
 def forecast_run(
     config: TrainConfig,
+    method: LoadedMethod,
     rounds: Sequence[Sequence[Wave]],
     work: dict[tuple[ClientId, ...], Work],
     adapter: AdapterState,
@@ -121,8 +123,7 @@ def forecast_run(
     """`work` has one epoch of every task's rows, by the clients whose rows they are."""
     steps_of: Counter[ClientId] = Counter()
     rounds_of: Counter[ClientId] = Counter()
-    mode = choose_mode(config)
-    epochs = config.local_num_epochs * mode.rule.num_phases
+    epochs = config.local_num_epochs * method.num_trainings
     num_tokens = 0
     for waves in rounds:
         for client, rows_of in (member for wave in waves for member in wave):
@@ -131,12 +132,12 @@ def forecast_run(
             num_tokens += epoch.num_tokens * epochs
             rounds_of.update(rows_of)
     members = [[client for wave in waves for client, _ in wave] for waves in rounds]
-    sending = [clients for number, clients in enumerate(members, start=1) if not mode.strategy.asks_everybody(number)]
+    sending = [clients for number, clients in enumerate(members, start=1) if not method.server.asks_everybody(number)]
     updates = [len(clients) for clients in members]
-    traffic = measure_clients(config, mode, adapter, {client for clients in members for client in clients})
-    growth = forecast_growth(config, mode, rounds, shapes_of(adapter))
+    traffic = measure_clients(config, method, adapter, {client for clients in members for client in clients})
+    growth = forecast_growth(config, method, rounds, shapes_of(adapter))
     sent = [sum(traffic[client].bytes_down for client in clients) for clients in sending]
-    disk_bytes = _disk_bytes(config, mode, adapter, [traffic[client] for clients in members for client in clients])
+    disk_bytes = _disk_bytes(config, method, adapter, [traffic[client] for clients in members for client in clients])
     return RunForecast(
         num_steps=steps_of.total(),
         num_tokens=num_tokens,
@@ -155,7 +156,7 @@ def count_run_units(
     config: TrainConfig, waves: Iterable[Wave], work: dict[tuple[ClientId, ...], Work], devices: int = 1
 ) -> float:
     """Units of work from the run's begin to its end; a wave's clients share the devices."""
-    total, epochs = 0.0, config.local_num_epochs * choose_mode(config).rule.num_phases
+    total, epochs = 0.0, config.local_num_epochs * config.method.num_trainings
     for wave in waves:
         units = [work[rows_of].units * epochs for _, rows_of in wave]
         # at best evenly shared, and never faster than the client that takes longest
@@ -163,13 +164,13 @@ def count_run_units(
     return total
 
 
-def _disk_bytes(config: TrainConfig, mode: Mode, adapter: AdapterState, updates: Sequence[Traffic]) -> int:
+def _disk_bytes(config: TrainConfig, method: LoadedMethod, adapter: AdapterState, updates: Sequence[Traffic]) -> int:
     per_update = RECORD_BYTES
     if config.optimizer_state == "keep":
         # two moments of the adapter's size, and a step count for each factor
         per_update += 2 * num_bytes(adapter) + RECORD_BYTES
     per_round = RECORD_BYTES + max(each.state_bytes for each in updates)
-    if has_global_model(mode):
+    if method.has_global_model:
         per_round += len(to_bin(adapter)) + len(to_safetensors(adapter))
     files = sum(each.file_bytes + each.extra_bytes + per_update for each in updates)
     return files + config.num_communication_rounds * per_round
@@ -189,7 +190,7 @@ class Traffic:
 
 
 def measure_clients(
-    config: TrainConfig, mode: Mode, adapter: AdapterState, clients: Iterable[ClientId]
+    config: TrainConfig, method: LoadedMethod, adapter: AdapterState, clients: Iterable[ClientId]
 ) -> dict[ClientId, Traffic]:
     """Client -> its traffic, measured once for each rank."""
     by_rank: dict[int, Traffic] = {}
@@ -197,22 +198,22 @@ def measure_clients(
     for client in sorted(clients):
         rank = rank_of(client, config.client_ranks, config.lora_r)
         if rank not in by_rank:
-            by_rank[rank] = measure_traffic(mode, adapter, client)
+            by_rank[rank] = measure_traffic(method, adapter, client)
         found[client] = by_rank[rank]
     return found
 
 
-def measure_traffic(mode: Mode, adapter: AdapterState, client: ClientId = 0) -> Traffic:
+def measure_traffic(method: LoadedMethod, adapter: AdapterState, client: ClientId = 0) -> Traffic:
     """The method itself, asked with one client that trained nothing."""
-    state = mode.strategy.init(adapter, (client,))
+    state = method.server.init(adapter, (client,))
     down, up, extra, own = [], [], 0, adapter
     for number in (1, 2):
-        download = mode.strategy.broadcast(state, client, number)
+        download = method.server.broadcast(state, client, number)
         own = download.adapter
-        phases = mode.rule.phases(download, ClientMemory())
+        phases = method.client.phases(download, ClientMemory())
         results = [LocalResult(phase.start, phase.start) for phase in phases]
-        upload, memory = mode.rule.upload(results, download, ClientMemory())
-        sizes = count_bytes(replace(download, base=None), upload) if mode.order != "pooled" else (0, 0)
+        upload, memory = method.client.upload(results, download, ClientMemory())
+        sizes = count_bytes(replace(download, base=None), upload) if not method.pools_rows else (0, 0)
         down.append(sizes[0])
         up.append(sizes[1])
         sent = upload or Upload({})
@@ -223,8 +224,8 @@ def measure_traffic(mode: Mode, adapter: AdapterState, client: ClientId = 0) -> 
             extra += num_bytes(sent.adapter) if len(phases) > 1 else 0
         update = ClientUpdate("", number, client, sent.adapter, memory, 1, 1, 1, "", {}, sent.extra)
         if upload is not None:
-            state = mode.strategy.aggregate(state, [update], RoundContext(number, 0, (client,), (client,)))
-    left = mode.strategy.global_adapter(state)
+            state = method.server.aggregate(state, [update], RoundContext(number, 0, (client,), (client,)))
+    left = method.server.global_adapter(state)
     return Traffic(max(down), max(up), extra, len(state_to_bytes(state, left) or b""), len(to_bin(own)))
 
 

@@ -14,7 +14,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.federated.adapters import Shapes
 from fedlora.federated.base_delta import LayerSize, count_held, count_missed, is_dense, layer_sizes
 from fedlora.federated.ranks import rank_of
-from fedlora.methods.choosing import Mode, Wave, hyperparameters_of
+from fedlora.methods.choosing import LoadedMethod, Wave
 from fedlora.runs.space import BLOCK_BYTES
 from fedlora.types import BaseLink, ClientId
 
@@ -32,7 +32,9 @@ class Growth:
     held: int = 0
 
 
-def forecast_growth(config: TrainConfig, mode: Mode, rounds: Sequence[Sequence[Wave]], shapes: Shapes) -> Growth:
+def forecast_growth(
+    config: TrainConfig, method: LoadedMethod, rounds: Sequence[Sequence[Wave]], shapes: Shapes
+) -> Growth:
     """For the waves of every round and the shapes of an adapter of the largest rank; empty for methods that add
     nothing."""
     kinds = _count_kinds(shapes)
@@ -42,14 +44,14 @@ def forecast_growth(config: TrainConfig, mode: Mode, rounds: Sequence[Sequence[W
     for number, waves in enumerate(rounds, start=1):
         cohort = [client for wave in waves for client, _ in wave]
         own = [rank_of(client, config.client_ranks, config.lora_r) for client in cohort]
-        ranks = {kind.name: mode.strategy.increment_rank(own, *kind.dims) for kind in kinds}
-        if number == 1 and not any(ranks.values()) and not _can_add(mode, kinds):
+        ranks = {kind.name: method.server.increment_rank(own, *kind.dims) for kind in kinds}
+        if number == 1 and not any(ranks.values()) and not _can_add(method, kinds):
             return Growth()
         for since, count in Counter(accepted.get(client) for client in cohort).items():
             per_client = sum(copies * count_missed(links, kind.sizes, since) for kind, copies in kinds.items())
             down.append((number, count * WIDTH * per_client))
         links.append(BaseLink(number, None, "", ranks))
-        disk.append(_count_disk(mode, links, kinds))
+        disk.append(_count_disk(method, links, kinds))
         accepted |= dict.fromkeys(cohort, number)
     per_round = [sum(size for at, size in down if at == number) for number in range(1, len(rounds) + 1)]
     held = sum(copies * count_held(links, kind.sizes) for kind, copies in kinds.items())
@@ -81,16 +83,16 @@ def _count_kinds(shapes: Shapes) -> Counter[_Kind]:
     return Counter(_Kind(size, shapes[f"{layer}.lora_A.weight"][0]) for layer, size in sizes.items())
 
 
-def _can_add(mode: Mode, kinds: Mapping[_Kind, int]) -> bool:
+def _can_add(method: LoadedMethod, kinds: Mapping[_Kind, int]) -> bool:
     """Whether the method adds to the base at all, though perhaps not from a cohort of one."""
-    return any(mode.strategy.increment_rank([kind.rank] * 2, *kind.dims) for kind in kinds)
+    return any(method.server.increment_rank([kind.rank] * 2, *kind.dims) for kind in kinds)
 
 
-def _count_disk(mode: Mode, links: Sequence[BaseLink], kinds: Mapping[_Kind, int]) -> int:
+def _count_disk(method: LoadedMethod, links: Sequence[BaseLink], kinds: Mapping[_Kind, int]) -> int:
     """The increment, the server's adapter, and what the two files of the exported one are larger than a client's."""
     own = sum(copies * kind.rank * sum(kind.dims) for kind, copies in kinds.items())
     increment = sum(copies * links[-1].ranks[kind.name] * sum(kind.dims) for kind, copies in kinds.items())
-    rank = min(hyperparameters_of(mode)["export_rank"], max(_export_rank(links, kind) for kind in kinds))
+    rank = min(method.hyperparameters["export_rank"], max(_export_rank(links, kind) for kind in kinds))
     export = sum(copies * rank * sum(kind.dims) for kind, copies in kinds.items())
     return WIDTH * (increment + own + 2 * max(0, export - own)) + 3 * BLOCK_BYTES
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from fedlora.methods.table import find_method
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.plain_text import one_line
 from fedlora.reporting.summary import ModelRow
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 INK = "#333333"
 FAINT = "#888888"
 BASE_COLOUR = "#999999"
-_MODE_COLOURS = {"none": "#009E73", "seq": "#D55E00", "homo": "#0072B2", "pooled": "#CC79A7"}
+_COLOURS = {0: "#009E73", 1: "#D55E00", 2: "#0072B2", 4: "#CC79A7"}
+"""By the place of a method in reports."""
 _MORE_COLOURS = ("#56B4E9", "#E69F00", "#000000", "#F0E442")
 _MAX_LABEL = 28
 
@@ -77,7 +79,7 @@ def experiment_colours(findings: Findings) -> dict[str, str]:
     spare = list(_MORE_COLOURS)
     chosen: dict[str, str] = {}
     for name in findings.curves:
-        colour = _MODE_COLOURS.get(findings.runs[name]["mode"])
+        colour = _COLOURS.get(find_method(findings.runs[name]["mode"]).place)
         if colour is None or colour in chosen.values():
             colour = spare.pop(0) if spare else INK
         chosen[name] = colour

@@ -16,6 +16,7 @@ from typing import Any
 from fedlora.config.evaluate import ReportConfig
 from fedlora.errors import UsageError
 from fedlora.files import read_json, read_text, sha256_of
+from fedlora.methods.table import find_method
 from fedlora.paths import OutputName, ResultPaths, RunPaths
 
 
@@ -51,7 +52,7 @@ class Experiment:
 
     @property
     def has_global_adapter(self) -> bool:
-        return self.run.get("has_global_model", self.mode != "none")
+        return self.run.get("has_global_model", find_method(self.mode).has_global_model)
 
     @property
     def clients(self) -> list[Mapping[str, Any]]:
@@ -98,7 +99,7 @@ def train_command(exp_name: str, rounds: int) -> str:
 
 
 def _subjects(run: Mapping[str, Any]) -> list[OutputName]:
-    if run.get("has_global_model", run["mode"] != "none"):
+    if run.get("has_global_model", find_method(run["mode"]).has_global_model):
         return [OutputName("global")]
     return [OutputName("client", client["client_id"]) for client in _training_clients(run)]
 

@@ -14,11 +14,9 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
+from fedlora.methods.table import find_method
 from fedlora.reporting.experiments import Experiment, train_command
 from fedlora.reporting.statistics import macro_interval, share_interval
-
-_ORDER = {"none": 0, "seq": 1, "homo": 2, "pooled": 4}
-_OTHER_MODES = 3
 
 COSTS_ARE_TOTALS = " (costs: total)"
 """Ends the label of a mean row, whose scores are means and whose costs are sums."""
@@ -122,7 +120,7 @@ def experiment_titles(experiments: Iterable[Experiment]) -> dict[str, str]:
 
 def in_report_order(experiments: Iterable[Experiment]) -> list[Experiment]:
     """none, seq, homo, other modes, pooled; experiments of one mode stay as they were named."""
-    return sorted(experiments, key=lambda experiment: _ORDER.get(experiment.mode, _OTHER_MODES))
+    return sorted(experiments, key=lambda experiment: find_method(experiment.mode).place)
 
 
 def loss_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:

@@ -93,7 +93,9 @@ def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[s
     """
     rounds = "num_communication_rounds"
     now = config.record()
-    then = {name: TrainConfig.model_fields[name].default for name in now.keys() - recorded.keys()} | dict(recorded)
+    fields = TrainConfig.model_fields
+    younger = {name: fields[name].default for name in now.keys() - recorded.keys() if name in fields}
+    then = younger | dict(recorded)
     differing = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if rounds in differing and rounds not in config.identity() and now[rounds] > then[rounds]:
         differing.remove(rounds)

@@ -29,7 +29,6 @@ from fedlora.files import write_json
 from fedlora.llm.adapter_files import to_bin, to_safetensors
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.footprint import Footprint, count_room, count_weights, estimate_footprint, read_program
-from fedlora.methods.choosing import choose_mode, has_global_model, has_personal_models
 from fedlora.paths import RunPaths
 from fedlora.planning.forecast import RunForecast, Work, count_run_units, draw_waves, forecast_run, measure_epoch
 from fedlora.planning.plan_text import plan_text
@@ -106,17 +105,17 @@ class Planning:
         self.room = count_room(self.bench.base, outline=self.outline)
         self.training = Training(train, paths, self.bench, held_out, recorded)
         self.train: TrainConfig = train
-        check_clients(train, choose_mode(train), self.bench.examples.clients())
+        check_clients(train, self.training.method, self.bench.examples.clients())
 
     def make_record(self) -> dict[str, Any]:
         """Everything there is to say, as JSON values."""
         bench, train = self.bench, self.train
         for client in bench.examples.facts:
             bench.examples.count_tokens(client)
-        rounds = draw_waves(train, bench.examples.clients())
+        rounds = draw_waves(train, self.training.method, bench.examples.clients())
         tasks = {rows_of: client for waves in rounds for wave in waves for client, rows_of in wave}
         work = {rows_of: self._measure(client, rows_of) for rows_of, client in tasks.items()}
-        forecast = forecast_run(train, rounds, work, self.training.adapter)
+        forecast = forecast_run(train, self.training.method, rounds, work, self.training.adapter)
         footprint = self._estimate_memory(list(work.values()))
         clock = self._probe(forecast, work)
         skew = self._skew()
@@ -124,7 +123,7 @@ class Planning:
         findings = [
             *self._examine_data(skew),
             *examine_run(train, bench.examples.clients(), forecast, footprint, free),
-            *examine_cohort(find_cohort_doubt(train, choose_mode(train), bench.examples.clients())),
+            *examine_cohort(find_cohort_doubt(train, self.training.method, bench.examples.clients())),
             *examine_probe(clock.probe, clock.fault, bench.book.layout),
         ]
         return {
@@ -181,7 +180,7 @@ class Planning:
             probe = run_probe(self.bench, self.train, largest, self.training.adapter)
         except TrainingError as error:
             return _Clock(None, None, error)
-        parallel = choose_mode(self.train).order == "parallel"
+        parallel = self.train.method.order == "parallel"
         devices = len(self.train.devices) if parallel else 1
         units = count_run_units(self.train, forecast.waves, work, devices)
         units += VALIDATION_COST * self._validation_tokens(forecast)
@@ -193,11 +192,11 @@ class Planning:
         examples = self.bench.examples
         own = {client: sum(len(one.ids) for one in examples.own_validation(client)) for client in examples.facts}
         rounds = self.train.num_communication_rounds
-        mode = choose_mode(self.train)
-        if has_global_model(mode):
+        method = self.training.method
+        if method.has_global_model:
             total = (rounds + 1) * (shared or sum(own.values()))
-            if has_personal_models(mode):
-                alone = sum(mode.strategy.asks_everybody(number) for number in range(1, rounds + 1))
+            if method.keeps_personal_model:
+                alone = sum(method.server.asks_everybody(number) for number in range(1, rounds + 1))
                 total += sum((alone or count) * (own[client] + shared) for client, count in forecast.rounds_of.items())
             return total
         return (shared or sum(own.values())) + sum(

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.reaggregate import ReaggregateConfig
-from fedlora.config.train import HYPERPARAMETERS, TrainConfig
+from fedlora.config.train import TrainConfig
 from fedlora.console import printable, say
 from fedlora.data.records import read_rows
-from fedlora.engines.what_if import Change, Outcome, WhatIf, check_modes
+from fedlora.engines.what_if import Change, Outcome, WhatIf, check_methods
 from fedlora.engines.workbench import make_workbench
 from fedlora.errors import DataError, StorageError, UsageError
 from fedlora.files import read_text
@@ -23,7 +23,7 @@ from fedlora.llm.adapter_files import CONFIG_NAME, GLOBAL_BIN_NAME
 from fedlora.llm.adapter_shapes import read_shapes
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
-from fedlora.methods.choosing import choose_mode, hyperparameters_of
+from fedlora.methods.table import find_method
 from fedlora.paths import RunPaths
 from fedlora.reporting.plain_text import NOTHING, table_text
 from fedlora.runs.checking import find_listed_fault
@@ -53,7 +53,7 @@ def run(config: ReaggregateConfig) -> RunPaths:
             f"{paths.root}: holds a what-if, and no updates", hint=f"name the run itself: {origin['exp_name']}"
         )
     source = TrainConfig.of(**recorded.config)
-    check_modes(source.federation_mode, config.federation_mode or source.federation_mode)
+    check_methods(source.method, find_method(config.federation_mode or source.federation_mode))
     target = _make_target(config, source)
     ids = list(recorded.training_clients)
     _check_clients(config, ids)
@@ -69,7 +69,8 @@ def run(config: ReaggregateConfig) -> RunPaths:
         raise StorageError(fault, hint="restore the file from a copy; `fedlora verify` finds all faults")
     shapes = read_shapes(first / GLOBAL_BIN_NAME)
     weights = config.client_weights or (config.weights or None)
-    what_if = WhatIf(source, target, Change(config.left_out, weights), RunReader(paths, shapes))
+    reader, hyperparameters = RunReader(paths, shapes), recorded.more.get("hyperparameters")
+    what_if = WhatIf(source, target, Change(config.left_out, weights), reader, hyperparameters)
     with hold_run(new):
         make_room(new, overwrite=config.overwrite)
         validate = _open_validation(config, source, recorded, held_out) if held_out else None
@@ -94,10 +95,10 @@ def _make_target(config: ReaggregateConfig, source: TrainConfig) -> TrainConfig:
     name = config.federation_mode or source.federation_mode
     fields = source.record()
     if name != source.federation_mode:
-        fields |= dict.fromkeys(HYPERPARAMETERS)
+        fields = {field: value for field, value in fields.items() if field not in source.method_options}
         # what clients did with their optimizers is done
-        fields |= {"optimizer_state": "reset"}
-    return TrainConfig.of(**{**fields, "federation_mode": name, **config.server_settings})
+        fields |= {"optimizer_state": "reset", "client_ranks": None}
+    return TrainConfig.of(**{**fields, "federation_mode": name, **config.method_options})
 
 
 def _write(
@@ -114,7 +115,7 @@ def _write(
         "leave_out": sorted(config.left_out),
         "weights": config.client_weights or config.weights or "as in the run",
         "federation_mode": target.federation_mode,
-        "hyperparameters": hyperparameters_of(choose_mode(target)),
+        "hyperparameters": what_if.method.hyperparameters,
     }
     origin = {"exp_name": config.exp_name, "federation_mode": recorded.mode, "changed": changed, "note": NOTE}
     more = {name: value for name, value in recorded.more.items() if name not in ("sha256", "best_round")}

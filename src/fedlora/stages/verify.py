@@ -19,6 +19,7 @@ from fedlora.federated.ranks import shapes_at
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_files import BIN_NAME, GLOBAL_BIN_NAME
 from fedlora.llm.adapter_shapes import read_shapes
+from fedlora.methods.choosing import LoadedMethod, choose_method
 from fedlora.paths import RunPaths
 from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_round_faults
 from fedlora.runs.base_chain import BaseChain
@@ -54,6 +55,7 @@ def _look(paths: RunPaths, recorded: RunRecord) -> Iterator[tuple[str, list[str]
     """What is found, round by round, then in the files beside the rounds."""
     train = TrainConfig.of(**recorded.config)
     identity = sha256_of_json(train.identity())
+    method = choose_method(train, recorded.more.get("hyperparameters"))
     rounds = paths.committed_rounds()
     missing = sorted(set(range(1, max(rounds, default=0) + 1)) - set(rounds))
     if missing:
@@ -70,7 +72,7 @@ def _look(paths: RunPaths, recorded: RunRecord) -> Iterator[tuple[str, list[str]
         elif _find_missing_secret(recorded) is not None:
             yield f"round {number}: its files are whole; not computed again without the run's secret", []
         else:
-            faults = _compute_again(paths, train, recorded, number, chain)
+            faults = _compute_again(paths, train, method, recorded, number, chain)
             damaged |= {number} if faults else set()
             yield _describe_round(paths, number, faults), faults
     faults = find_metrics_faults(paths)
@@ -91,7 +93,12 @@ def _find_missing_secret(recorded: RunRecord) -> UsageError | None:
 
 
 def _compute_again(
-    paths: RunPaths, config: TrainConfig, recorded: RunRecord, number: int, chain: BaseChain
+    paths: RunPaths,
+    config: TrainConfig,
+    method: LoadedMethod,
+    recorded: RunRecord,
+    number: int,
+    chain: BaseChain,
 ) -> list[str]:
     manifest = load_manifest(paths.round_folder(number))
     # a client's own adapter may be of another rank
@@ -99,7 +106,7 @@ def _compute_again(
     sizes = recorded.training_clients
     secret = load_secret(recorded.secret_id) if config.dp_noise_multiplier is not None else None
     private = make_private_run(config, sizes, secret)
-    return replay_round(config, RunReader(paths, shapes), list(sizes), manifest, chain, private)
+    return replay_round(config, method, RunReader(paths, shapes), list(sizes), manifest, chain, private)
 
 
 def _find_shapes(paths: RunPaths, manifest: Manifest) -> Shapes:

@@ -33,7 +33,7 @@ from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
 from fedlora.llm.lora import is_fan_in_fan_out
-from fedlora.methods.choosing import Mode, choose_mode, has_global_model, has_personal_models, hyperparameters_of
+from fedlora.methods.choosing import LoadedMethod, choose_method
 from fedlora.paths import RunPaths
 from fedlora.planning.forecast import draw_waves, measure_traffic
 from fedlora.planning.growth import forecast_growth
@@ -82,7 +82,7 @@ class Training:
         held_out: Sequence[Row],
         recorded: RunRecord | None = None,
         *,
-        remote: Callable[[Mode, Callable[[int], None]], ClientPool] | None = None,
+        remote: Callable[[LoadedMethod, Callable[[int], None]], ClientPool] | None = None,
     ) -> None:
         self.remote = remote
         self.config = config
@@ -95,7 +95,7 @@ class Training:
         if held_out and not self.held_out:
             raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
         self.adapter = make_adapter(self.lora.shapes(), config.seed)
-        self.mode = mode = choose_mode(config)
+        self.method = method = choose_method(config, recorded.more.get("hyperparameters") if recorded else None)
         self.secret = bench.trainer.secret
         self.sizes = {client: clients.num_examples for client, clients in bench.examples.facts.items()}
         self.sizes = {client: size for client, size in self.sizes.items() if size}
@@ -104,10 +104,10 @@ class Training:
         if recorded is not None:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
-        check_clients(config, mode, self.clients.clients())
-        waves = draw_waves(config, self.clients.clients())
-        self.growth = forecast_growth(config, mode, waves, self.lora.shapes())
-        self.space = self._estimate_space(mode)
+        check_clients(config, method, self.clients.clients())
+        waves = draw_waves(config, method, self.clients.clients())
+        self.growth = forecast_growth(config, method, waves, self.lora.shapes())
+        self.space = self._estimate_space(method)
 
     def run(self) -> None:
         """The rounds that are left, with progress; run.json says at the end which round validated best."""
@@ -115,7 +115,7 @@ class Training:
             self._run()
 
     def _run(self) -> None:
-        config, mode = self.config, self.mode
+        config, method = self.config, self.method
         reader = RunReader(self.paths, self.lora.shapes())
         standing = find_standing(reader) if self.is_resumed else None
         done = standing.number if standing else 0
@@ -126,14 +126,14 @@ class Training:
             save_secret(self.secret)
         writer.write_run(self.record)
         self._warn()
-        own = has_personal_models(mode)
+        own = method.keeps_personal_model
         metrics = RoundMetrics(self.trainer, self.clients, self.held_out, reader, log, has_personal=own)
         self._catch_up(metrics, standing, rows)
         with (
             Progress(f"train {config.exp_name} ({config.federation_mode})", self._rows_ahead(done)) as progress,
-            self._open_pool(mode, reader, progress.advance) as pool,
+            self._open_pool(method, reader, progress.advance) as pool,
         ):
-            federated = FederatedRun(mode, pool, writer, config, self.adapter, start=standing, private=self.private)
+            federated = FederatedRun(method, pool, writer, config, self.adapter, start=standing, private=self.private)
             self.space.check(done)
             began = time.monotonic()
             for result in federated.rounds():
@@ -176,15 +176,15 @@ class Training:
         )
         for number in sorted(set(range(1, standing.number + 1)) - {row["round"] for row in closed}):
             ids = self.clients.clients()
-            result = read_result(self.config, metrics.reader, number, metrics.log, ids, self.private)
+            result = read_result(self.config, self.method, metrics.reader, number, metrics.log, ids, self.private)
             metrics.record(result, sum(record["seconds"] for record in result.records))
 
     def _open_pool(
-        self, mode: Mode, reader: RunReader, on_rows: Callable[[int], None]
+        self, method: LoadedMethod, reader: RunReader, on_rows: Callable[[int], None]
     ) -> contextlib.AbstractContextManager[ClientPool]:
         if self.remote is not None:
-            return contextlib.nullcontext(self.remote(mode, on_rows))
-        return open_pool(self.bench, self.config, mode, reader, on_rows, self.secret)
+            return contextlib.nullcontext(self.remote(method, on_rows))
+        return open_pool(self.bench, self.config, method, reader, on_rows, self.secret)
 
     def _make_writer(self, reader: RunReader, log: MetricsLog, standing: Standing | None) -> RunWriter:
         peft_config = make_peft_config(
@@ -205,19 +205,19 @@ class Training:
             parent_sha256=standing.manifest.sha256 if standing else None,
         )
 
-    def _estimate_space(self, mode: Mode) -> SpaceNeed:
+    def _estimate_space(self, method: LoadedMethod) -> SpaceNeed:
         clients, rounds = self.clients.clients(), self.config.num_communication_rounds
-        members = max((choose_cohort(self.config, clients, number) for number in (1, rounds)), key=len)
+        members = max((choose_cohort(self.config, method, clients, number) for number in (1, rounds)), key=len)
         # who will be drawn is not asked: the largest ranks, together
         ranks = sorted(rank_of(client, self.config.client_ranks, self.config.lora_r) for client in clients)
         needed = estimate_round_bytes(
             self.lora.shapes(),
-            updates=1 if mode.order == "pooled" else len(members),
+            updates=1 if method.pools_rows else len(members),
             keeps_optimizer=self.config.optimizer_state == "keep",
-            has_global=has_global_model(mode),
+            has_global=method.has_global_model,
             ranks=ranks[-len(members) :] if self.config.client_ranks else (),
         )
-        traffic = measure_traffic(mode, self.adapter)
+        traffic = measure_traffic(method, self.adapter)
         needed += traffic.state_bytes + len(members) * traffic.extra_bytes
         return SpaceNeed(self.paths, self.config.num_communication_rounds, needed, self.growth.disk)
 
@@ -229,8 +229,8 @@ class Training:
         if sizes and config.client_selection_strategy != "all":
             share = cohort_size(config.client_selection_frac, len(sizes)) / len(sizes)
         ahead = range(done + 1, config.num_communication_rounds + 1)
-        rounds = sum(1.0 if self.mode.strategy.asks_everybody(number) else share for number in ahead)
-        return max(1, round(sum(sizes) * rounds * config.local_num_epochs * self.mode.rule.num_phases))
+        rounds = sum(1.0 if self.method.server.asks_everybody(number) else share for number in ahead)
+        return max(1, round(sum(sizes) * rounds * config.local_num_epochs * self.method.num_trainings))
 
     def _describe(self) -> RunRecord:
         config, base = self.config, self.bench.base
@@ -245,12 +245,12 @@ class Training:
             environment=describe_environment(base),
             layout=self.bench.book.layout.record(),
             clients=tuple(self.clients.facts.values()),
-            has_global_model=has_global_model(self.mode),
+            has_global_model=self.method.has_global_model,
             privacy={"secret_id": self.secret.id} if self.secret else None,
             more={
                 "format": 1,
-                "has_personal_models": has_personal_models(self.mode),
-                "hyperparameters": hyperparameters_of(self.mode),
+                "has_personal_models": self.method.keeps_personal_model,
+                "hyperparameters": self.method.hyperparameters,
                 "device": str(base.device),
                 "lora_scaling": config.lora_scaling,
                 "adapter": _size(self.adapter),
@@ -258,7 +258,7 @@ class Training:
         )
 
     def _warn(self) -> None:
-        if doubt := find_cohort_doubt(self.config, self.mode, self.clients.clients()):
+        if doubt := find_cohort_doubt(self.config, self.method, self.clients.clients()):
             say("warning: " + "; ".join(doubt))
         if self.private:
             rounds = self.config.num_communication_rounds

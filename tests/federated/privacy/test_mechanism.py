@@ -12,10 +12,11 @@ from federation_of_one_round import LAYERS, adapter, aggregate, close, context, 
 from fedlora.engines.private_run import PrivateRun, find_doubts, make_private_run
 from fedlora.federated.adapters import combine, difference_norm, pick_half, zeros_like
 from fedlora.federated.privacy.budget import ClientBudget
-from fedlora.federated.privacy.combinations import CLIENT_LEVEL
 from fedlora.federated.privacy.mechanism import ClientMechanism, clip_change
 from fedlora.federated.privacy.randomness import Secret
-from fedlora.methods.choosing import MODES
+from fedlora.methods.choosing import load_method
+from fedlora.methods.combinations import why_not_client_level
+from fedlora.methods.table import METHODS
 from fedlora.types import Download
 
 SECRET = Secret(bytes(range(32)))
@@ -136,10 +137,10 @@ def test_a_secret_shows_itself_in_no_text():
     assert Secret.draw().content != Secret.draw().content
 
 
-@pytest.mark.parametrize("mode", sorted(CLIENT_LEVEL))
+@pytest.mark.parametrize("mode", [name for name, row in METHODS.items() if why_not_client_level(row) is None])
 def test_a_strategy_sees_one_update_in_which_rows_do_not_weigh(mode):
     """Whatever a strategy does, it does with the private mean: its result is that of one client who sent the mean."""
-    strategy = MODES[mode].strategy
+    strategy = load_method(mode).server
     state = strategy.init(adapter(0), range(4))
     download = strategy.broadcast(state, 0, 1)
     keys = [key for key in adapter(0) if download.shared == "both" or f".lora_{download.shared}." in key]
@@ -162,7 +163,7 @@ def test_a_strategy_sees_one_update_in_which_rows_do_not_weigh(mode):
 def test_without_updates_a_round_is_noise_alone():
     mechanism = ClientMechanism(0.5, 1.0, 1.0)
     run = PrivateRun(ClientBudget(mechanism, 1e-5, "rdp"), None, (mechanism, SECRET))
-    strategy = MODES["homo"].strategy
+    strategy = load_method("homo").server
     state = strategy.init(adapter(0), range(4))
     left = strategy.aggregate(state, run.hide([], Download(state.adapter), context(1, 4)), context(1, 4))
     assert close(left.adapter, private_mean([], rate=0.5, noise=1.0, clients=4), 0)

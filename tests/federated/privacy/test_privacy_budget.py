@@ -6,18 +6,12 @@ import json
 
 import pytest
 
-from fedlora.config.train import MODE_NAMES, TrainConfig
+from fedlora.config.train import TrainConfig
 from fedlora.errors import BudgetError, UsageError
 from fedlora.federated.privacy.accountant import epsilon
 from fedlora.federated.privacy.budget import check_limit, describe_spent, make_budget
-from fedlora.federated.privacy.combinations import (
-    CLIENT_LEVEL,
-    EXAMPLE_LEVEL,
-    NOT_CLIENT_LEVEL,
-    NOT_EXAMPLE_LEVEL,
-    check_privacy,
-)
-from fedlora.methods.choosing import choose_mode
+from fedlora.methods.combinations import why_not_client_level, why_not_example_level
+from fedlora.methods.table import METHODS
 
 CLIENT = {"dp_noise_multiplier": 1.0, "dp_clip": 0.5}
 EXAMPLE = {"dp_example_noise_multiplier": 1.0, "dp_example_clip": 0.5}
@@ -74,19 +68,15 @@ def test_no_flags_no_budget():
     assert make_budget(TrainConfig.of(), {}) is None
 
 
-@pytest.mark.parametrize("mode", MODE_NAMES)
-def test_every_mode_is_private_or_refused_with_its_reason(mode):
-    for flags, allowed, reasons in (
-        (CLIENT, CLIENT_LEVEL, NOT_CLIENT_LEVEL),
-        (EXAMPLE, EXAMPLE_LEVEL, NOT_EXAMPLE_LEVEL),
-    ):
-        config = TrainConfig.of(federation_mode=mode, **flags)
-        if mode in allowed:
-            choose_mode(config)
-            continue
-        with pytest.raises(UsageError, match=f"federation_mode={mode} cannot be: it ") as caught:
-            choose_mode(config)
-        assert reasons.get(mode, "is not among the modes that can") in str(caught.value)
+def test_every_method_is_private_or_refused_with_its_reason():
+    for name, method in METHODS.items():
+        for flags, reason in ((CLIENT, why_not_client_level(method)), (EXAMPLE, why_not_example_level(method))):
+            if reason is None:
+                assert TrainConfig.of(federation_mode=name, **flags).is_private
+                continue
+            with pytest.raises(UsageError, match=f"federation_mode={name} is not supported: it ") as caught:
+                TrainConfig.of(federation_mode=name, **flags)
+            assert reason in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +98,7 @@ def test_every_mode_is_private_or_refused_with_its_reason(mode):
 )
 def test_what_cannot_be_combined_is_refused_with_the_reason(flags, reason):
     with pytest.raises(UsageError, match=reason):
-        check_privacy(TrainConfig.of(**flags))
+        TrainConfig.of(**flags)
 
 
 @pytest.mark.parametrize(
