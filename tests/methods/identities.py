@@ -123,8 +123,6 @@ def check_equal_clients(mode: LoadedMethod, row: Properties) -> None:
 
 
 def _check_is_client(after: ServerState, trained: AdapterState, row: Properties) -> None:
-    if row.alone == "nothing":
-        return
     if row.alone == "A":
         near(pick_half(after.adapter, "A"), pick_half(trained, "A"), "the client's own A")
         return
@@ -276,8 +274,6 @@ def check_ranks(mode: LoadedMethod, row: Properties) -> None:
     """
     state = begin(mode)
     (trained, *_), sent = send(mode, state, row, range(1, 8))
-    if row.combines == "nothing":
-        return
     thin = {key: value[:1] if ".lora_A." in key else value[:, :1] for key, value in sent[0].items()}
     if row.ranks != "one":
         whole = {key: value[:1] if ".lora_A." in key else value[:, :1] for key, value in trained.items()}
@@ -329,3 +325,11 @@ EVERY_AGGREGATION: tuple[Check, ...] = (
     check_ranks,
     check_key_order,
 )
+
+ONLY: Mapping[Check, Callable[[LoadedMethod, Properties], bool]] = {
+    check_one_client: lambda mode, row: row.alone != "nothing",
+    check_equal_clients: lambda mode, row: row.alone != "nothing",
+    check_combination: lambda mode, row: mode.order == "parallel" and (row.has_global or row.combines == "nothing"),
+    check_ranks: lambda mode, row: row.combines != "nothing",
+}
+"""Laws that do not hold of every mode: of which they do."""
