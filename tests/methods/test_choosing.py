@@ -116,16 +116,15 @@ def final(mode: str, **options) -> list[str]:
     return [fingerprint(store.kept[3, client].memory.adapter) for client in pool.clients()]
 
 
-@pytest.mark.parametrize("mode", METHODS)
-def test_the_order_in_which_clients_answer_changes_no_bit(mode):
-    assert final(mode) == final(mode, reverse=True)
+def test_the_order_in_which_clients_answer_changes_no_bit():
+    assert not [mode for mode in METHODS if final(mode) != final(mode, reverse=True)]
 
 
-@pytest.mark.parametrize("mode", METHODS)
-def test_inputs_are_not_mutated(mode):
+def test_inputs_are_not_mutated():
     before = fingerprint(START)
-    final(mode)
-    assert fingerprint(START) == before
+    for mode in METHODS:
+        final(mode)
+        assert fingerprint(START) == before, mode
 
 
 @pytest.mark.parametrize("mode", ["homo", "seq", "pooled"])
@@ -216,14 +215,14 @@ def test_a_round_in_which_everybody_fails_ends_the_run_and_commits_nothing():
     assert [number for number, *_ in store.committed] == [1]
 
 
-@pytest.mark.parametrize("mode", METHODS)
-def test_every_mode_gets_the_same_cohorts(mode):
+def test_every_mode_gets_the_same_cohorts():
     ten = {client: 0.1 * client - 0.3 for client in range(10)}
-    store, _, _ = run_mode(mode, rounds=5, client_selection_frac=0.5, amounts=ten)
-    reference, _, _ = run_mode("homo", rounds=5, client_selection_frac=0.5, amounts=ten)
-    found, expected = ([facts["cohort"] for *_, facts in kept.committed] for kept in (store, reference))
-    # the last round of `finetune` is for everybody
-    assert (found[:-1] if mode == "finetune" else found) == (expected[:-1] if mode == "finetune" else expected)
+    cohorts = {}
+    for mode in METHODS:
+        store, _, _ = run_mode(mode, rounds=5, client_selection_frac=0.5, amounts=ten)
+        # the last round of `finetune` is for everybody
+        cohorts[mode] = [facts["cohort"] for *_, facts in store.committed][: 4 if mode == "finetune" else 5]
+    assert not [mode for mode, found in cohorts.items() if found != cohorts["homo"][: len(found)]]
 
 
 def test_a_task_names_the_base_it_is_to_be_trained_on():

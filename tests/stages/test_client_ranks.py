@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kinds_of_memory import one_of_each_kind
 
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.runs import VerifyConfig
@@ -88,7 +89,7 @@ def client_folders(run: Path) -> list[tuple[int, Path]]:
     return [(int(path.name.removeprefix("client_")), path) for path in sorted(run.glob("*/client_*"))]
 
 
-@pytest.mark.parametrize("mode", ["zeropad", "hetlora", "flexlora", "flora", "none"])
+@pytest.mark.parametrize("mode", one_of_each_kind(["zeropad", "hetlora", "flexlora", "flora", "none"]))
 def test_a_run_of_different_ranks_is_verified_and_resumes_to_the_bytes_of_an_unbroken_one(start, mode, monkeypatch):
     flush, calls = os.fsync, []
     with monkeypatch.context() as patch:
@@ -116,7 +117,7 @@ def test_a_run_of_different_ranks_is_verified_and_resumes_to_the_bytes_of_an_unb
     check(broken)
 
 
-@pytest.mark.parametrize("mode", ["zeropad", "flexlora", "flora", "none"])
+@pytest.mark.parametrize("mode", ["zeropad", pytest.param("flexlora", marks=pytest.mark.thorough), "flora", "none"])
 def test_every_client_leaves_an_adapter_of_its_own_rank_and_the_common_scaling(start, mode):
     run = start(mode, lora_alpha=10.0, client_selection_strategy="all")
     assert {client for client, _ in client_folders(run)} == set(range(5))
