@@ -305,7 +305,7 @@ def test_an_update_beyond_all_products_is_left_out_where_nothing_clips_it(start,
     spoil(longer(1e20))
     start("free")
     assert f"client {BAD} is left out of the round: the norm of" in capsys.readouterr().err
-    for limit in ({"max_update_norm": 1.0}, {"max_update_norm_ratio": 2.0}):
+    for limit in ({"max_update_norm": 1.0}, {"max_update_norm_ratio": 4.0}):
         paths = start("clipped", **limit, overwrite=True)
         (entry,) = json.loads((paths.round_folder(1) / "manifest.json").read_text())["limited"]
         assert entry["client_id"] == BAD
@@ -316,10 +316,10 @@ def test_a_long_update_is_clipped_and_told_of(start, spoil, factor, tmp_path, ca
     spoil(longer(factor))
     start("free")
     assert f"the update of client {BAD} is" in capsys.readouterr().err
-    paths = start("clipped", max_update_norm_ratio=2.0)
+    paths = start("clipped", max_update_norm_ratio=4.0)
     (entry,) = json.loads((paths.round_folder(1) / "manifest.json").read_text())["limited"]
     assert entry["client_id"] == BAD
-    assert entry["norm"] > 40 * entry["clipped_to"]
+    assert entry["norm"] > 20 * entry["clipped_to"]
     free, clipped = (
         torch.load(tmp_path / f"models/{name}/1/global_adapter_model.bin", weights_only=True)
         for name in ("free", "clipped")
