@@ -22,6 +22,7 @@ from fedlora.data.client_facts import read_client_files
 from fedlora.engines.client_data import ClientExamples
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.llm.token_files import TokenFiles
+from fedlora.methods.choosing import choose_method
 from fedlora.paths import RunPaths, tokens_folder
 from fedlora.training.live_run import Training
 
@@ -71,7 +72,7 @@ def time_rounds(
     with tempfile.TemporaryDirectory() as folder:
         paths = RunPaths(Path(folder), "bench")
         paths.root.mkdir()
-        training = Training(config, paths, bench, [])
+        training = Training(config, choose_method(config), paths, bench, [])
         prepare(training)
         began = time.perf_counter()
         training.run()

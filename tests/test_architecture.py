@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.methods.table import METHODS
+
 PACKAGE = Path(__file__).parent.parent / "src" / "fedlora"
 FLOORS = [
     *("ground", "data", "federated", "methods", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"),
@@ -129,6 +131,40 @@ def test_no_module_evaluates_text():
         and ast.unparse(node.func) in ("eval", "exec", "compile", "os.system", "__import__")
     }
     assert not called
+
+
+NAMED = {
+    ("config.compare", "homo"): "the default",
+    ("config.compare", "seq"): "the default of curves",
+    ("config.train", "homo"): "the default",
+    ("demo", "homo"): "the demo's list",
+    ("demo", "seq"): "the demo's list",
+    ("demo", "none"): "the demo's list",
+    ("demo", "pooled"): "the demo's list",
+    ("paths", "pooled"): "the folder of the one trainer",
+    ("reporting.markdown", "none"): "an adapter that is not there",
+    ("reporting.rounds_figure", "none"): "matplotlib's edge colour",
+    ("llm.adapter_config", "none"): "PEFT's bias",
+    ("runs.saved_adapters", "none"): "no round",
+    **{
+        (module, "none"): "no quantisation"
+        for module in (
+            *("config.train", "config.generate", "llm.base_model", "llm.footprint", "llm.quantization"),
+            *("runs.environment", "stages.generate", "stages.plan"),
+        )
+    },
+}
+"""Where a string is a method's name outside `methods/`, and what it is there."""
+
+
+def test_no_method_is_named_outside_its_table():
+    found = {
+        (module, node.value)
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if not module.startswith("methods.") and isinstance(node, ast.Constant) and node.value in METHODS
+    }
+    assert found == NAMED.keys()
 
 
 def test_no_module_is_longer_than_300_lines():

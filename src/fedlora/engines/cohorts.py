@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError, UsageError
 from fedlora.federated.sampling import draw_cohort
-from fedlora.methods.choosing import LoadedMethod
+from fedlora.methods.choosing import LoadedMethod, choose_method
 from fedlora.methods.table import METHODS
+from fedlora.runs.run_records import RunRecord
 from fedlora.types import ClientId
 
 
@@ -25,6 +26,16 @@ def choose_cohort(
         seed=config.seed,
         round_number=number,
     )
+
+
+def resolve_method(config: TrainConfig, clients: Sequence[ClientId], recorded: RunRecord | None) -> LoadedMethod:
+    """The method of a run over the clients that have rows; UsageError and TrainingError where such a run cannot be.
+
+    No model is needed: a command asks this before it loads one, and passes the method on.
+    """
+    method = choose_method(config, recorded.more.get("hyperparameters") if recorded else None)
+    check_clients(config, method, clients)
+    return method
 
 
 def check_clients(config: TrainConfig, method: LoadedMethod, clients: Sequence[ClientId]) -> None:

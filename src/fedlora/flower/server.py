@@ -18,6 +18,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.data.client_facts import ClientFacts, ClientFile
 from fedlora.data.records import read_rows
 from fedlora.engines.client_data import ClientExamples
+from fedlora.engines.cohorts import resolve_method
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.errors import FedloraError, UsageError
 from fedlora.files import read_json, sha256_of_json, write_json
@@ -93,6 +94,7 @@ def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
 def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: RunRecord | None, waits: Waits) -> None:
     rules = config.read_rules
     held_out = read_rows(Path(config.val_data_path), rules=rules) if config.val_data_path else []
+    method = resolve_method(config, range(config.num_clients), recorded)
     bench = _open_bench(config, recorded, needs_weights=bool(held_out))
     shapes = bench.lora.shapes()
     digest = sha256_of_json({key: list(shape) for key, shape in shapes.items()})
@@ -116,7 +118,7 @@ def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: RunRecord 
             increment_of=lambda number: read_increment(paths, number),
         )
 
-    training = Training(config, paths, bench, held_out, recorded, remote=open_pool)
+    training = Training(config, method, paths, bench, held_out, recorded, remote=open_pool)
     if recorded is None:
         clear_run(paths)
         write_json(paths.nodes_file, {"run_id": run_id})

@@ -19,7 +19,7 @@ from fedlora.data.client_facts import read_client_files
 from fedlora.data.client_files import find_client_files
 from fedlora.data.doctor import Finding, Silo, examine_rows, examine_shortened, examine_skew
 from fedlora.data.records import read_rows
-from fedlora.engines.cohorts import check_clients, find_cohort_doubt
+from fedlora.engines.cohorts import find_cohort_doubt, resolve_method
 from fedlora.errors import FedloraError, TrainingError, UsageError
 from fedlora.evaluation.judge.judge_forecast import forecast_judging
 from fedlora.federated.adapters import num_bytes
@@ -100,12 +100,14 @@ class Planning:
         held_out = read_rows(Path(train.val_data_path), rules=rules) if train.val_data_path else []
         test = config.test_file_path
         self.test = Silo(None, test, read_rows(test, rules=rules)) if test is not None else None
+        method = resolve_method(
+            train, [client for client, file in clients.items() if file.facts.num_examples], recorded
+        )
         self.bench = open_bench(train, clients, recorded, outline=self.outline)
         self.program = read_program(self.bench.base, outline=self.outline)
         self.room = count_room(self.bench.base, outline=self.outline)
-        self.training = Training(train, paths, self.bench, held_out, recorded)
+        self.training = Training(train, method, paths, self.bench, held_out, recorded)
         self.train: TrainConfig = train
-        check_clients(train, self.training.method, self.bench.examples.clients())
 
     def make_record(self) -> dict[str, Any]:
         """Everything there is to say, as JSON values."""

@@ -46,10 +46,13 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Map
     # a bad row is found before the model is loaded; the rows themselves are read again when a client is first drawn
     clients = read_client_files(dict(enumerate(files)), config)
     held_out = read_rows(Path(config.val_data_path), rules=config.read_rules) if config.val_data_path else []
+    from fedlora.engines.cohorts import resolve_method
     from fedlora.training.live_run import Training, open_bench
 
+    trained = [client for client, file in clients.items() if file.facts.num_examples]
+    method = resolve_method(config, trained, recorded)
     bench = open_bench(config, clients, recorded, on_layout=partial(record_layout, paths), **options)
-    training = Training(config, paths, bench, held_out, recorded)
+    training = Training(config, method, paths, bench, held_out, recorded)
     if recorded is None:
         clear_run(paths)
     training.run()

@@ -15,7 +15,7 @@ from typing import Any
 from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
 from fedlora.data.client_facts import ClientFile
-from fedlora.engines.cohorts import check_clients, choose_cohort, find_cohort_doubt
+from fedlora.engines.cohorts import choose_cohort, find_cohort_doubt
 from fedlora.engines.committed import read_result
 from fedlora.engines.pools import open_pool
 from fedlora.engines.private_run import find_doubts, make_private_run
@@ -33,7 +33,7 @@ from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
 from fedlora.llm.lora import is_fan_in_fan_out
-from fedlora.methods.choosing import LoadedMethod, choose_method
+from fedlora.methods.choosing import LoadedMethod
 from fedlora.paths import RunPaths
 from fedlora.planning.forecast import draw_waves, measure_traffic
 from fedlora.planning.growth import forecast_growth
@@ -77,6 +77,7 @@ class Training:
     def __init__(
         self,
         config: TrainConfig,
+        method: LoadedMethod,
         paths: RunPaths,
         bench: Workbench,
         held_out: Sequence[Row],
@@ -95,7 +96,7 @@ class Training:
         if held_out and not self.held_out:
             raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
         self.adapter = make_adapter(self.lora.shapes(), config.seed)
-        self.method = method = choose_method(config, recorded.more.get("hyperparameters") if recorded else None)
+        self.method = method
         self.secret = bench.trainer.secret
         self.sizes = {client: clients.num_examples for client, clients in bench.examples.facts.items()}
         self.sizes = {client: size for client, size in self.sizes.items() if size}
@@ -104,7 +105,6 @@ class Training:
         if recorded is not None:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
-        check_clients(config, method, self.clients.clients())
         waves = draw_waves(config, method, self.clients.clients())
         self.growth = forecast_growth(config, method, waves, self.lora.shapes())
         self.space = self._estimate_space(method)
