@@ -4,14 +4,15 @@
 
 The adapters are the files of a round as a run leaves them (50 clients, each read 20 times, so that no disk is
 measured), taken one after another through the round store into FedAvg's mean, as a server does that holds only one
-of them. The other side reads the same bytes once, file by file into one buffer, and does nothing with them: no
-aggregation can be faster. Beside both stands the machine's copy bandwidth, for what a byte in memory costs.
-Every figure is a process of its own.
+of them. Robust methods compare clients with each other; they are measured over fewer. The other side reads the same
+bytes once, file by file into one buffer, and does nothing with them: no aggregation can be faster. Beside both stands
+the machine's copy bandwidth, for what a byte in memory costs. Every figure is a process of its own.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -23,6 +24,8 @@ from point import answer_points, forget_peak, peak_megabytes, resident_megabytes
 
 CLIENTS = 50
 READS = 20
+ROBUST = {"median": 4, "krum": 1, "geometric_median": 1}
+"""Robust method -> how often all clients are read; Krum compares each with each, and the geometric median 32 times."""
 LAYERS, HIDDEN, VALUES, RANK = 16, 2048, 512, 16
 COPY_BYTES = 512 << 20
 
@@ -85,6 +88,26 @@ def aggregate(folder: str, reads: int) -> dict[str, Any]:
     return {"seconds": seconds, "peak_mb": peak_megabytes(), "growth_mb": peak_megabytes() - before}
 
 
+def aggregate_robustly(folder: str, reads: int, method: str) -> dict[str, Any]:
+    """Seconds and memory of a robust method, which compares the clients, over `reads` times all clients."""
+    import torch
+
+    from fedlora.methods.choosing import MODES
+    from fedlora.runs.reader import StoredUpdates
+    from fedlora.types import RoundContext, ServerState
+
+    store = open_store(folder)
+    updates = StoredUpdates(store.reader, store.paths.partial_folder(1), [*range(CLIENTS)] * reads)
+    start = ServerState({key: torch.zeros(shape) for key, shape in store.reader.shapes.items()})
+    clients = range(CLIENTS * reads)
+    before = resident_megabytes()
+    forget_peak()
+    began = time.perf_counter()
+    MODES[method].strategy.aggregate(start, updates, RoundContext(1, 0, clients, clients))
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "growth_mb": peak_megabytes() - before, "clients": len(clients)}
+
+
 def read_once(folder: str, reads: int) -> dict[str, Any]:
     """Seconds to read the same files into one buffer, and how many bytes they have."""
     from fedlora.llm.adapter_files import BIN_NAME
@@ -131,6 +154,10 @@ def main() -> None:
             times["reading once"].append(read["seconds"])
             times["fedlora"].append(done["seconds"])
             say(f"  reading once: {read['seconds']:.2f} s, fedlora: {done['seconds']:.2f} s")
+        robust = {
+            name: run_point(__file__, kind="robust", folder=folder, reads=1 if arguments.quick else count, method=name)
+            for name, count in ROBUST.items()
+        }
     copying = run_point(__file__, kind="copy")["bytes_per_second"]
     count = CLIENTS * reads
     gigabytes = read["bytes"] / 1e9
@@ -145,16 +172,28 @@ def main() -> None:
         "fedlora over copying in memory": medians["fedlora"] / (read["bytes"] / copying),
         f"peak memory of {count} over {CLIENTS} adapters": done["peak_mb"] / few["peak_mb"],
     }
+    doubles = 8 * CLIENTS * sum(math.prod(shape) for shape in adapter_shapes().values())
     notes = [
         f"{count} adapters ({CLIENTS} files read {reads} times), {gigabytes:.1f} GB in all, from the page cache",
         f"copying in memory runs at {copying / 1e9:.1f} GB/s (bytes copied, so twice that in traffic)",
         f"while aggregating memory grows by {done['growth_mb']:.0f} MB at most, by {few['growth_mb']:.0f} MB for "
         f"{CLIENTS} adapters",
+        f"robust methods, where {CLIENTS} updates in float64 are {doubles / 1e6:,.0f} MB: "
+        + "; ".join(
+            f"{name} over {one['clients']}: memory grows by {one['growth_mb']:,.0f} MB, {one['seconds']:.0f} s"
+            for name, one in robust.items()
+        ),
     ]
     emit("aggregation", sides, ratios, notes)
 
 
 if __name__ == "__main__":
-    measures = {"write": write_updates, "aggregate": aggregate, "read": read_once, "copy": copy_memory}
+    measures = {
+        "write": write_updates,
+        "aggregate": aggregate,
+        "robust": aggregate_robustly,
+        "read": read_once,
+        "copy": copy_memory,
+    }
     if not answer_points(measures):
         main()

@@ -58,7 +58,8 @@ class ClientStacks:
                     self._hold(update.upload or {}, group)
             for key in group:
                 # stacked first, for a difference would spread a smaller update over a larger start
-                yield key, torch.stack(self._held[key]).to(torch.float64).sub_(self._start[key])
+                values = torch.empty(self._count, *self._held[key][0].shape, dtype=torch.float64)
+                yield key, torch.stack(self._held[key], out=values).sub_(self._start[key])
 
     def _hold(self, sent: AdapterState, keys: Sequence[str]) -> None:
         for key in keys:

@@ -182,13 +182,15 @@ def squared_distances(stack: Stack) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for _, values in stack.items():
         flat = values.flatten(1)
-        total = total + torch.stack([(flat - row).square().sum(dim=1) for row in flat])
+        # one piece of memory for all differences: a new one for each costs more than the arithmetic
+        apart = torch.empty_like(flat)
+        total = total + torch.stack([torch.sub(flat, row, out=apart).square_().sum(dim=1) for row in flat])
     return total
 
 
 def _distances(stack: Stack, point: Mapping[str, Tensor]) -> Tensor:
     """(clients,) distances of all clients from a point."""
-    parts = [(values - point[key]).flatten(1).square().sum(dim=1) for key, values in stack.items()]
+    parts = [(values - point[key]).square_().flatten(1).sum(dim=1) for key, values in stack.items()]
     return torch.stack(parts).sum(dim=0).sqrt()
 
 
