@@ -205,6 +205,22 @@ def test_a_wave_larger_than_what_may_be_held_is_read_again_to_the_same_numbers()
     assert once == 1 < some <= every == len(layer_pairs(start))
 
 
+def test_of_an_update_whose_tensors_are_views_of_a_file_only_the_held_ones_stay_in_memory():
+    start = adapter(0)
+    sent = []
+    for client in range(3):
+        state = near(start, client + 1)
+        file = torch.cat([value.flatten() for value in state.values()])
+        parts = file.split([value.numel() for value in state.values()])
+        sent.append({key: part.view(start[key].shape) for key, part in zip(start, parts, strict=True)})
+    meter = meter_of(start, 3, most_bytes=1)
+    for _ in meter.watch([update(client, one) for client, one in enumerate(sent)]):
+        pass
+    held = [value for state in meter._held.values() for value in state.values()]
+    assert held
+    assert all(value.untyped_storage().nbytes() == value.nbytes for value in held)
+
+
 def test_what_does_not_exist_is_absent():
     start = adapter(0)
     alone, _ = measure(FedAvg(), start, [near(start, 1)], [3])

@@ -62,6 +62,11 @@ def difference_norm(after: AdapterState, before: AdapterState) -> float:
     return math.sqrt(total)
 
 
+def compact(value: Tensor) -> Tensor:
+    """The tensor itself, or a copy where it is a view: one tensor of a file's buffer would keep all of the file."""
+    return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+
+
 def num_bytes(state: AdapterState | None) -> int:
     """Bytes of the tensors as they travel."""
     return sum(value.numel() * value.element_size() for value in state.values()) if state else 0

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedlora.federated.adapters import compact
 from fedlora.types import AdapterState, Updates
 
 HELD_BYTES = 1 << 30
@@ -63,10 +64,7 @@ class ClientStacks:
 
     def _hold(self, sent: AdapterState, keys: Sequence[str]) -> None:
         for key in keys:
-            value = sent[key]
-            # a view of a file's buffer would keep all of the file
-            is_view = value.untyped_storage().nbytes() > value.nbytes
-            self._held.setdefault(key, []).append(value.clone() if is_view else value)
+            self._held.setdefault(key, []).append(compact(sent[key]))
 
 
 def _group_keys(sent: AdapterState, most_bytes: float) -> list[list[str]]:

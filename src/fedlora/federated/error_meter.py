@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora.federated.adapters import layer_pairs
+from fedlora.federated.adapters import compact, layer_pairs
 from fedlora.federated.measurement import Layer, Measurement, Wave
 from fedlora.federated.products import DOUBTFUL, delta_inner, mean_rows, norm_of_sum, stack_rows
 from fedlora.types import AdapterState, ClientId, ClientUpdate, Download, Updates
@@ -34,7 +34,7 @@ class ErrorMeter:
     """Measures one wave: `watch` looks at the updates while a strategy uses them, `measure` compares with the result.
 
     `scaling` is s of `dW = s B A`, `weight_of` what an update weighs; where nobody weighs anything all weigh the same.
-    Factors are held as they came, in float32 and by reference, up to `most_bytes`.
+    Factors are held as they came, in float32, up to `most_bytes`.
     """
 
     def __init__(
@@ -82,8 +82,9 @@ class ErrorMeter:
 
     def _pick(self, update: ClientUpdate, layers: Sequence[str]) -> AdapterState:
         """The client's whole factors of some layers: what it sent, and what it left as it was sent to it."""
-        whole = {**self.downloads[update.client_id].adapter, **(update.upload or {})}
-        return {key: whole[key] for layer in layers for key in _keys(layer)}
+        start, sent = self.downloads[update.client_id].adapter, update.upload or {}
+        keys = [key for layer in layers for key in _keys(layer)]
+        return {key: compact(sent[key]) if key in sent else start[key] for key in keys}
 
     def _measure_layers(self, wave: Wave, layers: Sequence[str], made: AdapterState | None) -> dict[str, Layer]:
         """Layers of one shape together, as many as fit into WORK_BYTES."""
