@@ -92,7 +92,7 @@ def aggregate_robustly(folder: str, reads: int, method: str) -> dict[str, Any]:
     """Seconds and memory of a robust method, which compares the clients, over `reads` times all clients."""
     import torch
 
-    from fedlora.methods.choosing import MODES
+    from fedlora.methods.choosing import load_method
     from fedlora.runs.reader import StoredUpdates
     from fedlora.types import RoundContext, ServerState
 
@@ -103,7 +103,7 @@ def aggregate_robustly(folder: str, reads: int, method: str) -> dict[str, Any]:
     before = resident_megabytes()
     forget_peak()
     began = time.perf_counter()
-    MODES[method].strategy.aggregate(start, updates, RoundContext(1, 0, clients, clients))
+    load_method(method).server.aggregate(start, updates, RoundContext(1, 0, clients, clients))
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "growth_mb": peak_megabytes() - before, "clients": len(clients)}
 

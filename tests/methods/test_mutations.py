@@ -130,7 +130,12 @@ MUTATIONS = [
     ),
     Mutation("momentum as an exponential average", "fedavgm", goes_where_published, server_mutants.ExponentialAverage),
     Mutation("plain momentum for Nesterov's", "diloco", goes_where_published, server_mutants.PlainMomentum),
-    Mutation("DiLoCo's mean weighted by rows", "diloco", identities.check_weights, server_mutants.WeightedDiLoCo),
+    Mutation(
+        "rows weigh in DiLoCo's uniform mean",
+        "diloco",
+        identities.check_weights,
+        server_mutants.WeightedDiLoCo,
+    ),
     Mutation("FedAdagrad from v = 0", "fedadagrad", goes_where_published, server_mutants.AdagradFromZero),
     Mutation("FedAdam from v = 0", "fedadam", goes_where_published, server_mutants.AdamFromZero),
     Mutation("FedYogi from v = 0", "fedyogi", goes_where_published, server_mutants.YogiFromZero),

@@ -68,6 +68,18 @@ def test_the_mean_is_weighted_by_rows_and_diloco_s_is_not(kind):
     assert close(aggregate(DiLoCo(), start, sent, rows=[3, 1]).adapter, aggregate(DiLoCo(), start, sent).adapter)
 
 
+def test_diloco_s_mean_is_weighted_by_examples_where_its_server_weights_say_so():
+    start, sent = ServerState(adapter(0)), [adapter(1), adapter(2)]
+    found = aggregate(DiLoCo(server_weights="examples"), start, sent, rows=[3, 1])
+    heavy = aggregate(DiLoCo(), start, [adapter(1), adapter(1), adapter(1), adapter(2)])
+    assert close(found.adapter, heavy.adapter)
+    assert close(found.slots["momentum"], heavy.slots["momentum"])
+    plain = DiLoCo(server_learning_rate=1.0, server_momentum=0.0, server_weights="examples")
+    assert close(
+        aggregate(plain, start, sent, rows=[3, 1]).adapter, aggregate(FedAvg(), start, sent, rows=[3, 1]).adapter
+    )
+
+
 @pytest.mark.parametrize("kind", [FedAvgM, DiLoCo, FedAdagrad, FedAdam, FedYogi])
 def test_without_any_update_the_state_stays(kind):
     state = aggregate(kind(), ServerState(adapter(0)), [adapter(1)])

@@ -249,6 +249,7 @@ def test_scaffold_starts_as_fedavg_and_then_corrects(start, finished):
         ({"federation_mode": "homo", "server_momentum": 0.5}, "homo has no server_momentum"),
         ({"federation_mode": "fedavgm", "proximal_mu": 0.5}, "fedavgm has no proximal_mu"),
         ({"federation_mode": "krum", "max_client_weight": 0.5}, "the same weight"),
+        ({"federation_mode": "diloco", "max_client_weight": 0.5}, "the same weight"),
         ({"federation_mode": "rolora", "optimizer_state": "keep"}, "other factors than a client left"),
         ({"federation_mode": "fedsvd", "optimizer_state": "keep"}, "other factors than a client left"),
         ({"federation_mode": "scaffold", "max_update_norm": 1.0}, "sends more than an adapter"),
@@ -257,6 +258,16 @@ def test_scaffold_starts_as_fedavg_and_then_corrects(start, finished):
 def test_combinations_that_cannot_be_right_are_refused(changes, what):
     with pytest.raises(UsageError, match=what):
         choose_method(TrainConfig.of(**changes))
+
+
+def test_where_diloco_weighs_by_examples_a_limit_on_weights_holds(start):
+    examples = {"server_weights": "examples", "client_selection_frac": 1.0}
+    run, limited = start("run", "diloco", **examples), start("limited", "diloco", **examples, max_client_weight=0.2)
+    # five clients of at most a fifth weigh the same
+    uniform = start("uniform", "diloco", client_selection_frac=1.0)
+    one, other, same = (adapter(folder / "1/global_adapter_model.bin") for folder in (run, limited, uniform))
+    assert any(not torch.equal(one[key], same[key]) for key in one)
+    assert all(torch.allclose(other[key], same[key], rtol=0, atol=1e-6) for key in one)
 
 
 def test_a_flag_reaches_the_half_that_has_it(start):

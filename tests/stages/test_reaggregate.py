@@ -95,6 +95,15 @@ def test_the_run_s_own_weights_give_the_bytes_of_the_run(start, mode):
         assert facts["distance"] == 0.0
 
 
+def test_the_weights_of_diloco_are_its_option_s(start):
+    run = start("diloco", "weighted", server_weights="examples")
+    same, heavy = ask(run, "same", weights="examples"), ask(run, "heavy", weights="0:9,1:1,2:1")
+    assert all(equal(adapter(same / str(number)), adapter(run / str(number))) for number in (1, 2))
+    assert not close(adapter(heavy / "1"), adapter(run / "1"))
+    other = ask(start("homo"), "other", federation_mode="diloco", server_weights="examples", weights="uniform")
+    assert json.loads((other / "1/reaggregated.json").read_text())["distance"] > 0
+
+
 @pytest.mark.parametrize("mode", ["fedavgm", "fedadam", "diloco"])
 def test_a_server_that_the_run_had_goes_on_from_its_own_memory(start, mode):
     run = start(mode)

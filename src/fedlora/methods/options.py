@@ -13,6 +13,10 @@ SERVER_MOMENTUM = Option("server_momentum", 0.9, "momentum of the server's optim
 BETA1 = Option("server_beta1", 0.9, "decay of the server's running mean, in [0, 1)", ge=0, lt=1)
 BETA2 = Option("server_beta2", 0.99, "decay of the server's running variance, in [0, 1)", ge=0, lt=1)
 TAU = Option("server_tau", 1e-3, "adaptivity: added to the root of the server's running variance", gt=0)
+SERVER_WEIGHTS = Option(
+    *("server_weights", "uniform", "what a client weighs in the server's mean: all the same, or by its examples"),
+    Literal["uniform", "examples"],
+)
 ADAPTIVE = (replace(SERVER_LEARNING_RATE, default=1e-3), BETA1, BETA2, TAU)
 EXPORT_RANK = Option(
     *("export_rank", 256, "largest rank of the adapter that a round leaves for PEFT; at least lora_r", int),

@@ -88,8 +88,12 @@ SERVER_OPTIMIZERS = (
         *("diloco", "server optimizer", "Nesterov momentum on the server, after many local steps"),
         "Douillard et al. 2023, arXiv 2311.08105",
         server="server_momentum:DiLoCo",
-        options=(replace(options.SERVER_LEARNING_RATE, default=0.7), options.SERVER_MOMENTUM),
-        rows_weigh=False,
+        options=(
+            replace(options.SERVER_LEARNING_RATE, default=0.7),
+            options.SERVER_MOMENTUM,
+            options.SERVER_WEIGHTS,
+        ),
+        rows_weigh=("server_weights", "examples"),
     ),
 )
 
