@@ -3,7 +3,7 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-thorough test-slow test-gpu test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz lint format compare-commits clean-venv
+.PHONY: help demo test test-thorough test-slow test-gpu test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz docs method-bytes lint format compare-commits clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
@@ -18,6 +18,8 @@ help:
 	@echo "make bench-quality  held-out loss against the usual way, 3 seeds: 20 minutes (FEDLORA_DOLLY as above)"
 	@echo "make fuzz        damage 100,000 adapter files and see that each is refused or read right: a few minutes"
 	@echo "make compare-commits OLD=0a2484f  train every method with an old commit and this tree, and compare: 20 minutes"
+	@echo "make docs        write docs/methods.md and the README's list of methods from the method table: a second"
+	@echo "make method-bytes  measure what each method sends and write it to docs/strategies.md: a minute"
 	@echo "make lint        check style and types"
 	@echo "make format      rewrite the code in the project's style"
 	@echo "make clean-venv  delete .venv"
@@ -71,6 +73,14 @@ compare-commits: .venv/installed
 	@bad=0; for part in "" --resume; do \
 	  .venv/bin/python tools/compare_commits.py --old "$(OLD)" --except "$(EXCEPT)" $$part || bad=1; \
 	done; exit $$bad
+
+docs: .venv/installed
+	.venv/bin/python tools/make_docs.py
+
+# bytes depend on the shapes of a model, not on what it has learned, so one step of its training is enough
+method-bytes: .venv/installed
+	.venv/bin/python studies/small_model.py --folder build/untrained_model --steps 1
+	.venv/bin/python tools/method_bytes.py build/untrained_model
 
 lint: .venv/installed-dev
 	$(RUFF) check .

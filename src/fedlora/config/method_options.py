@@ -43,7 +43,7 @@ class MethodOptions(Config):
         flat = {name: value for name, value in given.items() if name in known}
         gathered = {**(given.get("method_options") or {}), **flat}
         if unknown := sorted(gathered.keys() - known.keys()):
-            raise UsageError(f"method_options: no method has {unknown[0]}", hint="see docs/strategies.md")
+            raise UsageError(f"method_options: no method has {unknown[0]}", hint="see docs/methods.md")
         rest = {name: value for name, value in given.items() if name not in flat and name != "method_options"}
         read = {name: _read(known[name][0], value) for name, value in sorted(gathered.items())}
         options = {name: value for name, value in read.items() if value is not None}

@@ -46,7 +46,7 @@ class TrainConfig(ReadingConfig, MethodOptions):
     model_dir: Path = flag(Path("./models"), "root of all runs")
     federation_mode: str = flag(
         "homo",
-        "homo (FedAvg), seq (one after another), none (each alone), pooled, or another method: see docs/strategies.md",
+        "homo (FedAvg), seq (one after another), none (each alone), pooled, or another method: see docs/methods.md",
     )
     client_selection_strategy: Literal["random", "all", "round_robin"] = flag("random", "who trains in a round")
     client_selection_frac: float = flag(0.1, "share of clients in a round's cohort: max(1, ceil(frac*n))", gt=0, le=1)

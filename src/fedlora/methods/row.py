@@ -7,10 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 Order = Literal["parallel", "chain", "pooled"]
 ServerSees = Literal["mean", "mean and more", "mean of several shapes", "mean of products", "single updates", "nothing"]
+
+
+FAMILIES = MappingProxyType(
+    {
+        "average": "FedAvg, and its chain: one client after another",
+        "baseline": "without federation: every client alone, or all rows in one place",
+        "server optimizer": "the server takes an optimizer's step towards the mean",
+        "client drift": "clients are kept from drifting apart while they train",
+        "one factor": "one factor is trained at a time, so that the mean of factors is the mean of products",
+        "alignment": "clients turn their factors towards each other before the mean",
+        "exact": "what the mean of factors misses of the mean of products is added to the base",
+        "robust": "single updates of any size cannot move the result far",
+        "different ranks": "clients have ranks of their own (`--client_ranks 8,4,4,2`)",
+        "personal": "clients come to have models of their own",
+    }
+)
+"""Family -> what its methods do, in the order in which pages list them."""
 
 
 @dataclass(frozen=True)

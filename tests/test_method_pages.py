@@ -1,0 +1,35 @@
+"""The pages on methods against the method table."""
+
+from __future__ import annotations
+
+import re
+
+import method_bytes
+from make_docs import PAGE, README, families, is_taken, make_page, make_readme
+
+from fedlora.methods.table import METHODS
+
+STALE = "run `make docs`"
+
+
+def test_the_page_of_methods_and_the_readme_are_those_that_the_rows_make():
+    assert PAGE.read_text(encoding="utf-8") == make_page(), STALE
+    readme = README.read_text(encoding="utf-8")
+    assert readme == make_readme(readme), STALE
+
+
+def test_every_method_is_in_a_family_that_the_pages_describe():
+    assert sorted(row.name for methods in families().values() for row in methods) == sorted(METHODS)
+    assert all(families().values())
+
+
+def test_the_combinations_are_those_that_a_configuration_refuses():
+    assert is_taken("homo", {"dp_noise_multiplier": 1.0, "dp_clip": 1.0})
+    assert not is_taken("krum", {"dp_noise_multiplier": 1.0, "dp_clip": 1.0})
+    assert not is_taken("homo", {"client_ranks": "8,4x7"})
+
+
+def test_the_bytes_of_every_method_are_measured():
+    page = method_bytes.PAGE.read_text(encoding="utf-8")
+    table = page.split(method_bytes.BEGIN)[1].split(method_bytes.END)[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(METHODS), "run `make method-bytes`"
