@@ -16,7 +16,7 @@ help:
 	@echo "make bench       measure everything on the CPU and write docs/benchmarks.md: 20 minutes (FEDLORA_DOLLY as above)"
 	@echo "make bench-gpu   the same on a CUDA device"
 	@echo "make bench-quality  held-out loss against the usual way, 3 seeds: 20 minutes (FEDLORA_DOLLY as above)"
-	@echo "make fuzz        damage 100,000 adapter files and see that each is refused or read right: a few minutes"
+	@echo "make fuzz        damage 75,000 adapter files and see that each is refused or read right: a few minutes"
 	@echo "make compare-commits OLD=0a2484f  train every method with an old commit and this tree, and compare: 20 minutes"
 	@echo "make docs        write docs/methods.md and the README's list of methods from the method table: a second"
 	@echo "make method-bytes  measure what each method sends and write it to docs/strategies.md: a minute"
@@ -55,16 +55,16 @@ crashtest: .venv/installed
 	.venv/bin/python tools/crashtest.py
 
 # without a file of Dolly rows only short rows are timed
-bench: .venv/installed
+bench: .venv/installed-dev
 	.venv/bin/python benchmarks/bench.py $(if $(FEDLORA_DOLLY),--data "$(FEDLORA_DOLLY)")
 
-bench-gpu: .venv/installed
+bench-gpu: .venv/installed-dev
 	.venv/bin/python benchmarks/bench.py --device cuda $(if $(FEDLORA_DOLLY),--data "$(FEDLORA_DOLLY)")
 
-bench-quality: .venv/installed
+bench-quality: .venv/installed-dev
 	.venv/bin/python benchmarks/quality.py $(if $(FEDLORA_DOLLY),--data "$(FEDLORA_DOLLY)")
 
-# MUTATIONS files of each of four kinds; another SEED damages them in other places
+# MUTATIONS files of each of three kinds; another SEED damages them in other places
 fuzz: .venv/installed
 	.venv/bin/python tools/fuzz_adapters.py --mutations $(or $(MUTATIONS),25000) --seed $(or $(SEED),0)
 

@@ -135,7 +135,7 @@ def _report_config(config: DemoConfig) -> ReportConfig:
 
 def _print_how_to_load(config: DemoConfig, base_folder: str) -> None:
     adapter = RunPaths(config.output_dir / "models", "homo").round_folder(config.rounds).resolve()
-    print("\nThe global adapter of homo in PEFT:")
+    print("\nThe global adapter of homo in PEFT (`pip install peft`):")
     print("  from transformers import AutoModelForCausalLM; from peft import PeftModel")
     print(f"  base = AutoModelForCausalLM.from_pretrained({base_folder!r})")
     print(f"  model = PeftModel.from_pretrained(base, {str(adapter)!r})")
