@@ -209,10 +209,6 @@ class ComparisonPaths:
     def model_dir(self) -> Path:
         return _below(self.root, "runs")
 
-    @property
-    def lock_file(self) -> Path:
-        return _below(self.root, ".lock")
-
     def rows_file(self, seed: int) -> Path:
         """Rows of the skills data, where no file is given."""
         return _below(self.root, "data", f"skills-{seed}.json")

@@ -12,7 +12,7 @@ from fedlora.federated.adapters import shapes_of
 from fedlora.federated.ranks import (
     cut_like,
     cut_rank,
-    pad_rank,
+    pad_like,
     padded_mean,
     product_norm,
     rank_in,
@@ -35,6 +35,12 @@ ROWS = [5, 2, 9, 1]
 
 def clients(seed: int = 10) -> list:
     return [adapter(seed + index, rank) for index, rank in enumerate(RANKS)]
+
+
+def pad_rank(state, rank: int):
+    """The same update with a larger rank: rows of zeros in A, columns of zeros in B."""
+    shapes = shapes_at(shapes_of(state), rank)
+    return pad_like(state, {key: value.new_empty(shapes[key]) for key, value in state.items()})
 
 
 def pads(states, rank: int = 4) -> list:

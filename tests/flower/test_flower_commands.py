@@ -181,14 +181,14 @@ def test_a_program_that_ends_is_started_again_and_ends_with_its_crew(monkeypatch
     monkeypatch.setattr("fedlora.flower.programs.RESTART_SECONDS", 0.0)
     log = tmp_path / "log"
     short = Program("short", [sys.executable, "-c", "print('up')"], {}, log)
-    stays = Program("stays", ["sleep", "60"], {"PATH": "/usr/bin:/bin"})
+    stays = Program("stays", ["sh", "-c", "echo $$; exec sleep 60"], {"PATH": "/usr/bin:/bin"}, tmp_path / "stays")
     with running([short, stays]) as crew:
         until = time.monotonic() + 10
         while (log.read_text().count("up") if log.is_file() else 0) < 3:
             assert time.monotonic() < until
             crew.look()
             time.sleep(0.05)
-        number = crew.process_ids()["stays"]
+        number = int((tmp_path / "stays").read_text())
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     assert subprocess.run(["kill", "-0", str(number)], capture_output=True, check=False).returncode
 

@@ -23,7 +23,7 @@ from fedlora.llm.lora import LoraModel
 from fedlora.methods.choosing import choose_method
 from fedlora.methods.feddpa import LOCAL, TrainLocalBeside
 from fedlora.paths import OutputName, RunPaths
-from fedlora.runs.saved_adapters import adapter_spec, client_model_file, names_in_round
+from fedlora.runs.saved_adapters import adapter_file, adapter_spec, names_in_round
 from fedlora.runs.server_state import load_groups
 from fedlora.stages import generate, plan, train, verify
 from fedlora.types import ClientMemory, Download
@@ -182,11 +182,10 @@ def test_finetune_is_fedavg_until_everybody_trains_alone(start):
             homo / f"{same}/adapter_model.safetensors"
         )
     paths = RunPaths(run.parent, "run")
-    assert client_model_file(paths, 2, 0) == run / "2/adapter_model.safetensors"
     assert not (run / "2/client_0").exists(), "what a client sent in an earlier round is not its model"
     for number in (3, 4):
         assert [name.client_id for name in names_in_round(paths, number) if name.kind == "client"] == list(CLIENTS)
-        assert client_model_file(paths, number, 3) == run / f"{number}/client_3/adapter_model.bin"
+        assert adapter_file(paths, number, OutputName("client", 3)) == run / f"{number}/client_3/adapter_model.bin"
     shared = torch.load(run / "2/global_adapter_model.bin", weights_only=True)
     started = json.loads((run / "3/client_1/update.json").read_text())["started_from"]
     assert started == fingerprint(shared)
@@ -198,20 +197,6 @@ def test_finetune_is_fedavg_until_everybody_trains_alone(start):
     verify.run(VerifyConfig.of(exp_name="run", model_dir=run.parent))
     with pytest.raises(UsageError, match="num_communication_rounds: 4 -> 5"):
         start("run", "finetune", personal_rounds=2, **{**half, "num_communication_rounds": 5})
-
-
-def test_a_client_s_model_is_its_own_or_the_global_one_or_the_base(start):
-    half = {"client_selection_strategy": "round_robin", "client_selection_frac": 0.5, "num_communication_rounds": 1}
-    for mode, drawn, waiting in [
-        ("homo", "adapter_model.safetensors", "adapter_model.safetensors"),
-        ("ditto", "client_0/adapter_model.bin", "adapter_model.safetensors"),
-        ("none", "client_0/adapter_model.bin", None),
-        ("fedsa", "client_0/adapter_model.bin", None),
-    ]:
-        run = start(mode, mode, **half)
-        paths = RunPaths(run.parent, mode)
-        assert client_model_file(paths, 1, 0) == run / "1" / drawn
-        assert client_model_file(paths, 1, 3) == (run / "1" / waiting if waiting else None)
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])

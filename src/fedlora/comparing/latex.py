@@ -25,7 +25,6 @@ _SPECIAL = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
-_COSTS = {"steps", "tokens", "bytes down", "bytes up", "seconds", "rounds"}
 
 
 def latex_table(result: Mapping[str, Any]) -> str:

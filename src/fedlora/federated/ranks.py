@@ -55,12 +55,6 @@ def cut_rank(state: AdapterState, rank: Rank) -> AdapterState:
     return {key: value.narrow(_rank_axis(key), 0, rank) for key, value in state.items()}
 
 
-def pad_rank(state: AdapterState, rank: Rank) -> AdapterState:
-    """The same update with a larger rank: rows of zeros in A, columns of zeros in B."""
-    shapes = shapes_at(shapes_of(state), rank)
-    return pad_like(state, {key: value.new_empty(shapes[key], device="meta") for key, value in state.items()})
-
-
 def pad_like(state: AdapterState, like: AdapterState) -> AdapterState:
     """Tensors with the ranks that those of `like` have; what differs otherwise, or is larger, stays as it is."""
     return {

@@ -56,10 +56,6 @@ class Crew:
             if program.name not in self._running and time.monotonic() >= self._not_before.get(program.name, 0.0):
                 self._running[program.name] = _start(program)
 
-    def process_ids(self) -> dict[str, int]:
-        """Name -> number of each running process."""
-        return {name: process.pid for name, process in self._running.items()}
-
     def stop(self) -> None:
         """End everything, those started last first."""
         for process in reversed(list(self._running.values())):

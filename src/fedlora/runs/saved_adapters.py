@@ -32,23 +32,6 @@ def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
     raise UsageError(f"{folder}: no {what}; {known}", hint="check --communication_rounds and --client_id")
 
 
-def client_model_file(paths: RunPaths, round_number: int, client_id: ClientId) -> Path | None:
-    """The adapter of the model that a client has after a round; None is the base.
-
-    Its own where it keeps one, from this round or carried forward from an earlier one; else the global adapter; where
-    there is no global one either, the client has not taken part yet and has the base.
-    """
-    _check_is_here(paths, round_number, client_id)
-    folder, own = paths.round_folder(round_number), OutputName("client", client_id)
-    record = folder / str(own) / UPDATE_NAME
-    # what is carried forward has no record: only models of their own are
-    if _exists(folder, own) and (not record.is_file() or read_json(record)["keeps_adapter"]):
-        return adapter_file(paths, round_number, own)
-    if _exists(folder, OutputName("global")):
-        return adapter_file(paths, round_number, OutputName("global"))
-    return None
-
-
 def _check_is_here(paths: RunPaths, round_number: int, client_id: ClientId) -> None:
     """UsageError when the model that a client has after a round is its own, and on its own machine."""
     places = (paths.round_folder(number) / client_name(client_id) for number in reversed(paths.committed_rounds()))
