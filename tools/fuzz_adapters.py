@@ -27,7 +27,6 @@ import torch
 from fedlora.errors import UsageError
 from fedlora.llm.adapter_config import load_spec, make_peft_config
 from fedlora.llm.adapter_files import load_adapter, to_bin, to_safetensors
-from fedlora.llm.bin_layout import BinLayout
 from fedlora.llm.lora import LoraSpec
 
 SHAPES = {
@@ -75,13 +74,12 @@ class Target:
 
 
 def make_targets() -> tuple[Target, ...]:
-    """A `.bin` for both of its readers, a `.safetensors` and an `adapter_config.json`."""
+    """A `.bin`, a `.safetensors` and an `adapter_config.json`."""
     generator = torch.Generator().manual_seed(1)
     state = {key: torch.randn(shape, generator=generator) for key, shape in SHAPES.items()}
     half, backwards = {key: value.half() for key, value in state.items()}, dict(reversed(list(state.items())))
     buffer = io.BytesIO()
     torch.save(backwards, buffer)
-    layout = BinLayout(SHAPES)
     peft_like = json.dumps({**json.loads(_config()), "alpha_pattern": {}, "megatron_core": "megatron.core"}).encode()
     return (
         Target(
@@ -89,10 +87,7 @@ def make_targets() -> tuple[Target, ...]:
             (to_bin(state), to_bin(half), buffer.getvalue()),
             lambda path: _check_values(path, (state, half)),
         ),
-        Target("global_adapter_model.bin", (to_bin(state),), lambda path: _check(path, layout)),
-        Target(
-            "adapter_model.safetensors", (to_safetensors(state), to_safetensors(half)), lambda path: _check(path, None)
-        ),
+        Target("adapter_model.safetensors", (to_safetensors(state), to_safetensors(half)), _check),
         Target("adapter_config.json", (_config(), peft_like), _check_config),
     )
 
@@ -102,13 +97,13 @@ def _config() -> bytes:
 
 
 def _check_values(path: Path, known: tuple[dict[str, torch.Tensor], ...]) -> None:
-    state = _check(path, None)
+    state = _check(path)
     if not any(all(torch.equal(state[key], each[key].float()) for key in SHAPES) for each in known):
         raise Finding(f"{path}: other values than were written")
 
 
-def _check(path: Path, layout: BinLayout | None) -> dict[str, torch.Tensor]:
-    state = load_adapter(path, SHAPES, layout=layout)
+def _check(path: Path) -> dict[str, torch.Tensor]:
+    state = load_adapter(path, SHAPES)
     if state.keys() != SHAPES.keys():
         raise Finding(f"{path}: other keys")
     for key, value in state.items():

@@ -44,10 +44,27 @@ def repeat(first: str, last: str = "", *, piece: str = "x" * MEBIBYTE) -> Iterat
     yield last.encode()
 
 
-def table(texts: list[str]) -> bytes:
+def table(texts: list[str], **options: str) -> bytes:
     sink = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"instruction": texts, "output": ["o"] * len(texts)}), sink)
+    pyarrow.parquet.write_table(pyarrow.table({"instruction": texts, "output": ["o"] * len(texts)}), sink, **options)
     return sink.getvalue()
+
+
+def understate(content: bytes) -> bytes:
+    """A Parquet file whose footer declares 1,000 bytes wherever it declares the 200 MiB that its page unpacks to."""
+    length = int.from_bytes(content[-8:-4], "little")
+    pages, footer = content[: -8 - length], content[-8 - length : -8]
+    group = pyarrow.parquet.read_metadata(io.BytesIO(content)).row_group(0)
+    for size in (group.column(0).total_uncompressed_size, group.total_byte_size):
+        footer = footer.replace(varint(size), varint(1000))
+    changed = pages + footer + content[-8:]
+    assert pyarrow.parquet.read_metadata(io.BytesIO(changed)).row_group(0).column(0).total_uncompressed_size == 1000
+    return changed
+
+
+def varint(size: int) -> bytes:
+    """A number in Thrift's compact protocol, in five bytes even where fewer do."""
+    return bytes((size * 2 >> 7 * place & 127) | (128 if place < 4 else 0) for place in range(5))
 
 
 LINE = '{"instruction": "i", "output": "o"}'
@@ -76,14 +93,16 @@ def measure(sound: Path, path: Path) -> tuple[int, str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize("name", [*PIECES, "line.jsonl.gz", "cell.parquet"])
+@pytest.mark.parametrize("name", [*PIECES, "line.jsonl.gz", "cell.parquet", "understated.parquet"])
 def test_a_gigantic_row_is_refused_in_bounded_memory(tmp_path: Path, sound: Path, name: str) -> None:
     path = tmp_path / name
     if name.endswith(".gz"):
         with gzip.open(path, "wb", compresslevel=1) as packed:
             packed.writelines(PIECES["line.jsonl"]())
     elif name.endswith(".parquet"):
-        path.write_bytes(table(["i", "x" * (SIZE * MEBIBYTE), "i"]))
+        content = table(["i", "x" * (SIZE * MEBIBYTE), "i"], compression="zstd")
+        # Arrow alone unpacks the page whatever the footer declares, so only the pages' own headers are a bound
+        path.write_bytes(understate(content) if name.startswith("understated") else content)
         # five times the text, which would else stay with the tests that follow
         pyarrow.default_memory_pool().release_unused()
     else:
@@ -92,7 +111,7 @@ def test_a_gigantic_row_is_refused_in_bounded_memory(tmp_path: Path, sound: Path
     growth, message = measure(sound, path)
     path.unlink()
     assert growth < ALLOWED, f"{growth / MEBIBYTE:.0f} MiB"
-    if name == "cell.parquet":
+    if name.endswith(".parquet"):
         assert message.startswith(f"{path}: a page of the column 'instruction' takes 2097")
     else:
         assert message == f"{path}:2:1: the row is larger than 4194304 bytes"

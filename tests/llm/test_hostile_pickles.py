@@ -26,7 +26,6 @@ import torch
 
 from fedlora.errors import UsageError
 from fedlora.llm.adapter_files import load_adapter, to_bin
-from fedlora.llm.bin_layout import BinLayout
 
 SHAPES = {"base_model.model.q_proj.lora_A.weight": (2, 3), "base_model.model.q_proj.lora_B.weight": (4, 2)}
 STATE = {key: torch.ones(shape) for key, shape in SHAPES.items()}
@@ -139,14 +138,13 @@ FORMS: dict[str, Callable[[Any], bytes]] = {
 def test_no_payload_runs_in_any_form_under_any_name(tmp_path, payload):
     canary = tmp_path / "canary"
     value = PAYLOADS[payload](str(canary))
-    layout = BinLayout(SHAPES)
     for form, write in FORMS.items():
         content = write(value)
         for name in ("adapter_model.bin", "adapter_model.safetensors"):
             path = tmp_path / name
             path.write_bytes(content)
             with pytest.raises(UsageError) as caught:
-                load_adapter(path, SHAPES, layout=layout)
+                load_adapter(path, SHAPES)
             assert caught.value.exit_code == 2
             assert str(path) in str(caught.value)
             assert not canary.exists(), form

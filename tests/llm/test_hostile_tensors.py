@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fedlora.errors import UsageError
-from fedlora.llm.adapter_files import load_adapter, to_bin, to_safetensors
+from fedlora.llm.adapter_files import load_adapter, read_shapes, to_bin, to_safetensors
 
 A, B = "base_model.model.q_proj.lora_A.weight", "base_model.model.q_proj.lora_B.weight"
 SHAPES = {A: (2, 3), B: (4, 2)}
@@ -134,7 +134,32 @@ BINS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a compressed archive": (lambda: rezipped(lambda name, content: content, zipfile.ZIP_DEFLATED), "is compressed"),
     "a record twice": (twice, "twice"),
     "a record too few": (lambda: rezipped(lambda name, content: None if name == "data/1" else content), "storage '1'"),
-    "a record too short": (lambda: rezipped(lambda name, content: content[:20]), "cut off|storage"),
+    "a record too short": (
+        lambda: rezipped(lambda name, content: content[:20] if name == "data/1" else content),
+        "storage '1' is not 32 bytes",
+    ),
+    "a record too long": (
+        lambda: rezipped(lambda name, content: content + bytes(4) if name == "data/1" else content),
+        "storage '1' is not 32 bytes",
+    ),
+    "a listing cut off": (
+        lambda: rezipped(lambda name, content: content[:20] if name == "data.pkl" else content),
+        "its listing",
+    ),
+    "a name twice": (
+        lambda: rezipped(
+            lambda name, content: content.replace(b"lora_B", b"lora_A") if name == "data.pkl" else content
+        ),
+        "a name is given twice",
+    ),
+    "a step backwards": (
+        lambda: rezipped(lambda name, content: content.replace(b"K\3K\1\x86", b"K\3J\xff\xff\xff\xff\x86", 1)),
+        "no place in its storage",
+    ),
+    "a stride too few": (
+        lambda: rezipped(lambda name, content: content.replace(b"K\3K\1\x86", b"K\3\x85", 1)),
+        "no place in its storage",
+    ),
     "no listing": (lambda: rezipped(lambda name, content: None if name == "data.pkl" else content), "missing"),
     "a listing too long": (
         lambda: rezipped(lambda name, content: content + bytes(67_000) if name == "data.pkl" else content),
@@ -193,6 +218,26 @@ def test_what_others_write_with_torch_is_read_with_its_values(tmp_path):
         (tmp_path / "a.bin").write_bytes(saved(value))
         found = load_adapter(tmp_path / "a.bin", SHAPES)
         assert all(torch.equal(found[key], STATE[key]) and found[key].is_contiguous() for key in SHAPES)
+
+
+def test_shapes_are_read_where_the_file_can_hold_them(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(to_bin(STATE))
+    assert read_shapes(path) == SHAPES
+    for state in ({A: torch.zeros(1).expand(10**12)}, {}):
+        path.write_bytes(saved(state))
+        with pytest.raises(UsageError, match=r"lists more than it holds|holds no tensors"):
+            read_shapes(path)
+
+
+def test_large_records_and_many_tensors_are_read_with_their_values(tmp_path):
+    """More than one portion of a record, and a directory of more than one."""
+    large = {A: torch.arange(600_000.0).view(600, 1000), B: torch.zeros(4, 2)}
+    many = {f"{A}.{number}": torch.full((1, 1), float(number)) for number in range(9000)}
+    for state in (large, many):
+        (tmp_path / "a.bin").write_bytes(to_bin(state))
+        found = load_adapter(tmp_path / "a.bin", {key: tuple(value.shape) for key, value in state.items()})
+        assert all(torch.equal(found[key], state[key]) for key in state)
 
 
 BOMBS = """if True:

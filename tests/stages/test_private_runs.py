@@ -18,8 +18,7 @@ from fedlora.errors import BudgetError, TrainingError, UsageError
 from fedlora.federated.privacy.accountant import epsilon
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.files import sha256_of
-from fedlora.llm.adapter_files import load_adapter
-from fedlora.llm.adapter_shapes import read_shapes
+from fedlora.llm.adapter_files import load_adapter, read_shapes
 from fedlora.stages import plan, train, verify
 
 CLIENT = {"dp_noise_multiplier": 0.5, "dp_clip": 0.05, "client_selection_frac": 0.3}

@@ -132,7 +132,7 @@ def test_a_round_that_cannot_fit_is_refused_with_what_is_missing(trained, monkey
 def test_the_estimate_of_a_round_is_a_little_above_what_it_takes(trained):
     root = trained("sized", optimizer_state="keep", lora_r=64)
     taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in (root / "1").rglob("*") if path.is_file())
-    from fedlora.llm.adapter_shapes import read_shapes
+    from fedlora.llm.adapter_files import read_shapes
 
     shapes = read_shapes(root / "1/client_0/adapter_model.bin")
     estimate = estimate_round_bytes(shapes, updates=2, keeps_optimizer=True, has_global=True)

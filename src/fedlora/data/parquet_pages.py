@@ -1,7 +1,8 @@
 """Where a Parquet file's pages lie and how large they are, read before anything is unpacked.
 
 Footer and page headers are structs in Thrift's compact protocol. Arrow gives no access to a page's header and allocates
-what it announces; and its Python view of a damaged column ends the whole process. So the few numbers that matter
+what it announces; its Python view of a damaged column ends the whole process; and what the footer says of a column's
+size is a claim that no reader holds against the pages. So the few numbers that matter
 are read here, and the pages themselves are stepped over.
 """
 

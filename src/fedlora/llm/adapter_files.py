@@ -1,13 +1,15 @@
 """Adapters as bytes: PEFT's two formats, and a reader that trusts nothing.
 
 Reading compares names, shapes, types and sizes with what the run expects before any value is loaded, and
-unpickles nothing: see `listing`, `safetensors_header` and `bin_contents` for how.
+unpickles nothing: see `tensor_listing`, `safetensors_header` and `bin_files` for how.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors.torch
@@ -16,8 +18,7 @@ import torch
 from fedlora.errors import StorageError, UsageError
 from fedlora.federated.adapters import Shapes
 from fedlora.federated.validation import find_fault
-from fedlora.llm.bin_contents import read_bin
-from fedlora.llm.bin_layout import BinLayout
+from fedlora.llm.bin_files import read_bin, read_bin_shapes
 from fedlora.llm.safetensors_header import check_header
 from fedlora.llm.tensor_listing import Unfit, most_file_bytes
 from fedlora.stopping import stop_if_asked
@@ -41,16 +42,30 @@ def to_bin(state: AdapterState) -> bytes:
     return buffer.getvalue()
 
 
-def load_adapter(path: Path, expected: Shapes, *, layout: BinLayout | None = None) -> dict[str, torch.Tensor]:
+def load_adapter(path: Path, expected: Shapes) -> dict[str, torch.Tensor]:
     """Read `.safetensors` or `.bin` as float32; UsageError when missing, unreadable, or not an adapter for this model.
 
-    Half and double precision are converted. With `layout`, a `.bin` as this project writes it is read by its bytes.
+    Half and double precision are converted.
     """
+    with _refusing(path):
+        state = _read(path, expected)
+        if fault := find_fault(state, expected):
+            raise Unfit(f"does not fit the base model: {fault}")
+    return state
+
+
+def read_shapes(path: Path) -> Shapes:
+    """Key -> shape of a `.bin` file, where no base model says what is expected; UsageError as for `load_adapter`."""
+    with _refusing(path):
+        return read_bin_shapes(path)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise UsageError(f"{path}: no such adapter", hint="train first, or check exp_name, round and client")
     try:
-        state = _read(path, expected, layout)
-        fault = find_fault(state, expected)
+        yield
     except Unfit as unfit:
         raise _refusal(path, str(unfit)) from None
     except MemoryError:
@@ -60,18 +75,15 @@ def load_adapter(path: Path, expected: Shapes, *, layout: BinLayout | None = Non
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO):
             raise StorageError(f"{path}: {error.strerror}", hint="fix its permissions, then run again") from error
         raise _refusal(path, f"not a readable adapter ({type(error).__name__})") from None
-    if fault:
-        raise _refusal(path, f"does not fit the base model: {fault}")
-    return state
 
 
-def _read(path: Path, expected: Shapes, layout: BinLayout | None) -> dict[str, torch.Tensor]:
+def _read(path: Path, expected: Shapes) -> dict[str, torch.Tensor]:
     if path.stat().st_size > most_file_bytes(expected):
         raise Unfit(f"not a readable adapter (larger than {most_file_bytes(expected)} bytes, which is all it can need)")
     if path.suffix == ".safetensors":
         check_header(path, expected)
         state = safetensors.torch.load_file(path)
-    elif layout is None or (state := layout.read(path)) is None:
+    else:
         state = read_bin(path, expected)
     return {key: value.to(torch.float32).contiguous() for key, value in state.items()}
 

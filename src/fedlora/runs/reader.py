@@ -18,7 +18,6 @@ from fedlora.federated.adapters import Shapes, pick_half
 from fedlora.federated.ranks import rank_in, shapes_at
 from fedlora.files import read_json
 from fedlora.llm.adapter_files import BIN_NAME, load_adapter
-from fedlora.llm.bin_layout import BinLayout
 from fedlora.paths import RunPaths, client_name
 from fedlora.runs.checking import UPDATE_NAME, read_kept_update
 from fedlora.runs.server_state import load_groups
@@ -36,7 +35,6 @@ class RunReader:
     def __init__(self, paths: RunPaths, shapes: Shapes) -> None:
         self.paths = paths
         self.shapes = shapes
-        self._layouts: dict[int, BinLayout] = {}
 
     def read_update(self, folder: Path, client_id: ClientId) -> ClientUpdate:
         """One update with its tensors, from the folder of a round, open or committed."""
@@ -47,8 +45,10 @@ class RunReader:
             apart = self._read_apart(place, facts) if facts["sends_apart"] else None
             return replace(update_of(facts, upload=apart, memory=ClientMemory()), extra=extra, adapter_stays=True)
         # the rank and where an upload lies are younger than the record
-        layout = self._layout(place, facts.get("rank", rank_in(self.shapes)))
-        adapter = load_adapter(place / BIN_NAME, layout.shapes, layout=layout)
+        rank = facts.get("rank", rank_in(self.shapes))
+        if type(rank) is not int or rank < 1:
+            raise StorageError(f"{place / UPDATE_NAME}: rank {rank!r} is none", hint="restore the file")
+        adapter = load_adapter(place / BIN_NAME, shapes_at(self.shapes, rank))
         optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
         slots = load_groups(place / MEMORY_NAME) if facts["keeps_slots"] else {}
         memory = ClientMemory(adapter if facts["keeps_adapter"] else None, optimizer, slots)
@@ -86,13 +86,6 @@ class RunReader:
 
     def _read_apart(self, place: Path, facts: Mapping[str, Any]) -> AdapterState:
         return load_adapter(place / UPLOAD_NAME, pick_half(self.shapes, facts["sends"]))
-
-    def _layout(self, place: Path, rank: int) -> BinLayout:
-        if type(rank) is not int or rank < 1:
-            raise StorageError(f"{place / UPDATE_NAME}: rank {rank!r} is none", hint="restore the file")
-        if rank not in self._layouts:
-            self._layouts[rank] = BinLayout(shapes_at(self.shapes, rank))
-        return self._layouts[rank]
 
 
 class StoredUpdates:

@@ -19,8 +19,7 @@ from fedlora.engines.what_if import Change, Outcome, WhatIf, check_methods
 from fedlora.engines.workbench import make_workbench
 from fedlora.errors import DataError, StorageError, UsageError
 from fedlora.files import read_text
-from fedlora.llm.adapter_files import CONFIG_NAME, GLOBAL_BIN_NAME
-from fedlora.llm.adapter_shapes import read_shapes
+from fedlora.llm.adapter_files import CONFIG_NAME, GLOBAL_BIN_NAME, read_shapes
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
 from fedlora.methods.table import find_method

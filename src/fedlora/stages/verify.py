@@ -17,8 +17,7 @@ from fedlora.errors import StorageError, UsageError
 from fedlora.federated.adapters import Shapes
 from fedlora.federated.ranks import shapes_at
 from fedlora.files import sha256_of_json
-from fedlora.llm.adapter_files import BIN_NAME, GLOBAL_BIN_NAME
-from fedlora.llm.adapter_shapes import read_shapes
+from fedlora.llm.adapter_files import BIN_NAME, GLOBAL_BIN_NAME, read_shapes
 from fedlora.methods.choosing import LoadedMethod, choose_method
 from fedlora.paths import RunPaths
 from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_round_faults
