@@ -132,10 +132,6 @@ class NodeFolder:
         return self.root / ".lock"
 
     @property
-    def state(self) -> Path:
-        return self.root / "state"
-
-    @property
     def home(self) -> Path:
         return self.root / "flower"
 
