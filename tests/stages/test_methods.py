@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from kinds_of_memory import one_of_each_kind
+from method_properties import PROPERTIES
 from tiny_run import make_client_files
 
 from fedlora.config.runs import VerifyConfig
@@ -23,19 +24,13 @@ from fedlora.runs.server_state import load_groups
 from fedlora.stages import train, verify
 
 NEW = tuple(METHODS)[4:]
-STATEFUL = {
-    "fedavgm": {"velocity"},
-    "fedadagrad": {"mean", "variance"},
-    "fedadam": {"mean", "variance"},
-    "fedyogi": {"mean", "variance"},
-    "diloco": {"momentum"},
-    "scaffold": {"control"},
-    "fedsa": {"adapter"},
-    "hetlora": {"ranks"},
-    "fedex": {"adapter"},
-    "flora": {"adapter"},
-}
-"""What lies in a round's state.safetensors."""
+
+
+def stored_groups(mode: str) -> set[str]:
+    """What lies in a round's state.safetensors: a server's slots, and its adapter where the round's is another."""
+    method = METHODS[mode]
+    has_own = method.adds_to_base or (method.combines and not method.has_global_model)
+    return set(PROPERTIES[mode].slots) | ({"adapter"} if has_own else set())
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +108,7 @@ def test_a_method_is_verified_and_resumes_to_the_bytes_of_an_unbroken_run(start,
     whole, flushes = finished(mode)
     verify.run(VerifyConfig.of(exp_name=mode, model_dir=whole.parent))
     expected = hashes(whole)
-    assert ("2/state.safetensors" in expected) == (mode in STATEFUL)
+    assert ("2/state.safetensors" in expected) == bool(stored_groups(mode))
     flush = os.fsync
 
     class CrashError(BaseException):
@@ -135,11 +130,11 @@ def test_a_method_is_verified_and_resumes_to_the_bytes_of_an_unbroken_run(start,
         assert hashes(start(f"broken{share}", mode)) == expected
 
 
-@pytest.mark.parametrize("mode", one_of_each_kind(sorted(STATEFUL)))
+@pytest.mark.parametrize("mode", one_of_each_kind(sorted(filter(stored_groups, METHODS))))
 def test_what_a_server_remembers_lies_in_the_round(finished, mode):
     run, _ = finished(mode)
     for number in (1, 2):
-        assert load_groups(run / f"{number}/state.safetensors").keys() == STATEFUL[mode]
+        assert load_groups(run / f"{number}/state.safetensors").keys() == stored_groups(mode)
         assert "state.safetensors" in json.loads((run / f"{number}/manifest.json").read_text())["files"]
 
 
@@ -159,20 +154,19 @@ def count(state, half: str) -> int:
     return sum(value.numel() for key, value in state.items() if f".lora_{half}." in key)
 
 
-TRAVELS = {
-    **dict.fromkeys(METHODS, (("AB", "AB"), ("AB", "AB"))),
-    **dict.fromkeys(("none", "pooled"), (("", ""), ("", ""))),
-    "ffa": (("B", "B"), ("B", "B")),
-    "rolora": (("AB", "B"), ("AB", "A")),
-    "fedsvd": (("AB", "B"), ("AB", "B")),
-    "fedsa": (("A", "A"), ("A", "A")),
-    "scaffold": (("ABAB", "ABAB"), ("ABAB", "ABAB")),
-    "finetune": (("AB", "AB"), ("AB", "")),
-    # what was added to the base is counted in test_base_deltas.py
-    "fedex": (("AB", "AB"), None),
-    "flora": (("", "AB"), None),
-}
-"""Mode -> factors down and up in the first and in the second of two rounds, as docs/strategies.md says."""
+def travelling(run: Path, mode: str, number: int) -> tuple[str, str] | None:
+    """Factors down and up in a round, as the method's row of promises says; None where the base has grown, for that is
+    counted in test_base_deltas.py."""
+    promises, method = PROPERTIES[mode], METHODS[mode]
+    if method.pools_rows:
+        return "", ""
+    if method.adds_to_base and number > 1:
+        return None
+    chosen = choose_method(TrainConfig.of(**json.loads((run / "run.json").read_text())["config"]))
+    shares = None if chosen.server.asks_everybody(number) else promises.of_round(promises.shares, number)
+    halves = {"both": "AB", "A": "A", "B": "B", None: ""}
+    times = 2 if promises.keeps_control else 1
+    return times * halves[promises.of_round(promises.travels, number)], times * halves[shares]
 
 
 @pytest.mark.parametrize("mode", one_of_each_kind(METHODS))
@@ -183,7 +177,7 @@ def test_the_bytes_on_the_way_are_those_of_the_factors_that_travel(start, finish
     rank = 2 if mode == "feddpa" else 1
     sizes = {half: 4 * count(state, half) // rank for half in "AB"}
     for row in metrics(run):
-        if row["kind"] == "round" and row["round"] < 3 and (travels := TRAVELS[mode][row["round"] - 1]):
+        if row["kind"] == "round" and row["round"] and (travels := travelling(run, mode, row["round"])):
             down, up = (sum(sizes[half] for half in halves) for halves in travels)
             assert (row["bytes_down"], row["bytes_up"]) == (5 * down, 5 * up)
 
