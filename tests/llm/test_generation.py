@@ -267,7 +267,7 @@ def test_a_prompt_that_does_not_fit_alone_is_one_clear_error(base, prompts, monk
         generate_answers(base, prompts, Decoding(20), tokens_per_pass=4096)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("prefix", [[], [7, 77, 177, 27]])
 def test_adapters_that_answer_together_say_what_each_says_alone(tiny_model, prompts, prefix, dtype):
     base = load_base_model(str(tiny_model), device="cpu", dtype=dtype)
