@@ -8,6 +8,7 @@ import pytest
 from federation_of_one_round import LAYERS, adapter
 
 from fedlora.config.train import TrainConfig
+from fedlora.engines.cohorts import find_cohort_doubts
 from fedlora.errors import UsageError
 from fedlora.methods.choosing import OF_THE_RUN, choose_method, load_method
 from fedlora.methods.combinations import (
@@ -121,6 +122,18 @@ def test_flat_names_and_method_options_are_the_same_configuration():
     assert flat.record()["proximal_mu"] == 0.5
     assert TrainConfig.of(**flat.record()) == flat
     assert TrainConfig.of(federation_mode="fedprox", proximal_mu=None) == TrainConfig.of(federation_mode="fedprox")
+
+
+def test_a_robust_run_from_before_the_smallest_cohorts_were_enforced_goes_on_as_it_began_and_says_so():
+    config, clients = TrainConfig.of(federation_mode="multi_krum", client_selection_frac=1.0), range(5)
+    old = choose_method(config, {"num_hostile": 1, "krum_selected": 5})
+    assert old.hyperparameters == {"num_hostile": 1, "krum_selected": 5, "is_guarded": False}
+    # what it records itself is read back to the same
+    assert choose_method(config, old.hyperparameters).hyperparameters == old.hyperparameters
+    assert ["as it began" in what for what, _ in find_cohort_doubts(config, old, clients)] == [True]
+    new = choose_method(config)
+    assert choose_method(config, new.hyperparameters).hyperparameters["is_guarded"] is True
+    assert not list(find_cohort_doubts(config, new, clients))
 
 
 def test_a_run_that_is_gone_on_with_keeps_the_hyperparameters_it_was_started_with():

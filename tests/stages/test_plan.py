@@ -251,9 +251,9 @@ def test_clients_that_are_never_drawn_are_named(world):
 @pytest.mark.parametrize("mode", ["homo", "fedsa", "seq", "none", "pooled"])
 def test_a_cohort_of_a_single_client_is_a_warning_where_a_method_combines_clients(world, mode):
     record = make_plan(world(federation_mode=mode, client_selection_frac=0.1), probe=False)
-    assert ("single_client" in kinds(record)) == (mode in ("homo", "fedsa"))
+    assert ("cohort" in kinds(record)) == (mode in ("homo", "fedsa"))
     record = make_plan(world(federation_mode=mode, client_selection_frac=0.5), probe=False)
-    assert "single_client" not in kinds(record)
+    assert "cohort" not in kinds(record)
 
 
 def test_a_disk_that_is_too_small_is_a_warning(world, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import TrainingError, UsageError
@@ -64,17 +64,23 @@ def check_clients(config: TrainConfig, method: LoadedMethod, clients: Sequence[C
         )
 
 
-def find_cohort_doubt(config: TrainConfig, method: LoadedMethod, clients: Sequence[ClientId]) -> tuple[str, str] | None:
-    """What is odd about a cohort of a single client under a method that combines clients, and what to do about it."""
-    combines = method.order == "parallel" and method.combines
-    chains = " or ".join(row.name for row in METHODS.values() if row.order == "chain")
-    if not combines or len(clients) < 2 or len(choose_cohort(config, method, clients, 1)) > 1:
-        return None
-    return (
-        f"a cohort is one of {len(clients)} clients (client_selection_frac={config.client_selection_frac:g}), so "
-        f"federation_mode={config.federation_mode} has nothing to combine",
-        f"raise --client_selection_frac, or use --federation_mode {chains}",
-    )
+def find_cohort_doubts(
+    config: TrainConfig, method: LoadedMethod, clients: Sequence[ClientId]
+) -> Iterator[tuple[str, str]]:
+    """What to hear about the cohorts of a run before its first round, each with what to do about it."""
+    if method.hyperparameters.get("is_guarded") is False:
+        yield (
+            f"the run was started when {method.name} could combine all clients, and goes on as it began",
+            "start a new run to withstand hostile clients",
+        )
+    is_single = len(choose_cohort(config, method, clients, 1)) == 1 < len(clients)
+    if is_single and method.combines and method.order == "parallel":
+        chains = " or ".join(row.name for row in METHODS.values() if row.order == "chain")
+        yield (
+            f"a cohort is one of {len(clients)} clients (client_selection_frac={config.client_selection_frac:g}), so "
+            f"federation_mode={config.federation_mode} has nothing to combine",
+            f"raise --client_selection_frac, or use --federation_mode {chains}",
+        )
 
 
 def count_fewest(config: TrainConfig, method: LoadedMethod) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fedlora.config.train import TrainConfig
@@ -60,10 +60,9 @@ def examine_run(
         )
 
 
-def examine_cohort(doubt: tuple[str, str] | None) -> Iterator[Finding]:
-    """Whether a method that combines clients has more than one to combine."""
-    if doubt is not None:
-        yield _finding("single_client", 1, *doubt)
+def examine_cohorts(doubts: Iterable[tuple[str, str]]) -> Iterator[Finding]:
+    """What is odd about the run's cohorts."""
+    return (_finding("cohort", 1, *doubt) for doubt in doubts)
 
 
 def examine_probe(probe: Probe | None, fault: FedloraError | None, layout: Layout) -> Iterator[Finding]:

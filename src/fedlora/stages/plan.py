@@ -19,7 +19,7 @@ from fedlora.data.client_facts import read_client_files
 from fedlora.data.client_files import find_client_files
 from fedlora.data.doctor import Finding, Silo, examine_rows, examine_shortened, examine_skew
 from fedlora.data.records import read_rows
-from fedlora.engines.cohorts import find_cohort_doubt, resolve_method
+from fedlora.engines.cohorts import find_cohort_doubts, resolve_method
 from fedlora.errors import FedloraError, TrainingError, UsageError
 from fedlora.evaluation.judge.judge_forecast import forecast_judging
 from fedlora.federated.adapters import num_bytes
@@ -33,7 +33,7 @@ from fedlora.paths import RunPaths
 from fedlora.planning.forecast import RunForecast, Work, count_run_units, draw_waves, forecast_run, measure_epoch
 from fedlora.planning.plan_text import plan_text
 from fedlora.planning.probe import Probe, run_probe
-from fedlora.planning.run_warnings import examine_cohort, examine_probe, examine_run, free_bytes
+from fedlora.planning.run_warnings import examine_cohorts, examine_probe, examine_run, free_bytes
 from fedlora.runs.run_folder import check_free, check_same, read_run
 from fedlora.training.live_run import Training, open_bench
 from fedlora.types import ClientId, Row
@@ -125,7 +125,7 @@ class Planning:
         findings = [
             *self._examine_data(skew),
             *examine_run(train, bench.examples.clients(), forecast, footprint, free),
-            *examine_cohort(find_cohort_doubt(train, self.training.method, bench.examples.clients())),
+            *examine_cohorts(find_cohort_doubts(train, self.training.method, bench.examples.clients())),
             *examine_probe(clock.probe, clock.fault, bench.book.layout),
         ]
         return {

@@ -15,7 +15,7 @@ from typing import Any
 from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
 from fedlora.data.client_facts import ClientFile
-from fedlora.engines.cohorts import choose_cohort, find_cohort_doubt
+from fedlora.engines.cohorts import choose_cohort, find_cohort_doubts
 from fedlora.engines.committed import read_result
 from fedlora.engines.pools import open_pool
 from fedlora.engines.private_run import find_doubts, make_private_run
@@ -258,7 +258,7 @@ class Training:
         )
 
     def _warn(self) -> None:
-        if doubt := find_cohort_doubt(self.config, self.method, self.clients.clients()):
+        for doubt in find_cohort_doubts(self.config, self.method, self.clients.clients()):
             say("warning: " + "; ".join(doubt))
         if self.private:
             rounds = self.config.num_communication_rounds
