@@ -20,7 +20,7 @@ FEATURES = {"comparing", "planning", "flower", "training"}
 """Folders of the stages' floor: a stage calls a feature, and a feature may run stages."""
 GROUND_INSIDE = {
     *("flower.commands", "flower.flower_config", "flower.node_config", "flower.folders"),
-    *("methods.row", "methods.options", "methods.table", "methods.combinations"),
+    *("methods.row", "methods.rows", "methods.options", "methods.table", "methods.combinations"),
 }
 """Modules that lie with their feature, and that the entry points read without loading it."""
 MODULES = {

@@ -16,14 +16,14 @@ from fedlora.errors import UsageError
 from fedlora.files import read_text, write_text
 from fedlora.methods.combinations import why_not_reaggregated
 from fedlora.methods.row import FAMILIES, Method, Option
-from fedlora.methods.table import ROWS
+from fedlora.methods.rows import ROWS
 
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
 BEGIN, END = "<!-- methods: make docs -->\n", "<!-- end of methods -->\n"
 
 HEAD = """\
-<!-- Written by `make docs` from src/fedlora/methods/table.py and options.py: change those, not this page. -->
+<!-- Written by `make docs` from src/fedlora/methods/rows.py and options.py: change those, not this page. -->
 
 # Federated methods
 
