@@ -143,7 +143,7 @@ class Comparison:
         from fedlora.stages.train import run
 
         name = f"seed-{seed}"
-        paths = run(self.config.model_copy(update={"exp_name": name, "seed": seed}))
+        paths = run(self.config.model_copy(update={"exp_name": name, "seed": seed})).paths
         return load_adapter(paths.round_folder(self.rounds) / SAFETENSORS_NAME, self.evaluator.lora.shapes())
 
 

@@ -219,3 +219,43 @@ def test_files_are_written_by_the_one_atomic_writer():
 )
 def test_the_rule_on_writing_sees_what_it_should(source, count):
     assert len(list(writes_of(ast.parse(source)))) == count
+
+
+PRINTERS = {"cli", "flags", "console", "flower.server"}
+"""The command line, messages, and the line that tells the exit code of Flower's app, of which only its output comes
+back."""
+
+
+def prints_of(tree: ast.AST) -> Iterator[str]:
+    """Everything that reaches for standard output."""
+    for node in ast.walk(tree):
+        named = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if called.split(".")[-1] in ("print", "redirect_stdout") or named in ("sys.stdout", "sys.__stdout__"):
+            yield ast.unparse(node)
+
+
+def test_only_the_command_line_prints():
+    printing = {module: list(prints_of(tree)) for module, tree in MODULES.items() if list(prints_of(tree))}
+    assert set(printing) <= PRINTERS, printing
+
+
+def settings_of(tree: ast.AST) -> Iterator[str]:
+    """Fields that are set on any object but the one whose method it is."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) != "self":
+            yield ast.unparse(node)
+
+
+FOREIGN = {
+    "flags": "argparse's parsers",
+    "flower.guard": "Flower's own modules, whose commands are narrowed",
+    "redaction": "records of the logging module",
+    "stopping": "a timer's flag",
+}
+"""Modules that set fields of objects of other libraries; torch's, in llm, are not listed."""
+
+
+def test_nothing_is_set_on_an_object_from_outside():
+    found = {module: list(settings_of(tree)) for module, tree in MODULES.items() if list(settings_of(tree))}
+    assert not {module: lines for module, lines in found.items() if module not in FOREIGN and module[:4] != "llm."}

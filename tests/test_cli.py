@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -38,7 +39,7 @@ def stage(monkeypatch):
 
     def run(config):
         kept.config = config
-        kept.act()
+        return kept.act()
 
     module.__dict__.update(FakeConfig=FakeConfig, run=run)
     monkeypatch.setitem(sys.modules, "fake_stage_module", module)
@@ -380,3 +381,33 @@ def test_a_command_that_swallows_the_signal_is_ended(tmp_path):
         "raise SystemExit(cli.main(['runs']))\n"
     )
     assert subprocess.run([sys.executable, str(script)], timeout=20).returncode == 128 + signal.SIGINT
+
+
+def test_a_result_is_printed_and_one_without_text_is_not(stage, capsys):
+    stage.act = lambda: SimpleNamespace(text=lambda: "a table\nand a path")
+    assert cli.main(["fake_stage"]) == 0
+    assert capsys.readouterr().out == "a table\nand a path\n"
+    stage.act = lambda: SimpleNamespace(text=lambda: "")
+    assert cli.main(["fake_stage"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_what_was_found_before_an_error_is_printed_before_it(stage, capsys):
+    def fail():
+        raise errors.StorageError(
+            "round 2 is damaged", hint="restore it", result=SimpleNamespace(text=lambda: "round 1: ok")
+        )
+
+    stage.act = fail
+    assert cli.main(["fake_stage"]) == errors.StorageError.exit_code
+    shown = capsys.readouterr()
+    assert shown.out == "round 1: ok\n"
+    assert shown.err == "error: round 2 is damaged\n  hint: restore it\n"
+
+
+def test_every_command_returns_a_result_that_has_a_text_or_nothing():
+    for name, command in cli.COMMANDS.items():
+        run = cli.load(command.run)
+        for kind in run.__annotations__["return"].split(" | "):
+            result = attrgetter(kind)(sys.modules[run.__module__]) if kind != "None" else None
+            assert result is None or callable(result.text), f"{name}: {kind}"

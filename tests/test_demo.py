@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,17 +15,27 @@ MODES = ["homo", "seq", "none", "pooled"]
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatch, rounds):
+def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatch, capsys, rounds):
     asked: list[tuple[str, object]] = []
+
+    def record(stage: str, config: object) -> SimpleNamespace:
+        asked.append((stage, config))
+        return SimpleNamespace(text=lambda: f"text of {stage}", folder=Path("/models/smollm2"))
+
     stages = {
         "data_skills": "run",
         "model": "run",
         **dict.fromkeys(("allocate", "train", "generate", "evaluate_rouge", "report"), "run"),
     }
     for stage, name in stages.items():
-        monkeypatch.setattr(f"fedlora.stages.{stage}.{name}", lambda config, stage=stage: asked.append((stage, config)))
-    monkeypatch.setattr("fedlora.llm.embedded_model.folder", lambda: Path("/models/smollm2"))
-    demo.run(DemoConfig.of(output_dir=tmp_path, rounds=rounds))
+        monkeypatch.setattr(f"fedlora.stages.{stage}.{name}", partial(record, stage))
+    shown = demo.run(DemoConfig.of(output_dir=tmp_path, rounds=rounds)).text()
+    assert shown.startswith("text of report\n")
+    assert "AutoModelForCausalLM.from_pretrained('/models/smollm2')" in shown
+    assert f"/models/homo/{rounds}')" in shown
+    said = capsys.readouterr()
+    assert said.out == "", "the command line prints the result"
+    assert [f"text of {stage}" in said.err for stage in ("allocate", "generate", "report")] == [True, True, False]
     trained = [config for stage, config in asked if stage == "train"]
     assert [config.federation_mode for config in trained] == MODES
     assert {config.num_communication_rounds for config in trained} == {rounds}

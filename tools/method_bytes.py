@@ -49,7 +49,7 @@ def measure(method: str, model: str, folder: Path) -> list[tuple[float, float]]:
         prompt_template="chat",
         **options,
     )
-    run = train.run(config)
+    run = train.run(config).paths
     rows = [json.loads(line) for line in run.metrics_file.read_text(encoding="utf-8").splitlines()]
     clients = 1 if row.pools_rows else CLIENTS
     return [

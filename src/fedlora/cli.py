@@ -20,6 +20,7 @@ from fedlora.console import printable
 from fedlora.errors import FedloraError, StorageError, UsageError
 from fedlora.flower.commands import FLOWER_COMMANDS
 from fedlora.redaction import redact
+from fedlora.results import Result
 from fedlora.stopping import stop_on_signals
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -31,8 +32,8 @@ HELP = {"-h", "--help"}
 
 
 class Command(NamedTuple):
-    """A line of the overview, `module:Config`, `module:function`, the field given without a flag, and who checks that
-    an extra is installed."""
+    """A line of the overview, `module:Config`, `module:function` that returns a Result or nothing, the field given
+    without a flag, and who checks that an extra is installed."""
 
     summary: str
     config: str
@@ -177,7 +178,16 @@ def _run_command(arguments: list[str]) -> None:
     config = config_class.make(values, file=file)
     if command.requires:
         load(command.requires)()
-    load(command.run)(config)
+    try:
+        _print_result(load(command.run)(config))
+    except FedloraError as error:
+        _print_result(error.result)
+        raise
+
+
+def _print_result(result: Result | None) -> None:
+    if result is not None and (text := result.text()):
+        print(text, flush=True)
 
 
 def _split_command(arguments: list[str]) -> tuple[str, list[str]]:

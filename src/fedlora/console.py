@@ -10,6 +10,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,23 +22,25 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
-_collectors: list[list[str]] = []
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+"""Where lines go instead of standard error; of this thread or task alone, so that others stay heard."""
 
 
 @contextlib.contextmanager
 def collect_lines(lines: list[str] | None = None) -> Iterator[None]:
     """Lines said inside go into `lines` instead of being shown, and no bar is drawn: for stages inside another."""
-    _collectors.append([] if lines is None else lines)
+    token = _collected.set([] if lines is None else lines)
     try:
         yield
     finally:
-        _collectors.pop()
+        _collected.reset(token)
 
 
 def say(text: str) -> None:
     """One line to standard error, without the keys this process knows."""
-    if _collectors:
-        _collectors[-1].append(redact(text))
+    lines = _collected.get()
+    if lines is not None:
+        lines.append(redact(text))
         return
     print(printable(redact(text)), file=sys.stderr, flush=True)
 
@@ -67,7 +70,7 @@ class Progress:
         self._bar: Any = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty() and not _collectors:
+        if sys.stderr.isatty() and _collected.get() is None:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar

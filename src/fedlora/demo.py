@@ -7,6 +7,9 @@ stages do. All modes share data, seed, rounds and steps.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedlora.config.data import AllocateConfig, ModelConfig, SkillsConfig
 from fedlora.config.demo import DemoConfig
@@ -15,6 +18,10 @@ from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import duration, say
 from fedlora.paths import DataPaths, RunPaths
+from fedlora.results import Result
+
+if TYPE_CHECKING:
+    from fedlora.stages.report import Report
 
 DATASET = "skills"
 MODES = ("homo", "seq", "none", "pooled")
@@ -23,37 +30,56 @@ MAX_NEW_TOKENS = 24
 """No right answer of the skills is longer; an untrained model would talk on."""
 
 
-def run(config: DemoConfig) -> None:
-    """Allocate, train four modes, generate, score, report; prints the table and how to load the result."""
-    from fedlora.llm import embedded_model
+@dataclass(frozen=True)
+class Demonstration:
+    """The report of the demo, where its models and their base lie, and how long it took."""
+
+    report: Report
+    adapter: Path
+    base: Path
+    seconds: float
+
+    def text(self) -> str:
+        """The main table, and how to load the global adapter of homo."""
+        return (
+            f"{self.report.text()}\n\n"
+            "The global adapter of homo in PEFT (`pip install peft`):\n"
+            "  from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
+            f"  base = AutoModelForCausalLM.from_pretrained({str(self.base)!r})\n"
+            f"  model = PeftModel.from_pretrained(base, {str(self.adapter)!r})\n\n"
+            f"The whole demo took {duration(self.seconds)}."
+        )
+
+
+def run(config: DemoConfig) -> Demonstration:
+    """Allocate, train four modes, generate, score, report; what each stage found is a message on the way."""
     from fedlora.stages import allocate, data_skills, report, train
     from fedlora.stages import model as model_stage
 
     began = time.monotonic()
     root = config.output_dir
-    model_stage.run(ModelConfig())
+    model = model_stage.run(ModelConfig())
+    _tell(model)
     say(f"\n1. data: eight clients, one skill each, under {root / 'data'}")
     rows_file = root / "data" / "skills.json"
-    data_skills.run(
-        SkillsConfig.of(
-            output_file=rows_file,
-            rows_per_category=config.train_per_cat + config.test_per_cat,
-            seed=config.seed,
-            overwrite=True,
-        )
+    skills = SkillsConfig.of(
+        output_file=rows_file,
+        rows_per_category=config.train_per_cat + config.test_per_cat,
+        seed=config.seed,
+        overwrite=True,
     )
+    _tell(data_skills.run(skills))
     data = DataPaths(root / "data", DATASET)
-    allocate.run(
-        AllocateConfig.of(
-            input_file=rows_file,
-            output_root=root / "data",
-            dataset_name=DATASET,
-            train_per_cat=config.train_per_cat,
-            test_per_cat=config.test_per_cat,
-            seed=config.seed,
-            overwrite=True,
-        )
+    allocation = AllocateConfig.of(
+        input_file=rows_file,
+        output_root=root / "data",
+        dataset_name=DATASET,
+        train_per_cat=config.train_per_cat,
+        test_per_cat=config.test_per_cat,
+        seed=config.seed,
+        overwrite=True,
     )
+    _tell(allocate.run(allocation))
     test_file = data.test_file(config.test_per_cat)
     say(f"\n2. training: {', '.join(MODES)}, {config.rounds} rounds each")
     for mode in MODES:
@@ -62,9 +88,14 @@ def run(config: DemoConfig) -> None:
     for mode in MODES:
         _answer_and_score(config, mode)
     say("\n4. report")
-    report.run(_report_config(config))
-    _print_how_to_load(config, str(embedded_model.folder()))
-    print(f"\nThe whole demo took {duration(time.monotonic() - began)}.")
+    written = report.run(_report_config(config))
+    adapter = RunPaths(root / "models", "homo").round_folder(config.rounds).resolve()
+    return Demonstration(written, adapter, model.folder, time.monotonic() - began)
+
+
+def _tell(result: Result) -> None:
+    if text := result.text():
+        say(text)
 
 
 def _train_config(config: DemoConfig, mode: str, test_file: str) -> TrainConfig:
@@ -100,24 +131,22 @@ def _answer_and_score(config: DemoConfig, mode: str) -> None:
         "prediction_dir": config.output_dir / "predictions",
     }
     test_file = DataPaths(config.output_dir / "data", DATASET).test_file(config.test_per_cat)
-    generate.run(
-        GenerateConfig.of(
-            **where,
-            all=mode == "none",
-            model_dir=config.output_dir / "models",
-            test_file_path=test_file,
-            max_new_tokens=MAX_NEW_TOKENS,
-            device=config.device,
-            overwrite=True,
-        )
+    asked = GenerateConfig.of(
+        **where,
+        all=mode == "none",
+        model_dir=config.output_dir / "models",
+        test_file_path=test_file,
+        max_new_tokens=MAX_NEW_TOKENS,
+        device=config.device,
+        overwrite=True,
     )
+    _tell(generate.run(asked))
     subjects = [{"is_base_model": True}, *({"is_global_model": False, "client_id": client} for client in range(8))]
     for subject in subjects if mode == "none" else [{}]:
-        evaluate_rouge.run(
-            EvaluateRougeConfig.of(
-                **where, **subject, target_file=test_file, evaluation_dir=config.output_dir / "evaluations_rouge"
-            )
+        scored = EvaluateRougeConfig.of(
+            **where, **subject, target_file=test_file, evaluation_dir=config.output_dir / "evaluations_rouge"
         )
+        _tell(evaluate_rouge.run(scored))
 
 
 def _report_config(config: DemoConfig) -> ReportConfig:
@@ -131,11 +160,3 @@ def _report_config(config: DemoConfig) -> ReportConfig:
         report_dir=config.output_dir / "reports",
         report_name="demo",
     )
-
-
-def _print_how_to_load(config: DemoConfig, base_folder: str) -> None:
-    adapter = RunPaths(config.output_dir / "models", "homo").round_folder(config.rounds).resolve()
-    print("\nThe global adapter of homo in PEFT (`pip install peft`):")
-    print("  from transformers import AutoModelForCausalLM; from peft import PeftModel")
-    print(f"  base = AutoModelForCausalLM.from_pretrained({base_folder!r})")
-    print(f"  model = PeftModel.from_pretrained(base, {str(adapter)!r})")

@@ -5,15 +5,18 @@ Whatever is raised as a FedloraError is shown as one message and one hint, never
 
 from __future__ import annotations
 
+from fedlora.results import Result
+
 
 class FedloraError(Exception):
-    """What went wrong and where (`str(error)`), and what to do about it (`error.hint`)."""
+    """What went wrong and where (`str(error)`), what to do about it (`error.hint`), and what was found up to then."""
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", result: Result | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        self.result = result
 
 
 class UsageError(FedloraError):

@@ -143,7 +143,7 @@ def train_in(folder: Path, data: Path, model: Path, name: str, mode: str = "homo
         "device": "cpu",
         **changes,
     }
-    return train.run(TrainConfig.of(**options))
+    return train.run(TrainConfig.of(**options)).paths
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
+from fedlora.engines.answering import Answering
 from fedlora.errors import StorageError, UsageError
 from fedlora.federated.adapters import shapes_of
 from fedlora.federated.base_delta import dense_key
@@ -329,20 +330,20 @@ def test_a_round_that_stands_on_another_chain_is_found(copied):
         load_base(RunPaths(run.parent, run.name), 3)
 
 
-def test_an_increment_or_a_base_that_is_not_what_the_run_computes_is_found_by_verify(copied, capsys):
+def test_an_increment_or_a_base_that_is_not_what_the_run_computes_is_found_by_verify(copied):
     run = copied("fedex")
     increment, record = run / f"3/{BASE_NAME}", run / "3/client_0/update.json"
     shutil.copy(run / f"2/{BASE_NAME}", increment)
     record.write_text(json_text(seal({**json.loads(record.read_text()), "base_sha256": "0" * 64})))
     reseal(run, 3, increment, record)
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError) as raised:
         check(run)
-    told = capsys.readouterr()
-    assert f"{increment} is not the aggregate of the clients' files" in told.out + told.err
-    assert f"{record}: the client trained on another base than it was given" in told.out + told.err
+    told = raised.value.result.text()
+    assert f"{increment} is not the aggregate of the clients' files" in told
+    assert f"{record}: the client trained on another base than it was given" in told
 
 
-def answer(run: Path, out: Path, **options) -> list[Path]:
+def answer(run: Path, out: Path, **options) -> tuple[Path, ...]:
     rows = [{"instruction": f"say red {row}", "input": "", "output": "x", "category": "c"} for row in range(4)]
     out.mkdir(exist_ok=True)
     (out / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -358,19 +359,19 @@ def answer(run: Path, out: Path, **options) -> list[Path]:
             device="cpu",
             **options,
         )
-    )
+    ).files
 
 
 def test_a_client_answers_on_the_base_of_its_round_alone_and_among_others(trained, tmp_path, monkeypatch):
     run = trained["flora"]
     stands_on = []
-    answering = generate.Answering.answer
+    answering = Answering.answer
 
     def watch(self, names, states, background):
         stands_on.append((list(map(str, names)), background))
         return answering(self, names, states, background)
 
-    monkeypatch.setattr(generate.Answering, "answer", watch)
+    monkeypatch.setattr(Answering, "answer", watch)
     together = answer(run, tmp_path / "all", all=True)
     assert [names for names, _ in stands_on] == [["base"], ["global"], ["client_0", "client_2", "client_3"]]
     assert [background is not None for _, background in stands_on] == [False, False, True]

@@ -204,12 +204,12 @@ def test_adapters_of_different_ranks_answer_together_as_they_answer_alone(start,
         "model_dir": run.parent,
         "test_file_path": test_file,
     }
-    together = generate.run(GenerateConfig.of(**options, prediction_dir=tmp_path / "together", all=True))
+    together = generate.run(GenerateConfig.of(**options, prediction_dir=tmp_path / "together", all=True)).files
     meta = json.loads(together[-1].with_suffix(".meta.json").read_text())
     assert meta["answered_together"] == ["global", *(f"client_{client}" for client in range(5))]
     for client in range(5):
         single = {"is_global_model": False, "client_id": client, "prediction_dir": tmp_path / "alone"}
-        (alone,) = generate.run(GenerateConfig.of(**options, **single))
+        (alone,) = generate.run(GenerateConfig.of(**options, **single)).files
         assert alone.read_bytes() == together[2 + client].read_bytes()
     assert len({file.read_bytes() for file in together}) > 2
 

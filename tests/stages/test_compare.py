@@ -61,7 +61,7 @@ def without_clock(value: Any) -> Any:
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("comparisons")
-    return folder / "tiny", compare.run(CompareConfig.of(**options(tiny_model, folder)))
+    return folder / "tiny", compare.run(CompareConfig.of(**options(tiny_model, folder))).record
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_result(finished, tiny_mod
     with pytest.raises(KeyboardInterrupt):
         compare.run(config)
     monkeypatch.setattr(train, "run", lambda run, **loading: begun.append(run.exp_name) or whole(run, **loading))
-    result = compare.run(config)
+    result = compare.run(config).record
     assert begun.count(begun[4]) == 2
     assert begun.count(begun[0]) == 1
     assert without_clock(result) == without_clock(unbroken)
@@ -211,7 +211,7 @@ def test_a_signal_that_a_run_loses_is_no_failure_of_the_run():
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_run_that_fails_is_told_of_and_ends_no_other(tiny_model, tmp_path, monkeypatch, capsys):
+def test_a_run_that_fails_is_told_of_and_ends_no_other(tiny_model, tmp_path, monkeypatch):
     whole = train.run
 
     def failing(run: Any, **loading: Any) -> Any:
@@ -221,16 +221,16 @@ def test_a_run_that_fails_is_told_of_and_ends_no_other(tiny_model, tmp_path, mon
 
     monkeypatch.setattr(train, "run", failing)
     given = options(tiny_model, tmp_path, learning_rates=[1e-3], curves=[])
-    result = compare.run(CompareConfig.of(**given))
+    result = compare.run(CompareConfig.of(**given)).record
     rows = {row["label"]: row for row in result["rows"]}
     assert rows["seq"]["metrics"]["loss_own"]["n"] == 1
     assert rows["homo"]["metrics"]["loss_own"]["n"] == rows["none"]["metrics"]["loss_own"]["n"] == 2
-    assert "seq, seed 2 failed: it went wrong" in capsys.readouterr().out
+    assert "seq, seed 2 failed: it went wrong" in result["remarks"]
     # remembered, until it is to be tried again
     monkeypatch.setattr(train, "run", whole)
-    again = compare.run(CompareConfig.of(**given))
+    again = compare.run(CompareConfig.of(**given)).record
     assert {row["label"]: row for row in again["rows"]}["seq"]["metrics"]["loss_own"]["n"] == 1
-    tried = compare.run(CompareConfig.of(**given, retry=True))
+    tried = compare.run(CompareConfig.of(**given, retry=True)).record
     assert {row["label"]: row for row in tried["rows"]}["seq"]["metrics"]["loss_own"]["n"] == 2
     assert not tried["remarks"]
 
@@ -253,7 +253,7 @@ def test_a_loss_that_is_no_number_and_a_fault_nobody_foresaw_are_failures_of_the
 
     monkeypatch.setattr(Scorer, "score_run", scored)
     given = options(tiny_model, tmp_path, learning_rates=[1e-3], seeds=[1], curves=[])
-    result = compare.run(CompareConfig.of(**given))
+    result = compare.run(CompareConfig.of(**given)).record
     assert {row["label"]: bool(row["metrics"]) for row in result["rows"]} == {
         "base": True, "homo": False, "seq": False, "pooled": True, "none": True
     }  # fmt: skip
@@ -273,25 +273,25 @@ def test_a_method_that_takes_more_than_its_rows_say_gets_fewer_rounds(tiny_model
 
     monkeypatch.setattr(compared_run, "measure_spending", doubled)
     given = options(tiny_model, tmp_path, learning_rates=[1e-3], seeds=[1], curves=[])
-    result = compare.run(CompareConfig.of(**given))
+    result = compare.run(CompareConfig.of(**given)).record
     rows = {row["label"]: row for row in result["rows"]}
     assert rows["homo"]["rounds"] == [2]
     assert rows["seq"]["rounds"] == [1]
     assert rows["seq"]["metrics"]["num_steps"]["mean"] == 8
 
 
-def test_a_plan_says_what_would_be_done_and_writes_nothing(tiny_model, tmp_path, capsys):
+def test_a_plan_says_what_would_be_done_and_writes_nothing(tiny_model, tmp_path):
     plan = compare.run(CompareConfig.of(**options(tiny_model, tmp_path / "out"), plan=True))
-    assert plan["runs"] == 4 * (2 + 1)
+    assert plan.record["runs"] == 4 * (2 + 1)
     assert not (tmp_path / "out").exists()
-    assert "12 runs of at most 8 steps each, 0 of them done" in capsys.readouterr().out
+    assert "12 runs of at most 8 steps each, 0 of them done" in plan.text()
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_settings_are_the_product_of_the_axes_and_refusals_are_rows_without_numbers(tiny_model, tmp_path):
     axes = {"trimmed_share": [0.1, 0.2], "skew": [{"partition": "shards", "shards_per_client": 1}]}
     given = options(tiny_model, tmp_path, learning_rates=[1e-3], seeds=[1], modes=["krum"], axes=axes, curves=[])
-    result = compare.run(CompareConfig.of(**given))
+    result = compare.run(CompareConfig.of(**given)).record
     assert result["settings"] == [
         "trimmed_share 0.1, partition shards, shards_per_client 1",
         "trimmed_share 0.2, partition shards, shards_per_client 1",
@@ -309,14 +309,14 @@ def test_answers_are_scored_where_asked_for_and_runs_go_when_they_need_not_stay(
     given = options(
         tiny_model, tmp_path, learning_rates=[1e-3], seeds=[1], modes=["homo"], answers_per_cat=1, max_new_tokens=2
     )
-    result = compare.run(CompareConfig.of(**given, keep_runs=False))
+    result = compare.run(CompareConfig.of(**given, keep_runs=False)).record
     for row in result["rows"]:
         assert 0 <= row["metrics"]["exact_own"]["mean"] <= 1
         assert 0 <= row["metrics"]["rouge_l_own"]["mean"] <= 1
     assert not list((tmp_path / "tiny" / "runs").iterdir())
     # what is asked for only afterwards needs the run, which comes back
     given |= {"answers_per_cat": 0, "curves": ["homo"]}
-    (curve,) = compare.run(CompareConfig.of(**given, keep_runs=False))["curves"]
+    (curve,) = compare.run(CompareConfig.of(**given, keep_runs=False)).record["curves"]
     assert [point["round"] for point in curve["seeds"]["1"]] == [1, 2]
 
 
@@ -326,7 +326,7 @@ def test_noise_reaches_the_methods_and_not_the_fixed_rows_and_is_remarked(tiny_m
     axes = {"dp_noise_multiplier": [0.5, 1.0]}
     given = options(tiny_model, tmp_path, learning_rates=[1e-3], seeds=[1], modes=["homo"], axes=axes, curves=[])
     given["train"] |= {"dp_clip": 1.0}
-    result = compare.run(CompareConfig.of(**given))
+    result = compare.run(CompareConfig.of(**given)).record
     spent = {(row["setting"], row["label"]): row["metrics"].get("epsilon") for row in result["rows"]}
     assert spent["dp_noise_multiplier 0.5", "homo"]["mean"] > spent["dp_noise_multiplier 1.0", "homo"]["mean"] > 0
     assert spent["dp_noise_multiplier 0.5", "none"] is spent["dp_noise_multiplier 0.5", "pooled"] is None
@@ -338,7 +338,7 @@ def test_noise_reaches_the_methods_and_not_the_fixed_rows_and_is_remarked(tiny_m
 def test_personal_methods_have_two_rows_and_bases_with_additions_are_scored(tiny_model, tmp_path):
     given = options(tiny_model, tmp_path, learning_rates=[1e-2], seeds=[1], curves=[])
     given["modes"] = ["ditto", "feddpa", "finetune", "fedsa", "fedex", "flora"]
-    rows = {row["label"]: row["metrics"] for row in compare.run(CompareConfig.of(**given))["rows"]}
+    rows = {row["label"]: row["metrics"] for row in compare.run(CompareConfig.of(**given)).record["rows"]}
     both = {f"{mode} ({kind})" for mode in ("ditto", "feddpa", "finetune") for kind in ("global", "personal")}
     assert rows.keys() >= both | {"fedsa", "fedex", "flora"}
     assert all(metrics["num_steps"]["mean"] <= 8 for metrics in rows.values() if "num_steps" in metrics)
@@ -351,7 +351,7 @@ def test_a_stack_of_two_adapters_scores_what_it_scores_in_layers_of_twice_the_ra
     data = make_clients([2, 3])
     given = {**options_of("feddpa", tiny_model, data, tmp_path), "num_clients": 2, "num_communication_rounds": 1}
     config = train.TrainConfig.of(**{**given, "client_selection_frac": 1.0})
-    paths = train.run(config)
+    paths = train.run(config).paths
     rows_file = data / "2" / "local_training_0.json"
     file = paths.round_folder(1) / "client_0" / "adapter_model.bin"
     wide = config.model_copy(update={"lora_r": 2 * config.lora_r, "lora_alpha": 2 * config.lora_alpha})

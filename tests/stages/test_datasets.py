@@ -19,7 +19,7 @@ from fedlora.stages.data_skills import run as run_skills
 
 
 def test_skills_are_written_in_dollys_schema(tmp_path: Path) -> None:
-    path = run_skills(SkillsConfig.of(output_file=tmp_path / "data" / "skills.json", rows_per_category=5))
+    path = run_skills(SkillsConfig.of(output_file=tmp_path / "data" / "skills.json", rows_per_category=5)).file
     rows = json.loads(path.read_text())
     assert [list(row) for row in rows] == [["instruction", "context", "response", "category"]] * 40
     assert len(read_rows(path, require_category=True)) == 40
@@ -42,7 +42,7 @@ def test_dolly_is_checked_and_written_as_an_array(tmp_path: Path, monkeypatch: p
     fetched = tmp_path / "fetched.jsonl"
     fetched.write_text('{"instruction": "i", "context": "", "response": "2001-01-01", "category": "open_qa"}\n' * 2)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(fetched))
-    path = run_dolly(DollyConfig.of(output_file=tmp_path / "dolly.json"))
+    path = run_dolly(DollyConfig.of(output_file=tmp_path / "dolly.json")).file
     row = {"instruction": "i", "context": "", "response": "2001-01-01", "category": "open_qa"}
     assert json.loads(path.read_text()) == [row, row]
     with pytest.raises(UsageError, match="already exists"):

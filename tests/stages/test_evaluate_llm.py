@@ -73,7 +73,7 @@ async def no_sleep(seconds: float) -> None:
 
 
 def run(server: JudgeServer, **more: Any) -> dict[str, Any]:
-    return evaluate_llm.run(config(server, **more), sleep=no_sleep)
+    return dict(evaluate_llm.run(config(server, **more), sleep=no_sleep).record)
 
 
 RESULT = Path("evaluations_llm/base-1B/3/global_results.json")
@@ -86,9 +86,9 @@ def test_the_result_file_holds_the_documented_keys_and_numbers(capsys: pytest.Ca
         ["quality 60", "quality 50", "quality 20", "quality 90"],
     )
     with serve(honest) as server:
-        returned = run(server, batch_size=3)
+        returned = evaluate_llm.run(config(server, batch_size=3), sleep=no_sleep)
     result = json.loads(RESULT.read_text())
-    assert result == returned
+    assert result == returned.record
     assert result["overall_pred_avg"] == 47.5
     assert result["overall_prop_avg"] == 55.0
     assert result["overall_ratio"] == pytest.approx(55.0 / 47.5)
@@ -116,11 +116,11 @@ def test_the_result_file_holds_the_documented_keys_and_numbers(capsys: pytest.Ca
     assert result["files"]["proposed"]["path"] == "predictions/homo-1B/3/global_output.jsonl"
     assert len(result["files"]["baseline"]["sha256"]) == 64
     assert result["files"]["target"] is None
-    captured = capsys.readouterr()
-    assert "judged 4 of 4 samples" in captured.out
-    assert captured.out.endswith(f"{RESULT}\n")
-    assert "4 samples in both orders, 0 of 8 verdicts stored; 4 requests" in captured.err
-    assert server.url in captured.err
+    assert "judged 4 of 4 samples" in returned.text()
+    assert returned.text().endswith(f"\n{RESULT}")
+    said = capsys.readouterr().err
+    assert "4 samples in both orders, 0 of 8 verdicts stored; 4 requests" in said
+    assert server.url in said
 
 
 def test_both_orders_of_every_sample_are_asked_at_temperature_0_with_a_strict_schema() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from fedlora.config.evaluate import EvaluateRougeConfig
 from fedlora.errors import DataError, UsageError
-from fedlora.stages.evaluate_rouge import run
+from fedlora.stages import evaluate_rouge
 
 TARGETS = [
     {"instruction": "capital of France", "input": "", "output": "Paris", "category": "capitals"},
@@ -44,6 +44,10 @@ def make_config(root: Path, **fields: Any) -> EvaluateRougeConfig:
         evaluation_dir=root / "rouge",
         **fields,
     )
+
+
+def run(config: EvaluateRougeConfig) -> dict[str, Any]:
+    return dict(evaluate_rouge.run(config).record)
 
 
 @pytest.fixture
@@ -95,13 +99,11 @@ def test_keys_of_answer_and_target_can_be_chosen(root: Path) -> None:
     assert run(make_config(root, prediction_key="said", target_key="right"))["sums"]["rouge1"] == 0.75
 
 
-def test_a_table_and_the_path_are_printed_and_progress_goes_elsewhere(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(make_config(root))
-    out = capsys.readouterr().out.splitlines()
+def test_the_result_as_text_is_a_table_and_the_path(root: Path) -> None:
+    out = evaluate_rouge.run(make_config(root)).text().splitlines()
     assert out[0].split() == ["category", "rows", "exact", "rouge1", "rouge2", "rougeL", "rougeLsum"]
     assert out[1].split() == ["capitals", "2", "0.500", "0.5000", "0.0000", "0.5000", "0.5000"]
+    assert set(out[3]) == {"-", " "}
     assert out[4].split()[:3] == ["overall", "3", "0.250"]
     assert out[5] == str(root / "rouge" / "homo-1B" / "3" / "global_output_rouge.json")
     assert len(out) == 6

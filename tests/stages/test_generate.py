@@ -4,6 +4,7 @@ import pytest
 
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
+from fedlora.engines import answering
 from fedlora.errors import UsageError
 from fedlora.files import sha256_of
 from fedlora.stages import generate, train
@@ -55,7 +56,7 @@ def trained(tiny_model, tmp_path_factory):
             "test_file_path": root / "test.jsonl",
             **options,
         }
-        return generate.run(GenerateConfig.of(**config))
+        return generate.run(GenerateConfig.of(**config)).files
 
     run.root = root
     return run
@@ -118,13 +119,13 @@ def test_all_answers_with_base_global_and_every_client_as_the_single_calls_do(tr
 
 
 def test_adapters_answer_together_while_rows_are_few_and_ranks_small(trained, monkeypatch):
-    monkeypatch.setattr(generate, "TOGETHER_ROWS", 20)
+    monkeypatch.setattr(answering, "TOGETHER_ROWS", 20)
     files = trained("groups", all=True)
     together = [json.loads(file.with_suffix(".meta.json").read_text())["answered_together"] for file in files]
     assert together == [["base"], ["global", "client_0"], ["global", "client_0"], ["client_1"]]
-    monkeypatch.setattr(generate, "TOGETHER_ROWS", 10**6)
+    monkeypatch.setattr(answering, "TOGETHER_ROWS", 10**6)
     for rank, size in ((4, 1), (11, 2), (10**6, 3)):
-        monkeypatch.setattr(generate, "TOGETHER_RANK", rank)
+        monkeypatch.setattr(answering, "TOGETHER_RANK", rank)
         meta = trained(f"rank{rank}", all=True)[1].with_suffix(".meta.json")
         assert len(json.loads(meta.read_text())["answered_together"]) == size
 
@@ -156,7 +157,7 @@ def test_answers_of_older_versions_count_as_made_where_no_prompt_was_shortened(t
     meta = json.loads(sidecar.read_text())
     del meta["answer_room"]
     sidecar.write_text(json.dumps(meta))
-    assert trained("older") == [file]
+    assert trained("older") == (file,)
     sidecar.write_text(json.dumps({**meta, "num_shortened": 1}))
     with pytest.raises(UsageError, match="different: answer_room"):
         trained("older")

@@ -52,7 +52,7 @@ def answer(finished, tmp_path) -> Callable[..., list[Path]]:
     """Generate from a copy of the run, which the test may change first."""
     shutil.copytree(finished / "models", tmp_path / "models")
 
-    def run(**options: Any) -> list[Path]:
+    def run(**options: Any) -> tuple[Path, ...]:
         values = {
             "exp_name": "e",
             "communication_rounds": 1,
@@ -64,7 +64,7 @@ def answer(finished, tmp_path) -> Callable[..., list[Path]]:
             "test_file_path": finished / "test.jsonl",
             **options,
         }
-        return generate.run(GenerateConfig.of(**values))
+        return generate.run(GenerateConfig.of(**values)).files
 
     return run
 

@@ -229,7 +229,7 @@ def test_peft_loads_feddpa_s_stack_to_the_logits_of_the_mix(start, tiny_model, u
 def test_generate_answers_with_the_global_adapter_and_larger_ones_of_clients(start, test_file, tmp_path):
     run = start("run", "feddpa", num_communication_rounds=2)
 
-    def answer(folder: str, **chosen) -> list[Path]:
+    def answer(folder: str, **chosen) -> tuple[Path, ...]:
         options = {
             "exp_name": "run",
             "model_dir": run.parent,
@@ -240,7 +240,7 @@ def test_generate_answers_with_the_global_adapter_and_larger_ones_of_clients(sta
             "device": "cpu",
             "base_dtype": "float32",
         }
-        return generate.run(GenerateConfig.of(**options, **chosen))
+        return generate.run(GenerateConfig.of(**options, **chosen)).files
 
     together = answer("together", all=True)
     assert [file.name.split("_output")[0] for file in together] == ["base", "global", *(f"client_{i}" for i in CLIENTS)]
@@ -272,7 +272,7 @@ def test_own_models_are_measured_on_own_rows_and_on_the_held_out_ones(start, tes
 @pytest.mark.parametrize("mode", ["ditto", "feddpa", "finetune"])
 def test_a_plan_counts_what_the_run_then_takes(start, options, tmp_path, mode, capsys):
     half = {"client_selection_strategy": "round_robin", "client_selection_frac": 0.5}
-    record = plan.run(PlanConfig.of(**options("run", mode, model_dir=tmp_path / "models", **half), probe=False))
+    record = plan.run(PlanConfig.of(**options("run", mode, model_dir=tmp_path / "models", **half), probe=False)).record
     run = start("run", mode, **half)
     done = rows(run, "round")
     for name in ("num_steps", "num_tokens"):

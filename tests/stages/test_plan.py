@@ -65,7 +65,7 @@ def world(tmp_path: Path, tiny_model: Path, monkeypatch) -> Callable[..., dict]:
 
 
 def make_plan(fields: dict, **more) -> dict:
-    return plan.run(PlanConfig.of(**fields, **more))
+    return dict(plan.run(PlanConfig.of(**fields, **more)).record)
 
 
 def kinds(record: dict) -> list[str]:
@@ -76,14 +76,14 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def test_sound_data_give_no_warning_and_nothing_is_written(world, tmp_path, monkeypatch, capsys):
+def test_sound_data_give_no_warning_and_nothing_is_written(world, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDLORA_CACHE", str(tmp_path / "cache"))
     before = tree(tmp_path)
     record = make_plan(world(token_cache=True), test_file_path=tmp_path / "test.json")
     assert record["warnings"] == []
     assert tree(tmp_path) == before
     assert not (tmp_path / "models").exists()
-    assert capsys.readouterr().out.endswith("no warnings\n")
+    assert plan_text(record).endswith("no warnings")
 
 
 @pytest.mark.parametrize("mode", ["homo", "seq", "none", "pooled"])
@@ -197,7 +197,7 @@ LONG = {"instruction": "long", "input": "x" * 600, "output": "yes", "category": 
         (1, [{"instruction": "b", "output": "### Response:", "category": "c0"}], "control_text", "'### Response:'"),
     ],
 )
-def test_what_is_wrong_with_a_row_is_a_warning_that_names_it(world, tmp_path, capsys, client, rows, kind, words):
+def test_what_is_wrong_with_a_row_is_a_warning_that_names_it(world, tmp_path, client, rows, kind, words):
     spoil_rows(tmp_path, client, rows)
     record = make_plan(world(), probe=False)
     assert kinds(record) == [kind]
@@ -205,7 +205,7 @@ def test_what_is_wrong_with_a_row_is_a_warning_that_names_it(world, tmp_path, ca
     assert record["warnings"][0]["places"][0].startswith(
         f"{tmp_path / 'data' / '3' / f'local_training_{client}.json'}: row 13"
     )
-    assert words in capsys.readouterr().out
+    assert words in plan_text(record)
 
 
 def test_training_rows_in_the_test_file_are_a_leak(world, tmp_path):
@@ -273,7 +273,7 @@ def test_free_space_is_that_of_the_folder_above_when_there_is_none_yet(tmp_path)
     assert run_warnings.free_bytes(tmp_path / "a" / "b") == pytest.approx(run_warnings.free_bytes(tmp_path), rel=0.1)
 
 
-def test_a_probe_that_diverges_is_a_warning_and_no_time_is_told(world, monkeypatch, capsys):
+def test_a_probe_that_diverges_is_a_warning_and_no_time_is_told(world, monkeypatch):
     def diverge(*rest):
         raise TrainingError("the loss is not a number", hint="lower the rate")
 
@@ -281,13 +281,14 @@ def test_a_probe_that_diverges_is_a_warning_and_no_time_is_told(world, monkeypat
     record = make_plan(world())
     assert kinds(record) == ["probe"]
     assert record["seconds"] is None
-    assert "-> lower the rate" in capsys.readouterr().out
+    assert "-> lower the rate" in plan_text(record)
 
 
-def test_the_judge_is_planned_for_the_test_file_and_priced_when_prices_are_given(world, tmp_path, capsys):
-    plain = make_plan(world(), probe=False, test_file_path=tmp_path / "test.json")["judge"]
+def test_the_judge_is_planned_for_the_test_file_and_priced_when_prices_are_given(world, tmp_path):
+    record = make_plan(world(), probe=False, test_file_path=tmp_path / "test.json")
+    plain = record["judge"]
     assert (plain["num_samples"], plain["num_calls"], plain["cost"]) == (5, 2, None)
-    assert "for the cost give --judge_price_in" in capsys.readouterr().out
+    assert "for the cost give --judge_price_in" in plan_text(record)
     more = {"judge_batch_size": 1, "judge_price_in": 2, "judge_price_out": 8, "gpt_model": "j"}
     priced = make_plan(world(), probe=False, test_file_path=tmp_path / "test.json", **more)["judge"]
     assert (priced["num_calls"], priced["model"]) == (10, "j")
@@ -401,10 +402,10 @@ def test_the_command_takes_its_file_with_or_without_the_flag(world, tmp_path, ca
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_the_plan_file_holds_what_is_shown(world, tmp_path, capsys):
-    record = make_plan(world(), probe=False, plan_file=tmp_path / "out" / "plan.json")
+def test_the_plan_file_holds_what_is_shown(world, tmp_path):
+    made = plan.run(PlanConfig.of(**world(), probe=False, plan_file=tmp_path / "out" / "plan.json"))
     stored = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert plan_text(stored) == plan_text(record) == capsys.readouterr().out.removesuffix("\n")
+    assert plan_text(stored) == made.text()
 
 
 def test_control_characters_of_the_data_do_not_reach_the_terminal(world, tmp_path):

@@ -89,12 +89,12 @@ def global_adapter(run: Path, number: int) -> dict[str, torch.Tensor]:
     return load_adapter(file, read_shapes(file))
 
 
-def check(run: Path) -> None:
-    verify.run(VerifyConfig.of(exp_name=run.name, model_dir=run.parent))
+def check(run: Path) -> str:
+    return verify.run(VerifyConfig.of(exp_name=run.name, model_dir=run.parent)).text()
 
 
 @pytest.mark.parametrize("mode", one_of_each_kind(["homo", "fedsvd", "fedadam", "fedsa", "ditto", "feddpa"]))
-def test_rounds_of_nobody_are_committed_counted_and_verified(start, mode, capsys):
+def test_rounds_of_nobody_are_committed_counted_and_verified(start, mode):
     run = start("models", mode, **CLIENT)
     cohorts = [manifest(run, number)["cohort"] for number in (1, 2, 3)]
     assert [len(cohort) for cohort in cohorts] == [0, 1, 0]
@@ -106,8 +106,7 @@ def test_rounds_of_nobody_are_committed_counted_and_verified(start, mode, capsys
     assert [row["privacy"]["epsilon"] for row in rounds_of(run)] == [
         manifest(run, number)["privacy"]["epsilon"] for number in (1, 2, 3)
     ]
-    check(run)
-    assert capsys.readouterr().out.count("recomputed to the same bytes") == 3
+    assert check(run).count("recomputed to the same bytes") == 3
 
 
 def test_a_round_of_nobody_moves_the_adapter_by_noise(start):
@@ -201,23 +200,22 @@ def test_without_its_secret_a_run_does_not_go_on(start, secrets_folder, fault, f
     assert hashes(run) == before
 
 
-def test_verify_without_the_secret_looks_at_the_files_and_says_what_it_could_not_do(start, secrets_folder, capsys):
+def test_verify_without_the_secret_looks_at_the_files_and_says_what_it_could_not_do(start, secrets_folder):
     run = start(**CLIENT)
     (file,) = secrets_folder.iterdir()
     file.unlink()
-    with pytest.raises(UsageError, match="no round was computed again"):
+    with pytest.raises(UsageError, match="no round was computed again") as raised:
         check(run)
-    assert capsys.readouterr().out.count("not computed again without the run's secret") == 3
+    assert raised.value.result.text().count("not computed again without the run's secret") == 3
 
 
-def test_verify_of_example_level_privacy_needs_no_secret(start, secrets_folder, capsys):
+def test_verify_of_example_level_privacy_needs_no_secret(start, secrets_folder):
     run = start(**EXAMPLE)
     next(iter(secrets_folder.iterdir())).unlink()
-    check(run)
-    assert capsys.readouterr().out.count("recomputed to the same bytes") == 3
+    assert check(run).count("recomputed to the same bytes") == 3
 
 
-def test_verify_finds_an_epsilon_that_was_written_smaller(start, capsys):
+def test_verify_finds_an_epsilon_that_was_written_smaller(start):
     from fedlora.files import json_text
     from fedlora.runs.checking import seal
 
@@ -349,8 +347,8 @@ def test_warnings_and_spending_are_said(start, capsys):
 
 
 @pytest.mark.parametrize("flags", [CLIENT, EXAMPLE])
-def test_a_private_run_can_be_planned(start, tiny_model, tmp_path, make_clients, flags, capsys, secrets_folder):
-    record = plan.run(
+def test_a_private_run_can_be_planned(start, tiny_model, tmp_path, make_clients, flags, secrets_folder):
+    made = plan.run(
         PlanConfig.of(
             **flags,
             max_epsilon=1.0,
@@ -364,7 +362,7 @@ def test_a_private_run_can_be_planned(start, tiny_model, tmp_path, make_clients,
             device="cpu",
         )
     )
-    said = capsys.readouterr().out
+    said, record = made.text(), made.record
     assert (
         f"level epsilon {record['privacy']['epsilon']:.4g} at delta 1e-05 after all rounds: above max_epsilon=1" in said
     )

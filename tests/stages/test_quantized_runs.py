@@ -15,7 +15,7 @@ def run_both(tiny_model, make_clients, test_file, tmp_path):
     """Train a run of one round with a quantization, and answer with it."""
 
     def run_train(kind: str) -> dict:
-        paths = train.run(
+        trained = train.run(
             TrainConfig.of(
                 exp_name=kind,
                 base_model=str(tiny_model),
@@ -35,6 +35,7 @@ def run_both(tiny_model, make_clients, test_file, tmp_path):
                 device="cpu",
             )
         )
+        paths = trained.paths
         lines = [json.loads(line) for line in (paths.root / "metrics.jsonl").read_text().splitlines()]
         return {
             "run": json.loads(paths.run_file.read_text()),
@@ -55,7 +56,7 @@ def run_both(tiny_model, make_clients, test_file, tmp_path):
             "device": "cpu",
             **options,
         }
-        (file,) = generate.run(GenerateConfig.of(**config))
+        (file,) = generate.run(GenerateConfig.of(**config)).files
         return json.loads(next(file.parent.glob(f"{file.stem}*meta.json")).read_text())
 
     return run_train, run_generate

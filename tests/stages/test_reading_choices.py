@@ -36,7 +36,7 @@ def lines(*objects: dict[str, Any]) -> str:
 
 def allocate_from(file: Path, folder: Path, **values: Any) -> dict[str, Any]:
     fields = {"input_file": file, "output_root": folder, "train_per_cat": 3, "test_per_cat": 2}
-    return dict(allocate.run(AllocateConfig.of(**{**fields, **values})))
+    return dict(allocate.run(AllocateConfig.of(**{**fields, **values})).manifest)
 
 
 def test_allocation_counts_and_records_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,12 +44,14 @@ def test_allocation_counts_and_records_what_it_left_out(tmp_path: Path, capsys: 
     file.write_text(lines(*rows(5)) + BROKEN + lines(*rows(5, "d")))
     with pytest.raises(DataError, match=r"in\.jsonl:6:1: the field 'instruction' must be text, got a number"):
         allocate_from(file, tmp_path / "data")
-    manifest = allocate_from(file, tmp_path / "data", skip_bad=2)
+    capsys.readouterr()
+    fields = {"output_root": tmp_path / "data", "train_per_cat": 3, "test_per_cat": 2, "skip_bad": 2}
+    made = allocate.run(AllocateConfig.of(input_file=file, **fields))
+    manifest = made.manifest
     assert manifest["num_skipped"] == 1
     assert manifest["config"]["skip_bad"] == 2
-    shown = capsys.readouterr()
-    assert "bad rows left out: 1" in shown.out
-    assert shown.err.count("in.jsonl:6:1") == 1
+    assert "bad rows left out: 1" in made.text()
+    assert capsys.readouterr().err.count("in.jsonl:6:1") == 1
     assert "numbers_as_text" not in manifest["config"]
 
 
@@ -134,14 +136,14 @@ def test_tests_and_targets_are_read_by_the_same_rules(tmp_path: Path, tiny_model
     asked |= {"test_file_path": file, "model_dir": tmp_path / "models"}
     with pytest.raises(DataError, match=r"test\.jsonl:3:1"):
         generate.run(GenerateConfig.of(**fields, **asked))
-    (written,) = generate.run(GenerateConfig.of(**fields, **asked, **chosen))
+    (written,) = generate.run(GenerateConfig.of(**fields, **asked, **chosen)).files
     assert len(read_rows(written, output_key="answer")) == 3
     sidecar = json.loads(written.with_name("base_output.meta.json").read_text())
     assert sidecar["reading"] == chosen
     scored = {"target_file": file, "evaluation_dir": tmp_path / "rouge"}
     with pytest.raises(DataError, match=r"test\.jsonl:3:1"):
         evaluate_rouge.run(EvaluateRougeConfig.of(**fields, **scored))
-    result = evaluate_rouge.run(EvaluateRougeConfig.of(**fields, **scored, **chosen))
+    result = evaluate_rouge.run(EvaluateRougeConfig.of(**fields, **scored, **chosen)).record
     assert sum(result["fedlora"]["num_samples"].values()) == 3
 
 

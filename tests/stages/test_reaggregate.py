@@ -63,8 +63,11 @@ def start(tiny_model, make_clients, tmp_path, tmp_path_factory, plain):
 
 
 def ask(run: Path, new_name: str = "", **fields) -> Path:
-    config = ReaggregateConfig.of(exp_name=run.name, model_dir=run.parent, device="cpu", new_name=new_name, **fields)
-    return reaggregate.run(config).root
+    return ask_all(run, new_name=new_name, **fields).root
+
+
+def ask_all(run: Path, **fields) -> reaggregate.Reaggregated:
+    return reaggregate.run(ReaggregateConfig.of(exp_name=run.name, model_dir=run.parent, device="cpu", **fields))
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -173,25 +176,26 @@ def test_a_robust_run_can_be_averaged_after_all(start):
     assert equal(adapter(new / "1"), weighted_mean(list(zip(ends(run, 1), ROWS, strict=True))))
 
 
-def test_a_round_that_nobody_is_left_in_stays_where_it_began(start, capsys):
+def test_a_round_that_nobody_is_left_in_stays_where_it_began(start):
     run = start(client_selection_strategy="random", client_selection_frac=0.1)
     cohort = json.loads((run / "2/manifest.json").read_text())["cohort"]
-    new = ask(run, leave_out=str(cohort[0]))
-    assert equal(adapter(new / "2"), adapter(run / "1"))
-    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("2 ")]
+    new = ask_all(run, leave_out=str(cohort[0]))
+    assert equal(adapter(new.root / "2"), adapter(run / "1"))
+    (row,) = [line.split() for line in new.text().splitlines() if line.startswith("2 ")]
     assert row[:3] == ["2", "0", "1.0000"], "the distance from the actual result is the whole step"
 
 
-def test_held_out_losses_stand_side_by_side(start, test_file, capsys):
+def test_held_out_losses_stand_side_by_side(start, test_file):
     run = start(val_data_path=str(test_file))
-    new = ask(run, leave_out="0", val_data_path=str(test_file), base_dtype="float32")
+    new = ask_all(run, leave_out="0", val_data_path=str(test_file), base_dtype="float32")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     known = {row["round"]: row["val_loss"] for row in rows if row["kind"] == "round"}
-    lines = json.loads((new / "run.json").read_text())["reaggregated_from"]["rounds"]
+    lines = json.loads((new.root / "run.json").read_text())["reaggregated_from"]["rounds"]
+    assert list(new.rounds) == lines
     for line in lines:
         assert line["actual_val_loss"] == pytest.approx(known[line["round"]], rel=1e-6)
         assert line["val_loss"] != line["actual_val_loss"]
-    out = capsys.readouterr().out
+    out = new.text()
     assert "held-out loss, actual" in out
     assert f"{lines[0]['val_loss']:.4f}" in out
     assert "what-if of one round" in out
@@ -202,7 +206,7 @@ def test_generate_answers_with_what_came_out(start, test_file, tmp_path):
     config = {"model_dir": new.parent, "test_file_path": test_file, "device": "cpu", "max_new_tokens": 4}
     (file,) = generate.run(
         GenerateConfig.of(exp_name="without", communication_rounds=2, prediction_dir=tmp_path / "answers", **config)
-    )
+    ).files
     assert len(file.read_text().splitlines()) == 6
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +12,8 @@ import pytest
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.errors import UsageError
-from fedlora.stages.report import main_table_text, run
+from fedlora.reporting.main_table import main_table_text
+from fedlora.stages.report import run
 
 CATEGORIES = ("capitals", "dates", "sums")
 ROUNDS = 2
@@ -134,7 +134,7 @@ ALL = ("homo", "none", "seq", "pooled")
 
 
 def report_of(world: World, *names: str) -> tuple[Any, str, dict[str, Any]]:
-    findings = run(world.config(*names))
+    findings = run(world.config(*names)).findings
     folder = world.root / "reports" / "report"
     return findings, (folder / "report.md").read_text("utf-8"), json.loads((folder / "report.json").read_text("utf-8"))
 
@@ -229,14 +229,14 @@ def test_a_complete_and_equal_comparison_has_no_warning_and_no_gap(world: World)
     ],
 )
 def test_experiments_that_differ_in_what_makes_them_comparable_get_a_warning(
-    world: World, changes: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+    world: World, changes: dict[str, Any], words: str
 ) -> None:
     world.train("seq", **changes)
     findings, markdown, _ = report_of(world, "homo", "seq")
     assert len(findings.warnings) == 1
     assert words in findings.warnings[0]
     assert "> **Warning:**" in markdown
-    assert f"warning: {findings.warnings[0]}" in capsys.readouterr().out
+    assert f"warning: {findings.warnings[0]}" in main_table_text(findings)
 
 
 def test_the_steps_of_all_none_clients_together_are_compared_with_the_other_modes(world: World) -> None:
@@ -285,15 +285,13 @@ def test_answers_of_an_adapter_that_was_trained_anew_since_get_a_warning(world: 
     ]
 
 
-def test_missing_scores_leave_dashes_and_name_the_commands_that_make_them(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_scores_leave_dashes_and_name_the_commands_that_make_them(world: World) -> None:
     for client in (0, 2):
         (world.root / "rouge_dir" / "none" / str(ROUNDS) / f"client_{client}_output_rouge.json").unlink()
         (world.root / "prediction_dir" / "none" / str(ROUNDS) / f"client_{client}_output.jsonl").unlink()
     (world.root / "rouge_dir" / "seq" / str(ROUNDS) / "global_output_rouge.json").unlink()
     findings, markdown, _ = report_of(world, *ALL)
-    text = capsys.readouterr().out
+    text = main_table_text(findings)
     line = next(line for line in text.splitlines() if line.startswith("none client 0"))
     assert line.split()[4:9] == ["-", "-", "-", "-", "1.800"]
     assert row_of(findings, "none mean").all is None
@@ -320,11 +318,9 @@ def test_a_run_that_has_not_reached_the_round_shows_no_costs_and_says_so(world: 
     assert [gap.text for gap in findings.gaps] == ["seq: trained 1 of 2 rounds"]
 
 
-def test_a_name_without_a_run_gets_a_row_of_dashes_and_a_command(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_name_without_a_run_gets_a_row_of_dashes_and_a_command(world: World) -> None:
     findings, _, _ = report_of(world, "homo", "absent")
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("absent"))
+    line = next(line for line in main_table_text(findings).splitlines() if line.startswith("absent"))
     assert set(line.split()[1:]) == {"-"}
     assert findings.gaps[0].commands == ("fedlora train --exp_name absent --num_communication_rounds 2",)
 
@@ -449,29 +445,15 @@ def test_the_pictures_are_png_files_with_the_same_bytes_every_time(world: World,
     assert b"Software" not in first["rounds.png"]
 
 
-def test_the_main_table_is_aligned_and_ends_with_the_path_of_the_report(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    findings, _, _ = report_of(world, *ALL)
-    out = capsys.readouterr().out
-    assert main_table_text(findings) in out
-    lines = out.splitlines()
+def test_the_main_table_is_aligned_and_ends_with_the_path_of_the_report(world: World) -> None:
+    report = run(world.config(*ALL))
+    lines = report.text().splitlines()
+    assert main_table_text(report.findings) in report.text()
     assert lines[-1] == str(world.root / "reports" / "report" / "report.md")
     assert len({len(line) for line in lines[:10]}) == 1
     assert lines[0].split("  ")[0] == "model"
     homo = next(line for line in lines if line.startswith("homo"))
     assert homo.split() == ["homo", "0.700", "0.700", "0.527-0.811", "0.700", "1.800", "24", "600", "4.8", "kB", "9.0"]
-
-
-def test_on_a_terminal_the_table_is_drawn_and_names_stay_text(
-    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    run(world.config(*ALL))
-    out = capsys.readouterr().out
-    assert "\u2502" in out
-    assert "none client 0 (capitals)" in out
 
 
 def test_aggregation_error_and_drift_have_a_table_and_a_picture_where_they_were_measured(

@@ -43,19 +43,18 @@ def trained(tiny_model, make_clients, tmp_path, test_file):
     return run
 
 
-def listed(folder, capsys) -> dict[str, str]:
-    capsys.readouterr()
-    runs.run(RunsConfig.of(model_dir=folder))
-    return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[2:]}
+def listed(folder) -> dict[str, str]:
+    text = runs.run(RunsConfig.of(model_dir=folder)).text()
+    return {line.split()[0]: line for line in text.splitlines()[2:]}
 
 
-def test_every_run_is_listed_with_its_state(trained, tmp_path, capsys):
+def test_every_run_is_listed_with_its_state(trained, tmp_path):
     done, open_, broken = trained("done"), trained("open"), trained("broken")
     record = json.loads((open_ / "run.json").read_text())
     (open_ / "run.json").write_text(json.dumps(seal({**record, "state": "training"})))
     (broken / "run.json").write_text("{}")
     (tmp_path / "models/not-a-run").mkdir()
-    lines = listed(tmp_path / "models", capsys)
+    lines = listed(tmp_path / "models")
     assert sorted(lines) == ["broken", "done", "open"]
     assert "finished" in lines["done"]
     assert "1 of 1" in lines["done"]
@@ -63,24 +62,22 @@ def test_every_run_is_listed_with_its_state(trained, tmp_path, capsys):
     assert "interrupted" in lines["open"]
     assert "damaged: run.json" in lines["broken"]
     (done / "1/manifest.json").write_text("")
-    assert "damaged: round 1" in listed(tmp_path / "models", capsys)["done"]
+    assert "damaged: round 1" in listed(tmp_path / "models")["done"]
 
 
-def test_a_run_that_is_trained_now_says_by_whom(trained, tmp_path, capsys):
+def test_a_run_that_is_trained_now_says_by_whom(trained, tmp_path):
     root = trained("busy")
     with hold_run(RunPaths(root.parent, "busy")):
         script = "import sys; from fedlora.cli import main; main(['runs', '--model_dir', sys.argv[1]])"
         shown = subprocess.run([sys.executable, "-c", script, str(root.parent)], capture_output=True, text=True)
         assert f"training: process {os.getpid()} on " in shown.stdout
-    assert "finished" in listed(root.parent, capsys)["busy"]
+    assert "finished" in listed(root.parent)["busy"]
     assert find_holder(RunPaths(root.parent, "busy")) is None
 
 
 def test_no_run_is_a_note_and_no_table(tmp_path, capsys):
-    runs.run(RunsConfig.of(model_dir=tmp_path / "nowhere"))
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "no run under" in captured.err
+    assert runs.run(RunsConfig.of(model_dir=tmp_path / "nowhere")).text() == ""
+    assert "no run under" in capsys.readouterr().err
 
 
 def test_a_second_start_ends_before_torch_is_imported_and_names_the_first(trained, tmp_path):

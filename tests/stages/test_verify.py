@@ -40,8 +40,8 @@ def trained(tiny_model, make_clients, tmp_path):
     return run
 
 
-def check(run) -> None:
-    verify.run(VerifyConfig.of(exp_name=run.name, model_dir=run.parent))
+def check(run) -> str:
+    return verify.run(VerifyConfig.of(exp_name=run.name, model_dir=run.parent)).text()
 
 
 def reseal(run, number, **changes) -> None:
@@ -62,13 +62,11 @@ OTHERS = ("fedadam", "diloco", "scaffold", "ffa", "rolora", "fedsvd", "fedrot", 
 
 
 @pytest.mark.parametrize("mode", one_of_each_kind(PLAIN + OTHERS))
-def test_a_run_is_computed_again_without_its_base_model(trained, tiny_model, mode, capsys, monkeypatch):
+def test_a_run_is_computed_again_without_its_base_model(trained, tiny_model, mode, monkeypatch):
     share = {"client_selection_frac": 1.0} if "median" in mode else {}
     run = trained(mode, optimizer_state="keep" if mode in PLAIN else "reset", **share)
     monkeypatch.setattr("fedlora.llm.base_model.load_base_model", lambda *_: pytest.fail("the base was loaded"))
-    capsys.readouterr()
-    check(run)
-    lines = capsys.readouterr().out.splitlines()
+    lines = check(run).splitlines()
     assert [line.split(",")[0] for line in lines] == ["round 1: ok", "round 2: ok", "metrics.jsonl: ok"]
     assert all("recomputed to the same bytes" in line for line in lines[:2])
 
@@ -91,14 +89,15 @@ def test_limits_and_left_out_clients_are_computed_again(trained, monkeypatch):
     check(run)
 
 
-def test_an_aggregate_that_is_not_the_clients_is_found_though_every_hash_holds(trained, capsys):
+def test_an_aggregate_that_is_not_the_clients_is_found_though_every_hash_holds(trained):
     run = trained()
     for name in ("adapter_model.safetensors", "global_adapter_model.bin"):
         shutil.copy(run / "1" / name, run / "2" / name)
     reseal(run, 2)
-    with pytest.raises(StorageError, match=r"2/global_adapter_model\.bin is not the aggregate of the clients' files"):
+    wrong = r"2/global_adapter_model\.bin is not the aggregate of the clients' files"
+    with pytest.raises(StorageError, match=wrong) as raised:
         check(run)
-    assert "round 1: ok" in capsys.readouterr().out
+    assert "round 1: ok" in raised.value.result.text()
 
 
 def test_a_client_s_adapter_that_was_exchanged_is_found_though_every_hash_holds(trained):
@@ -131,22 +130,21 @@ def test_a_carried_adapter_that_was_exchanged_is_found(trained):
         check(run)
 
 
-def test_a_broken_chain_a_missing_round_and_a_stray_file_are_told_together(trained, capsys):
+def test_a_broken_chain_a_missing_round_and_a_stray_file_are_told_together(trained):
     run = trained(num_communication_rounds=3)
     shutil.rmtree(run / "1")
     (run / "3/notes.txt").write_text("mine")
-    with pytest.raises(StorageError, match="and 2 more"):
+    with pytest.raises(StorageError, match="and 2 more") as raised:
         check(run)
-    out = capsys.readouterr().out
+    out = raised.value.result.text()
     for part in ("run/1 is missing", "2 does not stand on round 1", "3/notes.txt is not named by the manifest"):
         assert part in out
 
 
-def test_an_open_round_is_no_fault(trained, capsys):
+def test_an_open_round_is_no_fault(trained):
     run = trained()
     (run / "2").rename(run / "2.partial")
-    check(run)
-    assert "2.partial: open, 2 finished updates are kept" in capsys.readouterr().out
+    assert "2.partial: open, 2 finished updates are kept" in check(run)
 
 
 def test_verify_needs_a_run(tmp_path):

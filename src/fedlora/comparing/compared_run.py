@@ -7,7 +7,6 @@ the validation rows, and again when its method has chosen it and it was scored o
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import shutil
 import time
@@ -62,7 +61,7 @@ class Laboratory:
         record |= {"learning_rate": run.local_learning_rate, "config": run.record()}
         began = time.monotonic()
         with _recording(record):
-            paths = train.run(run, load=self.base.load)
+            paths = train.run(run, load=self.base.load).paths
             record["validation"] = _finite(self._scorer(run).score_run(paths, data.validation), "validation")
             shares = client_shares(read_run(paths).clients)
             record |= {"state": TRAINED, "spent": measure_spending(paths), "shares": shares, "test": None}
@@ -105,7 +104,7 @@ class Laboratory:
         answered = bool(self.config.answers_per_cat)
         if known["test"] is not None and ("answers" in known or not answered):
             return known
-        with collect_lines(), contextlib.redirect_stdout(io.StringIO()):
+        with collect_lines():
             known["test"] = {"global": self._scorer(run).losses(None, data.test), "clients": {}}
             if answered:
                 asked = self._ask(run, data, name, is_base_model=True)
@@ -155,7 +154,7 @@ class Laboratory:
         generate.run(GenerateConfig.of(**where, **answering), load=self.base.load)
         found = evaluate_rouge.run(
             EvaluateRougeConfig.of(**where, target_file=data.answered, evaluation_dir=self.paths.answers_dir("rouge"))
-        )
+        ).record
         shares = found["fedlora"]["exact_match"]["categories"]
         return {category: {"exact": share, "rouge_l": found[category]["rougeL"]} for category, share in shares.items()}
 
@@ -165,7 +164,7 @@ def _recording(record: Record) -> Iterator[None]:
     """What is done inside is quiet, and what goes wrong with it becomes its record, unforeseen faults included."""
     lines: list[str] = []
     try:
-        with collect_lines(lines), contextlib.redirect_stdout(io.StringIO()):
+        with collect_lines(lines):
             yield
     except (StorageError, LockedError, OSError):
         raise

@@ -11,8 +11,8 @@ from typing import Any
 from fedlora.comparing.tables import MARK, METRICS
 from fedlora.console import duration
 from fedlora.methods.table import BASELINES
-from fedlora.reporting.markdown import escape
-from fedlora.reporting.plain_text import NOTHING, size_text, table_text
+from fedlora.plain_text import NOTHING, size_text, table_text
+from fedlora.reporting.markdown import escape, markdown_table
 
 Result = Mapping[str, Any]
 COUNTED = ("num_steps", "num_tokens")
@@ -78,7 +78,7 @@ def comparison_text(result: Result) -> str:
 
 def comparison_markdown(result: Result, *, figures: Collection[str]) -> str:
     """The whole result as a page; `figures` are the pictures beside it."""
-    parts = [f"# Comparison: {escape(result['name'])}", _intro(result), _table(*table_of(result))]
+    parts = [f"# Comparison: {escape(result['name'])}", _intro(result), markdown_table(*table_of(result))]
     if result["remarks"]:
         parts.append("\n".join(f"- {escape(text)}" for text in result["remarks"]))
     parts += [f"![{escape(name)}]({name})" for name in figures]
@@ -131,7 +131,7 @@ def _client_parts(table: Mapping[str, Any]) -> Iterable[str]:
             rows.append([f"{client}: {known}", *(_client_cell(one, client) for one in methods.values())])
     gain = [f"{_mean(m['clients_that_gain']):.1f} of {m['clients']}" for m in methods.values()]
     rows.append(["clients that gain", *gain])
-    yield _table(heads, rows)
+    yield markdown_table(heads, rows)
     federated = [name for name in methods if name not in ("base", *BASELINES)]
     if table["same_clients"] and federated:
         yield _category_parts(table, federated[0])
@@ -141,16 +141,16 @@ def _category_parts(table: Mapping[str, Any], method: str) -> str:
     """Client by category: what the first method makes of each category, against the client alone."""
     cells = table["methods"][method]["less_than_alone"]
     categories = sorted({category for line in cells.values() for category in line})
-    lines = [["client", *map(escape, categories)], ["---"] * (1 + len(categories))]
+    rows = []
     for client, line in cells.items():
         texts = [f"{line[category]:+.3f}" for category in categories]
         own = [table["shares"][client].get(category, 0.0) >= OWN_SHARE for category in categories]
-        lines.append([client, *(f"**{text}**" if mine else text for text, mine in zip(texts, own, strict=True))])
+        rows.append([client, *(f"**{text}**" if mine else text for text, mine in zip(texts, own, strict=True))])
     head = (
         f"Client by category: loss under {escape(method)} less that of the client alone; below zero joining helps. "
         f"Bold: at least {OWN_SHARE:.0%} of the client's rows."
     )
-    return head + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return head + "\n\n" + markdown_table(["client", *map(escape, categories)], rows, escaped=True)
 
 
 def _client_cell(method: Mapping[str, Any], client: str) -> str:
@@ -164,12 +164,12 @@ def _curve_table(curves: Sequence[Mapping[str, Any]]) -> str:
         [c["setting"] or NOTHING, c["method"], f"{c['mean_forgotten']:.3f}", f"{c['swing']:.3f}", str(len(c["seeds"]))]
         for c in curves
     ]
-    return _table(["setting", "method", "forgotten", "swing", "n"], rows)
+    return markdown_table(["setting", "method", "forgotten", "swing", "n"], rows)
 
 
 def _sweep_table(sweeps: Sequence[Mapping[str, Any]]) -> str:
     rates = sorted({entry["learning_rate"] for sweep in sweeps for entry in sweep["tried"]})
-    lines = [["setting", "method", *(f"{rate:g}" for rate in rates)], ["---"] * (2 + len(rates))]
+    rows = []
     for sweep in sweeps:
         tried = {entry["learning_rate"]: entry for entry in sweep["tried"]}
         cells = [escape(sweep["setting"] or NOTHING), escape(sweep["method"])]
@@ -178,14 +178,8 @@ def _sweep_table(sweeps: Sequence[Mapping[str, Any]]) -> str:
             loss = None if entry is None else entry["loss"]
             text = NOTHING if entry is None else "failed" if loss is None else f"{loss:.3f}"
             cells.append(f"**{text}**" if rate == sweep["chosen"] else text)
-        lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [[escape(head) for head in heads], ["---"] * len(heads)]
-    lines += [[escape(cell) for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append(cells)
+    return markdown_table(["setting", "method", *(f"{rate:g}" for rate in rates)], rows, escaped=True)
 
 
 def plan_of_runs_text(plan: Mapping[str, Any]) -> str:

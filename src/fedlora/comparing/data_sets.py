@@ -6,9 +6,6 @@ are the same whatever the partition; the first of every category are for choosin
 
 from __future__ import annotations
 
-import contextlib
-import io
-
 from fedlora.comparing.experiment import DIGEST, DataSet, allocation_of
 from fedlora.config.compare import CompareConfig, Setting
 from fedlora.config.data import AllocateConfig, SkillsConfig
@@ -37,12 +34,12 @@ class DataSets:
 
     def _make(self, wanted: AllocateConfig) -> DataSet:
         own = self.paths.rows_file(wanted.seed)
-        with collect_lines(), contextlib.redirect_stdout(io.StringIO()):
+        with collect_lines():
             if wanted.input_file == own:
                 rows = wanted.train_per_cat + wanted.test_per_cat
                 made = SkillsConfig.of(output_file=own, rows_per_category=rows, seed=wanted.seed, overwrite=True)
                 data_skills.run(made)
-            manifest = allocate.run(wanted)
+            manifest = allocate.run(wanted).manifest
         place = DataPaths(wanted.output_root, wanted.dataset_name)
         held_out = read_rows(place.test_file(wanted.test_per_cat))
         validation, test = split_rows(held_out, self.config.validation_per_cat)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedlora.comparing.comparison_text import table_of
 from fedlora.comparing.tables import MARK
-from fedlora.reporting.plain_text import one_line
+from fedlora.plain_text import one_line
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

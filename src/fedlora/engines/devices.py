@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 
 from fedlora.console import say
 from fedlora.engines.device_worker import Worker, WorkerLostError
@@ -41,7 +42,9 @@ class DeviceClients:
         """One update or failure per task, in task order."""
         desk = _Desk(len(tasks), AHEAD * (1 + len(self.workers)))
         feeders = [
-            threading.Thread(target=self._feed, args=(worker, desk, tasks), daemon=True) for worker in self.workers
+            # in a copy of this context: what a worker's thread says goes where this thread's messages go
+            threading.Thread(target=copy_context().run, args=(self._feed, worker, desk, tasks), daemon=True)
+            for worker in self.workers
         ]
         for feeder in feeders:
             feeder.start()

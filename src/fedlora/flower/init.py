@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.errors import UsageError
@@ -26,7 +27,25 @@ OWN_HOSTS = ("127.0.0.1", "localhost")
 """Names by which the server's own processes reach each other."""
 
 
-def run(config: InitConfig) -> Path:
+@dataclass(frozen=True)
+class FederationFolders:
+    """The folders of a new federation: the server's, and one for each client's owner."""
+
+    folder: Path
+    nodes: int
+
+    def text(self) -> str:
+        """One folder a line, with whom it is for."""
+        server = ServerFolder(self.folder / "server")
+        lines = [f"{server.root}: for the server; put {server.ca_key.name} into a safe, nothing here needs it again"]
+        lines += [
+            f"{client_folder(self.folder, client)}: for the owner of client {client}; edit node.yaml there"
+            for client in range(self.nodes)
+        ]
+        return "\n".join(lines)
+
+
+def run(config: InitConfig) -> FederationFolders:
     """Write everything below a new folder; UsageError when it is there, for keys are never written over."""
     if config.folder.exists():
         raise UsageError(
@@ -39,10 +58,7 @@ def run(config: InitConfig) -> Path:
     authority = _write_server(config, server, key)
     for client in range(config.nodes):
         _write_node(config, server, client, authority)
-    print(f"{server.root}: for the server; put {server.ca_key.name} into a safe, nothing here needs it again")
-    for client in range(config.nodes):
-        print(f"{client_folder(config.folder, client)}: for the owner of client {client}; edit node.yaml there")
-    return config.folder
+    return FederationFolders(config.folder, config.nodes)
 
 
 def _write_server(config: InitConfig, folder: ServerFolder, key: PrivateKey) -> bytes:

@@ -14,12 +14,11 @@ from fedlora.flower.flower_config import InitConfig, LocalConfig, SubmitConfig
 from fedlora.flower.folders import NodeFolder, ServerFolder, client_folder
 from fedlora.flower.processes import check_port
 from fedlora.flower.programs import Program, running
-from fedlora.paths import RunPaths
 
 START_SECONDS = 120.0
 
 
-def run(config: LocalConfig) -> RunPaths:
+def run(config: LocalConfig) -> submit.EndedRun:
     """Make the folders if they are not there, start everything, train, stop everything."""
     files = find_client_files(config.data_path, config.nodes, chosen=config.chosen("nodes"))
     if len(files) != config.nodes:
@@ -28,7 +27,7 @@ def run(config: LocalConfig) -> RunPaths:
         model = config.base_model
         models = (str(Path(model).resolve()),) if Path(model).is_dir() else (model,)
         options = {"folder": config.folder, "nodes": config.nodes, "port": config.port, "base_models": models}
-        init.run(InitConfig.of(**options))
+        say(init.run(InitConfig.of(**options)).text())
     for port in range(config.port, config.port + 1 + config.nodes):
         check_port("port", "127.0.0.1", port)
     server = ServerFolder(config.folder / "server")

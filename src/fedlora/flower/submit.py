@@ -10,7 +10,8 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from fedlora.flower.flower_config import FollowConfig, ServerConfig, StatusConfi
 from fedlora.flower.folders import ServerFolder
 from fedlora.flower.guard import bundle_folder
 from fedlora.flower.request import make_request, read_exit
-from fedlora.paths import RunPaths
 
 STATUS_SECONDS = 2.0
 SERVER_SECONDS = 20.0
@@ -34,8 +34,42 @@ AWAY_SECONDS = 90.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def run(config: SubmitConfig, *, stays: bool = True) -> RunPaths:
-    """Train on the connected nodes; returns where the run lies. Raises what the run ended with.
+@dataclass(frozen=True)
+class EndedRun:
+    """A run on the nodes whose rounds are all done; `place` is where it lies on the server's machine."""
+
+    place: str
+
+    def text(self) -> str:
+        """The place."""
+        return printable(self.place)
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """What a server knows: its nodes and runs as Flower lists them, and their names here."""
+
+    nodes: Sequence[Mapping[str, Any]]
+    runs: Sequence[Mapping[str, Any]]
+    names: Mapping[str, str]
+    experiments: Mapping[str, str]
+
+    def text(self) -> str:
+        """A line for each node and each run."""
+        lines = [f"{self.names.get(str(n.get('node-id')), n.get('node-id'))}: {n.get('status')}" for n in self.nodes]
+        for entry in self.runs:
+            number = str(entry.get("run-id"))
+            named = f" ({self.experiments[number]})" if number in self.experiments else ""
+            lines.append(f"run {number}{named}: {entry.get('status')}")
+        if not self.nodes:
+            lines.append("no node is registered")
+        if not self.runs:
+            lines.append("no run was submitted")
+        return "\n".join(lines)
+
+
+def run(config: SubmitConfig, *, stays: bool = True) -> EndedRun:
+    """Train on the connected nodes, to the end. Raises what the run ended with.
 
     `stays` is whether server and run outlive this command.
     """
@@ -57,39 +91,26 @@ def run(config: SubmitConfig, *, stays: bool = True) -> RunPaths:
         say(f"it goes on when this command is interrupted: {again}")
     file = ServerFolder(config.server).run_file(run_id)
     write_json(file, {"exp_name": train.exp_name, "model_dir": str(train.model_dir)})
-    _see_to_its_end(run_id, environment)
-    return RunPaths(train.model_dir, train.exp_name)
+    return _see_to_its_end(run_id, environment)
 
 
-def run_status(config: StatusConfig) -> dict[str, Any]:
-    """Print the nodes that are registered and the runs that were submitted; returns them."""
+def run_status(config: StatusConfig) -> ServerStatus:
+    """The nodes that are registered and the runs that were submitted."""
     environment = connect(config.server)
     nodes = call_json(["supernode", "list", CONNECTION], environment).get("nodes", [])
     runs = call_json(["list", CONNECTION], environment).get("runs", [])
     folder = ServerFolder(config.server)
-    names = read_names(folder)
-    for node in nodes:
-        print(f"{names.get(str(node.get('node-id')), node.get('node-id'))}: {node.get('status')}")
-    for entry in runs:
-        number = str(entry.get("run-id"))
-        print(f"run {number}{_experiment(folder.run_file(number))}: {entry.get('status')}")
-    if not nodes:
-        print("no node is registered")
-    if not runs:
-        print("no run was submitted")
-    return {"nodes": nodes, "runs": runs}
+    # a run that was submitted from elsewhere has no file here
+    files = {number: folder.run_file(number) for number in (str(entry.get("run-id")) for entry in runs)}
+    experiments = {number: read_json(file)["exp_name"] for number, file in files.items() if file.is_file()}
+    return ServerStatus(nodes, runs, read_names(folder), experiments)
 
 
-def _experiment(file: Path) -> str:
-    """Which experiment a run is, in brackets; nothing for one that was submitted from elsewhere."""
-    return f" ({read_json(file)['exp_name']})" if file.is_file() else ""
-
-
-def run_follow(config: FollowConfig) -> None:
+def run_follow(config: FollowConfig) -> EndedRun:
     """Show a run to its end; raises what it ended with, StorageError when there is none of this number."""
     environment = connect(config.server)
     _status(str(config.run), environment)
-    _see_to_its_end(str(config.run), environment)
+    return _see_to_its_end(str(config.run), environment)
 
 
 def run_stop(config: StopConfig) -> None:
@@ -161,12 +182,12 @@ def _submit(request: str, environment: dict[str, str]) -> str:
         return str(call_json(arguments, environment)["run-id"])
 
 
-def _see_to_its_end(run_id: str, environment: dict[str, str]) -> None:
-    """Follow a run; print where it lies, or raise what it ended with."""
+def _see_to_its_end(run_id: str, environment: dict[str, str]) -> EndedRun:
+    """Follow a run to its end, or raise what it ended with."""
     code, message, hint = _follow(run_id, environment)
     if code:
         raise _error_of(code, message, hint)
-    print(printable(message))
+    return EndedRun(message)
 
 
 def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:

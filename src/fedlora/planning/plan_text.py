@@ -10,7 +10,7 @@ from typing import Any
 
 from fedlora.console import duration, printable
 from fedlora.data.doctor import PLACES
-from fedlora.reporting.plain_text import NOTHING, one_line, size_text, table_text
+from fedlora.plain_text import NOTHING, one_line, size_text, table_text
 
 COLUMNS = ("client", "file", "rows", "train", "empty", "cut", "prompt tok", "response tok", "rounds", "steps")
 MOST_CLIENTS = 20

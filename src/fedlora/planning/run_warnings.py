@@ -11,9 +11,9 @@ from fedlora.data.doctor import Finding
 from fedlora.errors import FedloraError
 from fedlora.llm.footprint import Footprint
 from fedlora.llm.layout import Layout
+from fedlora.plain_text import size_text
 from fedlora.planning.forecast import RunForecast
 from fedlora.planning.probe import Probe
-from fedlora.reporting.plain_text import size_text
 from fedlora.types import ClientId
 
 MARGIN = 0.9

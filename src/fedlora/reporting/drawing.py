@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fedlora.methods.table import find_method
+from fedlora.plain_text import one_line
 from fedlora.reporting.findings import Findings
-from fedlora.reporting.plain_text import one_line
 from fedlora.reporting.summary import ModelRow
 
 if TYPE_CHECKING:

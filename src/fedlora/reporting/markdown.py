@@ -11,8 +11,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from fedlora.plain_text import NOTHING, number_text, one_line
 from fedlora.reporting.findings import Findings
-from fedlora.reporting.plain_text import COLUMNS, NOTHING, main_cells, number_text, one_line, short_label
+from fedlora.reporting.main_table import COLUMNS, main_cells, short_label
 from fedlora.reporting.summary import ModelRow
 
 _HASH = 12
@@ -39,7 +40,7 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
     """The whole report; `pictures` names which of rounds.png, clients.png and drift.png lie beside it."""
     parts = [f"# Federated LoRA: the models after round {findings.round_number}", _headline(findings)]
     parts += [f"> **Warning:** {escape(text)}" for text in findings.warnings]
-    parts.append(_table(COLUMNS, map(main_cells, findings.rows)))
+    parts.append(markdown_table(COLUMNS, map(main_cells, findings.rows)))
     remarks = [
         f"- `{NOTHING}` {escape(gap.text)}; run {', then '.join(map(_code, gap.commands))}" for gap in findings.gaps
     ]
@@ -90,7 +91,7 @@ def _category_table(findings: Findings) -> str:
     rows = [row for row in findings.rows if row.categories]
     head = ["model", *(category or "(no category)" for category in findings.categories)]
     return (
-        _table(
+        markdown_table(
             [escape(name) for name in head],
             (
                 (
@@ -121,7 +122,7 @@ def _drift_table(findings: Findings) -> str:
         ends = [(points[0][1], points[-1][1]) if (points := curves[each]) else (None, None) for each in names]
         cells = [NOTHING if value is None else f"{value:.3g}" for pair in ends for value in pair]
         rows.append((findings.titles[name], *cells))
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _judge_table(findings: Findings) -> str:
@@ -139,7 +140,7 @@ def _judge_table(findings: Findings) -> str:
         )
         for one in findings.judgements
     )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _run_table(findings: Findings) -> str:
@@ -163,14 +164,14 @@ def _run_table(findings: Findings) -> str:
                 versions,
             )
         )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _difference_table(findings: Findings) -> str:
     rows = (
         (field, *(str(values[name]) for name in findings.runs)) for field, values in findings.config_differences.items()
     )
-    return _table(("field", *findings.runs), rows)
+    return markdown_table(("field", *findings.runs), rows)
 
 
 def _answer_table(findings: Findings) -> str:
@@ -187,14 +188,14 @@ def _answer_table(findings: Findings) -> str:
         )
         for one in findings.answers
     )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _settings(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool = False) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool = False) -> str:
     """A Markdown table; numbers to the right. Cells are escaped unless they are `escaped` already."""
     cell = str if escaped else escape
     lines = [[cell(name) for name in head], *([cell(value) for value in row] for row in rows)]

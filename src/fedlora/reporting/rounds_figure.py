@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedlora.reporting.drawing import BASE_COLOUR, FAINT, clip, experiment_colours, house_style, png_bytes, scored_rows
 from fedlora.reporting.findings import Findings
-from fedlora.reporting.plain_text import short_label
+from fedlora.reporting.main_table import short_label
 from fedlora.reporting.summary import ModelRow
 
 if TYPE_CHECKING:

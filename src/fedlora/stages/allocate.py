@@ -24,6 +24,7 @@ from fedlora.errors import DataError, StorageError, UsageError
 from fedlora.federated.partition import Deal, label_skew, partition_rows
 from fedlora.files import json_lines, json_text, read_json, sha256_of, write_text
 from fedlora.paths import DataPaths
+from fedlora.plain_text import one_line, table_text
 from fedlora.seeds import derive_seed
 from fedlora.types import Row
 
@@ -49,8 +50,21 @@ class Allocation:
     label_skew: float
 
 
-def run(config: AllocateConfig) -> Mapping[str, Any]:
-    """Write the data set, print how it was dealt out and return its manifest. Same configuration and input, same bytes.
+@dataclass(frozen=True)
+class AllocatedData:
+    """A data set that was split: its manifest, where it lies, and the size of its test set."""
+
+    manifest: Mapping[str, Any]
+    paths: DataPaths
+    test_per_cat: int
+
+    def text(self) -> str:
+        """Who holds how much of what, what was left out, and the files."""
+        return _summary(self.manifest, self.paths, self.test_per_cat)
+
+
+def run(config: AllocateConfig) -> AllocatedData:
+    """Write the data set. Same configuration and input, same bytes.
 
     Raises UsageError (input or flags), DataError (a row, a category that is too small), StorageError.
     """
@@ -71,8 +85,7 @@ def run(config: AllocateConfig) -> Mapping[str, Any]:
         manifest["num_skipped"] = num_skipped
     contents[paths.manifest(num_clients)] = json_text(manifest)
     _write(contents, paths, manifest, overwrite=config.overwrite)
-    print(_summary(manifest, paths, config.test_per_cat))
-    return manifest
+    return AllocatedData(manifest, paths, config.test_per_cat)
 
 
 def _read_input(config: AllocateConfig) -> tuple[list[Row], int]:
@@ -222,14 +235,14 @@ def _remove(path: Path) -> None:
 
 def _summary(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat: int) -> str:
     clients = manifest["clients"]
-    lines = [f"{'client':>6}  {'rows':>6}  categories"]
-    for client in clients[:_SHOWN_CLIENTS]:
-        lines.append(f"{client['client_id']:>6}  {client['num_examples']:>6}  {_mix(client['categories'])}")
+    silos = [(str(client["client_id"]), client) for client in clients[:_SHOWN_CLIENTS]]
+    silos.append(("test", manifest["test"]))
+    rows = [(name, str(silo["num_examples"]), one_line(_mix(silo["categories"]))) for name, silo in silos]
     if len(clients) > _SHOWN_CLIENTS:
-        lines.append(f"{'...':>6}  and {len(clients) - _SHOWN_CLIENTS} clients more, see the manifest")
+        rows.insert(-1, ("...", "", f"and {len(clients) - _SHOWN_CLIENTS} clients more, see the manifest"))
     dropped = manifest["duplicates"]
-    lines += [
-        f"  test  {manifest['test']['num_examples']:>6}  {_mix(manifest['test']['categories'])}",
+    lines = [
+        table_text(("client", "rows", "categories"), rows, left=(2,), rules=()),
         f"input: {manifest['input']['num_rows']} rows, {manifest['num_empty']} without an answer left out, "
         f"{dropped['dropped']} repeated prompts dropped ({dropped['under_another_category']} under another category)",
         *([f"bad rows left out: {manifest['num_skipped']}"] if "num_skipped" in manifest else []),

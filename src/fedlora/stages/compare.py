@@ -7,8 +7,9 @@ once a method's learning rate is chosen. A run that fails is told of in the tabl
 
 from __future__ import annotations
 
-import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,31 @@ from fedlora.paths import ComparisonPaths, RunPaths
 from fedlora.runs.lock import hold_run
 
 
-def run(config: CompareConfig) -> dict[str, Any]:
-    """Do what is left of the experiment, write and print its result; returns it (with `--plan` what would be done).
+@dataclass(frozen=True)
+class Comparison:
+    """The result of an experiment, as comparison.json holds it, and its page."""
+
+    record: Mapping[str, Any]
+    file: Path
+
+    def text(self) -> str:
+        """The main table, the remarks and the page."""
+        return f"{comparison_text(self.record)}\n{self.file}"
+
+
+@dataclass(frozen=True)
+class PlanOfRuns:
+    """What would be done, and what it should take."""
+
+    record: Mapping[str, Any]
+
+    def text(self) -> str:
+        """The table of methods, and the runs that are left."""
+        return plan_of_runs_text(self.record)
+
+
+def run(config: CompareConfig) -> Comparison | PlanOfRuns:
+    """Do what is left of the experiment and write its result; with `--plan` only say what would be done.
 
     Raises UsageError when no run of the experiment can be, StorageError, LockedError; what is wrong with single runs is
     recorded.
@@ -39,15 +63,13 @@ def run(config: CompareConfig) -> dict[str, Any]:
     if config.plan:
         with tempfile.TemporaryDirectory(prefix="fedlora-plan-") as folder:
             data = DataSets(config, ComparisonPaths(Path(folder), config.name))
-            plan = Comparing(laboratory, data).make_plan()
-        print(plan_of_runs_text(plan))
-        return plan
+            return PlanOfRuns(Comparing(laboratory, data).make_plan())
     # the folder's lock, as that of a run: two processes on one experiment would do everything twice
     with hold_run(RunPaths(config.output_dir, config.name)):
         return _compare(Comparing(laboratory, DataSets(config, paths)), paths)
 
 
-def _compare(comparing: Comparing, paths: ComparisonPaths) -> dict[str, Any]:
+def _compare(comparing: Comparing, paths: ComparisonPaths) -> Comparison:
     plan = comparing.make_plan()
     say(plan_of_runs_text(plan))
     if not plan["runs"]:
@@ -61,8 +83,6 @@ def _compare(comparing: Comparing, paths: ComparisonPaths) -> dict[str, Any]:
         write_bytes(paths.result_file(name), content)
     write_text(paths.result_file("comparison.tex"), latex_table(result))
     write_text(paths.result_file("comparison.json"), json_text(result))
-    write_text(paths.result_file("comparison.md"), comparison_markdown(result, figures=tuple(figures)))
-    print(comparison_text(result))
-    print(paths.result_file("comparison.md"))
-    sys.stdout.flush()
-    return result
+    page = paths.result_file("comparison.md")
+    write_text(page, comparison_markdown(result, figures=tuple(figures)))
+    return Comparison(result, page)

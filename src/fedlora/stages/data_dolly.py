@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.config.data import DollyConfig
@@ -12,7 +13,19 @@ from fedlora.errors import UsageError
 _REPOSITORY, _FILE = "databricks/databricks-dolly-15k", "databricks-dolly-15k.jsonl"
 
 
-def run(config: DollyConfig) -> Path:
+@dataclass(frozen=True)
+class DollyRows:
+    """The file of Dolly's rows, and how many it holds."""
+
+    file: Path
+    num_rows: int
+
+    def text(self) -> str:
+        """One line."""
+        return f"{self.file}: {self.num_rows} rows of {_REPOSITORY} (CC BY-SA 3.0)"
+
+
+def run(config: DollyConfig) -> DollyRows:
     """Fetch databricks-dolly-15k (CC BY-SA 3.0) and write it as an array. Raises UsageError, DataError."""
     refuse_existing(config.output_file, overwrite=config.overwrite)
     rows = read_rows(_download(config.output_file), require_category=True)
@@ -21,8 +34,7 @@ def run(config: DollyConfig) -> Path:
         for row in rows
     )
     write_array(config.output_file, records)
-    print(f"{config.output_file}: {len(rows)} rows of {_REPOSITORY} (CC BY-SA 3.0)")
-    return config.output_file
+    return DollyRows(config.output_file, len(rows))
 
 
 def _download(output_file: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.config.data import SkillsConfig
@@ -11,14 +12,28 @@ from fedlora.data.skills import SKILLS, make_skill_rows
 from fedlora.files import write_text
 
 
-def run(config: SkillsConfig) -> Path:
+@dataclass(frozen=True)
+class SkillRows:
+    """The file of the skills rows, how many of each skill it holds, and whether this call wrote it."""
+
+    file: Path
+    rows_per_category: int
+    written: bool
+
+    def text(self) -> str:
+        """One line; empty when the file was there."""
+        if not self.written:
+            return ""
+        num_rows = self.rows_per_category * len(SKILLS)
+        return f"{self.file}: {num_rows} rows, {self.rows_per_category} of each of {len(SKILLS)} skills"
+
+
+def run(config: SkillsConfig) -> SkillRows:
     """Write the `skills` rows; the same seed and count give the same bytes. Raises UsageError."""
     text = array_text(make_skill_rows(config.rows_per_category, seed=config.seed))
     if config.output_file.is_file() and config.output_file.read_bytes() == text.encode():
         say(f"{config.output_file} already holds exactly these rows; nothing written")
-        return config.output_file
+        return SkillRows(config.output_file, config.rows_per_category, written=False)
     refuse_existing(config.output_file, overwrite=config.overwrite)
     write_text(config.output_file, text)
-    num_rows = config.rows_per_category * len(SKILLS)
-    print(f"{config.output_file}: {num_rows} rows, {config.rows_per_category} of each of {len(SKILLS)} skills")
-    return config.output_file
+    return SkillRows(config.output_file, config.rows_per_category, written=True)

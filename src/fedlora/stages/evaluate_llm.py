@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +53,20 @@ class _Comparison:
         return sum(any(question.key not in log for question in pair) for pair in self.questions)
 
 
-def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> dict[str, Any]:
-    """Judge what `config` names, write the result file, print its table; returns the result.
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge said of two sets of answers, as the result file holds it."""
+
+    record: Mapping[str, Any]
+    file: Path
+
+    def text(self) -> str:
+        """The table by category and the result file."""
+        return f"{results_table(self.record)}\n{self.file}"
+
+
+def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> Judgement:
+    """Judge what `config` names and write the result file.
 
     `sleep` waits between retries. Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the
     endpoint refuses, or no sample got a verdict), BudgetError (max_calls), LockedError (another process asks); verdicts
@@ -91,8 +103,8 @@ def _hold(lock_file: Path) -> Iterator[None]:
 
 def _judge(
     config: EvaluateLlmConfig, comparison: _Comparison, target: ResultPaths, name: OutputName, sleep: Sleep
-) -> dict[str, Any]:
-    """Ask what has no verdict yet, write the result and print its table."""
+) -> Judgement:
+    """Ask what has no verdict yet and write the result."""
     result_file = target.judge(name)
     log = VerdictLog(target.verdicts(name))
     if config.overwrite:
@@ -103,9 +115,7 @@ def _judge(
     if not config.overwrite and result_file.is_file() and result_file.read_bytes() != json_text(result).encode():
         say(f"judge: replacing {result_file}; the verdicts behind it stay in {log.path}")
     write_json(result_file, result)
-    print(results_table(result))
-    print(result_file)
-    return result
+    return Judgement(result, result_file)
 
 
 def _read_comparison(config: EvaluateLlmConfig, name: OutputName) -> _Comparison:

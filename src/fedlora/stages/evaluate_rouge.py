@@ -6,21 +6,47 @@ belongs to another test set is refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedlora.config.evaluate import EvaluateRougeConfig
-from fedlora.console import Progress, printable, say
+from fedlora.console import Progress, say
 from fedlora.data.records import read_rows
 from fedlora.evaluation.matching import pair_rows, read_predictions
 from fedlora.evaluation.rouge import METRICS, AnswerScorer, check_categories, summarise
 from fedlora.files import sha256_of, write_json
 from fedlora.paths import OutputName, ResultPaths
+from fedlora.plain_text import one_line, table_text
 from fedlora.types import Row
 
 
-def run(config: EvaluateRougeConfig) -> dict[str, Any]:
-    """Score the predictions that `config` names, write the result file, print its table; returns the result.
+@dataclass(frozen=True)
+class RougeScores:
+    """The scores of one file of predictions, as the result file holds them."""
+
+    record: Mapping[str, Any]
+    file: Path
+
+    def text(self) -> str:
+        """The table by category and the result file."""
+        ours = self.record["fedlora"]
+        exact, counts = ours["exact_match"], ours["num_samples"]
+        rows = [
+            _cells(
+                one_line(category), count, exact["categories"][category], [self.record[category][m] for m in METRICS]
+            )
+            for category, count in counts.items()
+        ]
+        overall = [self.record["overall"][f"avg_{metric}"] for metric in METRICS]
+        rows.append(_cells("overall", sum(counts.values()), exact["macro"], overall))
+        table = table_text(("category", "rows", "exact", *METRICS), rows, rules=(len(counts),))
+        return f"{table}\n{self.file}"
+
+
+def run(config: EvaluateRougeConfig) -> RougeScores:
+    """Score the predictions that `config` names and write the result file.
 
     Raises UsageError when a file is missing, DataError when predictions and test rows do not belong together.
     """
@@ -38,8 +64,7 @@ def run(config: EvaluateRougeConfig) -> dict[str, Any]:
     result["fedlora"]["predictions_sha256"] = sha256_of(source)
     result["fedlora"]["targets_sha256"] = sha256_of(config.target_file)
     write_json(result_file, result)
-    print(_table(result, result_file))
-    return result
+    return RougeScores(result, result_file)
 
 
 def _score(pairs: list[tuple[Row, Row]], label: str) -> dict[str, Any]:
@@ -55,19 +80,5 @@ def _score(pairs: list[tuple[Row, Row]], label: str) -> dict[str, Any]:
     return summarise(scores)
 
 
-def _table(result: dict[str, Any], path: Path) -> str:
-    ours = result["fedlora"]
-    exact, counts = ours["exact_match"], ours["num_samples"]
-    lines = [
-        [printable(category).replace("\n", " "), counts[category], exact["categories"][category], *means]
-        for category, means in ((key, [result[key][metric] for metric in METRICS]) for key in counts)
-    ]
-    overall = [result["overall"][f"avg_{metric}"] for metric in METRICS]
-    lines.append(["overall", sum(counts.values()), exact["macro"], *overall])
-    width = max(8, *(len(line[0]) for line in lines))
-    head = f"{'category':<{width}}  {'rows':>6}  {'exact':>6}" + "".join(f"  {metric:>9}" for metric in METRICS)
-    body = [
-        f"{label:<{width}}  {rows:>6}  {share:>6.3f}" + "".join(f"  {value:>9.4f}" for value in means)
-        for label, rows, share, *means in lines
-    ]
-    return "\n".join([head, *body[:-1], "-" * len(head), body[-1], str(path)])
+def _cells(category: str, num_rows: int, exact: float, means: Sequence[float]) -> list[str]:
+    return [category, str(num_rows), f"{exact:.3f}", *(f"{value:.4f}" for value in means)]

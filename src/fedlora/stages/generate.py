@@ -7,7 +7,6 @@ sidecar that says what produced it; a second call with the same settings finds i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,43 +14,36 @@ from typing import Any, cast, get_args
 
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import Quantization, Template
-from fedlora.console import Progress, say
+from fedlora.console import say
 from fedlora.data.records import read_rows
+from fedlora.engines.answering import Answering, Answers, Source, group_names
 from fedlora.errors import DataError, UsageError
 from fedlora.federated.ranks import shapes_at
 from fedlora.files import json_lines, read_json, sha256_of, write_json, write_text
 from fedlora.llm.adapter_files import load_adapter
 from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.decoding import choose_decoding
-from fedlora.llm.generation import Request, generate_answers
-from fedlora.llm.lora import LoraModel, LoraSpec
-from fedlora.llm.memory import plan_batch
-from fedlora.llm.prompts import PromptEncoder
+from fedlora.llm.lora import LoraModel
 from fedlora.paths import OutputName, ResultPaths, RunPaths
 from fedlora.runs.environment import library_versions
 from fedlora.runs.run_folder import read_run
 from fedlora.runs.saved_adapters import adapter_file, adapter_specs, check_committed, find_additions, names_in_round
-from fedlora.types import AdapterState, BaseDelta, Row
-
-TOGETHER_ROWS = 512
-"""About so many prompts, of one adapter or of several together, keep batches full."""
-
-TOGETHER_RANK = 128
-"""Most ranks of adapters that answer together: every row pays for all of them."""
+from fedlora.types import BaseDelta, Row
 
 
 @dataclass(frozen=True)
-class Source:
-    """Everything the answers depend on, apart from the adapter."""
+class Predictions:
+    """The files of answers that the chosen adapters have now."""
 
-    base_model: str
-    prompt_template: str
-    cutoff_len: int
-    quantization: Quantization
+    files: tuple[Path, ...]
+
+    def text(self) -> str:
+        """One file a line."""
+        return "\n".join(map(str, self.files))
 
 
-def run(config: GenerateConfig, *, load: Callable[..., BaseModel] = load_base_model) -> list[Path]:
-    """Write the predictions of the chosen adapters; returns the files. `load` may hand out a base loaded already."""
+def run(config: GenerateConfig, *, load: Callable[..., BaseModel] = load_base_model) -> Predictions:
+    """Write the predictions of the chosen adapters. `load` may hand out a base loaded already."""
     paths = RunPaths(config.model_dir, config.exp_name)
     source = _find_source(config, paths)
     rows = read_rows(config.test_file_path, rules=config.read_rules)
@@ -78,10 +70,7 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] = load_base_mo
         )
         for name, answers in _answer(config, source, paths, rows, base, unanswered, additions):
             _write_answers(results, name, rows, answers, facts[name])
-    written = [results.predictions(name) for name in names]
-    for file in written:
-        print(file)
-    return written
+    return Predictions(tuple(results.predictions(name) for name in names))
 
 
 def _answer(
@@ -99,7 +88,7 @@ def _answer(
     # the layers take adapters of any smaller rank
     lora = LoraModel(base.model, max(specs.values(), key=lambda spec: spec.r)) if specs else None
     answering = Answering(config, source, base, lora, rows)
-    for group in _group_names(list(adapters), len(rows), specs, apart=additions is not None):
+    for group in group_names(list(adapters), len(rows), specs, apart=additions is not None):
         states = [
             load_adapter(trained[name], shapes_at(lora.shapes(), specs[name].r)) if lora and name in trained else None
             for name in group
@@ -195,90 +184,6 @@ def _is_answered(results: ResultPaths, name: OutputName, facts: dict[str, Any], 
 
 def _is_client(name: OutputName) -> bool:
     return name.kind == "client"
-
-
-def _group_names(
-    names: list[OutputName], num_rows: int, specs: Mapping[OutputName, LoraSpec], *, apart: bool
-) -> list[list[OutputName]]:
-    """Who answers together: as many as it takes to fill batches when rows are few, so that a kill loses little.
-
-    The base answers alone: in other company the last bits of its sums differ, and with them now and then a word,
-    while runs that are compared must find the same base. So does, `apart`, a global adapter whose clients stand on
-    additions to the base.
-    """
-    trained = [name for name in names if name.kind != "base" and not (apart and name.kind == "global")]
-    groups = [[name] for name in names if name not in trained]
-    rank = max((specs[name].r for name in trained), default=1)
-    size = max(1, min(TOGETHER_ROWS // num_rows, TOGETHER_RANK // rank))
-    return groups + [trained[start : start + size] for start in range(0, len(trained), size)]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a group of adapters said, and how."""
-
-    texts: dict[OutputName, list[str]]
-    num_new_tokens: dict[OutputName, int]
-    how: dict[str, Any]
-
-
-class Answering:
-    """One loaded model and one test file: who answers changes, what is asked does not."""
-
-    def __init__(
-        self, config: GenerateConfig, source: Source, base: BaseModel, lora: LoraModel | None, rows: Sequence[Row]
-    ) -> None:
-        self.config = config
-        self.base = base
-        self.lora = lora
-        self.encoder = PromptEncoder(base.tokenizer, source.prompt_template)
-        self.decoding = choose_decoding(config)
-        # measured once, before adapters are stacked
-        self.tokens = config.tokens_per_pass or plan_batch(base)
-        room = {"context": base.context, "max_new_tokens": self.decoding.max_new_tokens}
-        self.prompts = [self.encoder.question(row, cutoff=source.cutoff_len, **room) for row in rows]
-
-    def answer(
-        self, names: Sequence[OutputName], states: Sequence[AdapterState | None], background: AdapterState | None
-    ) -> Answers:
-        """Answer every row with every adapter of a group, in shared batches when there are several.
-
-        `background` is what they stand on beside the base.
-        """
-        requests = [
-            Request(prompt.ids, row, adapter)
-            for adapter in range(len(names))
-            for row, prompt in enumerate(self.prompts)
-        ]
-        together = self.lora if len(names) > 1 else None
-        if self.lora is not None:
-            self.lora.set_background(background)
-        if together is not None:
-            together.stack_adapters(states, self.base.dtype)
-        elif self.lora is not None:
-            self.lora.set_adapter(states[0])
-        began = time.monotonic()
-        with Progress(f"answers of {self.config.exp_name} {', '.join(map(str, names))}", len(requests)) as progress:
-            found = generate_answers(
-                self.base,
-                requests,
-                self.decoding,
-                tokens_per_pass=self.tokens,
-                most_rows=self.config.batch_size,
-                lora=together,
-                on_rows=progress.advance,
-            )
-        how = {
-            "answered_together": [str(name) for name in names],
-            "base_dtype": self.base.dtype_name,
-            "device": str(self.base.device),
-            "num_shortened": sum(prompt.num_removed > 0 for prompt in self.prompts),
-            "seconds": round(time.monotonic() - began, 3),
-        }
-        size = len(self.prompts)
-        parts = {name: found[index * size : (index + 1) * size] for index, name in enumerate(names)}
-        texts = {name: [self.encoder.decode(answer) for answer in part] for name, part in parts.items()}
-        return Answers(texts, {name: sum(map(len, part)) for name, part in parts.items()}, how)
 
 
 def _write_answers(

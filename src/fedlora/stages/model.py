@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from fedlora.config.data import ModelConfig
 from fedlora.llm import embedded_model
 
 
-def run(config: ModelConfig) -> None:
-    """Print the folder of the converted model, which transformers and PEFT load like any other."""
+@dataclass(frozen=True)
+class InstalledModel:
+    """The folder of the converted model, which transformers and PEFT load like any other."""
+
+    folder: Path
+
+    def text(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+
+def run(config: ModelConfig) -> InstalledModel:
+    """Install and convert the model where that is not done yet."""
     embedded_model.install()
-    print(embedded_model.folder())
+    return InstalledModel(embedded_model.folder())

@@ -7,7 +7,7 @@ refused here with the same words. Nothing is written but `plan_file`; the token 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,19 +42,28 @@ VALIDATION_COST = 1 / 3
 """What a token costs that is only looked at, of one that is trained on: no way back through the layers."""
 
 
-def run(config: PlanConfig) -> dict[str, Any]:
-    """Print the plan, write `plan_file` if it is named; returns everything the plan says.
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a plan says, as `plan_file` holds it."""
+
+    record: Mapping[str, Any]
+
+    def text(self) -> str:
+        """The clients, the run, what it takes, and the warnings."""
+        return plan_text(self.record)
+
+
+def run(config: PlanConfig) -> Plan:
+    """Make the plan, and write `plan_file` if it is named.
 
     Raises what `train` would raise before its first round.
     """
     _check_plan_file(config)
-    planning = Planning(config)
-    record = planning.make_record()
-    print(plan_text(record))
+    record = Planning(config).make_record()
     if config.plan_file is not None:
         write_json(config.plan_file, record)
         say(f"the plan is in {config.plan_file}")
-    return record
+    return Plan(record)
 
 
 def _check_plan_file(config: PlanConfig) -> None:

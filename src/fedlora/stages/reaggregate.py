@@ -7,7 +7,7 @@ one round; the adapters of two rounds do not build on each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
 from fedlora.methods.table import find_method
 from fedlora.paths import RunPaths
-from fedlora.reporting.plain_text import NOTHING, table_text
+from fedlora.plain_text import NOTHING, table_text
 from fedlora.runs.checking import find_listed_fault
 from fedlora.runs.lock import hold_run
 from fedlora.runs.metrics_log import MetricsLog
@@ -43,8 +43,28 @@ NOTE = (
 )
 
 
-def run(config: ReaggregateConfig) -> RunPaths:
-    """Write one adapter per committed round under `new_name` and print the table; returns where they lie."""
+@dataclass(frozen=True)
+class Reaggregated:
+    """Where the what-ifs of a run lie, what was changed for them, and the numbers of each round."""
+
+    paths: RunPaths
+    origin: Mapping[str, Any]
+    rounds: tuple[Mapping[str, Any], ...]
+
+    @property
+    def root(self) -> Path:
+        """The folder of the what-ifs."""
+        return self.paths.root
+
+    def text(self) -> str:
+        """What was changed, the table by round, and the folder."""
+        run = f"{printable(self.origin['exp_name'])} ({self.origin['federation_mode']})"
+        head = f"{run} -> {printable(self.paths.exp_name)}: {_say_change(self.origin['changed'])}"
+        return "\n".join([head, table_text(*_table(self.rounds)), NOTE, str(self.root)])
+
+
+def run(config: ReaggregateConfig) -> Reaggregated:
+    """Write one adapter per committed round under `new_name`."""
     paths = RunPaths(config.model_dir, config.exp_name)
     recorded = read_run(paths)
     if (origin := recorded.reaggregated_from) is not None:
@@ -73,8 +93,7 @@ def run(config: ReaggregateConfig) -> RunPaths:
     with hold_run(new):
         make_room(new, overwrite=config.overwrite)
         validate = _open_validation(config, source, recorded, held_out) if held_out else None
-        _write(config, target, new, recorded, what_if, ids, validate)
-    return new
+        return _write(config, target, new, recorded, what_if, ids, validate)
 
 
 def _check_clients(config: ReaggregateConfig, ids: Sequence[int]) -> None:
@@ -108,7 +127,7 @@ def _write(
     what_if: WhatIf,
     ids: Sequence[int],
     validate: Validate | None,
-) -> None:
+) -> Reaggregated:
     paths = what_if.reader.paths
     changed = {
         "leave_out": sorted(config.left_out),
@@ -142,10 +161,7 @@ def _write(
         say(f"round {outcome.round} of {paths.committed_rounds()[-1]} done")
         lines.append(line)
     written.write_run(replace(record, state="reaggregated", reaggregated_from={**origin, "rounds": lines}))
-    print(f"{printable(config.exp_name)} ({recorded.mode}) -> {printable(new.exp_name)}: {_say_change(changed)}")
-    print(table_text(*_table(lines)))
-    print(NOTE)
-    print(new.root)
+    return Reaggregated(new, origin, tuple(lines))
 
 
 def _describe(outcome: Outcome, validate: Validate | None) -> dict[str, Any]:

@@ -6,7 +6,8 @@ gap names the command that fills it. The same files give the same report, byte f
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.errors import UsageError
@@ -16,15 +17,25 @@ from fedlora.reporting.categories_figure import draw_categories
 from fedlora.reporting.drift_figure import draw_drift
 from fedlora.reporting.experiments import load_experiment, train_command
 from fedlora.reporting.findings import Findings, gather_findings
+from fedlora.reporting.main_table import main_table_text
 from fedlora.reporting.markdown import markdown_report
-from fedlora.reporting.plain_text import COLUMNS, main_cells, main_table_text, remarks_text
 from fedlora.reporting.rounds_figure import draw_rounds
 
-__all__ = ["main_table_text", "run"]
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says, and its page; report.json and the pictures lie beside it."""
+
+    findings: Findings
+    file: Path
+
+    def text(self) -> str:
+        """The main table and the page."""
+        return f"{main_table_text(self.findings)}\n{self.file}"
 
 
-def run(config: ReportConfig) -> Findings:
-    """Write report.md, report.json and the pictures beside them, print the main table; returns what they say.
+def run(config: ReportConfig) -> Report:
+    """Write report.md, report.json and the pictures beside them.
 
     Raises UsageError when none of the experiments has a run, or a file of one cannot be read.
     """
@@ -46,24 +57,4 @@ def run(config: ReportConfig) -> Findings:
         write_bytes(markdown.with_name(name), content)
     write_text(report_file(config.report_dir, config.report_name, ".json"), json_text(findings.record()))
     write_text(markdown, markdown_report(findings, pictures=tuple(pictures)))
-    _show(findings)
-    print(markdown)
-    return findings
-
-
-def _show(findings: Findings) -> None:
-    """The main table: drawn on a terminal, plain text elsewhere."""
-    if not sys.stdout.isatty():
-        print(main_table_text(findings))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    for row in findings.rows:
-        table.add_row(*(Text(cell) for cell in main_cells(row)))
-    Console().print(table)
-    print(remarks_text(findings))
+    return Report(findings, markdown)

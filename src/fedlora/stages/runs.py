@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fedlora.config.runs import RunsConfig
-from fedlora.console import printable, say
+from fedlora.console import say
+from fedlora.plain_text import NOTHING, one_line, table_text
 from fedlora.runs.listing import RunLine, list_runs
 
 COLUMNS = ("run", "mode", "base model", "state", "rounds", "best held-out loss", "last change", "size")
-NOTHING = "-"
 
 
-def run(config: RunsConfig) -> None:
-    """Print the table; without a run only a note to standard error."""
+@dataclass(frozen=True)
+class RunList:
+    """The runs that lie under a folder."""
+
+    lines: tuple[RunLine, ...]
+
+    def text(self) -> str:
+        """The table; empty without a run."""
+        return table_text(COLUMNS, list(map(_cells, self.lines)), left=range(len(COLUMNS))) if self.lines else ""
+
+
+def run(config: RunsConfig) -> RunList:
+    """Look at every run; without one only a message says so."""
     lines = list_runs(config.model_dir)
     if not lines:
         say(f"no run under {config.model_dir}")
-        return
-    table = [COLUMNS, *(_cells(line) for line in lines)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for number, cells in enumerate(table):
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
-        if number == 0:
-            print("  ".join("-" * width for width in widths))
+    return RunList(tuple(lines))
 
 
 def _cells(line: RunLine) -> Sequence[str]:
@@ -33,4 +39,4 @@ def _cells(line: RunLine) -> Sequence[str]:
     rounds = f"{line.rounds_done} of {line.rounds}" if line.rounds else str(line.rounds_done)
     size = f"{line.num_bytes / 1e6:,.1f} MB"
     cells = (line.name, line.mode, line.base_model, line.state, rounds, best, changed, size)
-    return [" ".join(printable(cell).split()) or NOTHING for cell in cells]
+    return [one_line(cell) or NOTHING for cell in cells]

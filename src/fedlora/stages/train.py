@@ -8,6 +8,7 @@ torch is imported: a second start on the same run ends within a second and has c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,24 @@ from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run,
 from fedlora.runs.run_records import RunRecord
 
 
-def run(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> RunPaths:
-    """Train all rounds of one experiment, or those that are left of it; returns where they lie.
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run whose rounds are all done."""
+
+    paths: RunPaths
+
+    @property
+    def root(self) -> Path:
+        """The folder of the run."""
+        return self.paths.root
+
+    def text(self) -> str:
+        """Nothing: every round was reported when it was done."""
+        return ""
+
+
+def run(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> TrainedRun:
+    """Train all rounds of one experiment, or those that are left of it.
 
     `load` takes the place of `load_base_model` where one base serves several runs.
     """
@@ -33,7 +50,7 @@ def run(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> RunPa
     files = find_client_files(config.data_path, config.num_clients, chosen=config.chosen("num_clients"))
     with hold_run(paths):
         _train(config.model_copy(update={"num_clients": len(files)}), paths, files, {"load": load} if load else {})
-    return paths
+    return TrainedRun(paths)
 
 
 def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Mapping[str, Any]) -> None:

@@ -7,10 +7,11 @@ because a file it stands on is damaged, is told of as such; the rounds behind it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
-from fedlora.console import printable
+from fedlora.console import Progress, printable
 from fedlora.engines.private_run import make_private_run
 from fedlora.engines.replay import replay_round
 from fedlora.errors import StorageError, UsageError
@@ -29,25 +30,49 @@ from fedlora.runs.run_records import Manifest, RunRecord
 from fedlora.runs.secret_file import load_secret
 
 
-def run(config: VerifyConfig) -> None:
-    """Print one line per round and fault; StorageError with the first fault when there is one."""
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at, in order, each with the faults that were found there."""
+
+    checked: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def text(self) -> str:
+        """One line for each, its faults below it."""
+        lines = [line for what, faults in self.checked for line in (what, *(f"  {fault}" for fault in faults))]
+        return "\n".join(map(printable, lines))
+
+
+def run(config: VerifyConfig) -> Verification:
+    """Look at every round and at the files beside them.
+
+    Raises StorageError with the first fault when there is one, UsageError when the secret of a private run is not
+    here; the error's `result` is what was found.
+    """
     paths = RunPaths(config.model_dir, config.exp_name)
     recorded = read_run(paths)
     check_trained(paths, recorded)
-    faults: list[str] = []
     missing = _find_missing_secret(recorded)
-    for line, found in _look(paths, recorded):
-        print(printable(line), *(printable(f"  {fault}") for fault in found), sep="\n")
-        faults += found
-    if faults:
+    checked = []
+    with Progress(f"verify {config.exp_name}", len(paths.committed_rounds()) + 1) as progress:
+        for what, found in _look(paths, recorded):
+            checked.append((what, tuple(found)))
+            progress.advance(note=what)
+    verification = Verification(tuple(checked))
+    if faults := [fault for _, found in checked for fault in found]:
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise StorageError(
             f"{faults[0]}{more}",
             hint="restore the file from a copy; the same train command trains again, to the same bytes, what the run "
             "has to go on from: its last round and what clients keep; --overwrite trains everything anew",
+            result=verification,
         )
     if missing is not None:
-        raise UsageError(f"all files are as written, but no round was computed again: {missing}", hint=missing.hint)
+        raise UsageError(
+            f"all files are as written, but no round was computed again: {missing}",
+            hint=missing.hint,
+            result=verification,
+        )
+    return verification
 
 
 def _look(paths: RunPaths, recorded: RunRecord) -> Iterator[tuple[str, list[str]]]:

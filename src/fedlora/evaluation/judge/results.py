@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedlora.console import printable
 from fedlora.evaluation.judge.verdict_log import StoredVerdict
+from fedlora.plain_text import one_line, table_text
 
 Outcome = Literal["win", "tie", "loss"]
 OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")
@@ -95,7 +95,7 @@ def describe_judges(verdicts: Sequence[StoredVerdict]) -> dict[str, Any]:
     }
 
 
-def results_table(result: dict[str, Any]) -> str:
+def results_table(result: Mapping[str, Any]) -> str:
     """The result as lines of text for a person."""
     overall = {
         "num_samples": result["num_samples"],
@@ -104,22 +104,19 @@ def results_table(result: dict[str, Any]) -> str:
         "ratio": result["overall_ratio"],
         **{outcome: result[outcome] for outcome in OUTCOMES},
     }
-    named = [(printable(name).replace("\n", " "), values) for name, values in result["categories"].items()]
-    width = max(8, *(len(name) for name, _ in named))
-    head = f"{'category':<{width}}  {'samples':>7}  {'baseline':>8}  {'proposed':>8}  {'ratio':>6}"
-    head += "".join(f"  {outcome:>5}" for outcome in OUTCOMES)
-    body = [_table_line(name, values, width) for name, values in named]
+    heads = ("category", "samples", "baseline", "proposed", "ratio", *OUTCOMES)
+    rows = [_cells(one_line(name), values) for name, values in result["categories"].items()]
+    table = table_text(heads, [*rows, _cells("overall", overall)], rules=(len(rows),))
     footer = (
         f"judged {result['num_samples']} of {result['total_in_files']} samples in both orders; "
         f"win rate {result['win_rate']:.3f}, position flips {result['position_flip_rate']:.3f}"
     )
-    lines = [head, *body, "-" * len(head), _table_line("overall", overall, width), footer]
+    lines = [table, footer]
     if failures := result["failures_by_kind"]:
         lines.append("without a verdict: " + ", ".join(f"{kind} {count}" for kind, count in failures.items()))
     return "\n".join(lines)
 
 
-def _table_line(name: str, values: dict[str, Any], width: int) -> str:
-    line = f"{name:<{width}}  {values['num_samples']:>7}  {values['avg_prediction_score']:>8.2f}"
-    line += f"  {values['avg_proposed_score']:>8.2f}  {values['ratio']:>6.3f}"
-    return line + "".join(f"  {values[outcome]:>5}" for outcome in OUTCOMES)
+def _cells(name: str, values: Mapping[str, Any]) -> list[str]:
+    means = [f"{values['avg_prediction_score']:.2f}", f"{values['avg_proposed_score']:.2f}", f"{values['ratio']:.3f}"]
+    return [name, str(values["num_samples"]), *means, *(str(values[outcome]) for outcome in OUTCOMES)]

@@ -1,13 +1,11 @@
-"""A comparison as plain text: for a terminal, a log, or the end of a demonstration.
+"""The main table of a report as plain text: for a terminal, a log, or the end of a demonstration.
 
 A number that was not measured is shown as `-`, and a line below says which command measures it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from fedlora.console import printable
+from fedlora.plain_text import NOTHING, number_text, one_line, size_text, table_text
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.summary import COSTS_ARE_TOTALS, ModelRow
 
@@ -23,7 +21,6 @@ COLUMNS = (
     "bytes sent",
     "seconds",
 )
-NOTHING = "-"
 
 
 def main_table_text(findings: Findings) -> str:
@@ -31,18 +28,6 @@ def main_table_text(findings: Findings) -> str:
     table = table_text(COLUMNS, [main_cells(row) for row in findings.rows])
     remarks = remarks_text(findings)
     return "\n".join([table, remarks] if remarks else [table])
-
-
-def table_text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns under their names, the first to the left and the others to the right."""
-    lines = [columns, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = [
-        "  ".join(_align(cell, width, index) for index, (cell, width) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
-    shown.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in shown)
 
 
 def remarks_text(findings: Findings) -> str:
@@ -72,28 +57,3 @@ def main_cells(row: ModelRow) -> tuple[str, ...]:
 def short_label(row: ModelRow) -> str:
     """The label where no costs stand beside it."""
     return row.label.removesuffix(COSTS_ARE_TOTALS)
-
-
-def number_text(value: float | None, digits: int = 3) -> str:
-    """A share or a loss; `-` when it was not measured."""
-    return NOTHING if value is None else f"{value:.{digits}f}"
-
-
-def one_line(text: str) -> str:
-    """`text` without line breaks, control characters escaped."""
-    return " ".join(printable(text).split())
-
-
-def size_text(num_bytes: float) -> str:
-    """Bytes as `12 B`, `3.4 kB`, `5.6 MB` or `7.8 GB`, in thousands."""
-    if num_bytes < 1000:
-        return f"{num_bytes} B"
-    for unit in ("kB", "MB"):
-        num_bytes /= 1000
-        if num_bytes < 1000:
-            return f"{num_bytes:.1f} {unit}"
-    return f"{num_bytes / 1000:,.1f} GB"
-
-
-def _align(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column == 0 else cell.rjust(width)

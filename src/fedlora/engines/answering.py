@@ -1,0 +1,120 @@
+"""Adapters that answer the rows of one test file on one loaded base: who answers together, and the answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedlora.config.generate import GenerateConfig
+from fedlora.config.train import Quantization
+from fedlora.console import Progress
+from fedlora.llm.base_model import BaseModel
+from fedlora.llm.decoding import choose_decoding
+from fedlora.llm.generation import Request, generate_answers
+from fedlora.llm.lora import LoraModel, LoraSpec
+from fedlora.llm.memory import plan_batch
+from fedlora.llm.prompts import PromptEncoder
+from fedlora.paths import OutputName
+from fedlora.types import AdapterState, Row
+
+TOGETHER_ROWS = 512
+"""About so many prompts, of one adapter or of several together, keep batches full."""
+
+TOGETHER_RANK = 128
+"""Most ranks of adapters that answer together: every row pays for all of them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything the answers depend on, apart from the adapter."""
+
+    base_model: str
+    prompt_template: str
+    cutoff_len: int
+    quantization: Quantization
+
+
+def group_names(
+    names: list[OutputName], num_rows: int, specs: Mapping[OutputName, LoraSpec], *, apart: bool
+) -> list[list[OutputName]]:
+    """Who answers together: as many as it takes to fill batches when rows are few, so that a kill loses little.
+
+    The base answers alone: in other company the last bits of its sums differ, and with them now and then a word,
+    while runs that are compared must find the same base. So does, `apart`, a global adapter whose clients stand on
+    additions to the base.
+    """
+    trained = [name for name in names if name.kind != "base" and not (apart and name.kind == "global")]
+    groups = [[name] for name in names if name not in trained]
+    rank = max((specs[name].r for name in trained), default=1)
+    size = max(1, min(TOGETHER_ROWS // num_rows, TOGETHER_RANK // rank))
+    return groups + [trained[start : start + size] for start in range(0, len(trained), size)]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a group of adapters said, and how."""
+
+    texts: dict[OutputName, list[str]]
+    num_new_tokens: dict[OutputName, int]
+    how: dict[str, Any]
+
+
+class Answering:
+    """One loaded model and one test file: who answers changes, what is asked does not."""
+
+    def __init__(
+        self, config: GenerateConfig, source: Source, base: BaseModel, lora: LoraModel | None, rows: Sequence[Row]
+    ) -> None:
+        self.config = config
+        self.base = base
+        self.lora = lora
+        self.encoder = PromptEncoder(base.tokenizer, source.prompt_template)
+        self.decoding = choose_decoding(config)
+        # measured once, before adapters are stacked
+        self.tokens = config.tokens_per_pass or plan_batch(base)
+        room = {"context": base.context, "max_new_tokens": self.decoding.max_new_tokens}
+        self.prompts = [self.encoder.question(row, cutoff=source.cutoff_len, **room) for row in rows]
+
+    def answer(
+        self, names: Sequence[OutputName], states: Sequence[AdapterState | None], background: AdapterState | None
+    ) -> Answers:
+        """Answer every row with every adapter of a group, in shared batches when there are several.
+
+        `background` is what they stand on beside the base.
+        """
+        requests = [
+            Request(prompt.ids, row, adapter)
+            for adapter in range(len(names))
+            for row, prompt in enumerate(self.prompts)
+        ]
+        together = self.lora if len(names) > 1 else None
+        if self.lora is not None:
+            self.lora.set_background(background)
+        if together is not None:
+            together.stack_adapters(states, self.base.dtype)
+        elif self.lora is not None:
+            self.lora.set_adapter(states[0])
+        began = time.monotonic()
+        with Progress(f"answers of {self.config.exp_name} {', '.join(map(str, names))}", len(requests)) as progress:
+            found = generate_answers(
+                self.base,
+                requests,
+                self.decoding,
+                tokens_per_pass=self.tokens,
+                most_rows=self.config.batch_size,
+                lora=together,
+                on_rows=progress.advance,
+            )
+        how = {
+            "answered_together": [str(name) for name in names],
+            "base_dtype": self.base.dtype_name,
+            "device": str(self.base.device),
+            "num_shortened": sum(prompt.num_removed > 0 for prompt in self.prompts),
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        size = len(self.prompts)
+        parts = {name: found[index * size : (index + 1) * size] for index, name in enumerate(names)}
+        texts = {name: [self.encoder.decode(answer) for answer in part] for name, part in parts.items()}
+        return Answers(texts, {name: sum(map(len, part)) for name, part in parts.items()}, how)
