@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -117,24 +116,21 @@ def time_fedlora(folder: str, device: str, new_tokens: int) -> dict[str, Any]:
 
 
 def _generate(folder: str, device: str, where: str, **options: Any) -> None:
-    import contextlib
-
     from fedlora.config.generate import GenerateConfig
     from fedlora.stages.generate import run
 
     root = Path(folder)
-    with contextlib.redirect_stdout(sys.stderr):
-        run(
-            GenerateConfig.of(
-                exp_name=NAME,
-                model_dir=root,
-                communication_rounds=1,
-                test_file_path=root / "test.jsonl",
-                prediction_dir=root / where,
-                device=device,
-                **options,
-            )
+    run(
+        GenerateConfig.of(
+            exp_name=NAME,
+            model_dir=root,
+            communication_rounds=1,
+            test_file_path=root / "test.jsonl",
+            prediction_dir=root / where,
+            device=device,
+            **options,
         )
+    )
 
 
 def time_usual(folder: str, device: str, new_tokens: int, model: str, dtype: str) -> dict[str, Any]:

@@ -154,7 +154,7 @@ NAMED = {
         (module, "none"): "no quantisation"
         for module in (
             *("config.train", "config.generate", "llm.base_model", "llm.footprint", "llm.quantization"),
-            *("runs.environment", "stages.generate", "stages.plan"),
+            *("runs.environment", "stages.generate", "planning.run_plan"),
         )
     },
 }

@@ -14,7 +14,7 @@ from fedlora.engines import workbench
 from fedlora.errors import FedloraError, TrainingError, UsageError
 from fedlora.llm.local_training import Trainer
 from fedlora.paths import RunPaths
-from fedlora.planning import run_warnings
+from fedlora.planning import run_plan, run_warnings
 from fedlora.planning.plan_text import plan_text
 from fedlora.stages import plan, train
 
@@ -146,7 +146,7 @@ def test_a_client_smaller_than_a_step_is_probed_twice_over(world):
 def test_twice_the_rounds_take_twice_the_time_of_one_probe(world, monkeypatch):
     from fedlora.planning.probe import Probe
 
-    monkeypatch.setattr(plan, "run_probe", lambda *rest: Probe(0, 5, 500, 1000, 2.0, 2048))
+    monkeypatch.setattr(run_plan, "run_probe", lambda *rest: Probe(0, 5, 500, 1000, 2.0, 2048))
     once, twice = (make_plan(world(num_communication_rounds=rounds))["seconds"] for rounds in (2, 4))
     assert twice == pytest.approx(2 * once)
 
@@ -154,7 +154,7 @@ def test_twice_the_rounds_take_twice_the_time_of_one_probe(world, monkeypatch):
 def test_validation_takes_its_time(world, tmp_path, monkeypatch):
     from fedlora.planning.probe import Probe
 
-    monkeypatch.setattr(plan, "run_probe", lambda *rest: Probe(0, 5, 500, 1000, 2.0, 2048))
+    monkeypatch.setattr(run_plan, "run_probe", lambda *rest: Probe(0, 5, 500, 1000, 2.0, 2048))
     plain = make_plan(world())["seconds"]
     for more in (
         {"val_data_path": str(tmp_path / "test.json")},
@@ -257,14 +257,14 @@ def test_a_cohort_of_a_single_client_is_a_warning_where_a_method_combines_client
 
 
 def test_a_disk_that_is_too_small_is_a_warning(world, monkeypatch):
-    monkeypatch.setattr(plan, "free_bytes", lambda folder: 10_000)
+    monkeypatch.setattr(run_plan, "free_bytes", lambda folder: 10_000)
     record = make_plan(world(), probe=False)
     assert kinds(record) == ["disk"]
     assert "10.0 kB are free" in record["warnings"][0]["what"]
 
 
 def test_memory_that_is_too_small_is_a_warning(world, monkeypatch):
-    monkeypatch.setattr(plan, "count_room", lambda base, outline: 1_000_000)
+    monkeypatch.setattr(run_plan, "count_room", lambda base, outline: 1_000_000)
     record = make_plan(world(), probe=False)
     assert kinds(record) == ["memory"]
 
@@ -277,7 +277,7 @@ def test_a_probe_that_diverges_is_a_warning_and_no_time_is_told(world, monkeypat
     def diverge(*rest):
         raise TrainingError("the loss is not a number", hint="lower the rate")
 
-    monkeypatch.setattr(plan, "run_probe", diverge)
+    monkeypatch.setattr(run_plan, "run_probe", diverge)
     record = make_plan(world())
     assert kinds(record) == ["probe"]
     assert record["seconds"] is None
