@@ -19,7 +19,7 @@ help:
 	@echo "make fuzz        damage 75,000 adapter files and see that each is refused or read right: a few minutes"
 	@echo "make compare-commits OLD=0a2484f  train every method with an old commit and this tree, and compare: 20 minutes"
 	@echo "make docs        write docs/methods.md and the README's list of methods from the method table: a second"
-	@echo "make method-bytes  measure what each method sends and write it to docs/strategies.md: a minute"
+	@echo "make method-bytes  measure what each method sends and write it to docs/strategies.md: 5 minutes"
 	@echo "make lint        check style and types"
 	@echo "make format      rewrite the code in the project's style"
 	@echo "make clean-venv  delete .venv"
@@ -77,10 +77,12 @@ compare-commits: .venv/installed
 docs: .venv/installed
 	.venv/bin/python tools/make_docs.py
 
-# bytes depend on the shapes of a model, not on what it has learned, so one step of its training is enough
-method-bytes: .venv/installed
-	.venv/bin/python studies/small_model.py --folder build/untrained_model --steps 1
-	.venv/bin/python tools/method_bytes.py build/untrained_model
+# a trained model: the residuals of fedex have fewer ranks on one that has learned nothing
+method-bytes: .venv/installed build/small_model/model.safetensors
+	.venv/bin/python tools/method_bytes.py build/small_model
+
+build/small_model/model.safetensors: | .venv/installed
+	.venv/bin/python studies/small_model.py --folder build/small_model
 
 lint: .venv/installed-dev
 	$(RUFF) check .

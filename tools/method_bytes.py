@@ -3,7 +3,7 @@
     make method-bytes
 
 Bytes are those of a run's own metrics: three rounds of every method with five clients of rank 4 on the query and value
-layers, one optimizer step a round. They do not depend on what is learned, so that is enough.
+layers, one optimizer step a round. But for the rank of what `fedex` adds, they depend on shapes alone.
 """
 
 from __future__ import annotations
