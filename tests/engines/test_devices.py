@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fedlora.config.train import TrainConfig
+from fedlora.console import collect_lines
 from fedlora.data.client_facts import read_client_files
 from fedlora.engines import device_worker
 from fedlora.engines.devices import DeviceClients
@@ -164,6 +165,15 @@ def test_a_lost_worker_gives_its_task_back(capsys):
     for _ in range(2):
         assert [outcome.client_id for outcome in pool.train(tasks_of(8))] == list(range(8))
     assert capsys.readouterr().err.count("going on without it") == 1
+
+
+def test_what_a_worker_s_thread_says_goes_where_the_messages_of_the_wave_go(capsys):
+    lost = {client: device_worker.WorkerLostError("the worker of device 1 ended") for client in range(8)}
+    said: list[str] = []
+    with collect_lines(said):
+        list(DeviceClients(Local(0.01), [Remote(faults=lost)]).train(tasks_of(8)))
+    assert said == ["the worker of device 1 ended; going on without it"]
+    assert capsys.readouterr().err == ""
 
 
 def test_an_error_of_a_worker_ends_the_wave():
