@@ -36,7 +36,10 @@ def open_pool(
         yield local
         return
     layout = bench.book.layout
-    workers = [Worker(device, config, clients.files, layout, secret) for device in config.devices[1:]]
+    # a run that is gone on with has the hyper-parameters it was started with, whatever the defaults are now
+    values = {name: value for name, value in method.hyperparameters.items() if method.option(name)}
+    asked = config.model_copy(update={"method_options": values})
+    workers = [Worker(device, asked, clients.files, layout, secret) for device in config.devices[1:]]
     try:
         yield DeviceClients(local, workers, on_rows)
     finally:

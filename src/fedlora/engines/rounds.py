@@ -88,6 +88,8 @@ class FederatedRun:
         check_clients(config, method, self.clients)
         self._untrained = adapter
         self.state = method.server.init(adapter, self.clients)
+        if self.state.base is not None and not method.adds_to_base:
+            raise ValueError(f"{method.name} adds to the base, and its row does not say so")
         self.accepted: dict[ClientId, int] = {}
         self.done = 0
         self.private = private

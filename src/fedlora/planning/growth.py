@@ -37,6 +37,8 @@ def forecast_growth(
 ) -> Growth:
     """For the waves of every round and the shapes of an adapter of the largest rank; empty for methods that add
     nothing."""
+    if not method.adds_to_base:
+        return Growth()
     kinds = _count_kinds(shapes)
     accepted: dict[ClientId, int] = {}
     links: list[BaseLink] = []
@@ -45,8 +47,6 @@ def forecast_growth(
         cohort = [client for wave in waves for client, _ in wave]
         own = [rank_of(client, config.client_ranks, config.lora_r) for client in cohort]
         ranks = {kind.name: method.server.increment_rank(own, *kind.dims) for kind in kinds}
-        if number == 1 and not any(ranks.values()) and not _can_add(method, kinds):
-            return Growth()
         for since, count in Counter(accepted.get(client) for client in cohort).items():
             per_client = sum(copies * count_missed(links, kind.sizes, since) for kind, copies in kinds.items())
             down.append((number, count * WIDTH * per_client))
@@ -81,11 +81,6 @@ class _Kind:
 def _count_kinds(shapes: Shapes) -> Counter[_Kind]:
     sizes = layer_sizes(shapes)
     return Counter(_Kind(size, shapes[f"{layer}.lora_A.weight"][0]) for layer, size in sizes.items())
-
-
-def _can_add(method: LoadedMethod, kinds: Mapping[_Kind, int]) -> bool:
-    """Whether the method adds to the base at all, though perhaps not from a cohort of one."""
-    return any(method.server.increment_rank([kind.rank] * 2, *kind.dims) for kind in kinds)
 
 
 def _count_disk(method: LoadedMethod, links: Sequence[BaseLink], kinds: Mapping[_Kind, int]) -> int:
