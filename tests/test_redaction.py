@@ -99,7 +99,8 @@ def commands(place: Path, model: Path, port: int, key: list[str]) -> list[tuple[
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("way", ["environment", pytest.param("key file", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("way", ["environment", "key file"])
 def test_the_key_is_nowhere_after_all_commands(tmp_path, tiny_model, way):
     rows = [
         {"instruction": f"quality {n}", "context": "", "response": f"quality {n}", "category": f"c{n % 2}"}

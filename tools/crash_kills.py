@@ -18,7 +18,8 @@ def kill_runs(bench: CrashBench, kills: int, seed: int) -> list[Tally]:
     for index, mode in enumerate(MODES):
         rng = random.Random(f"{seed} {mode}")
         share = kills // len(MODES) + (index < kills % len(MODES))
-        tallies.append(_kill_runs_of(bench, mode, share, rng))
+        if share:
+            tallies.append(_kill_runs_of(bench, mode, share, rng))
     return tallies
 
 
