@@ -2,8 +2,8 @@
 
 torch's generator hands out numbers in the order in which they are asked for, so its noise depends on how the examples
 of a step are cut into passes, on padding and on the device. Here whether an entry is dropped is a function of the
-example's seed, the layer, the token's position and the feature. It costs two passes over the entries; on a CPU that is
-less than a tenth of torch's own dropout.
+example's seed, the layer, the token's position and the feature. It costs two passes over the entries
+(benchmarks/dropout.py).
 """
 
 from __future__ import annotations
