@@ -31,6 +31,7 @@ def tokenizer(script):
     return script.make_tokenizer(0)
 
 
+@pytest.mark.thorough
 def test_the_same_seed_makes_the_same_model_and_another_seed_another(script, tokenizer):
     def weights(seed: int) -> dict[str, torch.Tensor]:
         model = script.make_model(seed, len(tokenizer))

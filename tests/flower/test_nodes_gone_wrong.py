@@ -263,7 +263,7 @@ def test_no_quorum_ends_the_run_and_it_goes_on_to_the_bytes_of_an_unbroken_one(f
     assert adapters(run) == adapters(federation.simulate("here"))
 
 
-@pytest.mark.parametrize("mode", ["none", "scaffold"])
+@pytest.mark.parametrize("mode", [pytest.param("none", marks=pytest.mark.thorough), "scaffold"])
 def test_a_server_that_was_killed_goes_on_with_nodes_that_started_anew(federation, mode):
     here = federation.simulate("here", mode, num_communication_rounds=3)
     interrupted(federation, "there", mode, policy={"share_own_adapter": True}, num_communication_rounds=3)

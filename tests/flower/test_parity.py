@@ -90,7 +90,7 @@ def test_a_model_that_is_not_here_is_not_taken_for_another(federation, mode):
         adapter_file(paths, 2, OutputName("client", 1))
 
 
-@pytest.mark.parametrize("mode", ["none", "fedsa"])
+@pytest.mark.parametrize("mode", ["none", pytest.param("fedsa", marks=pytest.mark.thorough)])
 def test_an_owner_may_let_its_adapter_out(federation, mode):
     here = federation.simulate("here", mode)
     there = federation.serve("there", mode, federation.grid(share_own_adapter=True))
@@ -144,7 +144,7 @@ def heard(federation):
 COHORTS = {1: (0, 1), 2: (0, 1), 3: (0, 2), 4: (0, 1), 5: (0, 1)}
 
 
-@pytest.mark.parametrize("mode", ["fedex", "flora"])
+@pytest.mark.parametrize("mode", ["fedex", pytest.param("flora", marks=pytest.mark.thorough)])
 def test_a_node_is_sent_the_additions_to_the_base_that_it_misses(federation, heard, mode, monkeypatch):
     monkeypatch.setattr("fedlora.engines.rounds.choose_cohort", lambda config, method, clients, number: COHORTS[number])
     options = {"num_communication_rounds": 5, "lora_r": 1}
@@ -155,7 +155,7 @@ def test_a_node_is_sent_the_additions_to_the_base_that_it_misses(federation, hea
     assert bytes_down(there) == bytes_down(here)
 
 
-@pytest.mark.parametrize("mode", ["none", "feddpa"])
+@pytest.mark.parametrize("mode", [pytest.param("none", marks=pytest.mark.thorough), "feddpa"])
 def test_an_owner_finds_its_own_model_where_peft_reads_it(federation, mode, tiny_model):
     import peft
     import transformers

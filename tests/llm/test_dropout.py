@@ -148,8 +148,15 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("private", [{}, PRIVATE], ids=["plain", "private"])
-@pytest.mark.parametrize("p", [0.05, 0.5])
+@pytest.mark.parametrize(
+    ("p", "private"),
+    [
+        pytest.param(0.05, {}, id="0.05"),
+        pytest.param(0.5, PRIVATE, id="0.5-private"),
+        pytest.param(0.5, {}, id="0.5", marks=pytest.mark.thorough),
+        pytest.param(0.05, PRIVATE, id="0.05-private", marks=pytest.mark.thorough),
+    ],
+)
 def test_the_layout_of_a_pass_changes_no_gradient(tiny_model, p, private):
     whole = gradient(make_trainer(tiny_model, lora_dropout=p, **private))
     assert difference(gradient(make_trainer(tiny_model, lora_dropout=0.0, **private)), whole) > 0.02

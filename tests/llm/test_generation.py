@@ -108,7 +108,13 @@ def test_the_repetition_penalty_is_transformers_own(base, prompts):
     assert found == one_by_one(base, prompts, repetition_penalty=1.3)
 
 
-@pytest.mark.parametrize("decoding", [Decoding(20), Decoding(20, temperature=1.0, top_p=0.9, top_k=40)])
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        pytest.param(Decoding(20), marks=pytest.mark.thorough),
+        Decoding(20, temperature=1.0, top_p=0.9, top_k=40),
+    ],
+)
 def test_an_answer_does_not_depend_on_the_batch(base, prompts, decoding):
     together = generate_answers(base, prompts, decoding, tokens_per_pass=4096)
     alone = generate_answers(base, prompts, decoding, tokens_per_pass=4096, most_rows=1)
@@ -268,7 +274,7 @@ def test_a_prompt_that_does_not_fit_alone_is_one_clear_error(base, prompts, monk
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.thorough)])
-@pytest.mark.parametrize("prefix", [[], [7, 77, 177, 27]])
+@pytest.mark.parametrize("prefix", [pytest.param([], marks=pytest.mark.thorough), [7, 77, 177, 27]])
 def test_adapters_that_answer_together_say_what_each_says_alone(tiny_model, prompts, prefix, dtype):
     base = load_base_model(str(tiny_model), device="cpu", dtype=dtype)
     lora = LoraModel(base.model, LoraSpec(4, 16, 4.0, 0.05, ("q_proj", "v_proj", "down_proj")))

@@ -7,6 +7,7 @@ import run_laws
 import torch
 from federation_of_one_round import close
 from identities import EVERY_AGGREGATION, ONLY, check_ranks, check_turns, near
+from kinds_of_memory import one_of_each_kind
 from linear_federation import Federation
 from method_properties import PROPERTIES
 from run_laws import EVERY_RUN, check_controls, check_own_models, check_pull, check_scale
@@ -21,11 +22,20 @@ def test_every_mode_has_its_row():
 
 
 @pytest.mark.parametrize("mode", METHODS)
-def test_a_mode_keeps_its_promises(mode, subtests):
+def test_a_mode_keeps_its_promises_in_an_aggregation(mode, subtests):
+    hold_to(mode, EVERY_AGGREGATION, ONLY, subtests)
+
+
+@pytest.mark.parametrize("mode", one_of_each_kind(METHODS))
+def test_a_mode_keeps_its_promises_in_a_run(mode, subtests):
+    hold_to(mode, EVERY_RUN, run_laws.ONLY, subtests)
+
+
+def hold_to(mode, checks, only, subtests):
+    """Every law that is about this method, one subtest each."""
     row = PROPERTIES[mode]
     made = load_method(mode).with_values(row.settings)
-    only = {**ONLY, **run_laws.ONLY}
-    for check in (*EVERY_AGGREGATION, *EVERY_RUN):
+    for check in checks:
         if check not in only or only[check](made, row):
             with subtests.test(check.__name__):
                 check(made, row)

@@ -239,6 +239,7 @@ def test_hetlora_prunes_and_the_smaller_rank_stays_over_rounds_and_interruptions
     assert hashes(start("hetlora", **changes)) == expected
 
 
+@pytest.mark.thorough
 def test_kept_moments_go_on_at_the_client_s_rank(start):
     run = start("zeropad", client_selection_strategy="all", optimizer_state="keep")
     check(run)

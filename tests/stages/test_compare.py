@@ -178,6 +178,7 @@ def test_a_second_call_does_nothing_again_and_writes_the_same_bytes(finished, ti
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_comparison_goes_on_to_the_same_result(finished, tiny_model, tmp_path, monkeypatch):
     _, unbroken = finished

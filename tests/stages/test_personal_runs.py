@@ -121,6 +121,7 @@ def test_without_its_pull_ditto_s_own_models_are_those_of_clients_alone(finished
     assert sha256_of(pulled / "3/client_0/adapter_model.bin") != sha256_of(alone / "3/client_0/adapter_model.bin")
 
 
+@pytest.mark.thorough
 def test_a_strong_pull_leaves_ditto_s_own_models_at_the_global_adapter(start):
     """One SGD step of rate 1 / lambda goes from anywhere to the anchor, and past it by the gradient's share."""
     options = {"local_optimizer": "sgd", "local_learning_rate": 1e-3, "max_grad_norm": 0.0, "local_num_epochs": 2}
@@ -164,7 +165,7 @@ def test_an_own_model_waits_for_its_client_to_be_drawn_again(start, options, mod
     verify.run(VerifyConfig.of(exp_name="run", model_dir=run.parent))
 
 
-@pytest.mark.parametrize("mode", ["ditto", "feddpa"])
+@pytest.mark.parametrize("mode", ["ditto", pytest.param("feddpa", marks=pytest.mark.thorough)])
 def test_limits_hold_for_what_is_sent_and_leave_the_own_models_alone(start, finished, mode):
     free, limited = finished(mode), start("limited", mode, max_update_norm=1e-3)
     name = "1/client_0/adapter_model.bin"
@@ -199,7 +200,7 @@ def test_finetune_is_fedavg_until_everybody_trains_alone(start):
         start("run", "finetune", personal_rounds=2, **{**half, "num_communication_rounds": 5})
 
 
-@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("use_rslora", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_peft_loads_feddpa_s_stack_to_the_logits_of_the_mix(start, tiny_model, use_rslora):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -251,6 +252,7 @@ def test_generate_answers_with_the_global_adapter_and_larger_ones_of_clients(sta
     assert by_name[shared.name] == shared.read_text()
 
 
+@pytest.mark.thorough
 def test_own_models_are_measured_on_own_rows_and_on_the_held_out_ones(start, test_file, tiny_model):
     held_out = {"val_data_path": str(test_file), "num_communication_rounds": 2}
     run = start("run", "feddpa", local_val_set_size=1, **held_out)
@@ -269,7 +271,9 @@ def test_own_models_are_measured_on_own_rows_and_on_the_held_out_ones(start, tes
     assert ["val_loss_personal" in row for row in rows(tuned, "round")] == [False, False, True]
 
 
-@pytest.mark.parametrize("mode", ["ditto", "feddpa", "finetune"])
+@pytest.mark.parametrize(
+    "mode", ["feddpa", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("ditto", "finetune"))]
+)
 def test_a_plan_counts_what_the_run_then_takes(start, options, tmp_path, mode, capsys):
     half = {"client_selection_strategy": "round_robin", "client_selection_frac": 0.5}
     record = plan.run(PlanConfig.of(**options("run", mode, model_dir=tmp_path / "models", **half), probe=False)).record

@@ -86,7 +86,9 @@ def test_sound_data_give_no_warning_and_nothing_is_written(world, tmp_path, monk
     assert plan_text(record).endswith("no warnings")
 
 
-@pytest.mark.parametrize("mode", ["homo", "seq", "none", "pooled"])
+@pytest.mark.parametrize(
+    "mode", ["homo", "pooled", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("seq", "none"))]
+)
 def test_the_plan_is_what_train_does(world, tmp_path, mode):
     fields = world(federation_mode=mode, client_selection_frac=0.5, optimizer_state="keep")
     record = make_plan(fields, probe=False)

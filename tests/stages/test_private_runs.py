@@ -143,7 +143,7 @@ def test_a_private_run_that_ends_anywhere_goes_on_to_the_same_bytes_and_the_same
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: (calls.append(1), flush(descriptor)))
         expected = hashes(start("whole", mode, **flags))
-    for number, call in enumerate(range(0, len(calls), max(1, len(calls) // 4))):
+    for number, call in enumerate(range(0, len(calls), max(1, len(calls) // 3))):
         count = iter(range(10**9))
 
         def crashing(descriptor: int, count=count, call=call) -> None:

@@ -28,12 +28,13 @@ def succeed(command: list[str], **variables: str) -> str:
     return done.stdout
 
 
-def call_here(program: str, arguments: list[str], monkeypatch) -> int:
+def call_here(program: str, arguments: list[str]) -> int:
     """The program as its own process would run it, without the seconds that a process takes to start."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [program, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / program), run_name="__main__")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", [program, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / program), run_name="__main__")
     return ended.value.code
 
 
@@ -58,7 +59,7 @@ def world(tiny_model, tmp_path_factory):
     (world / "dolly.jsonl").write_text(dolly_rows())
     allocation = ["--input_file", f"{world}/dolly.jsonl", "--output-root", f"{world}/data"]
     allocation += ["--train_per_cat=4", "--test_per_cat", "3"]
-    succeed([sys.executable, "client_data_allocation.py", *allocation])
+    assert call_here("client_data_allocation.py", allocation) == 0
     shared = {"exp_name": "homo-1B", "communication_rounds": "2", "base_model": str(tiny_model), "device": "cpu"}
     shared |= {"model_dir": str(world / "models"), "prediction_dir": str(world / "predictions")}
     test_file = str(world / "data/dataset1/dolly_test_3.jsonl")
@@ -67,7 +68,8 @@ def world(tiny_model, tmp_path_factory):
     succeed(["bash", "script/train.sh"], **shared, **training)
     generation = {**shared, "test_file_path": test_file, "max_new_tokens": "4"}
     succeed(["bash", "script/generate.sh"], **generation)
-    succeed(["bash", "script/generate.sh"], **generation, is_base_model="true")
+    words = [word for name, value in generation.items() if name != "data_path" for word in (f"--{name}", value)]
+    assert call_here("generate.py", [*words, "--is_base_model"]) == 0
     rouge = {"target_file": test_file, "evaluation_dir": str(world / "rouge")}
     succeed(["bash", "script/evaluate_rouge.sh"], **shared, **rouge)
     with serve(prefers_a) as server:
@@ -155,9 +157,7 @@ def test_predictions_have_fields_in_the_contracts_order(world):
         ("evaluate_llm.py", ["--base_url", "http://example.com/v1"], 2, ["base_url", "https"]),
     ],
 )
-def test_wrong_input_gives_one_clear_message_and_the_documented_code(
-    world, program, arguments, code, words, monkeypatch, capsys
-):
+def test_wrong_input_gives_one_clear_message_and_the_documented_code(world, program, arguments, code, words, capsys):
     for name, content in {"broken": '{"instruction": "a", "output": "b"}\n{"output": "c"}\n', "cut": ""}.items():
         (world / name).mkdir(exist_ok=True)
         (world / name / "a.jsonl").write_text(content)
@@ -186,7 +186,7 @@ def test_wrong_input_gives_one_clear_message_and_the_documented_code(
     if program == "evaluate_rouge.py" and "--target_file" not in arguments:
         places += ["--target_file", f"{world}/data/dataset1/dolly_test_3.jsonl"]
     before = {name: (world / name).stat().st_mtime_ns for name in tree(world)}
-    found = call_here(program, [*places, *(argument.format(world=world) for argument in arguments)], monkeypatch)
+    found = call_here(program, [*places, *(argument.format(world=world) for argument in arguments)])
     told = capsys.readouterr().err
     assert found == code, told
     assert "Traceback" not in told

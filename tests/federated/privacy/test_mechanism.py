@@ -194,7 +194,7 @@ def test_few_clients_and_a_large_delta_are_said_in_plain_words():
     assert "1 / 3" in "\n".join(find_doubts(example, {0: 3, 1: 50}))
 
 
-@pytest.mark.parametrize("half", ["both", "B"])
+@pytest.mark.parametrize("half", ["both", pytest.param("B", marks=pytest.mark.thorough)])
 def test_noise_in_a_product_is_what_sun_et_al_say_with_two_noisy_factors_and_with_one(half):
     """`s^2 (d_out |A|^2 + d_in |B|^2) + s^4 r d_in d_out`, for B alone `s^2 d_out |A|^2` (arXiv 2403.12313)."""
     start, noise, draws = adapter(0), 0.7, 3000
