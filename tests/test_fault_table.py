@@ -257,7 +257,7 @@ CASES: dict[str, Case] = {
     "a client's rows that changed": train(
         "--exp_name done --num_communication_rounds 3",
         3,
-        "local_training_0.json: not the file that this run was begun with",
+        "local_training_0.json: not the file that this run was started with",
         prepare=change("data/3/local_training_0.json", lambda b: b.replace(b"say", b"tell")),
     ),
     "F3 a damaged record of the run": train(

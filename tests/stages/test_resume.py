@@ -281,7 +281,7 @@ def test_a_client_s_file_that_changed_is_refused(start, data, tmp_path):
     start("models", data_path=own, num_communication_rounds=1)
     file = own / "3/local_training_1.json"
     file.write_text(file.read_text().replace("say", "tell"))
-    with pytest.raises(DataError, match=r"local_training_1\.json: not the file that this run was begun with"):
+    with pytest.raises(DataError, match=r"local_training_1\.json: not the file that this run was started with"):
         start("models", data_path=own)
 
 

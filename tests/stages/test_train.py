@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from fedlora.cli import main
+from fedlora.config.plan import PlanConfig
 from fedlora.config.train import TrainConfig
 from fedlora.errors import DataError, LockedError, StorageError, UsageError
 from fedlora.federated.adapters import weighted_mean
 from fedlora.files import sha256_of
 from fedlora.llm import local_training
 from fedlora.methods.table import METHODS
-from fedlora.stages import train
+from fedlora.stages import plan, train
 
 
 @pytest.fixture
@@ -325,3 +326,20 @@ def test_a_layout_that_was_reduced_is_on_record_before_the_next_step_and_at_the_
     kept = [{"round": 1, "client_id": 0, "step": 0, "tokens_per_pass": 1024}]
     assert seen[:2] == [[], kept]
     assert layout() == {"tokens_per_pass": 2048, "gradient_checkpointing": False, "reductions": kept}
+
+
+@pytest.mark.parametrize("command", [(train.run, TrainConfig), (plan.run, PlanConfig)], ids=["train", "plan"])
+def test_what_a_run_cannot_be_is_said_before_a_model_is_looked_for(make_clients, tmp_path, command):
+    run, kind = command
+    places = {"data_path": make_clients([2] * 5), "model_dir": tmp_path / "models", "num_clients": 5}
+    private = ("dp_noise_multiplier", "dp_clip", "dp_example_noise_multiplier", "dp_example_clip")
+    impossible = {
+        "homo has no proximal_mu": {"proximal_mu": 1},
+        "krum needs 7, but a cohort has 5": {"federation_mode": "krum", "num_hostile": 2},
+        "trimmed_share=0.1 leaves nobody out of 5": {"federation_mode": "trimmed_mean", "trimmed_share": 0.1},
+        "names 2 ranks, but there are 5 clients": {"federation_mode": "zeropad", "client_ranks": "4,2"},
+        "two guarantees": dict.fromkeys(private, 1),
+    }
+    for what, flags in impossible.items():
+        with pytest.raises(UsageError, match=what):
+            run(kind.of(**places, **flags, base_model=str(tmp_path / "no model"), client_selection_frac=1))

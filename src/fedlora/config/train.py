@@ -113,7 +113,7 @@ class TrainConfig(ReadingConfig, MethodOptions):
     token_cache: bool = flag(True, "keep tokenised rows on disk, readable by the owner only, for the next run")
     trust_remote_code: bool = flag(False, "run code that a model repository ships (only this flag can allow it)")
     overwrite: bool = flag(False, "delete an existing run of this name and start anew")
-    allow_drift: bool = flag(False, "go on with a run that was begun with other versions or on another machine")
+    allow_drift: bool = flag(False, "resume a run that was started with other versions or on another machine")
 
     @field_validator(
         *("client_selection_frac", "local_learning_rate", "lora_alpha", "max_update_norm", "max_update_norm_ratio"),

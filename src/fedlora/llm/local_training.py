@@ -180,7 +180,7 @@ class Trainer:
 
         def attempt(tokens_per_pass: int) -> float:
             self._clear_gradients()
-            # what is left for torch's generator is dropout that the base brings with it
+            # torch's generator draws only the base's own dropout
             torch.manual_seed(derive_seed(self.config.seed, "dropout", round_number, client_id, step))
             losses = []
             for group in self._cut_passes(rows, tokens_per_pass, most_rows=private.most_rows if private else None):

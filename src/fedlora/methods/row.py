@@ -79,7 +79,7 @@ class Method:
     rewrites_factors: whether a client starts from other factors than those it left, so that the moments of its
     optimizer mean nothing.
     changes_client_training: whether clients train, send or keep otherwise than FedAvg's.
-    asks_everybody: whether some rounds are for all clients, whoever was drawn.
+    asks_everybody: whether some rounds train all clients instead of a drawn cohort.
     trains: how often a task trains on its rows.
     ranks_may_differ: whether clients may have ranks of their own (`client_ranks`).
     keeps_personal_model: whether clients come to have models of their own, beside a global one or instead.

@@ -35,9 +35,9 @@ class Strategy(Protocol):
     different ranks has a field `client_ranks` and sends every client an adapter of its own rank. `weight_of` is what an
     update weighs in the method's mean, up to a common factor. With fewer than `fewest_clients` updates `aggregate`
     leaves the state as it is. `find_cohort_fault` says why the hyper-parameters cannot be meant for cohorts of this
-    size, beginning with `name=value`; None when they can. `asks_everybody` says whether a round is for all clients,
-    whoever was drawn. `increment_rank` is the most ranks that a round adds to the base under a layer, from clients of
-    these ranks; `export` gives the global model as the one adapter that a round leaves.
+    size, beginning with `name=value`; None when they can. `asks_everybody` says whether a round trains all
+    clients instead of a drawn cohort. `increment_rank` is the most ranks that a round adds to the base under a layer,
+    from clients of these ranks; `export` gives the global model as the one adapter that a round leaves.
     """
 
     @property

@@ -1,7 +1,7 @@
 """What a run has left under `model_dir`, read back: updates with their tensors, and what clients keep.
 
-Updates are read one after another, so memory does not grow with the number of clients. Whoever reads a committed round
-has compared its files with its manifest (`checking`).
+Updates are read one after another, so memory does not grow with the number of clients. A caller that reads a
+committed round has compared its files with its manifest (`checking`).
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class PlanOfRuns:
 
 
 def run(config: CompareConfig) -> Comparison | PlanOfRuns:
-    """Do what is left of the experiment and write its result; with `--plan` only say what would be done.
+    """Train the runs that are missing and write the result; with `--plan` only report what would be done.
 
     Raises UsageError when no run of the experiment can be, StorageError, LockedError; what is wrong with single runs is
     recorded.

@@ -152,7 +152,7 @@ class Training:
         for client, facts in self.clients.facts.items():
             if files.get(client) != facts.sha256:
                 raise DataError(
-                    f"{self.clients.files[client].path}: not the file that this run was begun with",
+                    f"{self.clients.files[client].path}: not the file that this run was started with",
                     hint="restore it, or start the run anew with --overwrite",
                 )
         then, now = ({**one.environment, **one.versions} for one in (recorded, self.record))
