@@ -3,7 +3,7 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-thorough test-slow test-gpu test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz docs method-bytes lint format compare-commits clean-venv
+.PHONY: help demo test test-thorough test-slow test-gpu test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz docs docs-serve method-bytes lint format compare-commits clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
@@ -18,8 +18,9 @@ help:
 	@echo "make bench-quality  held-out loss against the usual way, 3 seeds: 20 minutes (FEDLORA_DOLLY as above)"
 	@echo "make fuzz        damage 75,000 adapter files and see that each is refused or read right: a few minutes"
 	@echo "make compare-commits OLD=0a2484f  train every method with an old commit and this tree, and compare: 20 minutes"
-	@echo "make docs        write docs/methods.md and the README's list of methods from the method table: a second"
-	@echo "make method-bytes  measure what each method sends and write it to docs/strategies.md: 5 minutes"
+	@echo "make docs        write docs/reference/methods.md and the README's list of methods from the method table: a second"
+	@echo "make docs-serve  show the site of docs/ at http://127.0.0.1:8000"
+	@echo "make method-bytes  measure what each method sends and write it to docs/methods.md: 5 minutes"
 	@echo "make lint        check style and types"
 	@echo "make format      rewrite the code in the project's style"
 	@echo "make clean-venv  delete .venv"
@@ -76,6 +77,9 @@ compare-commits: .venv/installed
 
 docs: .venv/installed
 	.venv/bin/python tools/make_docs.py
+
+docs-serve: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs serve --strict
 
 # a trained model: the residuals of fedex have fewer ranks on one that has learned nothing
 method-bytes: .venv/installed build/small_model/model.safetensors

@@ -10,28 +10,36 @@ import pytest
 from crashtest import SECTIONS
 
 from fedlora import cli
+from fedlora.config.compare import CompareConfig
 from fedlora.config.train import TrainConfig
 from fedlora.flags import make_parser, read_flags
 from fedlora.flower.node_config import NodeConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
+PAGES = [
+    *("README.md", "CONTRIBUTING.md"),
+    *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/**/*.md")) if path.name != "comparison.md"),
+]
 COMMAND = re.compile(r"(?:sudo -u fedlora )?(?:/\S*/)?fedlora ([a-z].*)")
 
 
 def blocks(page: str) -> list[str]:
-    """The indented blocks of a page, without their indentation and with continued lines joined."""
+    """The code of a page, fenced or indented, without its indentation and with continued lines joined."""
     found: list[list[str]] = [[]]
-    for line in (ROOT / page).read_text().splitlines():
-        if line.startswith("    ") or (line == "" and found[-1]):
-            found[-1].append(line.strip())
+    fenced = False
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+            found.append([])
+        elif fenced or line.startswith("    ") or (line == "" and found[-1]):
+            found[-1].append(line if fenced else line.removeprefix("    "))
         elif found[-1]:
             found.append([])
-    return [re.sub(r"\\\n\s*", "", "\n".join(lines)) for lines in found if lines]
+    return [re.sub(r"\\\n\s*", "", "\n".join(lines)).strip("\n") for lines in found if lines]
 
 
 def commands(page: str) -> list[str]:
-    return [match[1] for block in blocks(page) for line in block.splitlines() if (match := COMMAND.match(line))]
+    return [match[1] for block in blocks(page) for line in block.splitlines() if (match := COMMAND.match(line.strip()))]
 
 
 def words_of(command: str) -> list[str]:
@@ -70,8 +78,8 @@ def test_the_commands_behind_the_promises_find_their_tests():
     assert set(re.findall(r"crashtest\.py --only (\w+)", page)) == set(SECTIONS)
 
 
-def yaml_of(first: str) -> str:
-    (block,) = [block for block in blocks("docs/deployment.md") if block.startswith(first)]
+def yaml_of(first: str, page: str = "docs/how-to/three-hospitals.md") -> str:
+    (block,) = [block for block in blocks(page) if block.startswith(first)]
     return block
 
 
@@ -82,3 +90,9 @@ def test_the_files_of_the_deployment_guide_are_read(tmp_path):
     (tmp_path / "node.yaml").write_text(yaml_of("folder:"))
     node = NodeConfig.make({}, file=tmp_path / "node.yaml")
     assert (node.min_examples, node.federation_modes, node.share_own_adapter) == (50, ("homo", "fedprox"), False)
+
+
+def test_the_experiment_of_the_guide_to_comparisons_is_read(tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml_of("name:", "docs/how-to/compare.md"))
+    study = CompareConfig.make({}, file=tmp_path / "study.yaml")
+    assert [contender.name for contender in study.modes if contender.name == "strong-pull"] == ["strong-pull"]

@@ -1,4 +1,4 @@
-"""What the pages say of every method, from the rows of the method table: docs/methods.md, and the README's list.
+"""What the pages say of every method: docs/reference/methods.md and the README's list, from the method table.
 
     python tools/make_docs.py
 
@@ -19,7 +19,7 @@ from fedlora.methods.row import FAMILIES, Method, Option
 from fedlora.methods.rows import ROWS
 
 ROOT = Path(__file__).parent.parent
-PAGE, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
+PAGE, README = ROOT / "docs" / "reference" / "methods.md", ROOT / "README.md"
 BEGIN, END = "<!-- methods: make docs -->\n", "<!-- end of methods -->\n"
 
 HEAD = """\
@@ -27,11 +27,12 @@ HEAD = """\
 
 # Federated methods
 
-`--federation_mode NAME` chooses a method. Its options are flags, lines of a YAML file and keywords of the same name; a
-method refuses the options of others. [strategies.md](strategies.md) explains how the methods work, what they send and
-how they are tested.
+`--federation_mode NAME` chooses a method. Its options are flags, lines of a YAML file and keywords of the same name. A
+method refuses the options of other methods. [How the methods work](../methods.md) explains what they send and keep, and
+[How the methods are tested](../proofs.md) how they are tested.
 
-"Server computes from": all that the server computes from the clients' updates. A method without a paper is a baseline.
+The column "server computes from" names everything that the server uses of the clients' updates. A method without a
+paper is a baseline.
 
 """
 COMBINATIONS = """\

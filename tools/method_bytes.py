@@ -1,4 +1,4 @@
-"""The table of measured bytes in docs/strategies.md: what each method moves per client and round.
+"""The table of measured bytes in docs/methods.md: what each method moves per client and round.
 
     make method-bytes
 
@@ -24,7 +24,7 @@ from fedlora.files import read_text, write_json, write_text
 from fedlora.methods.table import METHODS
 from fedlora.stages import train
 
-PAGE = Path(__file__).parent.parent / "docs" / "strategies.md"
+PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 BEGIN, END = "<!-- measured bytes: make method-bytes -->\n", "<!-- end of measured bytes -->\n"
 CLIENTS = 5
 

@@ -32,7 +32,7 @@ from fedlora.methods import fedrot, one_factor
 from fedlora.methods.choosing import LoadedMethod, load_method
 
 split_products = one_factor.split_products
-DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
+DOCS = Path(__file__).parents[2] / "docs" / "proofs.md"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A strategy sees one update, the noisy mean, instead of the clients'; so whatever it does with a mean is private, and no
 strategy knows of noise. The store keeps every client's own update as it came: the files of a run are the server's
-memory, and only what is made from global adapters may leave it (docs/strategies.md).
+memory, and only what is made from global adapters may leave it (docs/privacy.md).
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _write_server(config: InitConfig, folder: ServerFolder, key: PrivateKey) -> 
         "# The server: fedlora flower server server.yaml\n"
         f"folder: {_quote(folder.root.resolve())}\n"
         "# loopback: whoever reaches this port controls the federation; nodes come through a proxy that forwards only\n"
-        "# /v1/fleet/ (docs/deployment.md)\n"
+        "# /v1/fleet/ (docs/how-to/three-hospitals.md)\n"
         "host: 127.0.0.1\n"
         f"port: {config.listen_port or config.port}\n"
     )

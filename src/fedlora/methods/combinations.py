@@ -230,7 +230,7 @@ def _refuse_method(config: TrainConfig, what: str, reason: str | None) -> None:
 
 
 def _refuse(what: str, reason: str) -> None:
-    raise UsageError(f"{what} is not supported: {reason}", hint="see the section on privacy in docs/strategies.md")
+    raise UsageError(f"{what} is not supported: {reason}", hint="see docs/privacy.md")
 
 
 def _unless_false(fact: bool | None, reason: str) -> str | None:
