@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "fedlora"
 FLOORS = [
     *("ground", "data", "federated", "methods", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"),
 ]
-DOORS = {"cli", "flags", "demo", "__main__"}
+DOORS = {"cli", "command_help", "command_table", "flags", "demo", "__main__"}
 FEATURES = {"comparing", "planning", "flower", "training"}
 """Folders of the stages' floor: a stage calls a feature, and a feature may run stages."""
 GROUND_INSIDE = {
@@ -80,7 +80,7 @@ def test_only_llm_knows_the_model_libraries():
 def test_only_the_feature_across_machines_knows_flower():
     assert not {module for module in importers_of("flwr") if not module.startswith("flower.")}
     outside = {module for module in importers_of("fedlora.flower") if not module.startswith("flower.")}
-    assert outside == {"cli"}
+    assert outside == {"command_table"}
 
 
 def test_data_and_ground_work_without_torch():
@@ -140,7 +140,7 @@ def test_no_module_evaluates_text():
 NAMED = {
     ("config.compare", "homo"): "the default",
     ("config.compare", "seq"): "the default of curves",
-    ("config.train", "homo"): "the default",
+    ("config.train_fields", "homo"): "the default",
     ("demo", "homo"): "the demo's list",
     ("demo", "seq"): "the demo's list",
     ("demo", "none"): "the demo's list",
@@ -153,7 +153,7 @@ NAMED = {
     **{
         (module, "none"): "no quantisation"
         for module in (
-            *("config.train", "config.generate", "llm.base_model", "llm.footprint", "llm.quantization"),
+            *("config.train_fields", "config.generate", "llm.base_model", "llm.footprint", "llm.quantization"),
             *("runs.environment", "stages.generate", "planning.run_plan"),
         )
     },

@@ -16,7 +16,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from fedlora import cli, errors
-from fedlora.config.data import ModelConfig
+from fedlora.config.evaluate import ReportConfig
+from fedlora.config.names import SHORT_NAMES
+from fedlora.config.runs import VerifyConfig
 from fedlora.config.schema import Config, Names, OptionalInt, flag
 from fedlora.config.train import TrainConfig
 from fedlora.flags import make_parser, read_flags
@@ -88,7 +90,7 @@ def test_commands_may_be_spelled_with_hyphens(stage):
 
 def test_every_value_reaches_the_configuration_as_text():
     given = ["--lora_r=8", "--local-learning-rate", "1e-3", "--use_rslora", "--lora_target_modules", "k_proj", "o_proj"]
-    values, file = read_flags(make_parser("train", TrainConfig), given)
+    values, file, as_json = read_flags(make_parser("train", TrainConfig), given, TrainConfig)
     assert values == {
         "lora_r": "8",
         "local_learning_rate": "1e-3",
@@ -96,6 +98,7 @@ def test_every_value_reaches_the_configuration_as_text():
         "lora_target_modules": "k_proj,o_proj",
     }
     assert file is None
+    assert not as_json
     assert TrainConfig.make(values).local_learning_rate == 1e-3
 
 
@@ -107,10 +110,73 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(stage, tmp_path)
 
 
 def test_a_field_of_the_command_line_can_stand_without_its_flag():
-    parser = make_parser("model", ModelConfig, "name")
-    assert read_flags(parser, ["smollm2-135m"])[0] == read_flags(parser, [])[0] == {"name": "smollm2-135m"}
-    with pytest.raises(errors.UsageError, match="invalid choice: 'other'"):
-        read_flags(parser, ["other"])
+    parser = make_parser("report", ReportConfig)
+    assert read_flags(parser, ["a", "--round", "2", "b"], ReportConfig, "exp_names").values == {
+        "exp_names": "a,b",
+        "communication_rounds": "2",
+    }
+    with pytest.raises(errors.UsageError, match="unexpected argument 'b'"):
+        read_flags(make_parser("verify", VerifyConfig), ["a", "b"], VerifyConfig, "exp_name")
+    with pytest.raises(errors.UsageError, match="'a' and --name='b' name the same thing"):
+        read_flags(make_parser("verify", VerifyConfig), ["a", "--exp_name", "b"], VerifyConfig, "exp_name")
+
+
+def test_what_ends_in_yaml_is_the_file_wherever_it_stands(stage, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("rows: 5\n", encoding="utf-8")
+    for arguments in ([str(file)], ["--shuffle", str(file)], ["--config", str(file), "--shuffle"]):
+        stage.config = None
+        assert cli.main(["fake_stage", *arguments]) == 0
+        assert (stage.config.rows, stage.config.shuffle) == (5, True)
+    assert cli.main(["fake_stage", str(file), "--config", str(file)]) == 2
+
+
+def test_a_short_name_is_the_field_in_flags_files_and_keywords(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("method: seq\nrounds: 5\nlora_r: 2\n", encoding="utf-8")
+    from_file = TrainConfig.make({"num_communication_rounds": 6}, file=file)
+    assert (from_file.federation_mode, from_file.num_communication_rounds, from_file.lora_r) == ("seq", 6, 2)
+    assert TrainConfig.of(method="seq", rounds=6, rank=2) == from_file
+    with pytest.raises(errors.UsageError, match="rank and lora_r are the same field"):
+        TrainConfig.of(rank=2, lora_r=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--method", "fedpro"], "method='fedpro'"),
+        (["--federation_mode", "fedpro"], "federation_mode='fedpro'"),
+        (["--method", "trimmed_mean", "--client_ranks", "4"], "method=trimmed_mean"),
+        (["--client_fraction", "2"], "client_fraction='2'"),
+        (["--client-selection-frac", "2"], "client_selection_frac='2'"),
+    ],
+)
+def test_a_message_names_a_field_as_it_was_typed(capsys, given, named):
+    assert cli.main(["train", *given]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {named}"), shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr", "learning_rate"),
+        ("lora_rank", "lora_r"),
+        ("bs", "batch_size"),
+        ("num_rounds", "rounds"),
+        ("model_name", "model"),
+        ("dataset", "data"),
+        ("wd", "weight_decay"),
+    ],
+)
+def test_a_flag_of_other_tools_finds_ours(capsys, typed, meant):
+    assert cli.main(["train", f"--{typed}", "1"]) == 2
+    assert f"did you mean --{meant}?" in capsys.readouterr().err
+
+
+def test_fedavg_finds_its_name(capsys):
+    assert cli.main(["train", "--method", "fedavg"]) == 2
+    assert "did you mean homo?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -123,7 +189,7 @@ def test_a_field_of_the_command_line_can_stand_without_its_flag():
         (["fake_stage", "--rows"], "argument --rows: expected one argument"),
         (["fake_stage", "--rows", "many"], "rows='many': "),
         (["fake_stage", "--rows", "-1"], "rows='-1': "),
-        (["fake_stage", "--shuffle", "perhaps"], "shuffle='perhaps': "),
+        (["fake_stage", "--shuffle", "perhaps"], "unexpected argument 'perhaps'"),
         (["fake_stage", "--config", "missing.yaml"], "missing.yaml: no such file"),
         (["fake_stagee"], "unknown command 'fake_stagee'\n  hint: did you mean fake_stage?"),
         (["evaluate-rogue"], "unknown command 'evaluate-rogue'\n  hint: did you mean evaluate_rouge?"),
@@ -131,7 +197,6 @@ def test_a_field_of_the_command_line_can_stand_without_its_flag():
         (["train", "--federation_mode", "homoo"], "did you mean homo?"),
         (["allocate", "--partition", "cat"], "argument --partition: invalid choice: 'cat' (choose from"),
         (["completion", "fish"], "completion takes one shell\n  hint: one of bash, zsh, tcsh"),
-        ([], "no command given"),
     ],
 )
 def test_a_wrong_command_line_is_one_message_and_exit_code_2(stage, capsys, arguments, message):
@@ -287,25 +352,51 @@ def test_help_names_every_command_and_version_is_printed(capsys):
     assert capsys.readouterr().out.split() == ["fedlora", cli.__version__]
 
 
+def test_the_overview_shows_the_everyday_commands_first(capsys):
+    assert cli.main([]) == 0
+    everyday, more = capsys.readouterr().out.split("\nmore:\n")
+    names = [line.split()[0] for line in everyday.split("everyday commands:\n")[1].splitlines() if line]
+    assert names == [name for name, command in cli.COMMANDS.items() if command.everyday]
+    assert "  allocate " in more
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_help_of_a_command_shows_every_field_with_its_default(name, capsys):
-    assert cli.main([*name.split(), "--help"]) == 0
+def test_help_shows_every_field_with_its_default(name, capsys):
+    assert cli.main([*name.split(), "--help", "all"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for field, info in cli.load(cli.COMMANDS[name].config).flat_fields().items():
-        assert field == cli.COMMANDS[name].positional or f"--{field} " in shown
-        assert info.description in shown
+        assert f"--{field} " in shown
+        assert info.description.split()[0] in shown
     assert "(default: " in shown
+    assert "unset" not in shown
+
+
+@pytest.mark.parametrize("name", [name for name, command in cli.COMMANDS.items() if command.everyday])
+def test_the_everyday_help_fits_on_two_screens_and_uses_short_names(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 100
+    assert not [field for field in SHORT_NAMES if f"--{field} " in shown]
+
+
+def test_help_of_a_method_shows_its_flags_with_its_defaults(capsys):
+    assert cli.main(["train", "--help", "--method", "fedprox"]) == 0
+    assert "--proximal_mu FLOAT" in (shown := " ".join(capsys.readouterr().out.split()))
+    assert "(default: 0.01)" in shown
+    assert cli.main(["train", "--help"]) == 0
+    assert "proximal_mu" not in capsys.readouterr().out
 
 
 def test_help_shows_choices_and_defaults(stage, capsys):
     assert cli.main(["fake_stage", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--shuffle [true|false] a switch (default: true)" in shown
-    assert "--layers NAME [NAME ...] a list (default: q_proj)" in shown
-    assert "--rows INT a number (default: unset)" in shown
+    assert "--shuffle true|false a switch (default: true)" in shown
+    assert "--layers NAME,... a list (default: q_proj)" in shown
+    assert "--rows INT a number (default: nothing)" in shown
     assert "a name; 100% text (default: default)" in shown
     assert cli.main(["allocate", "--help"]) == 0
-    assert "--partition {category,iid,dirichlet,shards}" in capsys.readouterr().out
+    assert "--partition category|iid|dirichlet|shards" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shell", cli.SHELLS)

@@ -54,9 +54,10 @@ def test_every_command_of_a_page_is_one(page):
         assert name in cli.COMMANDS, command
         row = cli.COMMANDS[name]
         config_class = cli.load(row.config)
-        values, file = read_flags(make_parser(name, config_class, row.positional), rest)
+        given = read_flags(make_parser(name, config_class), rest, config_class, row.positional)
+        file = given.file
         # a file that the reader makes is read by the next test
-        config_class.make(values, file=ROOT / file if file and (ROOT / file).is_file() else None)
+        config_class.make(given.values, file=ROOT / file if file and (ROOT / file).is_file() else None)
 
 
 def test_the_pages_do_show_commands():

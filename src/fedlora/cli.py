@@ -1,7 +1,6 @@
-"""The command line: one table of commands, each a configuration and the function that takes it.
+"""The command line: it reads the flags, runs the command and prints its result.
 
-A command's modules are named as text and imported when it is called, so that `fedlora --help` loads
-neither pydantic nor torch. Every error leaves through `main`: those a user can cause as one message
+Every error leaves through `main`: those a user can cause as one message
 and one hint, those nobody expected as a traceback, both without the keys this process knows.
 """
 
@@ -13,12 +12,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedlora import __version__
+from fedlora.command_table import COMMANDS, Command
+from fedlora.config.names import spell, spelling
 from fedlora.console import printable
 from fedlora.errors import FedloraError, StorageError, UsageError
-from fedlora.flower.commands import FLOWER_COMMANDS
+from fedlora.nearest import suggest
 from fedlora.redaction import redact
 from fedlora.results import Result
 from fedlora.stopping import stop_on_signals
@@ -31,106 +32,16 @@ docs/architecture.md."""
 HELP = {"-h", "--help"}
 
 
-class Command(NamedTuple):
-    """A line of the overview, `module:Config`, `module:function` that returns a Result or nothing, the field given
-    without a flag, and who checks that an extra is installed."""
-
-    summary: str
-    config: str
-    run: str
-    positional: str = ""
-    requires: str = ""
-
-
-COMMANDS = {
-    "allocate": Command(
-        "split one file of rows into client files and a test set",
-        "fedlora.config.data:AllocateConfig",
-        "fedlora.stages.allocate:run",
-    ),
-    "plan": Command(
-        "what a run will take and what is wrong with its data, before training",
-        "fedlora.config.plan:PlanConfig",
-        "fedlora.stages.plan:run",
-        positional="config",
-    ),
-    "train": Command(
-        "train a federation: homo, seq, none or pooled",
-        "fedlora.config.train:TrainConfig",
-        "fedlora.stages.train:run",
-    ),
-    "generate": Command(
-        "answer a test file with the base model or trained adapters",
-        "fedlora.config.generate:GenerateConfig",
-        "fedlora.stages.generate:run",
-    ),
-    "evaluate_rouge": Command(
-        "score answers with ROUGE and exact match",
-        "fedlora.config.evaluate:EvaluateRougeConfig",
-        "fedlora.stages.evaluate_rouge:run",
-    ),
-    "evaluate_llm": Command(
-        "let an LLM judge compare two sets of answers",
-        "fedlora.config.evaluate:EvaluateLlmConfig",
-        "fedlora.stages.evaluate_llm:run",
-    ),
-    "report": Command(
-        "tables and a plot over several experiments",
-        "fedlora.config.evaluate:ReportConfig",
-        "fedlora.stages.report:run",
-    ),
-    "compare": Command(
-        "methods over seeds and settings under one budget: table, figures, LaTeX",
-        "fedlora.config.compare:CompareConfig",
-        "fedlora.stages.compare:run",
-        positional="config",
-    ),
-    "runs": Command(
-        "list the runs: state, progress, best round, size",
-        "fedlora.config.runs:RunsConfig",
-        "fedlora.stages.runs:run",
-    ),
-    "verify": Command(
-        "recheck the hashes of a run and recompute its aggregates",
-        "fedlora.config.runs:VerifyConfig",
-        "fedlora.stages.verify:run",
-        positional="exp_name",
-    ),
-    **{name: Command(*row, requires="fedlora.flower.library:check_flower") for name, row in FLOWER_COMMANDS.items()},
-    "reaggregate": Command(
-        "what if: a run's stored updates without a client, weighed or combined otherwise",
-        "fedlora.config.reaggregate:ReaggregateConfig",
-        "fedlora.stages.reaggregate:run",
-        positional="exp_name",
-    ),
-    "data skills": Command(
-        "write the skills data: short tasks with one right answer",
-        "fedlora.config.data:SkillsConfig",
-        "fedlora.stages.data_skills:run",
-    ),
-    "data dolly": Command(
-        "fetch databricks-dolly-15k from the hub",
-        "fedlora.config.data:DollyConfig",
-        "fedlora.stages.data_dolly:run",
-    ),
-    "model": Command(
-        "install the embedded model, smollm2-135m",
-        "fedlora.config.data:ModelConfig",
-        "fedlora.stages.model:run",
-        positional="name",
-    ),
-    "demo": Command(
-        "the whole pipeline on the embedded model and data",
-        "fedlora.config.demo:DemoConfig",
-        "fedlora.demo:run",
-    ),
-}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; the arguments are those of the process by default."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    with spelling():
+        return _end_of(arguments)
+
+
+def _end_of(arguments: list[str]) -> int:
+    """Run the command; whatever ends it becomes an exit code and a message."""
     try:
         with stop_on_signals():
             _dispatch(arguments)
@@ -153,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    if not arguments:
-        raise UsageError("no command given", hint="see fedlora --help")
-    if arguments[0] in HELP:
+    if not arguments or arguments[0] in HELP:
         print(_overview())
     elif arguments[0] == "--version":
         print(f"fedlora {__version__}")
@@ -170,23 +79,48 @@ def _run_command(arguments: list[str]) -> None:
     if name not in COMMANDS:
         print(_overview(name))
         return
+    command = COMMANDS[name]
+    if HELP & set(rest):
+        print(_help(name, command, rest), flush=True)
+        return
     from fedlora.flags import make_parser, read_flags
 
-    command = COMMANDS[name]
     config_class = load(command.config)
-    values, file = read_flags(make_parser(name, config_class, command.positional), rest)
-    config = config_class.make(values, file=file)
+    given = read_flags(make_parser(name, config_class), rest, config_class, command.positional)
+    config = config_class.make(given.values, file=given.file)
     if command.requires:
         load(command.requires)()
     try:
-        _print_result(load(command.run)(config))
+        _print_result(load(command.run)(config), as_json=given.as_json)
     except FedloraError as error:
-        _print_result(error.result)
+        _print_result(error.result, as_json=given.as_json)
         raise
 
 
-def _print_result(result: Result | None) -> None:
-    if result is not None and (text := result.text()):
+def _help(name: str, command: Command, arguments: list[str]) -> str:
+    """The help of a command: everyday flags, every flag (`--help all`), and those of the method that is named."""
+    from fedlora.command_help import command_help
+    from fedlora.flags import find_value
+    from fedlora.methods.table import find_method
+
+    method = find_value(arguments, "method", "federation_mode")
+    return command_help(
+        name,
+        load(command.config),
+        command.positional,
+        everything="all" in arguments,
+        method=find_method(method) if method else None,
+    )
+
+
+def _print_result(result: Result | None, *, as_json: bool = False) -> None:
+    if result is None:
+        return
+    if as_json:
+        from fedlora.files import json_text
+
+        print(json_text(result.as_dict()), end="", flush=True)
+    elif text := result.text():
         print(text, flush=True)
 
 
@@ -203,8 +137,6 @@ def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
         wanted, shown = " ".join(words), " ".join(arguments[:2])
     else:
         wanted, shown = words[0], arguments[0]
-    from fedlora.flags import suggest
-
     raise UsageError(f"unknown command {shown!r}", hint=suggest(wanted, COMMANDS) or "see fedlora --help")
 
 
@@ -215,14 +147,25 @@ def load(place: str) -> Any:
 
 
 def _overview(group: str = "") -> str:
+    """The everyday commands and the others; of a group, such as `data`, its commands."""
+    if group:
+        about, parts = f"usage: fedlora {group} <command> [--flag value ...]", {"commands": (group, None)}
+    else:
+        about = (
+            "usage: fedlora <command> [FILE.yaml] [--flag value ...]\n\nFederated LoRA fine-tuning of language models."
+        )
+        parts = {"everyday commands": ("", True), "more": ("", False)}
     width = max(len(name) for name in COMMANDS)
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items() if name.startswith(group)]
-    if not group:
-        lines.append(f"  {'completion':<{width}}  print the completion script of {', '.join(SHELLS)}")
-    usage = f"usage: fedlora {f'{group} ' if group else ''}<command> [--config FILE.yaml] [--flag value ...]"
-    about = "" if group else "\nFederated LoRA fine-tuning: allocate, train, generate, evaluate, report.\n"
-    end = "\n\nfedlora <command> --help lists the flags of a command; fedlora --version prints the version."
-    return f"{usage}\n{about}\ncommands:\n" + "\n".join(lines) + end
+    for heading, (start, everyday) in parts.items():
+        rows = {
+            name: command.summary
+            for name, command in COMMANDS.items()
+            if name.startswith(start) and everyday in (None, command.everyday)
+        }
+        if everyday is False:
+            rows["completion"] = f"print the completion script of {', '.join(SHELLS)}"
+        about += f"\n\n{heading}:\n" + "\n".join(f"  {name:<{width}}  {summary}" for name, summary in rows.items())
+    return about + "\n\nFlags of a command: fedlora <command> --help. Version: fedlora --version."
 
 
 def _print_completion(arguments: list[str]) -> None:
@@ -240,7 +183,7 @@ def _print_completion(arguments: list[str]) -> None:
 
 
 def _show(error: FedloraError) -> int:
-    _print_error(f"error: {error}" + (f"\n  hint: {error.hint}" if error.hint else ""))
+    _print_error(spell(f"error: {error}" + (f"\n  hint: {error.hint}" if error.hint else "")))
     return error.exit_code
 
 

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
 
+from fedlora.config.names import spell
 from fedlora.redaction import redact
 
 
@@ -37,7 +38,8 @@ def collect_lines(lines: list[str] | None = None) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """One line to standard error, without the keys this process knows."""
+    """One line to standard error, without the keys this process knows, in the names that the user typed."""
+    text = spell(text)
     lines = _collected.get()
     if lines is not None:
         lines.append(redact(text))

@@ -1,4 +1,4 @@
-"""From a configuration to flags: the parser, the values it reads, the completion script.
+"""From a configuration to flags: the parser, the values it reads, the help it prints, the completion script.
 
 argparse only cuts the command line into strings. Types, limits and defaults stay with the
 configuration, so a flag and a line of a YAML file go through the same checks.
@@ -7,17 +7,28 @@ configuration, so a flag and a line of a YAML file go through the same checks.
 from __future__ import annotations
 
 import argparse
-import difflib
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
-from fedlora.config.reading import READING_FIELDS
+from pydantic.fields import FieldInfo
+
+from fedlora.config.names import field_names, note_spelling, short_name
 from fedlora.config.schema import Config
 from fedlora.errors import UsageError
+from fedlora.nearest import nearest
 
 API_KEY_HINT = "put the key into the environment (api_key or OPENAI_API_KEY), or into a file named by --api_key_file"
+FILE_ENDINGS = (".yaml", ".yml")
+TRUTH = {"true", "false", "yes", "no", "on", "off", "t", "f", "y", "n", "1", "0"}
+
+
+class Given(NamedTuple):
+    """What a command line says: fields as text, the configuration file, and whether the result is printed as JSON."""
+
+    values: dict[str, str]
+    file: Path | None
+    as_json: bool
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,37 +37,56 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"see {self.prog} --help")
 
-    def print_help(self, file: Any = None) -> None:
-        print(self.format_help(), end="", file=file, flush=True)  # argparse's own would hide that the pipe is closed
 
-
-def make_parser(name: str, config: type[Config], positional: str = "") -> Parser:
-    """The parser of one command; `positional` is the field that is given without a flag, or `config` for the file."""
-    place = f"[{positional}] " if positional else ""
-    file = "[FILE.yaml]" if positional == "config" else f"{place}[--config FILE.yaml]"
-    parser = Parser(
-        prog=f"fedlora {name}",
-        usage=f"fedlora {name} {file} [--flag value ...]",
-        allow_abbrev=False,
-    )
-    _add_flags(parser, config, positional)
+def make_parser(name: str, config: type[Config]) -> Parser:
+    """The parser of one command's flags."""
+    parser = Parser(prog=f"fedlora {name}", allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
+    _add_flags(parser, config)
     return parser
 
 
-def read_flags(parser: Parser, arguments: Sequence[str]) -> tuple[dict[str, str], Path | None]:
-    """The fields that were given, as text, and the file of `--config`; UsageError for what is unknown."""
-    known, unknown = parser.parse_known_args([_with_underscores(argument) for argument in arguments])
-    if unknown:
-        raise _unknown_argument(parser, unknown[0])
+def read_flags(parser: Parser, arguments: Sequence[str], config: type[Config], positional: str = "") -> Given:
+    """The fields that were given, as text, the file, and `--json`; UsageError for what is unknown.
+
+    A word without a flag is the configuration file when it ends in .yaml, else a value of the field `positional`.
+    """
+    words = _say_true([_with_underscores(argument) for argument in arguments], config)
+    note_spelling(word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    known, others = parser.parse_known_args(words)
+    if flags := [word for word in others if word.startswith("-")]:
+        raise _unknown_flag(parser, flags[0])
     values = {name: ",".join(value) if isinstance(value, list) else value for name, value in vars(known).items()}
-    file = values.pop("config", None)
-    return values, Path(file) if file is not None else None
+    as_json = values.pop("json", False)
+    files = [*filter(None, [values.pop("config", None)]), *(word for word in others if word.endswith(FILE_ENDINGS))]
+    if len(files) > 1:
+        raise UsageError(f"two configuration files: {files[0]} and {files[1]}", hint="give one")
+    if names := [word for word in others if not word.endswith(FILE_ENDINGS)]:
+        _take_names(parser, values, names, config, positional)
+    return Given(values, Path(files[0]) if files else None, as_json)
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`did you mean ...?` when something known is close to `word`, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else ""
+def _take_names(
+    parser: Parser, values: dict[str, str], names: list[str], config: type[Config], positional: str
+) -> None:
+    """The words without a flag become the positional field."""
+    several = positional and get_origin(config.flat_fields()[positional].annotation) is tuple
+    spare = names if not positional else [] if several else names[1:]
+    if spare:
+        raise UsageError(f"unexpected argument {spare[0]!r}", hint=f"see {parser.prog} --help")
+    if positional in values:
+        flag = f"--{short_name(positional, config.flat_fields())}"
+        raise UsageError(f"{names[0]!r} and {flag}={values[positional]!r} name the same thing", hint="give one of them")
+    values[positional] = ",".join(names)
+
+
+def find_value(arguments: Sequence[str], *names: str) -> str:
+    """The value of a flag with one of these names; empty when it is not given."""
+    words = [_with_underscores(argument) for argument in arguments]
+    for index, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in {f"--{name}" for name in names}:
+            return value if equals else next(iter(words[index + 1 : index + 2]), "")
+    return ""
 
 
 def completion_script(shell: str, commands: Mapping[str, tuple[str, type[Config], str]], shells: Sequence[str]) -> str:
@@ -70,49 +100,38 @@ def completion_script(shell: str, commands: Mapping[str, tuple[str, type[Config]
         if group not in groups:
             groups[group] = groups[""].add_parser(group, help=f"{group} ...").add_subparsers()
         parser = groups[group].add_parser(last, help=summary)
-        for action in _add_flags(parser, config, positional):
-            if action.metavar == "PATH":
+        file = parser.add_argument("words", nargs="*", help=positional or "configuration file")
+        for action in [file, *_add_flags(parser, config)]:
+            if action.metavar == "PATH" or action is file:
                 setattr(action, "complete", shtab.FILE)  # noqa: B010  (shtab's own protocol, unknown to argparse)
     groups[""].add_parser("completion", help="print this script").add_argument("shell", choices=shells)
     return shtab.complete(root, shell=shell)
 
 
-def _add_flags(parser: argparse.ArgumentParser, config: type[Config], positional: str) -> list[argparse.Action]:
-    parser.description = inspect.cleandoc(config.__doc__ or "")
-    parser.formatter_class = _Formatter
-    file_help = "YAML file of `field: value` lines; flags win over it"
-    # the file may stand without its flag, but not twice
-    group = parser.add_mutually_exclusive_group()
-    actions = [group.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=file_help)]
-    if positional == "config":
-        file = group.add_argument(
-            "config",
-            nargs="?",
-            metavar="PATH",
-            default=argparse.SUPPRESS,
-            help="the file of --config, without the flag",
-        )
-        actions.append(file)
-    # inherited first, but shown last; the order is otherwise the configuration's
-    for name, field in sorted(config.flat_fields().items(), key=lambda item: item[0] in READING_FIELDS):
-        shape = _shape(field.annotation)
-        help_text = f"{field.description} (default: {_shown(field.default)})".replace("%", "%%")
-        if name == positional:
-            actions.append(
-                parser.add_argument(name, default=str(field.default), help=help_text, **{**shape, "nargs": "?"})
-            )
-        else:
-            actions.append(parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=help_text, **shape))
+def _add_flags(parser: argparse.ArgumentParser, config: type[Config]) -> list[argparse.Action]:
+    fields = config.flat_fields()
+    actions = [
+        parser.add_argument("--config", metavar="PATH", help="the configuration file"),
+        parser.add_argument("--json", action="store_true", help="print the result as one JSON object"),
+    ]
+    for name, field in fields.items():
+        flags = dict.fromkeys((f"--{short_name(name, fields)}", f"--{name}"))
+        help_text = (field.description or "").replace("%", "%%")
+        actions.append(parser.add_argument(*flags, dest=name, help=help_text, **_shape(field)))
     return actions
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
+def metavar_of(field: FieldInfo) -> str:
+    """What help calls a field's value."""
+    shape = _shape(field)
+    if "choices" in shape:
+        return "|".join(shape["choices"])
+    return f"{shape['metavar']},..." if shape.get("nargs") == "+" else shape["metavar"]
 
 
-def _shape(annotation: Any) -> dict[str, Any]:
+def _shape(field: FieldInfo) -> dict[str, Any]:
     """What argparse must know of a type: how many words a value may have, and what help calls it."""
+    annotation = field.annotation
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation)}
     if annotation is bool:
@@ -126,14 +145,6 @@ def _shape(annotation: Any) -> dict[str, Any]:
     return {"metavar": next((names[kind] for kind in kinds if kind in names), "TEXT")}
 
 
-def _shown(default: Any) -> str:
-    if default is None or default in ("", {}):
-        return "unset"
-    if isinstance(default, bool):
-        return str(default).lower()
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
 def _with_underscores(argument: str) -> str:
     """`--exp-name=a-b` as `--exp_name=a-b`: hyphens in a flag are as good as underscores."""
     if not argument.startswith("--"):
@@ -142,13 +153,23 @@ def _with_underscores(argument: str) -> str:
     return f"--{name.replace('-', '_')}{equals}{value}"
 
 
-def _unknown_argument(parser: Parser, argument: str) -> UsageError:
+def _say_true(words: Sequence[str], config: type[Config]) -> list[str]:
+    """`--overwrite run.yaml` as `--overwrite=true run.yaml`: only a truth value belongs to such a flag."""
+    fields = config.flat_fields()
+    switches = {f"--{name}" for name, field in field_names(fields).items() if fields[field].annotation is bool}
+    following = [*words[1:], ""][: len(words)]
+    return [
+        f"{word}=true" if word in switches and after.lower() not in TRUTH else word
+        for word, after in zip(words, following, strict=True)
+    ]
+
+
+def _unknown_flag(parser: Parser, argument: str) -> UsageError:
     """Names the flag and never its value, which may be a secret given in the wrong place."""
-    help_hint = f"see {parser.prog} --help"
-    if not argument.startswith("--"):
-        return UsageError(f"unexpected argument {argument!r}", hint=help_hint)
     name = argument.partition("=")[0]
     if name in ("--api_key", "--openai_api_key"):
         return UsageError(f"there is no {name}: a command line is visible to everyone here", hint=API_KEY_HINT)
-    known = (option for action in parser._actions for option in action.option_strings)
-    return UsageError(f"unknown flag {name}", hint=suggest(name, known) or help_hint)
+    close = nearest(name, (option for action in parser._actions for option in action.option_strings))
+    note_spelling([close.removeprefix("--")])
+    hint = f"did you mean {close}?" if close else f"see {parser.prog} --help"
+    return UsageError(f"unknown flag {name}", hint=hint)

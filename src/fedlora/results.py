@@ -5,7 +5,7 @@ A stage prints nothing: the command line prints the result's text, and a caller 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Result(Protocol):
@@ -13,4 +13,8 @@ class Result(Protocol):
 
     def text(self) -> str:
         """What the command line prints on standard output; empty when the messages on the way have said everything."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON values: what `--json` prints."""
         ...

@@ -121,33 +121,52 @@ Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
 
 
 class CompareConfig(Config):
-    """Compare methods over seeds and settings on one data set under one budget; base, pooled and none come with them.
+    """Compare methods over seeds and settings on one data set under one budget, beside base, pooled and none.
 
-    A call with the same experiment goes on where the last one stopped.
+    A call with the same configuration resumes where the last one stopped.
     """
 
-    name: str = flag("comparison", "name of the experiment: its folder under output_dir")
-    output_dir: Path = flag(Path("./comparisons"), "root of all comparisons")
+    name: str = flag("comparison", "name of the comparison: its folder under output_dir", everyday=True)
+    output_dir: Path = flag(Path("./comparisons"), "root folder of all comparisons")
     modes: Contenders = flag(
-        (Contender("homo", "homo"),), "modes; in a file also {mode: fedprox, name: ..., proximal_mu: 1}"
+        (Contender("homo", "homo"),),
+        "methods; in a file also {method: fedprox, name: ..., proximal_mu: 1}",
+        everyday=True,
     )
-    seeds: Numbers = flag((1, 2, 3), "each draws data, adapters, cohorts and order anew, alike for every method")
-    learning_rates: Rates = flag((3e-4,), "of the clients; several: every method takes its best on validation rows")
-    sweep_seeds: int = flag(1, "seeds over which learning rates are compared", ge=1)
-    budget_steps: OptionalInt = flag(None, "optimizer steps of a run, all clients together", ge=1)
-    budget_tokens: OptionalInt = flag(None, "or tokens of a run, prompts and responses", ge=1)
-    train: Fields = flag({}, "fields of train that hold everywhere, as {lora_r: 4, local_batch_size: 16}")
-    data: Fields = flag({}, "fields of allocate; without input_file the skills data")
-    axes: Fields = flag({}, "what is varied: {lora_r: [4, 16], skew: [{partition: iid}, {partition: category}]}")
-    validation_per_cat: int = flag(16, "rows per category on which learning rates are chosen", ge=1)
-    test_per_cat: int = flag(32, "rows per category on which everything is reported", ge=1)
-    answers_per_cat: int = flag(0, "test rows per category that are answered and scored; 0: none", ge=0)
-    max_new_tokens: int = flag(32, "most tokens of an answer", ge=1)
-    curves: Names = flag(("seq",), "modes whose loss on every client's kind of rows is measured all along")
-    keep_runs: bool = flag(True, "false: remove a run's folder once everything about it is measured")
-    retry: bool = flag(False, "try again what has failed")
-    plan: bool = flag(False, "only say what would be done, and about how long it takes")
-    trust_remote_code: bool = flag(False, "run code that a model repository ships (only this flag can allow it)")
+    seeds: Numbers = flag(
+        (1, 2, 3), "seeds of data, adapters, cohorts and order; every method has the same", everyday=True
+    )
+    learning_rates: Rates = flag(
+        (3e-4,), "learning rates of the clients; each method uses its best on validation rows", everyday=True
+    )
+    sweep_seeds: int = flag(1, "seeds on which learning rates are compared", ge=1)
+    budget_steps: OptionalInt = flag(
+        None, "budget of a run: optimizer steps of all clients", everyday=True, ge=1, if_none="budget_tokens"
+    )
+    budget_tokens: OptionalInt = flag(
+        None, "budget of a run: tokens of prompts and responses", everyday=True, ge=1, if_none="budget_steps"
+    )
+    train: Fields = flag(
+        {},
+        "fields of train for every run, such as {rank: 4, batch_size: 16}",
+        everyday=True,
+        if_none="train's defaults",
+    )
+    data: Fields = flag(
+        {}, "fields of allocate, such as {input_file: rows.csv}", everyday=True, if_none="the skills data"
+    )
+    axes: Fields = flag(
+        {}, "settings to vary: {rank: [4, 16], skew: [{partition: iid}, {partition: category}]}", if_none="one setting"
+    )
+    validation_per_cat: int = flag(16, "examples per category on which learning rates are chosen", ge=1)
+    test_per_cat: int = flag(32, "examples per category of the test set", ge=1)
+    answers_per_cat: int = flag(0, "test examples per category that are answered and scored; 0: none", ge=0)
+    max_new_tokens: int = flag(32, "longest answer, in tokens", ge=1)
+    curves: Names = flag(("seq",), "methods whose loss per category is measured after every round or client")
+    keep_runs: bool = flag(True, "keep every run's folder; false: remove it once it is measured")
+    retry: bool = flag(False, "repeat runs that failed")
+    plan: bool = flag(False, "print the runs and their expected time, and stop", everyday=True)
+    trust_remote_code: bool = flag(False, "run code from the model's repository; only this flag can allow it")
 
     @field_validator("name")
     @classmethod

@@ -15,16 +15,19 @@ class AllocateConfig(ReadingConfig):
     """Split one file of rows into client files and a global test set."""
 
     input_file: Path = flag(
-        Path("./data/new-databricks-dolly-15k.json"), "JSON array, JSON lines (also .gz), CSV or Parquet, Dolly schema"
+        Path("./data/new-databricks-dolly-15k.json"),
+        "JSON array, JSON lines, CSV (each also as .gz) or Parquet with Dolly's columns",
     )
-    output_root: Path = flag(Path("./data"), "root of all data sets")
+    output_root: Path = flag(Path("./data"), "root folder of all data sets")
     dataset_name: str = flag("dataset1", "folder of the data set under output_root")
     train_per_cat: int = flag(300, "training rows per category", ge=1)
     test_per_cat: int = flag(200, "test rows per category", ge=1)
-    partition: Literal["category", "iid", "dirichlet", "shards"] = flag("category", "how training rows are dealt out")
-    num_clients: OptionalInt = flag(None, "clients; by default one per category", ge=1)
-    alpha: float = flag(0.5, "concentration of the dirichlet partition: smaller is more skewed", gt=0)
-    shards_per_client: int = flag(2, "category-sorted shards each client of the shards partition gets", ge=1)
+    partition: Literal["category", "iid", "dirichlet", "shards"] = flag(
+        "category", "how training rows are divided among the clients"
+    )
+    num_clients: OptionalInt = flag(None, "number of clients", ge=1, if_none="one per category")
+    alpha: float = flag(0.5, "concentration of partition=dirichlet: smaller is more skewed", gt=0)
+    shards_per_client: int = flag(2, "shards per client of partition=shards, cut from rows sorted by category", ge=1)
     seed: int = flag(42, "seed of the shuffles", ge=0)
     overwrite: bool = flag(False, "replace an existing data set of this name")
 
@@ -40,7 +43,7 @@ class AllocateConfig(ReadingConfig):
 class SkillsConfig(Config):
     """Write the `skills` data: eight kinds of short tasks with one right answer each."""
 
-    output_file: Path = flag(Path("./data/skills.json"), "where the rows go (a JSON array)")
+    output_file: Path = flag(Path("./data/skills.json"), "file for the rows: a JSON array")
     rows_per_category: int = flag(400, "rows of each of the eight categories", ge=1)
     seed: int = flag(42, "seed of the rows", ge=0)
     overwrite: bool = flag(False, "replace an existing file")
@@ -49,7 +52,7 @@ class SkillsConfig(Config):
 class DollyConfig(Config):
     """Fetch databricks-dolly-15k (CC BY-SA 3.0) from the hub, where there is a network."""
 
-    output_file: Path = flag(Path("./data/new-databricks-dolly-15k.json"), "where the rows go (a JSON array)")
+    output_file: Path = flag(Path("./data/new-databricks-dolly-15k.json"), "file for the rows: a JSON array")
     overwrite: bool = flag(False, "replace an existing file")
 
 

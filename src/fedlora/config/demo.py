@@ -8,13 +8,13 @@ from fedlora.config.schema import Config, flag
 
 
 class DemoConfig(Config):
-    """Run all five stages on the embedded model and the skills data: base, none, seq, homo and pooled.
+    """Run the whole pipeline on the embedded model and the skills data, with homo, seq, none and pooled.
 
-    Everything lies under output_dir, where an earlier demo is replaced.
+    All files lie under output_dir; an earlier demo there is replaced.
     """
 
-    output_dir: Path = flag(Path("./demo"), "root of the demo's data, models, predictions and report")
-    rounds: int = flag(3, "communication rounds of every mode", ge=1)
+    output_dir: Path = flag(Path("./demo"), "folder for data, models, predictions and report")
+    rounds: int = flag(3, "communication rounds of every method", ge=1)
     train_per_cat: int = flag(64, "training rows of each of the eight clients", ge=1)
     test_per_cat: int = flag(10, "test rows of each of the eight categories", ge=1)
     seed: int = flag(42, "seed of data and training", ge=0)

@@ -14,16 +14,16 @@ from fedlora.config.schema import Config, Names, OptionalInt, flag
 class EvaluateRougeConfig(ReadingConfig):
     """Score predictions against the test file's answers with ROUGE and exact match."""
 
-    exp_name: str = flag("fedavg-1B", "experiment whose predictions are scored")
-    is_global_model: bool = flag(True, "score the global adapter's predictions; false: client_id's")
-    client_id: int = flag(0, "whose predictions are scored when is_global_model is false", ge=0)
+    exp_name: str = flag("fedavg-1B", "run whose predictions are scored")
+    is_global_model: bool = flag(True, "score the global adapter's predictions; false: those of client_id")
+    client_id: int = flag(0, "number of the client that is scored, where is_global_model is false", ge=0)
     is_base_model: bool = flag(False, "score the base model's predictions")
     communication_rounds: int = flag(20, "round of the predictions", ge=1)
-    target_file: Path = flag(Path("./data/dataset1/dolly_test_200.jsonl"), "rows with the right answers")
-    target_key: str = flag("output", "field of the right answer")
-    prediction_dir: Path = flag(Path("./predictions"), "root of all predictions")
+    target_file: Path = flag(Path("./data/dataset1/dolly_test_200.jsonl"), "rows with the reference answers")
+    target_key: str = flag("output", "field of the reference answer")
+    prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions")
     prediction_key: str = flag("answer", "field of the prediction")
-    evaluation_dir: Path = flag(Path("./evaluations_rouge"), "root of all ROUGE results")
+    evaluation_dir: Path = flag(Path("./evaluations_rouge"), "root folder of all ROUGE results")
 
 
 class EvaluateLlmConfig(ReadingConfig):
@@ -32,29 +32,34 @@ class EvaluateLlmConfig(ReadingConfig):
     The key comes from the environment (`api_key` or OPENAI_API_KEY) or from api_key_file, never from a flag.
     """
 
-    exp_name: str = flag("fedavg-1B", "experiment of the baseline")
-    is_global_model: bool = flag(True, "baseline: the global adapter's predictions; false: client_id's")
-    client_id: int = flag(0, "whose predictions are the baseline when is_global_model is false", ge=0)
+    exp_name: str = flag("fedavg-1B", "run whose predictions are the baseline")
+    is_global_model: bool = flag(True, "baseline: the global adapter's predictions; false: those of client_id")
+    client_id: int = flag(0, "number of the baseline client, where is_global_model is false", ge=0)
     is_base_model: bool = flag(False, "baseline: the base model's predictions")
     communication_rounds: int = flag(20, "round of the baseline", ge=1)
     proposed_file: Path = flag(
-        Path("homo-1B/20/global_output.jsonl"), "our predictions, relative to prediction_dir unless absolute"
+        Path("homo-1B/20/global_output.jsonl"),
+        "predictions that are judged, relative to prediction_dir unless absolute",
     )
-    prediction_dir: Path = flag(Path("./predictions"), "root of all predictions")
-    evaluation_dir: Path = flag(Path("./evaluations_llm"), "root of all judge results")
-    target_file: Path | None = flag(None, "rows with reference answers, shown to the judge")
+    prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions")
+    evaluation_dir: Path = flag(Path("./evaluations_llm"), "root folder of all judge results")
+    target_file: Path | None = flag(
+        None, "rows with reference answers, shown to the judge", if_none="the judge sees no reference"
+    )
     target_key: str = flag("output", "field of the reference answer")
     prediction_key: str = flag("answer", "field of the prediction")
-    gpt_model: str = flag("gpt-4.1", "the judge", min_length=1)
-    base_url: str = flag("https://api.openai.com/v1", "endpoint of the judge; http:// only on this machine")
-    api_key_file: Path | None = flag(None, "file that holds the key")
-    batch_size: int = flag(20, "samples per request", ge=1, le=100)
-    concurrency: int = flag(4, "requests in flight at once", ge=1, le=64)
-    max_calls: OptionalInt = flag(None, "stop with exit code 8 rather than make more requests than this", ge=0)
+    gpt_model: str = flag("gpt-4.1", "model that judges", min_length=1)
+    base_url: str = flag("https://api.openai.com/v1", "OpenAI-compatible endpoint; http:// only on this machine")
+    api_key_file: Path | None = flag(None, "file that holds the key", if_none="the environment has the key")
+    batch_size: int = flag(20, "samples per request, 1 to 100", ge=1, le=100)
+    concurrency: int = flag(4, "requests in flight at once, 1 to 64", ge=1, le=64)
+    max_calls: OptionalInt = flag(
+        None, "most requests; with more to make, stop with exit code 8", ge=0, if_none="no limit"
+    )
     max_retries: int = flag(5, "retries of one request on 429, 5xx and timeouts", ge=0, le=20)
-    timeout_seconds: float = flag(120.0, "of one request", gt=0)
-    seed: int = flag(42, "seed of the delimiters that fence the answers", ge=0)
-    overwrite: bool = flag(False, "forget stored verdicts and ask anew")
+    timeout_seconds: float = flag(120.0, "timeout of one request, in seconds", gt=0)
+    seed: int = flag(42, "seed of the delimiters around the answers", ge=0)
+    overwrite: bool = flag(False, "forget stored verdicts and ask again")
 
     @field_validator("base_url")
     @classmethod
@@ -77,13 +82,13 @@ class EvaluateLlmConfig(ReadingConfig):
 
 
 class ReportConfig(Config):
-    """Tables and a plot over the modes of one set of experiments."""
+    """Put runs side by side: tables and plots over methods that share data and rounds."""
 
-    exp_names: Names = flag(("homo-1B", "seq-1B", "none-1B"), "experiments, comma separated")
+    exp_names: Names = flag(("homo-1B", "seq-1B", "none-1B"), "runs, comma separated")
     communication_rounds: int = flag(20, "round whose results are compared", ge=1)
-    model_dir: Path = flag(Path("./models"), "root of all runs")
-    prediction_dir: Path = flag(Path("./predictions"), "root of all predictions")
-    rouge_dir: Path = flag(Path("./evaluations_rouge"), "root of all ROUGE results")
-    llm_dir: Path = flag(Path("./evaluations_llm"), "root of all judge results")
-    report_dir: Path = flag(Path("./reports"), "root of all reports")
+    model_dir: Path = flag(Path("./models"), "root folder of all runs")
+    prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions")
+    rouge_dir: Path = flag(Path("./evaluations_rouge"), "root folder of all ROUGE results")
+    llm_dir: Path = flag(Path("./evaluations_llm"), "root folder of all judge results")
+    report_dir: Path = flag(Path("./reports"), "root folder of all reports")
     report_name: str = flag("report", "folder of this report under report_dir")

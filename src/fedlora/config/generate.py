@@ -9,40 +9,60 @@ from pydantic import model_validator
 
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import OptionalFloat, OptionalInt, flag
-from fedlora.config.train import Precision
+from fedlora.config.train_fields import Precision
 
 
 class GenerateConfig(ReadingConfig):
     """Answer every row of a test file with the base model, the global adapter or a client's."""
 
-    exp_name: str = flag("fedavg-1B", "experiment whose adapters answer")
-    base_model: str = flag("meta-llama/Llama-3.2-1B", "unset: the one the run was trained on")
-    model_dir: Path = flag(Path("./models"), "root of all runs")
-    is_global_model: bool = flag(True, "answer with the global adapter; false: with client_id's")
-    client_id: int = flag(0, "whose adapter answers when is_global_model is false", ge=0)
-    communication_rounds: int = flag(20, "round whose adapters answer", ge=1)
-    test_file_path: Path = flag(Path("./data/dataset1/dolly_test_200.jsonl"), "rows to answer")
-    prediction_dir: Path = flag(Path("./predictions"), "root of all predictions")
-    batch_size: OptionalInt = flag(None, "most rows answered at once; unset, the token budget decides", ge=1)
-    tokens_per_pass: OptionalInt = flag(None, "most tokens, answers included, held at once; unset: what fits", ge=1)
+    exp_name: str = flag("fedavg-1B", "run whose adapters answer", everyday=True)
+    base_model: str = flag(
+        "meta-llama/Llama-3.2-1B", "base model; a run's adapters answer on the one they were trained on", everyday=True
+    )
+    model_dir: Path = flag(Path("./models"), "root folder of all runs", everyday=True)
+    is_global_model: bool = flag(True, "answer with the global adapter; false: with the one of client_id")
+    client_id: int = flag(0, "number of the client whose adapter answers, where is_global_model is false", ge=0)
+    communication_rounds: int = flag(20, "round whose adapters answer", everyday=True, ge=1)
+    test_file_path: Path = flag(Path("./data/dataset1/dolly_test_200.jsonl"), "rows to answer", everyday=True)
+    prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions", everyday=True)
+    batch_size: OptionalInt = flag(
+        None, "most examples answered at once", ge=1, if_none="as many as tokens_per_pass allows"
+    )
+    tokens_per_pass: OptionalInt = flag(
+        None, "most tokens held at once, answers included", ge=1, if_none="what fits into memory"
+    )
     is_base_model: bool = flag(False, "answer with the untrained base model")
-    all: bool = flag(False, "answer with base, global and every client of the round in one model load")
+    all: bool = flag(False, "answer with base, global and every client's adapter, in one model load")
 
-    preset: Literal["greedy", "reference"] = flag("greedy", "reference: the earlier research code's sampling")
-    temperature: OptionalFloat = flag(None, "0 is greedy; the reference preset has 0.1", ge=0)
-    top_p: OptionalFloat = flag(None, "nucleus; the reference preset has 0.75", gt=0, le=1)
-    top_k: OptionalInt = flag(None, "0 is off; the reference preset has 50", ge=0)
-    repetition_penalty: OptionalFloat = flag(None, "1 is off; the reference preset has 1.1", gt=0)
-    max_new_tokens: int = flag(128, "most tokens of an answer", ge=1)
-    seed: int = flag(309, "seed of the sampling; every row draws from a stream of its own", ge=0)
+    preset: Literal["greedy", "reference"] = flag("greedy", "decoding; reference: the reference project's sampling")
+    temperature: OptionalFloat = flag(
+        None, "sampling temperature; 0 is greedy", everyday=True, ge=0, if_none="0; 0.1 with preset=reference"
+    )
+    top_p: OptionalFloat = flag(
+        None, "nucleus sampling: probability mass", gt=0, le=1, if_none="1; 0.75 with preset=reference"
+    )
+    top_k: OptionalInt = flag(
+        None, "sample among so many likeliest tokens; 0: all", ge=0, if_none="0; 50 with preset=reference"
+    )
+    repetition_penalty: OptionalFloat = flag(
+        None, "penalty on tokens that were used; 1: none", gt=0, if_none="1; 1.1 with preset=reference"
+    )
+    max_new_tokens: int = flag(128, "longest answer, in tokens", everyday=True, ge=1)
+    seed: int = flag(309, "seed of the sampling; every row has a random stream of its own", everyday=True, ge=0)
 
-    prompt_template: Literal["auto", "alpaca", "chat"] = flag("auto", "auto: the one the run was trained with")
-    cutoff_len: OptionalInt = flag(None, "most tokens of a prompt, the answer comes on top; unset: the run's", ge=8)
-    device: str = flag("auto", "auto, cpu, cuda or cuda:<n>")
-    base_dtype: Precision = flag("auto", "type of the frozen base; auto takes bfloat16 where the device is fast at it")
+    prompt_template: Literal["auto", "alpaca", "chat"] = flag(
+        "auto", "prompt format; auto: the one the run was trained with", everyday=True
+    )
+    cutoff_len: OptionalInt = flag(
+        None, "longest prompt, in tokens; the answer comes on top", ge=8, if_none="the run's cutoff_len"
+    )
+    device: str = flag("auto", "auto, cpu, cuda or cuda:<n>", everyday=True)
+    base_dtype: Precision = flag(
+        "auto", "number type of the frozen base model; auto: bfloat16 where the device multiplies it fast"
+    )
     quantization: Literal["auto", "none", "int8", "nf4"] = flag("auto", "how the base is held; auto: as in training")
-    trust_remote_code: bool = flag(False, "run code that a model repository ships (only this flag can allow it)")
-    overwrite: bool = flag(False, "replace predictions that are already there")
+    trust_remote_code: bool = flag(False, "run code from the model's repository; only this flag can allow it")
+    overwrite: bool = flag(False, "replace predictions that exist", everyday=True)
 
     @model_validator(mode="after")
     def _one_subject(self) -> GenerateConfig:

@@ -22,7 +22,7 @@ from fedlora.methods.table import METHODS
 class MethodOptions(Config):
     """Base of configurations that name a method and take its hyper-parameters."""
 
-    method_options: dict[str, Any] = flag({}, "hyper-parameters of the method that differ from its defaults")
+    method_options: dict[str, Any] = flag({}, "options of the method that differ from its defaults")
 
     @classmethod
     def methods_with_options(cls) -> tuple[Method, ...]:
@@ -69,6 +69,8 @@ def options_as_fields(methods: tuple[Method, ...]) -> dict[str, FieldInfo]:
             if own := method.option(name):
                 defaults.setdefault(own.shown_default, []).append(method.name)
         shown = "; ".join(f"{value} with {', '.join(names)}" for value, names in defaults.items())
+        if len(methods) == 1:
+            shown = next(iter(defaults))
         fields[name] = FieldInfo(annotation=first.kind, description=first.help, default=shown)
     return fields
 

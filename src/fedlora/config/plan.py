@@ -12,18 +12,26 @@ from fedlora.config.train import TrainConfig
 
 
 class PlanConfig(TrainConfig):
-    """Say before any training what a run will take and what is wrong with its data; writes nothing.
+    """Report time, memory, traffic and faults of the data before any training; nothing is written.
 
-    Takes the configuration of `train`, as a file, as flags, or both.
+    It takes the configuration of `train`, as a file, as flags, or both.
     """
 
-    test_file_path: Path | None = flag(None, "test file: compared with the training rows, and judged in the end")
-    probe: bool = flag(True, "load the model and train two steps to tell the time; false: only read its outline")
-    plan_file: Path | None = flag(None, "new JSON file for everything the plan says")
-    gpt_model: str = flag("gpt-4.1", "the judge whose prices are given", min_length=1)
+    test_file_path: Path | None = flag(
+        None, "test file: checked for training rows, and planned for the judge", everyday=True, if_none="no test file"
+    )
+    probe: bool = flag(
+        True, "load the model and time two training steps; false: read only the model's configuration", everyday=True
+    )
+    plan_file: Path | None = flag(None, "new JSON file for the whole plan", if_none="no file")
+    gpt_model: str = flag("gpt-4.1", "model that judges, whose prices are given", min_length=1)
     judge_batch_size: int = flag(20, "samples per request to the judge: batch_size of evaluate_llm", ge=1, le=100)
-    judge_price_in: OptionalFloat = flag(None, "price of a million tokens sent to the judge", ge=0)
-    judge_price_out: OptionalFloat = flag(None, "price of a million tokens that the judge writes", ge=0)
+    judge_price_in: OptionalFloat = flag(
+        None, "price of a million tokens that the judge reads", ge=0, if_none="no forecast of the price"
+    )
+    judge_price_out: OptionalFloat = flag(
+        None, "price of a million tokens that the judge writes", ge=0, if_none="no forecast of the price"
+    )
 
     @field_validator("test_file_path", "plan_file", mode="before")
     @classmethod

@@ -14,11 +14,17 @@ from fedlora.types import STRICT, ReadRules
 class ReadingConfig(Config):
     """How strictly rows are read; the defaults refuse the first bad one."""
 
-    skip_bad: int = flag(STRICT.skip_bad, "bad rows of a file that are left out, each named", ge=0)
-    max_record_bytes: int = flag(STRICT.max_record_bytes, "largest row that is read, in bytes", ge=1024, le=1 << 30)
-    numbers_as_text: bool = flag(STRICT.numbers_as_text, "take a number where text belongs, as it is written")
+    skip_bad: int = flag(
+        STRICT.skip_bad, "bad rows of a file that may be left out; each is reported", group="data", ge=0
+    )
+    max_record_bytes: int = flag(
+        STRICT.max_record_bytes, "largest row that is read, in bytes", group="data", ge=1024, le=1 << 30
+    )
+    numbers_as_text: bool = flag(
+        STRICT.numbers_as_text, "accept a number where text is expected, as it is written", group="data"
+    )
     surrogates: Literal["refuse", "replace"] = flag(
-        STRICT.surrogates, "half a surrogate pair in a text: an error, or replaced by U+FFFD"
+        STRICT.surrogates, "half a surrogate pair in a text: refuse it, or replace it by U+FFFD", group="data"
     )
 
     @property

@@ -12,7 +12,7 @@ from pydantic import field_validator, model_validator
 from fedlora.config.method_options import MethodOptions
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Names, flag
-from fedlora.config.train import Precision
+from fedlora.config.train_fields import Precision
 from fedlora.methods.row import Method
 from fedlora.methods.table import METHODS, find_method
 
@@ -26,17 +26,21 @@ class ReaggregateConfig(ReadingConfig, MethodOptions):
     on the actual path. The adapters lie under model_dir like a run's, and `generate` answers with them.
     """
 
-    exp_name: str = flag("fedavg-1B", "run whose stored updates are combined anew")
-    model_dir: Path = flag(Path("./models"), "root of all runs")
-    new_name: str = flag("", "folder under model_dir for what comes out; unset: <exp_name>-what-if")
-    leave_out: Names = flag((), "clients to leave out, as 3 or 3,5")
-    weights: str = flag("", "examples, tokens, uniform, or of every client its own, as 0:2,1:0.5; unset: the run's")
-    federation_mode: str = flag("", "method whose server aggregates (default: the run's own)")
-    val_data_path: str = flag("", "rows on which the actual and the other adapter of every round are compared")
+    exp_name: str = flag("fedavg-1B", "run whose stored updates are combined")
+    model_dir: Path = flag(Path("./models"), "root folder of all runs")
+    new_name: str = flag("", "folder under model_dir for the result", if_none="<exp_name>-what-if")
+    leave_out: Names = flag((), "clients to leave out, such as 3 or 3,5", if_none="nobody")
+    weights: str = flag(
+        "", "weights of the clients: examples, tokens, uniform, or one each, such as 0:2,1:0.5", if_none="the run's"
+    )
+    federation_mode: str = flag("", "method whose server aggregates", if_none="the run's")
+    val_data_path: str = flag(
+        "", "file of rows on which both adapters of every round are evaluated", if_none="no evaluation"
+    )
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>; used with val_data_path")
-    base_dtype: Precision = flag("auto", "type of the frozen base; used with val_data_path")
-    trust_remote_code: bool = flag(False, "run code that a model repository ships (only this flag can allow it)")
-    overwrite: bool = flag(False, "replace what an earlier call left under new_name")
+    base_dtype: Precision = flag("auto", "number type of the frozen base model; used with val_data_path")
+    trust_remote_code: bool = flag(False, "run code from the model's repository; only this flag can allow it")
+    overwrite: bool = flag(False, "replace an earlier result under new_name")
 
     @field_validator("leave_out")
     @classmethod

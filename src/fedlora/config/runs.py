@@ -8,13 +8,13 @@ from fedlora.config.schema import Config, flag
 
 
 class RunsConfig(Config):
-    """List the runs under model_dir: how far each is, who trains it now, its best round, its size."""
+    """List the runs under model_dir: rounds done, the process that trains, best round, size."""
 
-    model_dir: Path = flag(Path("./models"), "root of all runs")
+    model_dir: Path = flag(Path("./models"), "root folder of all runs")
 
 
 class VerifyConfig(Config):
     """Recheck every hash of a run and recompute every aggregate from the clients' files; the base is not needed."""
 
-    exp_name: str = flag("fedavg-1B", "name of the experiment: the folder of the run under model_dir")
-    model_dir: Path = flag(Path("./models"), "root of all runs")
+    exp_name: str = flag("fedavg-1B", "name of the run: its folder under model_dir")
+    model_dir: Path = flag(Path("./models"), "root folder of all runs")

@@ -6,7 +6,6 @@ Flags win over the file, the file over the defaults. Values from a file may be s
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,12 +13,26 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from fedlora.config.names import as_fields, field_names, note_spelling
 from fedlora.errors import UsageError
+from fedlora.nearest import nearest
+
+GROUPS = ("run", "data", "method", "local training", "LoRA", "privacy", "robustness", "machine")
+"""Headings of a help, in their order."""
+OF_METHODS = "options of single methods"
+"""The heading of flags that only some methods have."""
 
 
-def flag(default: Any, help_text: str, **limits: Any) -> Any:
-    """A field with a default, the help text its flag shows, and pydantic's limits (gt, ge, le ...)."""
-    return Field(default, description=help_text, **limits)
+def flag(
+    default: Any, help_text: str, *, group: str = "", everyday: bool = False, if_none: str = "", **limits: Any
+) -> Any:
+    """A field with a default, the help text its flag shows, and pydantic's limits (gt, ge, le ...).
+
+    `group` is the heading that help lists it under, `everyday` whether help shows it unless all flags are asked for.
+    Where the default is None or empty, `if_none` says what that means.
+    """
+    shown = {"group": group, "everyday": everyday, "if_none": if_none}
+    return Field(default, description=help_text, json_schema_extra=shown, **limits)
 
 
 def _split_names(value: Any) -> Any:
@@ -75,6 +88,7 @@ class Config(BaseModel):
     def make(cls, values: Mapping[str, Any], *, file: Path | None = None) -> Self:
         """Build from flag values over an optional YAML file; UsageError names the field that is wrong."""
         from_file = _fields_of(file, cls) if file else {}
+        values = as_fields(values, cls.flat_fields())
         if ONLY_BY_FLAG & from_file.keys():
             raise UsageError(
                 f"{file}: trust_remote_code cannot be set in a file",
@@ -102,15 +116,18 @@ class Config(BaseModel):
 
 def _fields_of(file: Path, config: type[Config]) -> dict[str, Any]:
     """A file's values under their field names: hyphens as in flags, and no `true` where a number belongs."""
-    fields: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for key, value in read_yaml(file).items():
         name = key.replace("-", "_")
-        known = config.flat_fields().get(name)
-        if name in fields:
+        if name in given:
             raise UsageError(f"{file}: {name!r} is given twice", hint="keep one of the two")
+        given[name] = value
+    note_spelling(given)
+    fields = as_fields(given, config.flat_fields(), where=f"{file}: ")
+    for name, value in fields.items():
+        known = config.flat_fields().get(name)
         if isinstance(value, bool) and known is not None and known.annotation is not bool:
             raise UsageError(f"{file}: {name}={value} is no value for this field", hint="see --help for what it takes")
-        fields[name] = value
     return fields
 
 
@@ -122,8 +139,8 @@ def _explain(error: ValidationError, config: type[Config]) -> str:
             continue
         name = str(item["loc"][0])
         if item["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, config.flat_fields(), n=1)
-            parts.append(f"unknown field {name!r}" + (f" (did you mean {close[0]}?)" if close else ""))
+            close = nearest(name, field_names(config.flat_fields()))
+            parts.append(f"unknown field {name!r}" + (f" (did you mean {close}?)" if close else ""))
         elif item["type"] == "missing":
             parts.append(f"{name} is required")
         else:

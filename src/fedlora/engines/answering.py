@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.config.generate import GenerateConfig
-from fedlora.config.train import Quantization
+from fedlora.config.train_fields import Quantization
 from fedlora.console import Progress
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.decoding import choose_decoding

@@ -10,22 +10,19 @@ FLOWER_COMMANDS = {
         "run the server of a federation across machines",
         "fedlora.flower.flower_config:ServerConfig",
         "fedlora.flower.processes:run_server",
-        "config",
     ),
     "flower node": (
         "run one owner's node",
         "fedlora.flower.node_config:NodeConfig",
         "fedlora.flower.processes:run_node",
-        "config",
     ),
     "flower worker": (
         "run only the part of a node that holds the model; `flower node` starts it",
         "fedlora.flower.node_config:NodeConfig",
         "fedlora.flower.processes:run_worker",
-        "config",
     ),
     "flower run": (
-        "train on the connected nodes: the configuration of `train`",
+        "train on the connected nodes: takes the configuration of `train`",
         "fedlora.flower.flower_config:SubmitConfig",
         "fedlora.flower.submit:run",
     ),

@@ -22,7 +22,7 @@ class InitConfig(Config):
     hosts: Names = flag(("127.0.0.1", "localhost"), "names and addresses under which nodes reach the server")
     port: int = flag(9092, "port under which nodes reach the server", ge=1, le=65535)
     listen_port: OptionalInt = flag(
-        None, "port that the server listens on behind a proxy that has the other; unset: the same", ge=1, le=65535
+        None, "port that the server listens on, behind a proxy", ge=1, le=65535, if_none="the same as --port"
     )
     base_models: Names = flag(("smollm2-135m",), "base models that the nodes' configurations allow at first")
     days: int = flag(365, "how long the certificates hold", ge=1, le=3650)

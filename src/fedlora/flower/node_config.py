@@ -40,13 +40,13 @@ class NodeConfig(Config):
     max_local_epochs: int = flag(10, "most local epochs that a run may ask for", ge=1)
     max_rounds: int = flag(1000, "most rounds of a run", ge=1)
     max_cutoff_len: int = flag(4096, "longest row in tokens that a run may ask for", ge=8)
-    max_tokens_per_pass: int = flag(65_536, "most tokens of one pass that a run may fix; unset, memory decides", ge=8)
+    max_tokens_per_pass: int = flag(65_536, "largest tokens_per_pass that a run may set", ge=8)
     max_state_gb: float = flag(
         50.0, "a new run is refused while state_dir holds more; no run's folder is deleted but by its owner", gt=0
     )
     max_message_mb: int = flag(2048, "largest message that is read, in MiB", ge=1, le=4096)
     min_examples: int = flag(1, "fewest rows to train on: with fewer this client takes no part", ge=1)
-    federation_modes: Names = flag((), "methods that a run may use; unset: all")
+    federation_modes: Names = flag((), "methods that a run may use", if_none="every built-in method")
     share_own_adapter: bool = flag(
         False, "let the adapter that belongs to this client alone (none, fedsa ...) leave it"
     )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora.config.train import Quantization
+from fedlora.config.train_fields import Quantization
 from fedlora.errors import UsageError
 from fedlora.llm import embedded_model
 from fedlora.llm.allocator import keep_freed_memory

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import psutil
 from torch import Tensor, nn
 
-from fedlora.config.train import Quantization
+from fedlora.config.train_fields import Quantization
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.layout import Layout
 from fedlora.llm.lora import LoraLinear, LoraModel

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
-from fedlora.config.train import Quantization
+from fedlora.config.train_fields import Quantization
 from fedlora.errors import UsageError
 
 LIBRARY = "bitsandbytes>=0.50"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import fedlora
-from fedlora.config.train import Quantization
+from fedlora.config.train_fields import Quantization
 from fedlora.errors import UsageError
 from fedlora.llm.base_model import BaseModel
 

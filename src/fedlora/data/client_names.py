@@ -1,0 +1,31 @@
+"""What a client is called: by the name of its file, so that tables speak of `library` and not of client 2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedlora.data.streams import split_name
+from fedlora.paths import is_number
+
+_ALLOCATED = re.compile(r"local_training_(\d+)\.json")
+
+
+def name_of_file(file: str) -> str:
+    """The name of the client whose rows a file holds: `library.csv.gz` is library, `local_training_3.json` is 3."""
+    if allocated := _ALLOCATED.fullmatch(file):
+        return allocated[1]
+    named = split_name(Path(file))
+    return named[0] if named else file
+
+
+def client_numbers(files: Mapping[int, str]) -> dict[str, int]:
+    """Name -> number of every client, from number -> file."""
+    return {name_of_file(file): client for client, file in files.items()}
+
+
+def shown_client(client: int, files: Mapping[int, str]) -> str:
+    """How tables and messages call a client: its name, or `client 3` where the name is only a number."""
+    name = name_of_file(files[client]) if client in files else str(client)
+    return f"client {name}" if is_number(name) else name
