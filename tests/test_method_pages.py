@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import method_bytes
-from make_docs import PAGE, README, families, is_taken, make_page, make_readme
+from make_docs import PAGE, README, families, make_page, make_readme
 
 from fedlora.methods.table import METHODS
+from fedlora.stages.methods import combinations_of
 
 STALE = "run `make docs`"
 
@@ -24,9 +25,11 @@ def test_every_method_is_in_a_family_that_the_pages_describe():
 
 
 def test_the_combinations_are_those_that_a_configuration_refuses():
-    assert is_taken("homo", {"dp_noise_multiplier": 1.0, "dp_clip": 1.0})
-    assert not is_taken("krum", {"dp_noise_multiplier": 1.0, "dp_clip": 1.0})
-    assert not is_taken("homo", {"client_ranks": "8,4x7"})
+    homo, krum = combinations_of(METHODS["homo"]), combinations_of(METHODS["krum"])
+    assert homo["privacy by client"]
+    assert not krum["privacy by client"]
+    assert not homo["client_ranks"]
+    assert homo["reaggregate"]
 
 
 def test_the_bytes_of_every_method_are_measured():

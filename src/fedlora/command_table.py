@@ -63,6 +63,12 @@ COMMANDS = {
         "fedlora.stages.compare:run",
         everyday=True,
     ),
+    "methods": Command(
+        "list the federated methods, or describe one",
+        "fedlora.config.methods:MethodsConfig",
+        "fedlora.stages.methods:run",
+        positional="federation_mode",
+    ),
     "evaluate_llm": Command(
         "let an LLM judge compare two sets of answers",
         "fedlora.config.evaluate:EvaluateLlmConfig",
