@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 from crashtest import SECTIONS
 
-from fedlora import cli
+from fedlora import __version__, cli
 from fedlora.config.compare import CompareConfig
+from fedlora.config.schema import read_yaml
 from fedlora.config.train import TrainConfig
 from fedlora.flags import make_parser, read_flags
 from fedlora.flower.node_config import NodeConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *("README.md", "CONTRIBUTING.md"),
+    *("README.md", "CONTRIBUTING.md", "AGENTS.md"),
     *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/**/*.md")) if path.name != "comparison.md"),
 ]
-COMMAND = re.compile(r"(?:sudo -u fedlora )?(?:/\S*/)?fedlora ([a-z].*)")
+COMMAND = re.compile(r"(?:sudo -u fedlora )?(?:\S*/)?fedlora ([a-z].*)")
 
 
 def blocks(page: str) -> list[str]:
@@ -97,3 +98,9 @@ def test_the_experiment_of_the_guide_to_comparisons_is_read(tmp_path):
     (tmp_path / "study.yaml").write_text(yaml_of("name:", "docs/how-to/compare.md"))
     study = CompareConfig.make({}, file=tmp_path / "study.yaml")
     assert [contender.name for contender in study.modes if contender.name == "strong-pull"] == ["strong-pull"]
+
+
+def test_the_citation_names_this_release():
+    citation = read_yaml(ROOT / "CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (citation["cff-version"], citation["version"]) == ("1.2.0", __version__)
