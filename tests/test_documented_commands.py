@@ -86,7 +86,7 @@ def yaml_of(first: str, page: str = "docs/how-to/three-hospitals.md") -> str:
 
 
 def test_the_files_of_the_deployment_guide_are_read(tmp_path):
-    (tmp_path / "run.yaml").write_text(yaml_of("base_model:"))
+    (tmp_path / "run.yaml").write_text(yaml_of("model:"))
     run = TrainConfig.make({}, file=tmp_path / "run.yaml")
     assert (run.num_clients, run.local_learning_rate, run.data_path) == (3, 1e-3, Path("data/dolly"))
     (tmp_path / "node.yaml").write_text(yaml_of("folder:"))

@@ -1,11 +1,11 @@
-"""The pages on methods against the method table."""
+"""The generated pages against the tables that they are made from."""
 
 from __future__ import annotations
 
 import re
 
 import method_bytes
-from make_docs import PAGE, README, families, make_page, make_readme
+from make_docs import GENERATED, README, families, make_readme
 
 from fedlora.methods.table import METHODS
 from fedlora.stages.methods import combinations_of
@@ -13,8 +13,9 @@ from fedlora.stages.methods import combinations_of
 STALE = "run `make docs`"
 
 
-def test_the_page_of_methods_and_the_readme_are_those_that_the_rows_make():
-    assert PAGE.read_text(encoding="utf-8") == make_page(), STALE
+def test_the_pages_are_those_that_the_tables_make():
+    for page, make in GENERATED.items():
+        assert page.read_text(encoding="utf-8") == make(), f"{page.name}: {STALE}"
     readme = README.read_text(encoding="utf-8")
     assert readme == make_readme(readme), STALE
 

@@ -1,13 +1,15 @@
-"""What the pages say of every method: docs/reference/methods.md and the README's list, from the method table.
+"""Write the generated pages: methods (and the README's list of them), commands, exit codes.
 
     python tools/make_docs.py
 
-No model, no torch: a second. tests/test_method_pages.py fails while a page is another than this would write.
+No model, no torch: a second. tests/test_method_pages.py fails while a page differs from what this would write.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from reference_pages import make_commands, make_exit_codes
 
 from fedlora.config.method_options import options_of
 from fedlora.files import read_text, write_text
@@ -16,7 +18,8 @@ from fedlora.methods.rows import ROWS
 from fedlora.stages.methods import SEES, combinations_of, limits_of, special_facts
 
 ROOT = Path(__file__).parent.parent
-PAGE, README = ROOT / "docs" / "reference" / "methods.md", ROOT / "README.md"
+REFERENCE = ROOT / "docs" / "reference"
+PAGE, README = REFERENCE / "methods.md", ROOT / "README.md"
 BEGIN, END = "<!-- methods: make docs -->\n", "<!-- end of methods -->\n"
 
 HEAD = """\
@@ -24,7 +27,7 @@ HEAD = """\
 
 # Federated methods
 
-`--federation_mode NAME` chooses a method. Its options are flags, lines of a YAML file and keywords of the same name. A
+`--method NAME` chooses a method (`--federation_mode` is its long name). Its options are flags, lines of a YAML file and keywords of the same name. A
 method refuses the options of other methods. [How the methods work](../methods.md) explains what they send and keep, and
 [How the methods are tested](../proofs.md) how they are tested.
 
@@ -56,7 +59,7 @@ def list_families() -> str:
         (family, about, " ".join(f"`{row.name}`" for row in methods))
         for (family, methods), about in zip(families().items(), FAMILIES.values(), strict=True)
     ]
-    return make_table(("family", "what its methods do", "`--federation_mode`"), rows)
+    return make_table(("family", "what its methods do", "`--method`"), rows)
 
 
 def describe_options(methods: list[Method]) -> str:
@@ -108,8 +111,12 @@ def put(page: str, begin: str, end: str, text: str) -> str:
     return before + begin + text + end + rest.split(end)[1]
 
 
+GENERATED = {PAGE: make_page, REFERENCE / "commands.md": make_commands, REFERENCE / "exit-codes.md": make_exit_codes}
+
+
 def main() -> None:
-    write_text(PAGE, make_page())
+    for page, make in GENERATED.items():
+        write_text(page, make())
     write_text(README, make_readme(read_text(README)))
 
 

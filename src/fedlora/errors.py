@@ -1,6 +1,6 @@
-"""The errors a user can cause or meet, each with the exit code the documentation promises.
+"""The errors that a user can cause or meet, each with its documented exit code.
 
-Whatever is raised as a FedloraError is shown as one message and one hint, never as a traceback.
+A FedloraError is shown as one message and one hint, never as a traceback.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from fedlora.results import Result
 
 
 class FedloraError(Exception):
-    """What went wrong and where (`str(error)`), what to do about it (`error.hint`), and what was found up to then."""
+    """What went wrong and where (`str(error)`), what to do (`error.hint`), and the result so far (`error.result`)."""
 
     exit_code = 1
 
@@ -20,29 +20,29 @@ class FedloraError(Exception):
 
 
 class UsageError(FedloraError):
-    """A flag, a mode, a configuration, a model or an adapter that does not fit."""
+    """A wrong flag, method, configuration, path, model, adapter or record."""
 
     exit_code = 2
 
 
 class DataError(FedloraError):
-    """A row, a file or a category that cannot be used."""
+    """A row, a file of rows or a category cannot be used."""
 
     exit_code = 3
 
 
 class TrainingError(FedloraError):
-    """No usable update: a quorum that was not reached, a loss that is not a number."""
+    """Too few usable updates in a round, or a loss that is not a number."""
 
     exit_code = 4
 
 
 class OutOfMemoryError(TrainingError):
-    """Not even one row fits into the memory that is free; at another moment it may."""
+    """Not even one row fits into the free memory."""
 
 
 class StorageError(FedloraError):
-    """The file system refused: no space, no permission, an input or output error."""
+    """No space, no permission, an input or output error, or a fault that `verify` found."""
 
     exit_code = 5
 
@@ -54,12 +54,12 @@ class LockedError(FedloraError):
 
 
 class JudgeError(FedloraError):
-    """The judge's endpoint refused for good (key, model, address)."""
+    """The judge's endpoint refused the key, the model or the address."""
 
     exit_code = 7
 
 
 class BudgetError(FedloraError):
-    """The user's limit, on calls or on privacy, was reached before the work was done."""
+    """The limit on calls or on epsilon was reached before the work was done."""
 
     exit_code = 8
