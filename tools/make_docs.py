@@ -27,9 +27,9 @@ HEAD = """\
 
 # Federated methods
 
-`--method NAME` chooses a method (`--federation_mode` is its long name). Its options are flags, lines of a YAML file and keywords of the same name. A
-method refuses the options of other methods. [How the methods work](../methods.md) explains what they send and keep, and
-[How the methods are tested](../proofs.md) how they are tested.
+`--method NAME` chooses a method (`--federation_mode` is its long name). Its options are flags, lines of a YAML file and
+keywords of the same name. A method refuses the options of other methods. [How the methods work](../methods.md) explains
+what they send and keep, and [How the methods are tested](../proofs.md) how they are tested.
 
 The column "server computes from" names everything that the server uses of the clients' updates. A method without a
 paper is a baseline.

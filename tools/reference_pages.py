@@ -25,8 +25,8 @@ COMMANDS_HEAD = (
 # Commands and flags
 
 `fedlora <command> [FILE.yaml] [--flag value ...]`. Every flag is also a line `flag: value` of FILE.yaml, and a keyword
-of the Python function of the same name. Flags win over the file. A word that ends in `.yaml` is always the file; another
-word without a flag is the command's NAME.
+of the Python function of the same name. Flags win over the file. A word that ends in `.yaml` is always the file; any
+other word without a flag is the command's NAME.
 
 - Both names of a flag are valid everywhere. The short one is for everyday use; the long one is the name that the
   reference project uses, and the name in run.json.
