@@ -50,10 +50,10 @@ REACH_FOR = [
 
 INTRODUCTION = """# Benchmarks
 
-Written by `make bench` and `make bench-gpu` (benchmarks/bench.py); not edited by hand. Each part is a process of its
-own, the sides of a comparison take turns on the same rows and the same model, figures are medians and every single
-time stands beside them. What each part measures, and how, is told at the top of its file in `benchmarks/`.
-The column "to reach" holds what the project set out to reach before it was measured; where it was missed, it says so.
+Written by `make bench` and `make bench-gpu` (benchmarks/bench.py); not edited by hand. Each part runs in its own
+process. The sides of a comparison take turns on the same rows and the same model. Figures are medians, with every
+single time beside them. The top of each file in `benchmarks/` says what it measures, and how.
+The column "to reach" holds the target that was set before anything was measured; the table says where it was missed.
 """
 
 

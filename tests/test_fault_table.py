@@ -266,14 +266,14 @@ CASES: dict[str, Case] = {
     "a folder of somebody else": train(
         "--exp_name other",
         2,
-        "holds what no run has written (letters.txt)",
+        "holds files that no run writes (letters.txt)",
         prepare=put("models/other/letters.txt", "dear"),
     ),
     # adapters
     "a run that is not there": generate("--exp_name none", 2, "models/none: no run of this name"),
     "a round that is not there": generate("--communication_rounds 9", 2, "rounds 1-2 have one"),
     "a client that is not there": generate("--is_global_model false --client_id 9", 2, "no adapter of client 9"),
-    "F3 a flipped bit": generate(OWN, 2, f"{ADAPTER} is not what was written", prepare=change(ADAPTER, flip)),
+    "F3 a flipped bit": generate(OWN, 2, f"{ADAPTER} does not match its hash", prepare=change(ADAPTER, flip)),
     "F2 a cut adapter": generate(OWN, 2, ADAPTER, prepare=vouched(change(ADAPTER, lambda content: content[:-100]))),
     "F2 an empty adapter": generate(OWN, 2, ADAPTER, prepare=vouched(change(ADAPTER, lambda content: b""))),
     "F7 a hostile pickle": generate(

@@ -86,7 +86,7 @@ def last_trained(run: Path, client: int, number: int) -> int:
 def test_a_model_that_is_not_here_is_not_taken_for_another(federation, mode):
     run = federation.serve("there", mode)
     paths = RunPaths(run.parent, "there")
-    with pytest.raises(UsageError, match="the model of client 1 is its own and stays on its node"):
+    with pytest.raises(UsageError, match="the model of client 1 is personal and stays on its node"):
         adapter_file(paths, 2, OutputName("client", 1))
 
 

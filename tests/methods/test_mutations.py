@@ -159,7 +159,7 @@ MUTATIONS = [
         "a pull to zero instead of the global adapter", "fedprox", run_laws.check_pull, client_mutants.PullsToZero
     ),
     Mutation("another A for every client", "ffa", run_laws.check_waves, client_mutants.OwnA),
-    Mutation("factors told apart by shape", "ffa", run_laws.check_halves, client_mutants.FactorByShape),
+    Mutation("factors recognised by their shape", "ffa", run_laws.check_halves, client_mutants.FactorByShape),
     Mutation("RoLoRA begins with A", "rolora", run_laws.check_first_step, client_mutants.BeginsWithA),
     Mutation(
         "a client starts where the last one ended",

@@ -105,7 +105,7 @@ def test_a_changed_file_is_not_used(answer, tmp_path, file, options):
     content[len(content) // 2] ^= 1
     for changed in (bytes(content), bytes(content[:-1]), b""):
         path.write_bytes(changed)
-        with pytest.raises(UsageError, match="is not what was written") as caught:
+        with pytest.raises(UsageError, match="does not match its hash") as caught:
             answer(**options)
         assert file in str(caught.value)
     assert not (tmp_path / "predictions").exists()

@@ -283,7 +283,7 @@ def test_a_damaged_update_is_not_used(start):
     content = bytearray(file.read_bytes())
     content[-200] ^= 1
     file.write_bytes(content)
-    with pytest.raises(StorageError, match="is not what was written"):
+    with pytest.raises(StorageError, match="does not match its hash"):
         ask(run, weights="uniform")
     # what was broken off is begun anew
     content[-200] ^= 1

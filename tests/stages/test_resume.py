@@ -302,7 +302,7 @@ def test_a_damaged_round_that_nothing_needs_is_told_of(start, copied, capsys):
     file.write_bytes(b"x" + file.read_bytes()[1:])
     start("models", client_selection_frac=1.0)
     told = capsys.readouterr().err
-    assert f"warning: {file} is not what was written; what comes behind round 1 does not need it" in told
+    assert f"warning: {file} does not match its hash; later rounds do not need it" in told
 
 
 def test_another_environment_is_refused_unless_drift_is_allowed(start, capsys):

@@ -227,7 +227,7 @@ def test_a_folder_that_is_not_a_runs_is_never_touched(train_mode, tmp_path, name
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(UsageError, match="holds what no run has written"):
+        with pytest.raises(UsageError, match="holds files that no run writes"):
             train_mode("homo", overwrite=overwrite)
     assert mine.read_text() == "years of work"
     assert tree(tmp_path / "models") == {f"homo/{name}"}

@@ -11,7 +11,7 @@ from fedlora.files import write_text
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """UsageError when a file is there that nobody asked to replace."""
+    """UsageError when the file exists and may not be replaced."""
     if path.exists() and not overwrite:
         raise UsageError(f"{path} already exists", hint="give --overwrite to replace it, or another --output_file")
 

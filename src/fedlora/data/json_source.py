@@ -26,7 +26,7 @@ _LONGEST_TOKEN = 16
 
 
 def read_json(stream: ByteStream, max_record_bytes: int) -> Iterator[Record | RecordError]:
-    """The records of a file in its order; raises RecordError where what follows cannot be told apart any more."""
+    """The records of a file in its order; raises RecordError where the rest cannot be divided into records."""
     first, line, column = stream.skip_blank()
     if not first:
         raise RecordError(":1:1", "the file is empty")

@@ -34,7 +34,7 @@ _ENCODINGS = {5: 2, 7: 2, 8: 4}
 
 
 class _Short(Exception):  # noqa: N818
-    """The header goes on behind the bytes at hand."""
+    """The header is longer than the bytes at hand."""
 
 
 class Chunk(NamedTuple):

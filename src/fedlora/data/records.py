@@ -127,7 +127,7 @@ class _Skipping:
         return None
 
     def explain(self, error: RecordError) -> Exception:
-        """What the user is told when reading ends."""
+        """The error with which reading ends."""
         note = ""
         if self.limit and error is self._last:
             note = f" (and {self.count} bad rows before it; skip_bad={self.limit} allows no more)"

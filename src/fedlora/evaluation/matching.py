@@ -63,7 +63,7 @@ def pair_rows(
     if surplus:
         faults.append(f"{len(surplus)} of {len(predictions)} predictions have no row: {_first(map(_excerpt, surplus))}")
     if faults:
-        hint = "predictions and test file must belong together: generate anew, or name the test file that was answered"
+        hint = "predictions and test file must belong together: generate again, or name the test file that was answered"
         raise DataError(f"{predictions_name} does not match {targets_name}: {'; '.join(faults)}", hint=hint)
     _check_categories(pairs, predictions_name, targets_name)
     return pairs

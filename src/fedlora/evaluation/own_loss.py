@@ -1,7 +1,7 @@
-"""A client's own loss: that of the categories it has, weighed as its training rows are.
+"""A client's own loss: the loss on its categories, weighted like its training rows.
 
-It is the expected loss on a new row of the client's kind. Its training rows themselves would show what an adapter
-remembers, not what the client gained.
+It is the expected loss on a new row of the client's kind. The training rows themselves would show what an adapter
+memorised, not what the client gained.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def own_loss(losses: Mapping[str, float], shares: Mapping[str, float]) -> float:
 
 def own_losses(score: Mapping[str, Any], shares: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Client -> own loss, under its own adapter where it has one, else under the global one; clients without either
-    (never selected, in a mode without a global model) are absent."""
+    (never selected, with a method without a global model) are absent."""
     return {
         client: own_loss(losses, mix)
         for client, mix in shares.items()

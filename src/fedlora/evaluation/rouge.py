@@ -2,7 +2,7 @@
 
 The numbers are those of the rouge-score package (F1, no stemmer), averaged per category; "overall" is the plain
 mean over the categories, so a category counts the same whatever its size. rouge-score's tokenizer keeps a to z and
-0 to 9 alone: two equal texts in Cyrillic or Chinese score 0, which is counted here so that it can be told.
+0 to 9 alone: two equal texts in Cyrillic or Chinese score 0. Such answers are counted, so that a report can say so.
 Exact match ignores white space at both ends of answer and target, and nothing else.
 """
 
@@ -20,7 +20,7 @@ from fedlora.errors import DataError
 
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 RESERVED_CATEGORIES = ("overall", "fedlora")
-"""Keys of the result file that stand beside the categories."""
+"""Keys of the result file beside the categories."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,11 @@ def check_categories(categories: Sequence[str], where: str) -> None:
 
 
 def summarise(scores: Sequence[AnswerScore]) -> dict[str, Any]:
-    """The contract's result, {category: {metric: mean}, "overall": {avg_metric: mean}}, and ours under "fedlora".
+    """The reference project's result, {category: {metric: mean}, "overall": {avg_metric: mean}}, and ours under
+    "fedlora".
 
-    Needs at least one score. Categories come in the order of their first answer; micro is the mean over
-    answers, macro the plain mean over categories.
+    Needs at least one score. Categories come in the order of their first answer; micro is the mean over answers, macro
+    the plain mean over categories.
     """
     groups: defaultdict[str, list[AnswerScore]] = defaultdict(list)
     for score in scores:

@@ -26,9 +26,9 @@ def weighted_mean(
 ) -> dict[str, Tensor] | None:
     """Mean of adapters with the given positive weights: `sum(w * x) / sum(w)`; None without a pair.
 
-    Summed in float64 and cast once, to `dtype` or the type of what was given: whoever computes on with the mean takes
-    float64, or a small change of a large value is lost to the first rounding. Streams: beside the sum one adapter at a
-    time is held. Raises ValueError on a weight that is not positive or on keys or shapes that differ.
+    Summed in float64 and cast once, to `dtype` or the type of the adapters. Take float64 to compute further with the
+    mean: otherwise the first rounding loses a small change of a large value. Holds the sum and one adapter at a time.
+    Raises ValueError on a weight that is not positive or on keys or shapes that differ.
     """
     totals: dict[str, Tensor] = {}
     kinds: dict[str, torch.dtype] = {}

@@ -1,9 +1,9 @@
 """What exact methods add to the base, kept beside it: a chain of increments, folded from the left.
 
 An increment holds factors per layer, B: (d_out, R) and A: (R, d_in), with the scaling in B. Increments are folded one
-after another, and a layer becomes one dense matrix at the increment that makes its factors the larger of the two, so
-whoever folds the same chain, round by round or all at once after missing rounds, holds the same bytes. Nothing is
-added into the base's own weights: in bfloat16 or in fewer bits most of it would be lost.
+after another, and a layer becomes one dense matrix at the increment that makes its factors the larger of the two. So
+every client that folds the same chain holds the same bytes, whether round by round or all at once. Nothing is added
+into the base's own weights: in bfloat16 or in fewer bits most of it would be lost.
 """
 
 from __future__ import annotations

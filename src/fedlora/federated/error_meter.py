@@ -1,4 +1,4 @@
-"""The error meter: how far what a round made global is from the mean of its clients' updates, and how far they drift.
+"""The error meter: how far a round's global adapter is from the mean of its clients' products, and how far they drift.
 
 Aggregation error is `||sum w_k B_k A_k - B A|| / ||sum w_k B_k A_k||`, with `B A` what the strategy made of the wave
 and w_k the weights it used; for a plain mean of factors that is the cross-term `sum w_k (B_k - mean B)(A_k - mean A)`
@@ -33,7 +33,7 @@ WORK_BYTES = 8 << 20
 class ErrorMeter:
     """Measures one wave: `watch` looks at the updates while a strategy uses them, `measure` compares with the result.
 
-    `scaling` is s of `dW = s B A`, `weight_of` what an update weighs; where nobody weighs anything all weigh the same.
+    `scaling` is s of `dW = s B A`, `weight_of` what an update weighs; where all weights are zero, all weigh the same.
     Factors are held as they came, in float32, up to `most_bytes`.
     """
 

@@ -1,8 +1,8 @@
 """A global model that is an adapter on a base with additions, as one standard adapter on the base alone.
 
 Sums of updates are stacks of factors, so nothing is lost until the rank passes the limit; beyond it every layer gets
-the best approximation of that rank (Eckart and Young 1936), and the error is told. A layer whose stack is higher than
-the layer itself needs no singular values to be exact: its matrix times the identity is a product of full rank.
+the best approximation of that rank (Eckart and Young 1936), and the error is recorded. A layer whose stack is higher
+than the layer itself needs no singular values to be exact: its matrix times the identity is a product of full rank.
 """
 
 from __future__ import annotations

@@ -107,10 +107,10 @@ def _iid(categories: Sequence[str], deal: Deal) -> Parts:
 
 
 def _dirichlet(categories: Sequence[str], deal: Deal) -> Parts:
-    """For each category a draw from Dirichlet(alpha) over the clients says how many of its rows each one gets.
+    """Deal the rows of each category by a draw from Dirichlet(alpha) over the clients.
 
-    Shares become counts by the largest remainder. A client that drew nothing is then given one row by
-    whoever holds the most, from the category of which that one holds the most: the smallest repair there is.
+    Shares become counts by the largest remainder. A client without a row then gets one from the
+    client with the most rows, from that client's largest category.
     """
     if not _MIN_ALPHA <= deal.alpha <= _MAX_ALPHA:
         raise UsageError(

@@ -75,10 +75,10 @@ def padded_mean(
 ) -> AdapterState | None:
     """Weighted mean of adapters of ranks up to that of `like`, smaller ones padded with zeros; None without weight.
 
-    With `participants` a row of A and a column of B is divided by the weights of those who have it, otherwise by all.
-    What nobody with a weight has stays as it is in `like`: a direction whose A and B are both zero would never learn
-    again. Summed in float64 in the order given, cast once; one adapter at a time is held. Raises ValueError on a
-    negative weight and on keys or shapes that do not fit.
+    With `participants` a rank direction (a row of A, a column of B) is divided by the weights of the clients whose rank
+    includes it, otherwise by all weights. A direction that no client with a weight has keeps its value in `like`: if
+    its A and B were both zero it would never learn again. Summed in float64 in the order given, cast once; one adapter
+    at a time is held. Raises ValueError on a negative weight and on keys or shapes that do not fit.
     """
     totals = {key: torch.zeros(value.shape, dtype=torch.float64) for key, value in like.items()}
     shares = torch.zeros(rank_of_adapter(like), dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Which clients form the cohort of a round.
 
-The cohort depends on (seed, round) alone, so every mode and method compared under one seed sees the
-same clients in the same rounds.
+The cohort depends on (seed, round) alone, so all methods that are compared under one seed have the same clients in the
+same rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fedlora.types import ClientId
 
 
 def cohort_size(fraction: float, num_clients: int) -> int:
-    """`max(1, ceil(fraction * n - 1e-9))`: 0.29 of 100 is 29, and never nobody."""
+    """`max(1, ceil(fraction * n - 1e-9))`: 0.29 of 100 is 29, and at least one client."""
     if not (math.isfinite(fraction) and 0 < fraction <= 1):
         raise ValueError(f"client fraction {fraction} is not in (0, 1]")
     return max(1, math.ceil(fraction * num_clients - 1e-9))

@@ -1,8 +1,8 @@
-"""What an update must be before it may touch the global adapter.
+"""Check an update before it is aggregated.
 
 Loaders accept missing keys and NaN silently, and broadcasting accepts wrong shapes; nothing here does. Nothing is cast
-either: a client that sends another type than float32 is told so. Shapes are compared before any value is touched, so
-a view that would expand to terabytes costs nothing.
+either: an update of another type than float32 is refused with that reason. Shapes are compared before any value is
+touched, so a view that would expand to terabytes costs nothing.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from fedlora.types import AdapterState
 
 
 def as_background(adapter: AdapterState, scaling: float) -> dict[str, Tensor]:
-    """An adapter of any rank with its scaling in B: what `LoraModel.set_background` adds as it stands."""
+    """An adapter of any rank with its scaling in B: the form that `LoraModel.set_background` takes."""
     return {key: value * scaling if ".lora_B." in key else value for key, value in adapter.items()}
 
 

@@ -258,7 +258,7 @@ def _has_plain_head(base: BaseModel) -> bool:
 
 @torch.no_grad()
 def _can_share_prefix(base: BaseModel) -> bool:
-    """Whether keys and values are all that one token tells the next, and the base has no dropout of its own."""
+    """Whether a token influences later ones through keys and values alone, and the base has no dropout of its own."""
     own_noise = any(isinstance(module, torch.nn.Dropout) and module.p for module in base.model.modules())
     if own_noise or getattr(base.model.config, "attention_dropout", 0.0):
         return False

@@ -1,7 +1,7 @@
 """Rows as token ids, the order in which a client sees them, and the layout of a pass.
 
-How the rows of an optimizer step are laid out in memory never changes its gradient: rows are sorted
-by length and cut into passes under a token budget, where the cut is chosen to waste least.
+The layout of an optimizer step in memory never changes its gradient. Its examples are sorted by length and cut into
+passes under a token budget; the cut is the one with the least padding.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How the rows of an optimizer step are laid out in memory: the token budget of a pass, and checkpointing.
+"""The layout of an optimizer step in memory: the token budget of a pass, and checkpointing.
 
 The layout never changes what is computed, but in floating point it changes the last bits. So a layout that
-was found by a probe, and every reduction after running out of memory, is part of the run's record: whoever
-trains a client again, trains it in the layout that its first training had.
+was found by a probe, and every reduction after running out of memory, is part of the run's record. A client that is
+trained again is trained in the layout of its first training.
 """
 
 from __future__ import annotations

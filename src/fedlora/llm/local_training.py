@@ -162,7 +162,7 @@ class Trainer:
     ) -> float:
         """Leave the gradient of one step in the factors; returns the sum of the loss over its labels.
 
-        When memory runs out the step starts anew with half the budget, which is then kept in the book.
+        When memory runs out the step is repeated with half the budget, which the book then keeps.
         """
         loss = self._sum_gradients(rows, round_number, client_id, step, private) if rows else 0.0
         if private:
@@ -193,7 +193,7 @@ class Trainer:
         what = f"step {step + 1} of round {round_number}"
         loss, used = with_less_memory(attempt, planned, longest, what)
         if used < planned:
-            say(f"client {client_id}, {what}: out of memory with {planned} tokens in a pass; going on with {used}")
+            say(f"client {client_id}, {what}: out of memory with {planned} tokens in a pass; continuing with {used}")
             self.book.add(Reduction(round_number, client_id, step, used))
         return loss
 

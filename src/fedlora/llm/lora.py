@@ -147,7 +147,8 @@ class LoraLinear(nn.Module):
         return self.noise.draw(self.number, x), self.scaling / self.noise.kept_share
 
     def _forward_stacked(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Every row through its own of several adapters: all of A at once, then only the row's part goes on to B."""
+        """Every row through its own of several adapters: all of A at once, then only the row's part is multiplied by
+        B."""
         low = (F.linear(x, a) * self.answerers.mask).flatten(0, -2)
         result = self.background.add_to(self.base(x), x)
         return torch.addmm(result.flatten(0, -2), low, b.t(), alpha=self.scaling).view_as(result)

@@ -18,7 +18,8 @@ class ResidentBase:
         self._kept: tuple[tuple[Any, ...], BaseModel] | None = None
 
     def load(self, name: str, **options: Any) -> BaseModel:
-        """The base of this name and these options of `load_base_model`; whoever had it before must not use it again."""
+        """The base of this name and these options of `load_base_model`. Earlier users of the base must not use it
+        again."""
         key = (name, *sorted(options.items()))
         if self._kept is None or self._kept[0] != key:
             self._kept = None

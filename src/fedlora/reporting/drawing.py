@@ -75,7 +75,7 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def experiment_colours(findings: Findings) -> dict[str, str]:
-    """Experiment -> colour: that of its mode, or a spare one when the mode's is taken."""
+    """Experiment -> colour: that of its method, or a spare one when that is taken."""
     spare = list(_MORE_COLOURS)
     chosen: dict[str, str] = {}
     for name in findings.curves:

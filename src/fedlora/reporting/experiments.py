@@ -143,7 +143,7 @@ def _load_answers(config: ReportConfig, exp_name: str, name: OutputName) -> Answ
 
 
 def _adapter_was_replaced(config: ReportConfig, exp_name: str, adapter_sha256: str | None) -> bool:
-    """Whether the round holds an adapter other than the one that answered: it was trained anew since."""
+    """Whether the round was trained again since: it holds another adapter than the one that answered."""
     manifest = RunPaths(config.model_dir, exp_name).round_folder(config.communication_rounds) / "manifest.json"
     if adapter_sha256 is None or not manifest.is_file():
         return False
@@ -151,7 +151,8 @@ def _adapter_was_replaced(config: ReportConfig, exp_name: str, adapter_sha256: s
 
 
 def _read_result(path: Path, key: str, command: str) -> dict[str, Any] | None:
-    """The JSON object at `path`, None when there is none; `key` tells our files from those of other programs."""
+    """The JSON object at `path`, None when there is none; `key` distinguishes our files from those of other
+    programs."""
     if not path.is_file():
         return None
     result = read_json(path)

@@ -19,7 +19,7 @@ _LOSS_TOLERANCE = 0.01
 
 
 def find_warnings(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -> list[str]:
-    """One sentence for each reason why the rows cannot be compared as they stand."""
+    """One sentence for each reason why the rows cannot be compared."""
     facts = {
         "base model": {one.name: one.run["base_model"] for one in experiments},
         "device and dtype": {one.name: f"{one.run['device']} {one.run['base_dtype']}" for one in experiments},
@@ -44,7 +44,7 @@ def find_warnings(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -
 
 
 def find_notes(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -> list[str]:
-    """What a reader should know about rows that are as they should be."""
+    """Notes on rows that are correct but easily misread."""
     notes = []
     if any(row.subject == "mean" for row in rows):
         notes.append("costs of a mean row are totals over its clients, to be read beside those of homo, seq and pooled")
@@ -57,7 +57,7 @@ def find_notes(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -> l
         if empty:
             notes.append(f"{one.name}: clients without training rows are left out: {', '.join(empty)}")
         if not one.has_global_adapter and one.run["config"]["local_val_set_size"] > 0:
-            notes.append(f"{one.name}: without --val_data_path a client's held-out loss is on its own rows alone")
+            notes.append(f"{one.name}: without --val_data_path a client's held-out loss is on its held-back rows alone")
     return notes
 
 

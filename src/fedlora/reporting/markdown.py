@@ -24,16 +24,17 @@ _DEFINITIONS = """\
 - **all**: exact match, the plain mean over all categories of the test file. The interval covers the choice of test
   rows (Wilson's intervals of the categories, combined) and says nothing about the luck of training.
 - **ROUGE-L**: F1 of rouge-score, no stemmer, plain mean over the categories.
-- **held-out loss**: per response token, on rows that nobody trained on.
+- **held-out loss**: per response token, on rows that no client trained on.
 - **steps, tokens, bytes sent, seconds**: sums over all rounds and the clients whose update was used; tokens count
   prompt and response; bytes are adapters up and down; seconds are training alone."""
 
 
 _DRIFT = """\
-**Aggregation error** is the distance of what a round made global from the weighted mean of the clients' products,
-relative to that mean; with robust methods and server optimizers it includes what they do on purpose. **Cosine** is
-that of a client's change to the mean change, **norm** the length of a client's change of the weights, both means over
-clients. A single update has nothing that is averaged. An exact mean is not by itself a better model: see the losses."""
+**Aggregation error** is the distance of a round's global adapter from the weighted mean of the clients' products,
+relative to that mean; with robust methods and server optimizers it includes the deviation that they intend.
+**Cosine** is that of a client's change to the mean change, **norm** the length of a client's change of the weights,
+both means over clients. A single update is not averaged. An exact mean is not by itself a better model: see the
+losses."""
 
 
 def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
@@ -57,16 +58,16 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
     if findings.judgements:
         parts += ["## Judge", _judge_table(findings)]
     if findings.quarantined:
-        parts += ["## Quarantined clients", "Left out of the round in which their update could not be used:"]
+        parts += ["## Excluded clients", "Their update could not be used in that round:"]
         parts.append("\n".join(f"- {escape(text)}" for text in findings.quarantined))
     if findings.limited:
-        parts += ["## Limited clients", "Counted for less than they sent, as the limits of the run say:"]
+        parts += ["## Limited clients", "Counted for less than they sent, because of the run's limits:"]
         parts.append("\n".join(f"- {escape(text)}" for text in findings.limited))
     parts += ["## Where the numbers come from", _run_table(findings)]
     if findings.config_differences:
         parts += ["Configuration fields that are not the same everywhere:", _difference_table(findings)]
     if findings.answers:
-        parts += ["Answers, as the files beside the predictions record them:", _answer_table(findings)]
+        parts += ["Answers, from the files beside the predictions:", _answer_table(findings)]
     parts += ["## What the columns mean", _DEFINITIONS]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -114,7 +115,7 @@ def _category_cell(row: ModelRow, category: str) -> str:
 
 
 def _drift_table(findings: Findings) -> str:
-    """First and last round of everything the error meter told."""
+    """First and last round of the error meter's numbers."""
     head = ("model", "error, first round", "last round", "cosine, first", "last", "norm, first", "last")
     names = ("aggregation_error", "drift_cosine_mean", "drift_norm_mean")
     rows = []

@@ -112,14 +112,14 @@ def find_gaps(experiments: Sequence[Experiment], absent: Sequence[str], rows: Se
 
 
 def experiment_titles(experiments: Iterable[Experiment]) -> dict[str, str]:
-    """What each experiment is called: its mode, or its name where several have that mode."""
+    """The title of each experiment: its method, or its name where several have that method."""
     every = list(experiments)
     modes = [experiment.mode for experiment in every]
     return {one.name: one.mode if modes.count(one.mode) == 1 else one.name for one in every}
 
 
 def in_report_order(experiments: Iterable[Experiment]) -> list[Experiment]:
-    """none, seq, homo, other modes, pooled; experiments of one mode stay as they were named."""
+    """none, seq, homo, other methods, pooled; experiments of one method stay in the given order."""
     return sorted(experiments, key=lambda experiment: find_method(experiment.mode).place)
 
 
@@ -132,7 +132,7 @@ def loss_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
 
 
 def drift_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
-    """(round, value) points of the error meter, as far as the mode has them."""
+    """(round, value) points of the error meter, as far as the method has them."""
     return {
         name: [(row["round"], row[name]) for row in experiment.round_rows if name in row]
         for name in ("aggregation_error", "drift_cosine_mean", "drift_norm_mean")

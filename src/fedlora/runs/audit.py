@@ -1,7 +1,7 @@
-"""Everything in a run's folder that is not as it was written, file by file.
+"""Find every file of a run that differs from its recorded hash.
 
-Resuming stops at the first fault it meets and looks only at what it needs; this looks at all files and goes on.
-Whoever can change a file can also change the hashes beside it: this finds accidents, not forgeries.
+Resuming reads only the files that it needs and stops at the first fault; this reads all files and lists all faults.
+It finds accidents, not forgeries: someone who can change a file can also change the hashes beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from fedlora.runs.run_records import Manifest
 
 
 def find_round_faults(paths: RunPaths, number: int, config_sha256: str) -> list[str]:
-    """What is wrong with the files of a committed round: manifest, chain, every file it names, files it does not."""
+    """The faults of a committed round: in its manifest, its chain, the files that the manifest names, and other
+    files."""
     folder = paths.round_folder(number)
     manifest = read_manifest(folder)
     if manifest is None:
@@ -43,13 +44,13 @@ def find_round_faults(paths: RunPaths, number: int, config_sha256: str) -> list[
 
 
 def find_metrics_faults(paths: RunPaths) -> list[str]:
-    """Lines of metrics.jsonl that are not what was written; a line that a kill cut off is one."""
+    """The first damaged line of metrics.jsonl, if there is one; a line that a kill cut off is damaged."""
     number = MetricsLog(paths.metrics_file).find_damaged_line()
-    return [f"{paths.metrics_file}:{number} is not what was written"] if number else []
+    return [f"{paths.metrics_file}:{number} is damaged"] if number else []
 
 
 def describe_open_round(folder: Path) -> str:
-    """One line on a round that is not committed: what of it will be used when the run goes on."""
+    """One line on a round that is not committed: which of its updates a resumed run will use."""
     entries = sorted(entry for entry in folder.iterdir() if (entry / UPDATE_NAME).is_file())
     broken = [entry.name for entry in entries if read_kept_update(entry) is None]
     whole = f"{len(entries) - len(broken)} finished updates are kept"

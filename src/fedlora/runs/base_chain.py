@@ -99,7 +99,7 @@ class BaseChain:
 
 
 def read_increment(paths: RunPaths, number: int) -> AdapterState:
-    """The factors that a committed round added; StorageError when they are not what was written."""
+    """The factors that a committed round added; StorageError when their file is damaged."""
     folder = paths.round_folder(number)
     if fault := find_listed_fault(folder, [folder / BASE_NAME]):
         raise _broken(folder, number, fault)

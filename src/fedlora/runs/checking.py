@@ -46,7 +46,7 @@ def seal(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_whole(record: Mapping[str, Any]) -> bool:
-    """Whether a sealed record is what was written; one from before there was a seal is taken as it is."""
+    """Whether a sealed record matches its hash; a record without a seal, from an early release, is accepted."""
     return "sha256" not in record or seal(record) == record
 
 
@@ -72,7 +72,7 @@ def find_listed_fault(folder: Path, paths: list[Path]) -> str | None:
 
 
 def read_kept_update(folder: Path) -> dict[str, Any] | None:
-    """The record of a client's update whose files are all as they were written; None otherwise."""
+    """The record of a client's update if all its files match their hashes; None otherwise."""
     facts = _read_sealed(folder / UPDATE_NAME, {"client_id": int, "files": dict, "metrics": dict, "task_id": str})
     if facts is None or _find_file_fault(folder, facts["files"]):
         return None
@@ -87,7 +87,7 @@ def describe_files(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]
 
 
 def find_file_faults(folder: Path, files: Mapping[str, Any]) -> Iterator[str]:
-    """Every listed file that is not what was written, in the order of the names; read as they are asked for."""
+    """Every listed file that does not match its hash, in the order of the names; read one at a time."""
     for name, facts in sorted(files.items()):
         path = folder / name
         if not isinstance(facts, dict) or not _is_path_below(name):
@@ -95,7 +95,7 @@ def find_file_faults(folder: Path, files: Mapping[str, Any]) -> Iterator[str]:
         elif path.is_symlink() or not path.is_file():
             yield f"{path} is missing"
         elif path.stat().st_size != facts.get("bytes") or sha256_of(path) != facts.get("sha256"):
-            yield f"{path} is not what was written"
+            yield f"{path} does not match its hash"
 
 
 def _find_file_fault(folder: Path, files: Mapping[str, Any]) -> str | None:
@@ -118,7 +118,7 @@ def read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any] | None
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
-        # a record is hashed by its value: other bytes of the same value are not what was written
+        # a record is hashed by its value: other bytes of the same value are a damaged record
         if text != json_text(value):
             return None
     except (OSError, ValueError, RecursionError):

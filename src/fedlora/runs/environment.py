@@ -1,7 +1,7 @@
-"""What a result depends on besides its configuration: versions, device, type of the base, threads.
+"""The environment of a run: versions, device, type of the base, threads.
 
-With all of it equal a run gives the same bytes; with any of it changed the last bits may differ, so a run that
-was begun elsewhere goes on only when the user allows it.
+The same environment gives the same bytes; in another one the last bits may differ. So a run that was started in another
+one resumes only if the user allows it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def library_versions(quantization: Quantization) -> dict[str, str]:
 
 
 def describe_environment(base: BaseModel) -> dict[str, Any]:
-    """What run.json keeps besides versions."""
+    """The facts of the environment that run.json keeps besides versions."""
     on_gpu = base.device.type == "cuda"
     features = getattr(torch.cpu, "get_capabilities", dict)()
     processor = sorted(name for name, there in features.items() if there is True)
@@ -42,7 +42,7 @@ def describe_environment(base: BaseModel) -> dict[str, Any]:
 
 
 def check_environment(recorded: Mapping[str, Any], now: Mapping[str, Any], *, allow_drift: bool) -> list[str]:
-    """What differs from the recorded environment; UsageError unless drift is allowed."""
+    """The differences from the recorded environment; UsageError unless drift is allowed."""
     differing = [
         f"{name}: {recorded.get(name)} -> {now.get(name)}"
         for name in sorted(recorded.keys() | now.keys())
@@ -50,7 +50,7 @@ def check_environment(recorded: Mapping[str, Any], now: Mapping[str, Any], *, al
     ]
     if differing and not allow_drift:
         raise UsageError(
-            f"this run was begun in another environment ({'; '.join(differing)})",
-            hint="go on there, or give --allow_drift: the result is then no longer the same to the last bit",
+            f"this run was started in another environment ({'; '.join(differing)})",
+            hint="resume it there, or give --allow_drift: the last bits of the result may then differ",
         )
     return differing

@@ -1,8 +1,8 @@
-"""Who may write a run: one process at a time, known to the others by its number and machine.
+"""The lock of a run: one process at a time may write it, and others can see which one.
 
-The operating system drops the lock when its holder ends, however it ends, so a lock never has to be broken. Who
-holds it stands in a file of its own, since opening a lock file may empty it; that file may be left over from a
-process that was killed, and tells nothing unless the lock is held.
+The operating system releases the lock when its holder ends, in any way, so a lock never has to be broken. A separate
+file names the holder, because opening a lock file may empty it. That file may be left over from a killed process, so it
+means nothing unless the lock is held.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedlora.paths import RunPaths
 from fedlora.runs.checking import read_record
 
 PATIENCE_SECONDS = 0.2
-"""How long a start waits for the lock: who only looks whether it is held has it for an instant."""
+"""How long a start waits for the lock: a process that only checks it holds it for an instant."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def hold_run(paths: RunPaths) -> Iterator[None]:
 
 
 def find_holder(paths: RunPaths) -> Holder | None:
-    """Who works on a run right now, None when nobody does; nothing is written."""
+    """The process that works on a run now, or None; nothing is written."""
     if not paths.lock_file.is_file():
         return None
     lock = FileLock(paths.lock_file, timeout=0)

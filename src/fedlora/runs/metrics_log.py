@@ -1,8 +1,8 @@
 """metrics.jsonl: one line per update as it is committed, then those of its clients and of the round.
 
-A line of kind `update` tells what the clock said; it is there so that a resumed run still knows how long the
-updates took that were made before the interruption. Every line carries the beginning of a SHA-256 over its other
-fields, so that what a damaged line says is measured again instead of believed.
+A line of kind `update` holds the time that an update took, so that a resumed run knows it for updates from before the
+interruption. Every line carries the beginning of a SHA-256 over its other fields, so that a damaged line is
+measured again instead of believed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ class MetricsLog:
         append_line(self.path, {**row, "check": _check_of(row)})
 
     def note_update(self, round_number: int, client_id: ClientId, seconds: float) -> None:
-        """An update is about to be committed, and this is how long it took; of several lines the last one counts."""
+        """Record how long an update took that is about to be committed; of several lines the last one counts."""
         self._seconds[round_number, client_id] = seconds
         self.append({"kind": "update", "round": round_number, "client_id": client_id, "seconds": seconds})
 
     def seconds(self, round_number: int, client_id: ClientId) -> float:
-        """How long an update took that was committed, in this process or before an interruption; 0 where the line
-        that told it is lost."""
+        """How long a committed update took, in this process or before an interruption; 0 if its line is lost."""
         return self._seconds.get((round_number, client_id), 0.0)
 
     def go_on(self, last_round: int) -> list[dict[str, Any]]:
@@ -53,7 +52,7 @@ class MetricsLog:
         return kept
 
     def find_damaged_line(self) -> int | None:
-        """The number of the first line that is not what was written, None when all are."""
+        """The number of the first damaged line, or None."""
         if not self.path.is_file():
             return None
         lines = self.path.read_bytes().split(b"\n")

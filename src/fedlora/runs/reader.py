@@ -68,20 +68,20 @@ class RunReader:
         return sorted(updates, key=lambda update: (update.metrics["wave"], update.client_id))
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
-        """What a client kept with its last committed update; empty before its first."""
+        """A client's memory after its last committed update; empty before its first."""
         if accepted is None:
             return ClientMemory()
         folder = self.paths.round_folder(accepted)
         place = folder / client_name(client_id)
         if read_kept_update(place) is None:
             raise StorageError(
-                f"{place}: what the client keeps from round {accepted} is not what was written",
+                f"{place}: the client's memory of round {accepted} does not match its hashes",
                 hint="give the same command again: the round is then trained again",
             )
         return self.read_update(folder, client_id).memory
 
     def keeps_adapter(self, client_id: ClientId, accepted: int) -> bool:
-        """Whether what lies in a client's folder of a round is its personal model, and not what it sent."""
+        """Whether a client's folder of a round holds its personal model instead of what it sent."""
         return read_json(self.paths.round_folder(accepted) / client_name(client_id) / UPDATE_NAME)["keeps_adapter"]
 
     def _read_apart(self, place: Path, facts: Mapping[str, Any]) -> AdapterState:

@@ -1,4 +1,4 @@
-"""The folder of a run as a whole: its record, who may use it, and whether a new call goes on with it."""
+"""The folder of a run: its record, whether it may be used, and whether a new call resumes it."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def read_run(paths: RunPaths) -> RunRecord:
         ) from None
     if not is_whole(value):
         raise UsageError(
-            f"{paths.run_file}: damaged: its fields are not those that were written",
+            f"{paths.run_file}: damaged: its fields do not match its hash",
             hint="restore the file, or train again with --overwrite",
         )
     return record
 
 
 def record_layout(paths: RunPaths, layout: Layout) -> None:
-    """Replace the layout in run.json: a run that is resumed trains in the layout that its clients had."""
+    """Replace the layout in run.json: a resumed run trains its clients in the recorded layout."""
     write_json(paths.run_file, seal(to_json(replace(read_run(paths), layout=layout.record()))))
 
 
 def check_free(paths: RunPaths) -> None:
-    """UsageError when the folder holds what no run has written."""
+    """UsageError when the folder holds files that no run writes."""
     if not paths.root.is_dir():
         return
     foreign = sorted(entry.name for entry in paths.root.iterdir() if not _belongs_to_run(entry))
     if foreign or (paths.committed_rounds() and not paths.run_file.exists()):
         what = ", ".join(foreign[:3]) or "rounds without a run.json"
         raise UsageError(
-            f"{paths.root}: holds what no run has written ({what})",
+            f"{paths.root}: holds files that no run writes ({what})",
             hint="choose another --exp_name or --model_dir; nothing there is touched, with or without --overwrite",
         )
 
@@ -86,7 +86,7 @@ def _belongs_to_run(entry: Path) -> bool:
 
 
 def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """`field: then -> now` for every field that would change what a recorded run computes.
+    """`field: then -> now` for every field that would change the result of a recorded run.
 
     More rounds are no difference where no client's learning rate depends on their number. A field that is younger
     than the record had its default's effect.
@@ -103,7 +103,7 @@ def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[s
 
 
 def check_trained(paths: RunPaths, recorded: RunRecord) -> None:
-    """UsageError when what lies there was put together by `reaggregate`: nobody trained it, so it has no updates."""
+    """UsageError when `reaggregate` made the folder: it has no updates of clients."""
     if (origin := recorded.reaggregated_from) is not None:
         raise UsageError(
             f"{paths.root}: holds what `fedlora reaggregate` made of run {origin['exp_name']}",
@@ -118,5 +118,5 @@ def check_same(paths: RunPaths, config: TrainConfig) -> None:
     if differences := find_differences(recorded.config, config):
         raise UsageError(
             f"{paths.root}: a run of this name exists with another configuration ({'; '.join(differences)})",
-            hint="choose another --exp_name, or give --overwrite to delete it and start anew",
+            hint="choose another --exp_name, or give --overwrite to delete it and start again",
         )

@@ -33,14 +33,14 @@ def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
 
 
 def _check_is_here(paths: RunPaths, round_number: int, client_id: ClientId) -> None:
-    """UsageError when the model that a client has after a round is its own, and on its own machine."""
+    """UsageError when a client's model after a round is personal and stays on its node."""
     places = (paths.round_folder(number) / client_name(client_id) for number in reversed(paths.committed_rounds()))
     records = (place / UPDATE_NAME for place in places if int(place.parent.name) <= round_number)
     last = next((record for record in records if record.is_file()), None)
     if last is not None and read_json(last).get("adapter_stays"):
         raise UsageError(
-            f"the model of client {client_id} is its own and stays on its node",
-            hint="its owner may let it out: share_own_adapter: true in the node's configuration, then train anew",
+            f"the model of client {client_id} is personal and stays on its node",
+            hint="its owner may share it: share_own_adapter: true in the node's configuration; then train again",
         )
 
 
@@ -78,10 +78,10 @@ def adapter_specs(
 
 
 def find_additions(paths: RunPaths, round_number: int) -> BaseDelta | None:
-    """What the base model had been given when a round's clients trained on it; None when nothing.
+    """The additions to the base on which a round's clients trained, or None.
 
-    Their adapters mean something on top of it only; the global adapter of a round holds it. StorageError when it is not
-    what was written.
+    Their adapters are valid only on top of it; the global adapter of a round contains it. StorageError when a file of
+    the chain is damaged.
     """
     chain = load_manifest(paths.round_folder(round_number)).base_delta
     if chain is None:

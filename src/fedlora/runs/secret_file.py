@@ -1,8 +1,8 @@
 """The secret of a private run: a file of 64 hexadecimal digits that only its owner may read.
 
-It lies away from model_dir, so that copying, syncing or publishing a run does not give it away: whoever has it can take
-the noise off the adapters again. run.json holds its id, a hash. A run cannot go on without it, for other cohorts and
-other noise for a round that was begun would be a second release.
+It is outside model_dir, so that copying or publishing a run does not publish it: anyone who has it can remove the noise
+from the adapters. run.json holds its id, a hash. A run does not resume without it, because other cohorts and other
+noise for a started round would be a second release.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ def save_secret(secret: Secret) -> None:
 
 
 def load_secret(secret_id: str) -> Secret:
-    """The secret of this id; UsageError when it is not there, open to others, or not the one that was written."""
+    """The secret of this id; UsageError when it is missing, readable by others, or another one."""
     path = secret_file(secret_id)
     if not path.is_file():
         raise UsageError(
-            f"{path}: the secret of this run is not here; its cohorts and its noise cannot be drawn again without it",
-            hint="restore the file or set FEDLORA_SECRETS to the folder that has it; a run begun with --overwrite "
+            f"{path}: the secret of this run is missing; its cohorts and its noise cannot be drawn again without it",
+            hint="restore the file or set FEDLORA_SECRETS to the folder that has it; a run started with --overwrite "
             "draws a new one",
         )
     if path.stat().st_mode & 0o077:
-        raise UsageError(f"{path}: the secret of this run is open to others", hint=f"chmod 600 {path}")
+        raise UsageError(f"{path}: the secret of this run is readable by others", hint=f"chmod 600 {path}")
     try:
         content = bytes.fromhex(read_text(path).strip())
     except ValueError:

@@ -1,6 +1,7 @@
-"""What a server remembers between rounds, as `state.safetensors` of a round, and other named groups of tensors.
+"""A server's state between rounds, as `state.safetensors` of a round, and other named groups of tensors.
 
-Only what the round does not hold anyway is written: a strategy whose whole state is the global adapter leaves no file.
+Only tensors that the round does not hold already are written: a strategy whose state is the global adapter leaves no
+file.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def load_state(folder: Path, shapes: Shapes) -> ServerState | None:
 
 
 def load_server(chain: BaseChain, paths: RunPaths, number: int, shapes: Shapes) -> ServerState | None:
-    """The state that a sound round left, with what the rounds up to it added to the base; StorageError where those are
-    not what was written."""
+    """The state that an intact round left, with the additions to the base up to it; StorageError when one of these is
+    damaged."""
     state, base = load_state(paths.round_folder(number), shapes), chain.up_to(number)
     return state if state is None or base is None else replace(state, base=base)
 

@@ -58,28 +58,28 @@ class SpaceNeed:
         if needed > free:
             raise StorageError(
                 f"{self.paths.root}: round {done + 1} needs about {_megabytes(needed)}, {_megabytes(free)} are free",
-                hint=f"free {_megabytes(needed - free)} for this round or {_megabytes(rest - free)} for all that are "
-                "left, then give the same command again: the run goes on from here",
+                hint=f"free {_megabytes(needed - free)} for this round or {_megabytes(rest - free)} for all "
+                "remaining ones, then give the same command again: the run resumes here",
             )
         if rest > free:
             say(
-                f"warning: the {left} rounds that are left need about {_megabytes(rest)}, {_megabytes(free)} are free "
+                f"warning: the {left} remaining rounds need about {_megabytes(rest)}, {_megabytes(free)} are free "
                 f"in {self.paths.root}"
             )
 
     def rest(self, done: int) -> int:
-        """Bytes that are still to be written behind round `done`."""
+        """Bytes that are still to be written after round `done`."""
         partial = self.paths.partial_folder(done + 1)
         written = sum(_blocks(path.stat().st_size) for path in partial.rglob("*") if path.is_file())
         return max(0, self._sum_from(done) - written)
 
     def _sum_from(self, done: int) -> int:
-        """Bytes of all rounds behind `done`."""
+        """Bytes of all rounds after `done`."""
         return max(0, self.rounds - done) * self.round_bytes + sum(self.growth[done:])
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
-        """Where the disk is full after all, the error says how much the run still needs."""
+        """Add to an error about a full disk how much the run still needs."""
         try:
             yield
         except StorageError as error:
@@ -90,7 +90,7 @@ class SpaceNeed:
             raise StorageError(
                 str(error),
                 hint=f"free about {_megabytes(rest)}, which the rest of the run needs, then give the same command "
-                "again: it goes on from here",
+                "again: it resumes here",
             ) from error
 
 

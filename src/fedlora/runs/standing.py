@@ -1,8 +1,8 @@
-"""Where an interrupted run stands: its last sound round, and what the clients keep.
+"""Where an interrupted run resumes: its last intact round, and the clients' memories.
 
-Rounds are tried newest first. One is sound when every file is what its manifest says, the manifests before it
-are those it was built on, and what its clients keep from earlier rounds is whole. A round that is not is moved
-aside, told of, and trained again to the same bytes.
+Rounds are tried newest first. A round is intact if every file matches its manifest, the manifests before it are the
+ones it was built on, and its clients' memories from earlier rounds are complete. A damaged round is moved aside,
+reported, and trained again to the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedlora.types import ClientId, ServerState
 
 @dataclass(frozen=True)
 class Standing:
-    """A round from which a run goes on: what its server remembers, and where each client was last accepted."""
+    """A round from which a run resumes: its server's state, and each client's last accepted round."""
 
     number: int
     manifest: Manifest
@@ -34,14 +34,14 @@ class Standing:
 
 
 def read_standing(reader: RunReader, chain: BaseChain, number: int) -> Standing:
-    """Where a run stands after a sound round; `chain` reads what the rounds up to it added to the base."""
+    """The standing after an intact round; `chain` reads what the rounds up to it added to the base."""
     paths = reader.paths
     manifest = load_manifest(paths.round_folder(number))
     return Standing(number, manifest, load_server(chain, paths, number, reader.shapes), find_accepted(paths, number))
 
 
 def find_standing(reader: RunReader) -> Standing | None:
-    """The last sound round, None when there is none; rounds above it are moved aside."""
+    """The last intact round, None when there is none; rounds after it are moved aside."""
     paths, found = reader.paths, None
     chain = BaseChain(paths)
     for number in reversed(paths.committed_rounds()):
@@ -58,7 +58,7 @@ def find_standing(reader: RunReader) -> Standing | None:
             and number < found.number
             and (fault := find_round_fault(paths.round_folder(number), number))
         ):
-            say(f"warning: {fault}; what comes behind round {number} does not need it, so it is not trained again")
+            say(f"warning: {fault}; later rounds do not need it, so it is not trained again")
     coming = paths.partial_folder(found.number + 1 if found else 1)
     for entry in sorted(paths.root.glob("*.partial")):
         if entry.name != coming.name:

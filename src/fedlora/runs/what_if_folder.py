@@ -1,6 +1,6 @@
-"""The folder of a what-if: rounds that `generate` can use, and beside each of them what it was made of.
+"""The folder of a what-if: rounds that `generate` can use, each with its provenance.
 
-It looks like a run's and is none: `train` and `verify` refuse it, and nothing but another `reaggregate` replaces it.
+It looks like a run's folder and is none: `train` and `verify` refuse it, and only another `reaggregate` replaces it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fedlora.types import AdapterState
 
 PROVENANCE_NAME = "reaggregated.json"
 UNFINISHED = "reaggregating"
-"""The state of a what-if that was broken off: the next call begins it anew."""
+"""The state of an interrupted what-if: the next call starts it again."""
 
 
 def make_room(paths: RunPaths, *, overwrite: bool) -> None:
-    """UsageError when a run lies there, or a what-if that may not be replaced; else nothing is left there."""
+    """Clear the folder; UsageError when it holds a run, or a what-if that may not be replaced."""
     check_free(paths)
     if not paths.run_file.exists():
         return

@@ -53,7 +53,7 @@ def test_the_limit_stops_before_the_round_that_would_go_above_it():
     with pytest.raises(BudgetError, match="round 11 would bring the client-level epsilon") as caught:
         check_limit(budget.spend(state, []), state["epsilon"], 11)
     assert caught.value.exit_code == 8
-    assert "raise --max_epsilon" in caught.value.hint
+    assert "--max_epsilon" in caught.value.hint
 
 
 def test_without_noise_there_is_no_guarantee_and_none_is_written():

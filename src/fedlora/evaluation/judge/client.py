@@ -78,13 +78,13 @@ class JudgeClient:
         await self._openai.close()
 
     def halt(self) -> None:
-        """Let requests in flight finish, and start no other: whoever asks or waits to ask again gets Halted."""
+        """Let requests in flight finish and start no other: every later or waiting `ask` raises Halted."""
         self._halted.set()
 
     async def ask(self, messages: list[dict[str, str]]) -> Reply:
         """One reply, after at most `max_retries` retries.
 
-        Raises JudgeError for what no retry can mend, BudgetError when the limit on calls is reached.
+        Raises JudgeError where a retry cannot help, BudgetError when the limit on calls is reached.
         """
         retries = 0
         while True:

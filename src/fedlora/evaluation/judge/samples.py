@@ -64,7 +64,7 @@ def pair_predictions(
     try:
         pairs = pair_rows(proposed, baseline, predictions_name=name, targets_name=baseline_name)
     except DataError as error:
-        hint = "both files must answer the same test file: generate one of them anew"
+        hint = "both files must answer the same test file: generate one of them again"
         raise DataError(str(error), hint=hint) from None
     return [(theirs, ours) for ours, theirs in pairs]
 

@@ -36,7 +36,7 @@ class Budget(Protocol):
 
 @dataclass(frozen=True)
 class ClientBudget:
-    """Client-level: every round is one noisy sum over a Poisson cohort, whoever was in it."""
+    """Client-level: every round is one noisy sum over a Poisson cohort of any size."""
 
     mechanism: ClientMechanism
     delta: float
@@ -150,8 +150,8 @@ def check_limit(coming: Spent, limit: float | None, round_number: int) -> None:
         raise BudgetError(
             f"round {round_number} would bring the {coming['unit']}-level epsilon to {text} at delta "
             f"{coming['delta']:g}, above max_epsilon={limit:g}; it is not trained",
-            hint="the rounds before it are whole; raise --max_epsilon and give the same command again to go on, or "
-            "begin a run with more noise, fewer rounds or a smaller --client_selection_frac",
+            hint="the rounds before it are complete; to resume, give the same command with a higher --max_epsilon, or "
+            "start a run with more noise, fewer rounds or a smaller --client_selection_frac",
         )
 
 

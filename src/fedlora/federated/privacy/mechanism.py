@@ -28,7 +28,7 @@ class ClientMechanism:
     noise_multiplier: float
 
     def draw_cohort(self, clients: Sequence[ClientId], secret: Secret, round_number: int) -> tuple[ClientId, ...]:
-        """Each client with probability q, independently, in ascending order; perhaps nobody."""
+        """Each client with probability q, independently, in ascending order; the cohort may be empty."""
         return tuple(client for client in sorted(clients) if secret.uniform("cohort", round_number, client) < self.rate)
 
     def private_mean(

@@ -1,9 +1,9 @@
-"""Random draws that nobody can repeat without a run's secret, and that a resumed run repeats to the bit.
+"""Random draws that need a run's secret to be repeated, and that a resumed run repeats to the bit.
 
-Privacy rests on draws that an adversary cannot guess, and a public seed can be guessed. So whoever is in a sum, and the
-noise on it, come from SHAKE-256 keyed by 256 secret bits, at (purpose, round, ...) as in `seeds`. Normal numbers are
-Box and Muller's, in float64 from 53 random bits each. Attacks that read what is hidden out of the lowest bits of
-floating-point noise (Mironov 2012) are not countered.
+Privacy rests on draws that an adversary cannot guess, and a public seed can be guessed. So cohorts, lots and noise are
+drawn by SHAKE-256 keyed by 256 secret bits, at (purpose, round, ...) as in `seeds`. Normal numbers are
+Box and Muller's, in float64 from 53 random bits each. Attacks on the lowest bits of floating-point noise
+(Mironov 2012) are not countered.
 """
 
 from __future__ import annotations
