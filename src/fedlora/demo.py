@@ -7,9 +7,10 @@ stages do. All modes share data, seed, rounds and steps.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedlora.config.data import AllocateConfig, ModelConfig, SkillsConfig
 from fedlora.config.demo import DemoConfig
@@ -30,8 +31,8 @@ MAX_NEW_TOKENS = 24
 """No right answer of the skills is longer; an untrained model would talk on."""
 
 
-@dataclass(frozen=True)
-class Demonstration:
+@dataclass(frozen=True, repr=False)
+class Demonstration(Result):
     """The report of the demo, where its models and their base lie, and how long it took."""
 
     report: Report
@@ -39,11 +40,17 @@ class Demonstration:
     base: Path
     seconds: float
 
-    def text(self) -> str:
+    def parts(self) -> Sequence[str]:
         """The main table, and how to load the global adapter of homo."""
+        return (*self.report.parts(), self._loading())
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the report has, with the folders of the global adapter of homo and of its base."""
+        return {**self.report.as_dict(), "adapter": str(self.adapter), "base": str(self.base)}
+
+    def _loading(self) -> str:
         return (
-            f"{self.report.text()}\n\n"
-            "The global adapter of homo in PEFT (`pip install peft`):\n"
+            "\nThe global adapter of homo in PEFT (`pip install peft`):\n"
             "  from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
             f"  base = AutoModelForCausalLM.from_pretrained({str(self.base)!r})\n"
             f"  model = PeftModel.from_pretrained(base, {str(self.adapter)!r})\n\n"

@@ -5,7 +5,10 @@ A FedloraError is shown as one message and one hint, never as a traceback.
 
 from __future__ import annotations
 
-from fedlora.results import Result
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedlora.results import Result
 
 
 class FedloraError(Exception):

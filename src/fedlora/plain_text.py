@@ -6,10 +6,23 @@ A number that was not measured is shown as `-`.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Self
 
 from fedlora.console import printable
 
 NOTHING = "-"
+
+
+class Table(str):
+    """A table as text that still knows its cells, for those who show it in another form."""
+
+    def __new__(cls, text: str, heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int]) -> Self:
+        return super().__new__(cls, text)
+
+    def __init__(self, text: str, heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int]) -> None:
+        self.heads = heads
+        self.rows = rows
+        self.left = left
 
 
 def table_text(
@@ -18,7 +31,7 @@ def table_text(
     *,
     left: Collection[int] = (0,),
     rules: Collection[int] = (0,),
-) -> str:
+) -> Table:
     """Aligned columns under their names: the columns `left` to the left, the others to the right.
 
     A line of dashes stands before each of the rows `rules`.
@@ -31,7 +44,7 @@ def table_text(
             shown.append("  ".join("-" * width for width in widths))
         cells = zip(line, widths, strict=True)
         shown.append("  ".join(_align(cell, width, index in left) for index, (cell, width) in enumerate(cells)))
-    return "\n".join(line.rstrip() for line in shown)
+    return Table("\n".join(line.rstrip() for line in shown), heads, rows, left)
 
 
 def number_text(value: float | None, digits: int = 3) -> str:

@@ -1,20 +1,58 @@
 """What a stage gives back.
 
-A stage prints nothing: the command line prints the result's text, and a caller in Python reads its fields.
+A stage prints nothing: the command line prints the result's text, a notebook shows its table, and a caller in Python
+reads its fields.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from fedlora.plain_text import Table
 
 
-class Result(Protocol):
-    """The result of one stage."""
+class Result:
+    """Base of the results: one text, shown alike by the command line, a prompt and a notebook.
+
+    A subclass is a frozen dataclass with `repr=False`. It writes `as_dict`, and either `text` or, where there are
+    tables in it, `parts`.
+    """
+
+    def parts(self) -> Sequence[str]:
+        """The text in pieces, each of which begins a line; tables are pieces of their own."""
+        return (self.text(),)
 
     def text(self) -> str:
         """What the command line prints on standard output; empty when the messages on the way have said everything."""
-        ...
+        return "\n".join(part for part in self.parts() if part)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON values: what `--json` prints."""
-        ...
+        """The same as JSON values: what `--json` prints. docs/reference/json.md has the schema."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self.text() or f"{type(self).__name__}({self.as_dict()})"
+
+    def _repr_html_(self) -> str:
+        return "\n".join(_html_of(part) for part in self.parts() if part) or _html_of(repr(self))
+
+
+def _html_of(part: str) -> str:
+    """A piece of text for a notebook, escaped."""
+    if not isinstance(part, Table):
+        return f"<pre>{html.escape(part)}</pre>"
+    sides = ["left" if column in part.left else "right" for column in range(len(part.heads))]
+    head = _row_of("th", part.heads, sides)
+    return (
+        f"<table><thead>{head}</thead><tbody>{''.join(_row_of('td', row, sides) for row in part.rows)}</tbody></table>"
+    )
+
+
+def _row_of(kind: str, cells: Sequence[str], sides: Sequence[str]) -> str:
+    texts = (
+        f'<{kind} style="text-align: {side}">{html.escape(cell)}</{kind}>'
+        for cell, side in zip(cells, sides, strict=True)
+    )
+    return f"<tr>{''.join(texts)}</tr>"

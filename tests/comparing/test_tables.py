@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedlora.comparing.client_tables import forgetting
-from fedlora.comparing.comparison_text import comparison_markdown, comparison_text
+from fedlora.comparing.comparison_text import comparison_markdown, comparison_parts
 from fedlora.comparing.latex import escape_latex, latex_table
 from fedlora.comparing.tables import gather_comparison
 from fedlora.evaluation.own_loss import mean_own_loss, own_losses
@@ -113,18 +113,18 @@ def private_result(rates: list[float]) -> dict[str, Any]:
 
 def test_an_epsilon_without_what_the_choice_of_the_learning_rate_spent_says_so_wherever_it_is_shown():
     tuned, single = private_result([1e-4, 1e-3, 1e-2]), private_result([1e-3])
-    for text in (comparison_text(tuned), comparison_markdown(tuned, figures=[])):
+    for text in ("\n".join(comparison_parts(tuned)), comparison_markdown(tuned, figures=[])):
         assert "3.000*" in text.replace("\\*", "*")
         assert "chosen by private runs with 3 rates" in text
     assert "& 3.000* &" in latex_table(tuned)
     assert "of one run; what the private runs spent that chose the learning rate is not in it" in latex_table(tuned)
-    for text in (comparison_text(single), comparison_markdown(single, figures=[]), latex_table(single)):
+    for text in ("\n".join(comparison_parts(single)), comparison_markdown(single, figures=[]), latex_table(single)):
         assert "*" not in text.replace("**", "").replace("\\*", "*").split("## What")[0]
         assert "chosen by private" not in text
 
 
 def test_plain_text_has_the_remarks_below_the_table(result):
-    assert comparison_text(result).endswith("note: ffa, seed 2 failed: a loss of 100 % & more")
+    assert "\n".join(comparison_parts(result)).endswith("note: ffa, seed 2 failed: a loss of 100 % & more")
 
 
 def test_latex_escapes_names_and_has_a_line_per_row(result):

@@ -12,7 +12,7 @@ import pytest
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.errors import UsageError
-from fedlora.reporting.main_table import main_table_text
+from fedlora.reporting.main_table import main_table_parts
 from fedlora.stages.report import run
 
 CATEGORIES = ("capitals", "dates", "sums")
@@ -236,7 +236,7 @@ def test_experiments_that_differ_in_what_makes_them_comparable_get_a_warning(
     assert len(findings.warnings) == 1
     assert words in findings.warnings[0]
     assert "> **Warning:**" in markdown
-    assert f"warning: {findings.warnings[0]}" in main_table_text(findings)
+    assert f"warning: {findings.warnings[0]}" in "\n".join(main_table_parts(findings))
 
 
 def test_the_steps_of_all_none_clients_together_are_compared_with_the_other_modes(world: World) -> None:
@@ -291,7 +291,7 @@ def test_missing_scores_leave_dashes_and_name_the_commands_that_make_them(world:
         (world.root / "prediction_dir" / "none" / str(ROUNDS) / f"client_{client}_output.jsonl").unlink()
     (world.root / "rouge_dir" / "seq" / str(ROUNDS) / "global_output_rouge.json").unlink()
     findings, markdown, _ = report_of(world, *ALL)
-    text = main_table_text(findings)
+    text = "\n".join(main_table_parts(findings))
     line = next(line for line in text.splitlines() if line.startswith("none client 0"))
     assert line.split()[4:9] == ["-", "-", "-", "-", "1.800"]
     assert row_of(findings, "none mean").all is None
@@ -320,7 +320,7 @@ def test_a_run_that_has_not_reached_the_round_shows_no_costs_and_says_so(world: 
 
 def test_a_name_without_a_run_gets_a_row_of_dashes_and_a_command(world: World) -> None:
     findings, _, _ = report_of(world, "homo", "absent")
-    line = next(line for line in main_table_text(findings).splitlines() if line.startswith("absent"))
+    line = next(line for line in "\n".join(main_table_parts(findings)).splitlines() if line.startswith("absent"))
     assert set(line.split()[1:]) == {"-"}
     assert findings.gaps[0].commands == ("fedlora train --exp_name absent --num_communication_rounds 2",)
 
@@ -448,7 +448,7 @@ def test_the_pictures_are_png_files_with_the_same_bytes_every_time(world: World,
 def test_the_main_table_is_aligned_and_ends_with_the_path_of_the_report(world: World) -> None:
     report = run(world.config(*ALL))
     lines = report.text().splitlines()
-    assert main_table_text(report.findings) in report.text()
+    assert "\n".join(main_table_parts(report.findings)) in report.text()
     assert lines[-1] == str(world.root / "reports" / "report" / "report.md")
     assert len({len(line) for line in lines[:10]}) == 1
     assert lines[0].split("  ")[0] == "model"

@@ -70,10 +70,9 @@ def cell_text(name: str, metric: Mapping[str, Any] | None) -> str:
     return mean if metric["low"] is None else f"{mean} [{metric['low']:{form}}, {metric['high']:{form}}]"
 
 
-def comparison_text(result: Result) -> str:
-    """The main table and the remarks, for a terminal."""
-    heads, rows = table_of(result)
-    return "\n".join([table_text(heads, rows), *(f"note: {text}" for text in result["remarks"])])
+def comparison_parts(result: Result) -> list[str]:
+    """The main table and the remarks, as text."""
+    return [table_text(*table_of(result)), *(f"note: {text}" for text in result["remarks"])]
 
 
 def comparison_markdown(result: Result, *, figures: Collection[str]) -> str:
@@ -182,8 +181,8 @@ def _sweep_table(sweeps: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(["setting", "method", *(f"{rate:g}" for rate in rates)], rows, escaped=True)
 
 
-def plan_of_runs_text(plan: Mapping[str, Any]) -> str:
-    """What will be done, before it is."""
+def plan_of_runs_parts(plan: Mapping[str, Any]) -> list[str]:
+    """What will be done, before it is, as text."""
     unit = "steps" if plan["config"]["budget_steps"] is not None else "tokens"
     heads = ["setting", "method", "learning rates", "rounds", unit]
     rows = [
@@ -198,7 +197,7 @@ def plan_of_runs_text(plan: Mapping[str, Any]) -> str:
     ]
     left = plan["runs"] - plan["done"]
     budget = plan["config"][f"budget_{unit}"]
-    lines = [table_text(heads, rows)] if rows else []
+    lines: list[str] = [table_text(heads, rows)] if rows else []
     lines += [f"no run: {one['method']} {one['setting']}: {one['reason']}" for one in plan["refused"]]
     lines.append(f"{plan['runs']} runs of at most {budget:,} {unit} each, {plan['done']} of them done")
     if plan["seconds_per_run"] is not None:
@@ -207,7 +206,7 @@ def plan_of_runs_text(plan: Mapping[str, Any]) -> str:
             f"about {duration(each * left)} of training ({each:.1f} s a run, after two steps of one client); "
             "writing and scoring come on top"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _range(values: Sequence[int]) -> str:

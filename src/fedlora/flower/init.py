@@ -6,6 +6,7 @@ import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedlora.errors import UsageError
 from fedlora.files import make_folder, write_bytes, write_text
@@ -21,14 +22,15 @@ from fedlora.flower.certificates import (
 )
 from fedlora.flower.flower_config import InitConfig
 from fedlora.flower.folders import NodeFolder, ServerFolder, client_folder
+from fedlora.results import Result
 
 OWNER_ONLY, OWNERS_FOLDER = 0o600, 0o700
 OWN_HOSTS = ("127.0.0.1", "localhost")
 """Names by which the server's own processes reach each other."""
 
 
-@dataclass(frozen=True)
-class FederationFolders:
+@dataclass(frozen=True, repr=False)
+class FederationFolders(Result):
     """The folders of a new federation: the server's, and one for each client's owner."""
 
     folder: Path
@@ -43,6 +45,10 @@ class FederationFolders:
             for client in range(self.nodes)
         ]
         return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        clients = [str(client_folder(self.folder, client)) for client in range(self.nodes)]
+        return {"server": str(ServerFolder(self.folder / "server").root), "clients": clients}
 
 
 def run(config: InitConfig) -> FederationFolders:

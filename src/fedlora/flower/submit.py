@@ -25,6 +25,7 @@ from fedlora.flower.flower_config import FollowConfig, ServerConfig, StatusConfi
 from fedlora.flower.folders import ServerFolder
 from fedlora.flower.guard import bundle_folder
 from fedlora.flower.request import make_request, read_exit
+from fedlora.results import Result
 
 STATUS_SECONDS = 2.0
 SERVER_SECONDS = 20.0
@@ -34,8 +35,8 @@ AWAY_SECONDS = 90.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@dataclass(frozen=True)
-class EndedRun:
+@dataclass(frozen=True, repr=False)
+class EndedRun(Result):
     """A run on the nodes whose rounds are all done; `place` is where it lies on the server's machine."""
 
     place: str
@@ -44,9 +45,12 @@ class EndedRun:
         """The place."""
         return printable(self.place)
 
+    def as_dict(self) -> dict[str, Any]:
+        return {"place": self.place}
 
-@dataclass(frozen=True)
-class ServerStatus:
+
+@dataclass(frozen=True, repr=False)
+class ServerStatus(Result):
     """What a server knows: its nodes and runs as Flower lists them, and their names here."""
 
     nodes: Sequence[Mapping[str, Any]]
@@ -66,6 +70,13 @@ class ServerStatus:
         if not self.runs:
             lines.append("no run was submitted")
         return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nodes and runs as Flower lists them, each with its name here."""
+        return {
+            "nodes": [{**node, "name": self.names.get(str(node.get("node-id")))} for node in self.nodes],
+            "runs": [{**run, "name": self.experiments.get(str(run.get("run-id")))} for run in self.runs],
+        }
 
 
 def run(config: SubmitConfig, *, stays: bool = True) -> EndedRun:

@@ -20,21 +20,23 @@ MOST_WARNINGS = 40
 CATEGORIES = 3
 
 
-def plan_text(record: Mapping[str, Any]) -> str:
-    """The whole plan."""
+def plan_parts(record: Mapping[str, Any]) -> list[str]:
+    """The whole plan, in pieces that each begin a line."""
     clients = record["clients"]
     table = table_text((*COLUMNS, "categories"), [_client_cells(client) for client in clients[:MOST_CLIENTS]])
     more = len(clients) - MOST_CLIENTS
-    parts = [
-        one_line(
-            f"plan of {record['exp_name']}: {record['mode']}, {record['rounds']} rounds of {record['base_model']} "
-            f"({record['base_dtype']} on {record['device']})"
-        ),
-        table + (f"\n... and {more} clients more, in --plan_file" if more > 0 else ""),
-        "\n".join(printable(line) for line in _run_lines(record)),
-        "\n".join(_warning_lines(record["warnings"])),
+    intro = one_line(
+        f"plan of {record['exp_name']}: {record['mode']}, {record['rounds']} rounds of {record['base_model']} "
+        f"({record['base_dtype']} on {record['device']})"
+    )
+    # an empty line stands between the pieces
+    return [
+        f"{intro}\n",
+        table,
+        *([f"... and {more} clients more, in --plan_file"] if more > 0 else []),
+        "\n" + "\n".join(printable(line) for line in _run_lines(record)),
+        "\n" + "\n".join(_warning_lines(record["warnings"])),
     ]
-    return "\n\n".join(parts)
 
 
 def _client_cells(client: Mapping[str, Any]) -> tuple[str, ...]:

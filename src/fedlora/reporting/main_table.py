@@ -23,11 +23,9 @@ COLUMNS = (
 )
 
 
-def main_table_text(findings: Findings) -> str:
-    """The main table as aligned plain text, with warnings, gaps and notes below."""
-    table = table_text(COLUMNS, [main_cells(row) for row in findings.rows])
-    remarks = remarks_text(findings)
-    return "\n".join([table, remarks] if remarks else [table])
+def main_table_parts(findings: Findings) -> tuple[str, str]:
+    """The main table as aligned plain text; and warnings, gaps and notes, which may be nothing."""
+    return table_text(COLUMNS, [main_cells(row) for row in findings.rows]), remarks_text(findings)
 
 
 def remarks_text(findings: Findings) -> str:

@@ -25,6 +25,7 @@ from fedlora.federated.partition import Deal, label_skew, partition_rows
 from fedlora.files import json_lines, json_text, read_json, sha256_of, write_text
 from fedlora.paths import DataPaths
 from fedlora.plain_text import one_line, table_text
+from fedlora.results import Result
 from fedlora.seeds import derive_seed
 from fedlora.types import Row
 
@@ -50,17 +51,27 @@ class Allocation:
     label_skew: float
 
 
-@dataclass(frozen=True)
-class AllocatedData:
+@dataclass(frozen=True, repr=False)
+class AllocatedData(Result):
     """A data set that was split: its manifest, where it lies, and the size of its test set."""
 
     manifest: Mapping[str, Any]
     paths: DataPaths
     test_per_cat: int
 
-    def text(self) -> str:
+    def parts(self) -> Sequence[str]:
         """Who holds how much of what, what was left out, and the files."""
         return _summary(self.manifest, self.paths, self.test_per_cat)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest, and where the data lies."""
+        num_clients = len(self.manifest["clients"])
+        folder = self.paths.client_file(num_clients, 0).parent
+        return {
+            "clients_folder": str(folder),
+            "test_file": str(self.paths.test_file(self.test_per_cat)),
+            "manifest": dict(self.manifest),
+        }
 
 
 def run(config: AllocateConfig) -> AllocatedData:
@@ -233,7 +244,7 @@ def _remove(path: Path) -> None:
         raise StorageError(f"{path}: {error.strerror}", hint="fix its permissions, then run again") from error
 
 
-def _summary(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat: int) -> str:
+def _summary(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat: int) -> list[str]:
     clients = manifest["clients"]
     silos = [(str(client["client_id"]), client) for client in clients[:_SHOWN_CLIENTS]]
     silos.append(("test", manifest["test"]))
@@ -241,16 +252,15 @@ def _summary(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat: int) -
     if len(clients) > _SHOWN_CLIENTS:
         rows.insert(-1, ("...", "", f"and {len(clients) - _SHOWN_CLIENTS} clients more, see the manifest"))
     dropped = manifest["duplicates"]
-    lines = [
+    return [
         table_text(("client", "rows", "categories"), rows, left=(2,), rules=()),
         f"input: {manifest['input']['num_rows']} rows, {manifest['num_empty']} without an answer left out, "
         f"{dropped['dropped']} repeated prompts dropped ({dropped['under_another_category']} under another category)",
         *([f"bad rows left out: {manifest['num_skipped']}"] if "num_skipped" in manifest else []),
         f"label skew: {manifest['label_skew']:.3f} (0 is the pool's mix at every client)",
-        f"clients: {paths.client_file(len(clients), 0).parent}",
-        f"test set: {paths.test_file(test_per_cat)}",
+        printable(f"clients: {paths.client_file(len(clients), 0).parent}"),
+        printable(f"test set: {paths.test_file(test_per_cat)}"),
     ]
-    return printable("\n".join(lines))
 
 
 def _mix(counts: Mapping[str, int]) -> str:

@@ -8,14 +8,14 @@ once a method's learning rate is chosen. A run that fails is told of in the tabl
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedlora.comparing.compared_run import Laboratory
 from fedlora.comparing.comparison import Comparing
-from fedlora.comparing.comparison_text import comparison_markdown, comparison_text, plan_of_runs_text
+from fedlora.comparing.comparison_text import comparison_markdown, comparison_parts, plan_of_runs_parts
 from fedlora.comparing.data_sets import DataSets
 from fedlora.comparing.figures import draw_comparison
 from fedlora.comparing.latex import latex_table
@@ -26,30 +26,38 @@ from fedlora.errors import UsageError
 from fedlora.files import json_text, write_bytes, write_text
 from fedlora.llm.resident_base import ResidentBase
 from fedlora.paths import ComparisonPaths, RunPaths
+from fedlora.results import Result
 from fedlora.runs.lock import hold_run
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
     """The result of an experiment, as comparison.json holds it, and its page."""
 
     record: Mapping[str, Any]
     file: Path
 
-    def text(self) -> str:
+    def parts(self) -> Sequence[str]:
         """The main table, the remarks and the page."""
-        return f"{comparison_text(self.record)}\n{self.file}"
+        return (*comparison_parts(self.record), str(self.file))
+
+    def as_dict(self) -> dict[str, Any]:
+        """comparison.json, and where the page lies."""
+        return {"file": str(self.file), **self.record}
 
 
-@dataclass(frozen=True)
-class PlanOfRuns:
+@dataclass(frozen=True, repr=False)
+class PlanOfRuns(Result):
     """What would be done, and what it should take."""
 
     record: Mapping[str, Any]
 
-    def text(self) -> str:
+    def parts(self) -> Sequence[str]:
         """The table of methods, and the runs that are left."""
-        return plan_of_runs_text(self.record)
+        return plan_of_runs_parts(self.record)
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.record)
 
 
 def run(config: CompareConfig) -> Comparison | PlanOfRuns:
@@ -71,7 +79,7 @@ def run(config: CompareConfig) -> Comparison | PlanOfRuns:
 
 def _compare(comparing: Comparing, paths: ComparisonPaths) -> Comparison:
     plan = comparing.make_plan()
-    say(plan_of_runs_text(plan))
+    say("\n".join(plan_of_runs_parts(plan)))
     if not plan["runs"]:
         reasons = "; ".join(sorted({refused["reason"] for refused in plan["refused"]}))
         raise UsageError(f"no run of this experiment can be: {reasons}", hint="change the experiment")

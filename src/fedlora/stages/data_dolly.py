@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedlora.config.data import DollyConfig
 from fedlora.data.array_file import refuse_existing, write_array
 from fedlora.data.records import read_rows
 from fedlora.errors import UsageError
+from fedlora.results import Result
 
 _REPOSITORY, _FILE = "databricks/databricks-dolly-15k", "databricks-dolly-15k.jsonl"
 
 
-@dataclass(frozen=True)
-class DollyRows:
+@dataclass(frozen=True, repr=False)
+class DollyRows(Result):
     """The file of Dolly's rows, and how many it holds."""
 
     file: Path
@@ -23,6 +25,9 @@ class DollyRows:
     def text(self) -> str:
         """One line."""
         return f"{self.file}: {self.num_rows} rows of {_REPOSITORY} (CC BY-SA 3.0)"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"file": str(self.file), "num_rows": self.num_rows}
 
 
 def run(config: DollyConfig) -> DollyRows:

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedlora.config.data import SkillsConfig
 from fedlora.console import say
 from fedlora.data.array_file import array_text, refuse_existing
 from fedlora.data.skills import SKILLS, make_skill_rows
 from fedlora.files import write_text
+from fedlora.results import Result
 
 
-@dataclass(frozen=True)
-class SkillRows:
+@dataclass(frozen=True, repr=False)
+class SkillRows(Result):
     """The file of the skills rows, how many of each skill it holds, and whether this call wrote it."""
 
     file: Path
     rows_per_category: int
     written: bool
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of all skills."""
+        return self.rows_per_category * len(SKILLS)
+
     def text(self) -> str:
         """One line; empty when the file was there."""
         if not self.written:
             return ""
-        num_rows = self.rows_per_category * len(SKILLS)
-        return f"{self.file}: {num_rows} rows, {self.rows_per_category} of each of {len(SKILLS)} skills"
+        return f"{self.file}: {self.num_rows} rows, {self.rows_per_category} of each of {len(SKILLS)} skills"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"file": str(self.file), "num_rows": self.num_rows, "written": self.written}
 
 
 def run(config: SkillsConfig) -> SkillRows:

@@ -23,12 +23,13 @@ from fedlora.console import Progress, say
 from fedlora.errors import BudgetError, JudgeError, LockedError, StorageError
 from fedlora.evaluation.judge.key import load_key
 from fedlora.evaluation.judge.protocol import ORDERS, PROMPT_VERSION, Question, Sample, make_question
-from fedlora.evaluation.judge.results import combine, describe_judges, results_table, summarise
+from fedlora.evaluation.judge.results import combine, describe_judges, results_parts, summarise
 from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
 from fedlora.evaluation.judge.verdict_log import VerdictLog
 from fedlora.files import json_text, make_folder, write_json
 from fedlora.paths import OutputName, ResultPaths
 from fedlora.redaction import redacted_logs
+from fedlora.results import Result
 
 if TYPE_CHECKING:
     from fedlora.evaluation.judge.client import Sleep
@@ -53,16 +54,20 @@ class _Comparison:
         return sum(any(question.key not in log for question in pair) for pair in self.questions)
 
 
-@dataclass(frozen=True)
-class Judgement:
+@dataclass(frozen=True, repr=False)
+class Judgement(Result):
     """What the judge said of two sets of answers, as the result file holds it."""
 
     record: Mapping[str, Any]
     file: Path
 
-    def text(self) -> str:
+    def parts(self) -> Sequence[str]:
         """The table by category and the result file."""
-        return f"{results_table(self.record)}\n{self.file}"
+        return (*results_parts(self.record), str(self.file))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result file, and where it lies."""
+        return {"file": str(self.file), "scores": dict(self.record)}
 
 
 def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> Judgement:

@@ -19,17 +19,18 @@ from fedlora.evaluation.rouge import METRICS, AnswerScorer, check_categories, su
 from fedlora.files import sha256_of, write_json
 from fedlora.paths import OutputName, ResultPaths
 from fedlora.plain_text import one_line, table_text
+from fedlora.results import Result
 from fedlora.types import Row
 
 
-@dataclass(frozen=True)
-class RougeScores:
+@dataclass(frozen=True, repr=False)
+class RougeScores(Result):
     """The scores of one file of predictions, as the result file holds them."""
 
     record: Mapping[str, Any]
     file: Path
 
-    def text(self) -> str:
+    def parts(self) -> Sequence[str]:
         """The table by category and the result file."""
         ours = self.record["fedlora"]
         exact, counts = ours["exact_match"], ours["num_samples"]
@@ -42,7 +43,11 @@ class RougeScores:
         overall = [self.record["overall"][f"avg_{metric}"] for metric in METRICS]
         rows.append(_cells("overall", sum(counts.values()), exact["macro"], overall))
         table = table_text(("category", "rows", "exact", *METRICS), rows, rules=(len(counts),))
-        return f"{table}\n{self.file}"
+        return table, str(self.file)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result file, and where it lies: categories are names of its own, so it is not flattened."""
+        return {"file": str(self.file), "scores": dict(self.record)}
 
 
 def run(config: EvaluateRougeConfig) -> RougeScores:

@@ -25,14 +25,15 @@ from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.decoding import choose_decoding
 from fedlora.llm.lora import LoraModel
 from fedlora.paths import OutputName, ResultPaths, RunPaths
+from fedlora.results import Result
 from fedlora.runs.environment import library_versions
 from fedlora.runs.run_folder import read_run
 from fedlora.runs.saved_adapters import adapter_file, adapter_specs, check_committed, find_additions, names_in_round
 from fedlora.types import BaseDelta, Row
 
 
-@dataclass(frozen=True)
-class Predictions:
+@dataclass(frozen=True, repr=False)
+class Predictions(Result):
     """The files of answers that the chosen adapters have now."""
 
     files: tuple[Path, ...]
@@ -40,6 +41,9 @@ class Predictions:
     def text(self) -> str:
         """One file a line."""
         return "\n".join(map(str, self.files))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"files": list(map(str, self.files))}
 
 
 def run(config: GenerateConfig, *, load: Callable[..., BaseModel] = load_base_model) -> Predictions:

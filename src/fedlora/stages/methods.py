@@ -15,6 +15,7 @@ from fedlora.errors import UsageError
 from fedlora.methods.combinations import why_not_reaggregated
 from fedlora.methods.row import FAMILIES, Method, Option
 from fedlora.methods.table import METHODS, find_method
+from fedlora.results import Result
 
 SEES = MappingProxyType(
     {
@@ -42,8 +43,8 @@ ASKED: Mapping[str, Mapping[str, object]] = MappingProxyType(
 """A feature -> the flags that ask for it."""
 
 
-@dataclass(frozen=True)
-class MethodList:
+@dataclass(frozen=True, repr=False)
+class MethodList(Result):
     """Methods, by family in the order of the table."""
 
     rows: tuple[Method, ...]
@@ -70,8 +71,8 @@ class MethodList:
         }
 
 
-@dataclass(frozen=True)
-class MethodDescription:
+@dataclass(frozen=True, repr=False)
+class MethodDescription(Result):
     """One method: its facts, its flags and what it can be combined with."""
 
     row: Method

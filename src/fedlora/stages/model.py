@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedlora.config.data import ModelConfig
 from fedlora.llm import embedded_model
+from fedlora.results import Result
 
 
-@dataclass(frozen=True)
-class InstalledModel:
+@dataclass(frozen=True, repr=False)
+class InstalledModel(Result):
     """The folder of the converted model, which transformers and PEFT load like any other."""
 
     folder: Path
@@ -18,6 +20,9 @@ class InstalledModel:
     def text(self) -> str:
         """The folder."""
         return str(self.folder)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"folder": str(self.folder)}
 
 
 def run(config: ModelConfig) -> InstalledModel:

@@ -5,7 +5,7 @@ Nothing is written but `plan_file`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +13,24 @@ from fedlora.config.plan import PlanConfig
 from fedlora.console import say
 from fedlora.errors import UsageError
 from fedlora.files import write_json
-from fedlora.planning.plan_text import plan_text
+from fedlora.planning.plan_text import plan_parts
 from fedlora.planning.run_plan import Planning
+from fedlora.results import Result
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Result):
     """Everything that a plan says, as `plan_file` holds it."""
 
     record: Mapping[str, Any]
 
-    def text(self) -> str:
+    def parts(self) -> Sequence[str]:
         """The clients, the run, what it takes, and the warnings."""
-        return plan_text(self.record)
+        return plan_parts(self.record)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as `plan_file`."""
+        return dict(self.record)
 
 
 def run(config: PlanConfig) -> Plan:

@@ -25,6 +25,7 @@ from fedlora.llm.layout import Layout
 from fedlora.methods.table import find_method
 from fedlora.paths import RunPaths
 from fedlora.plain_text import NOTHING, table_text
+from fedlora.results import Result
 from fedlora.runs.checking import find_listed_fault
 from fedlora.runs.lock import hold_run
 from fedlora.runs.metrics_log import MetricsLog
@@ -43,8 +44,8 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Reaggregated:
+@dataclass(frozen=True, repr=False)
+class Reaggregated(Result):
     """Where the what-ifs of a run lie, what was changed for them, and the numbers of each round."""
 
     paths: RunPaths
@@ -56,11 +57,14 @@ class Reaggregated:
         """The folder of the what-ifs."""
         return self.paths.root
 
-    def text(self) -> str:
+    def parts(self) -> Sequence[str]:
         """What was changed, the table by round, and the folder."""
         run = f"{printable(self.origin['exp_name'])} ({self.origin['federation_mode']})"
         head = f"{run} -> {printable(self.paths.exp_name)}: {_say_change(self.origin['changed'])}"
-        return "\n".join([head, table_text(*_table(self.rounds)), NOTE, str(self.root)])
+        return (head, table_text(*_table(self.rounds)), NOTE, str(self.root))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"folder": str(self.root), "origin": dict(self.origin), "rounds": list(map(dict, self.rounds))}
 
 
 def run(config: ReaggregateConfig) -> Reaggregated:

@@ -6,8 +6,10 @@ gap names the command that fills it. The same files give the same report, byte f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.errors import UsageError
@@ -17,21 +19,26 @@ from fedlora.reporting.categories_figure import draw_categories
 from fedlora.reporting.drift_figure import draw_drift
 from fedlora.reporting.experiments import load_experiment, train_command
 from fedlora.reporting.findings import Findings, gather_findings
-from fedlora.reporting.main_table import main_table_text
+from fedlora.reporting.main_table import main_table_parts
 from fedlora.reporting.markdown import markdown_report
 from fedlora.reporting.rounds_figure import draw_rounds
+from fedlora.results import Result
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Result):
     """What a report says, and its page; report.json and the pictures lie beside it."""
 
     findings: Findings
     file: Path
 
-    def text(self) -> str:
-        """The main table and the page."""
-        return f"{main_table_text(self.findings)}\n{self.file}"
+    def parts(self) -> Sequence[str]:
+        """The main table, what is to be said about it, and the page."""
+        return (*main_table_parts(self.findings), str(self.file))
+
+    def as_dict(self) -> dict[str, Any]:
+        """report.json, and where the page lies."""
+        return {"file": str(self.file), **self.findings.record()}
 
 
 def run(config: ReportConfig) -> Report:

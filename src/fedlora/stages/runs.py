@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from fedlora.config.runs import RunsConfig
 from fedlora.console import say
 from fedlora.plain_text import NOTHING, one_line, table_text
+from fedlora.results import Result
 from fedlora.runs.listing import RunLine, list_runs
 
 COLUMNS = ("run", "mode", "base model", "state", "rounds", "best held-out loss", "last change", "size")
 
 
-@dataclass(frozen=True)
-class RunList:
+@dataclass(frozen=True, repr=False)
+class RunList(Result):
     """The runs that lie under a folder."""
 
     lines: tuple[RunLine, ...]
 
-    def text(self) -> str:
-        """The table; empty without a run."""
-        return table_text(COLUMNS, list(map(_cells, self.lines)), left=range(len(COLUMNS))) if self.lines else ""
+    def parts(self) -> Sequence[str]:
+        """The table; nothing without a run."""
+        return [table_text(COLUMNS, list(map(_cells, self.lines)), left=range(len(COLUMNS)))] if self.lines else []
+
+    def as_dict(self) -> dict[str, Any]:
+        """`changed` is in seconds since 1970."""
+        return {"runs": [asdict(line) for line in self.lines]}
 
 
 def run(config: RunsConfig) -> RunList:

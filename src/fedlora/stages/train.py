@@ -7,7 +7,7 @@ torch is imported: a second start on the same run ends within a second and has c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,15 @@ from fedlora.data.client_files import find_client_files
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError
 from fedlora.paths import RunPaths
+from fedlora.results import Result
 from fedlora.runs.lock import hold_run
+from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run, record_layout
 from fedlora.runs.run_records import RunRecord
 
 
-@dataclass(frozen=True)
-class TrainedRun:
+@dataclass(frozen=True, repr=False)
+class TrainedRun(Result):
     """A run whose rounds are all done."""
 
     paths: RunPaths
@@ -39,21 +41,36 @@ class TrainedRun:
         """Nothing: every round was reported when it was done."""
         return ""
 
+    def as_dict(self) -> dict[str, Any]:
+        """The folder, and every round's line of metrics.jsonl."""
+        rows = MetricsLog(self.paths.metrics_file).rows()
+        return {"folder": str(self.root), "rounds": [row for row in rows if row["kind"] == "round"]}
+
 
 def run(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> TrainedRun:
     """Train all rounds of one experiment, or those that are left of it.
 
     `load` takes the place of `load_base_model` where one base serves several runs.
     """
+    for _ in rounds(config, load=load):
+        pass
+    return TrainedRun(RunPaths(config.model_dir, config.exp_name))
+
+
+def rounds(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> Iterator[int]:
+    """As `run`, round by round: the number of each once it is committed and measured.
+
+    The run is held from the first step until the iterator is exhausted or closed.
+    """
     paths = RunPaths(config.model_dir, config.exp_name)
     check_free(paths)
     files = find_client_files(config.data_path, config.num_clients, chosen=config.chosen("num_clients"))
     with hold_run(paths):
-        _train(config.model_copy(update={"num_clients": len(files)}), paths, files, {"load": load} if load else {})
-    return TrainedRun(paths)
+        options = {"load": load} if load else {}
+        yield from _train(config.model_copy(update={"num_clients": len(files)}), paths, files, options)
 
 
-def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Mapping[str, Any]) -> None:
+def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Mapping[str, Any]) -> Iterator[int]:
     check_free(paths)
     recorded = None
     if paths.run_file.exists() and not config.overwrite:
@@ -72,7 +89,7 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Map
     training = Training(config, method, paths, bench, held_out, recorded)
     if recorded is None:
         clear_run(paths)
-    training.run()
+    yield from training.rounds()
 
 
 def _check_there(config: TrainConfig, recorded: RunRecord, files: list[Path]) -> None:

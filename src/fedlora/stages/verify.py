@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedlora.config.runs import VerifyConfig
 from fedlora.config.train import TrainConfig
@@ -21,6 +22,7 @@ from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_files import BIN_NAME, GLOBAL_BIN_NAME, read_shapes
 from fedlora.methods.choosing import LoadedMethod, choose_method
 from fedlora.paths import RunPaths
+from fedlora.results import Result
 from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_round_faults
 from fedlora.runs.base_chain import BaseChain
 from fedlora.runs.checking import load_manifest
@@ -30,8 +32,8 @@ from fedlora.runs.run_records import Manifest, RunRecord
 from fedlora.runs.secret_file import load_secret
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Result):
     """What was looked at, in order, each with the faults that were found there."""
 
     checked: tuple[tuple[str, tuple[str, ...]], ...]
@@ -40,6 +42,9 @@ class Verification:
         """One line for each, its faults below it."""
         lines = [line for what, faults in self.checked for line in (what, *(f"  {fault}" for fault in faults))]
         return "\n".join(map(printable, lines))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"checked": [{"what": what, "faults": list(faults)} for what, faults in self.checked]}
 
 
 def run(config: VerifyConfig) -> Verification:

@@ -7,9 +7,8 @@ ends before that.
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedlora.config.train import TrainConfig
@@ -46,10 +45,8 @@ from fedlora.runs.space import SpaceNeed, estimate_round_bytes
 from fedlora.runs.standing import Standing, find_standing
 from fedlora.runs.writer import RunWriter
 from fedlora.training.round_metrics import RoundMetrics
+from fedlora.training.round_text import say_round
 from fedlora.types import AdapterState, ClientId, ClientPool, Row
-
-LONG_UPDATE = 10
-"""An update so many times as long as the cohort's median is told of."""
 
 
 def open_bench(
@@ -110,11 +107,19 @@ class Training:
         self.space = self._estimate_space(method)
 
     def run(self) -> None:
-        """The rounds that are left, with progress; run.json says at the end which round validated best."""
-        with self.space.told():
-            self._run()
+        """All rounds that are left."""
+        for _ in self.rounds():
+            pass
 
-    def _run(self) -> None:
+    def rounds(self) -> Iterator[int]:
+        """Train the rounds that are left, with progress; each is yielded once it is committed and measured.
+
+        run.json says at the end which round validated best.
+        """
+        with self.space.told():
+            yield from self._rounds()
+
+    def _rounds(self) -> Iterator[int]:
         config, method = self.config, self.method
         reader = RunReader(self.paths, self.lora.shapes())
         standing = find_standing(reader) if self.is_resumed else None
@@ -138,8 +143,9 @@ class Training:
             began = time.monotonic()
             for result in federated.rounds():
                 row = metrics.record(result, time.monotonic() - began)
-                _say_round(row, result.records, config.num_communication_rounds)
+                say_round(row, result.records, config.num_communication_rounds)
                 self.space.check(result.round)
+                yield result.round
                 began = time.monotonic()
         self.clients.count_all_tokens()
         # memory may have run out since: the layout in force is the record's
@@ -282,17 +288,3 @@ def _find_secret(config: TrainConfig, recorded: RunRecord | None) -> Secret | No
 
 def _size(adapter: AdapterState) -> dict[str, int]:
     return {"num_parameters": sum(value.numel() for value in adapter.values()), "num_bytes": num_bytes(adapter)}
-
-
-def _say_round(row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int) -> None:
-    held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
-    loss = "nobody was drawn" if row["loss"] is None else f"training loss {row['loss']:.3f}"
-    spent = f", {describe_spent(row['privacy'])}" if "privacy" in row else ""
-    say(f"round {row['round']} of {rounds}: {loss}{held_out}{spent}, {row['seconds']:.0f} s")
-    for failure in row["quarantined"]:
-        say(f"  client {failure['client_id']} is left out of the round: {failure['reason']}")
-    median = statistics.median([record["update_norm"] for record in records] or [0.0])
-    for record in records:
-        if record["update_norm"] > LONG_UPDATE * median and "clipped_to" not in record:
-            times = f"{record['update_norm'] / median:.0f} times as long as the median" if median else "not zero"
-            say(f"  the update of client {record['client_id']} is {times}: --max_update_norm_ratio would limit it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedlora.evaluation.judge.protocol import ORDERS, Order, Verdict
-from fedlora.evaluation.judge.results import JudgedSample, combine, results_table, summarise
+from fedlora.evaluation.judge.results import JudgedSample, combine, results_parts, summarise
 from fedlora.evaluation.judge.verdict_log import StoredVerdict
 
 
@@ -65,7 +65,7 @@ def test_the_overall_average_is_over_samples_not_over_categories() -> None:
 
 def test_the_table_shows_every_category_and_failures_and_cannot_drive_a_terminal() -> None:
     result = summarise([JudgedSample("\x1b[31mred\n", 10, 20, "win", False), JudgedSample("b", 10, 5, "loss", False)])
-    table = results_table({**result, "total_in_files": 4, "failures_by_kind": {"refused": 2}})
+    table = "\n".join(results_parts({**result, "total_in_files": 4, "failures_by_kind": {"refused": 2}}))
     assert "\x1b" not in table
     assert "judged 2 of 4 samples" in table
     assert "refused 2" in table

@@ -95,7 +95,7 @@ def describe_judges(verdicts: Sequence[StoredVerdict]) -> dict[str, Any]:
     }
 
 
-def results_table(result: Mapping[str, Any]) -> str:
+def results_parts(result: Mapping[str, Any]) -> list[str]:
     """The result as lines of text for a person."""
     overall = {
         "num_samples": result["num_samples"],
@@ -111,10 +111,10 @@ def results_table(result: Mapping[str, Any]) -> str:
         f"judged {result['num_samples']} of {result['total_in_files']} samples in both orders; "
         f"win rate {result['win_rate']:.3f}, position flips {result['position_flip_rate']:.3f}"
     )
-    lines = [table, footer]
+    lines: list[str] = [table, footer]
     if failures := result["failures_by_kind"]:
         lines.append("without a verdict: " + ", ".join(f"{kind} {count}" for kind, count in failures.items()))
-    return "\n".join(lines)
+    return lines
 
 
 def _cells(name: str, values: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,28 @@
+"""What a person reads of a finished round."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedlora.console import say
+from fedlora.federated.privacy.budget import describe_spent
+
+LONG_UPDATE = 10
+"""An update so many times as long as the cohort's median is reported."""
+
+
+def say_round(row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int) -> None:
+    """Losses, what privacy has cost, excluded clients and long updates."""
+    held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
+    loss = "nobody was drawn" if row["loss"] is None else f"training loss {row['loss']:.3f}"
+    spent = f", {describe_spent(row['privacy'])}" if "privacy" in row else ""
+    say(f"round {row['round']} of {rounds}: {loss}{held_out}{spent}, {row['seconds']:.0f} s")
+    for failure in row["quarantined"]:
+        say(f"  client {failure['client_id']} is left out of the round: {failure['reason']}")
+    median = statistics.median([record["update_norm"] for record in records] or [0.0])
+    for record in records:
+        if record["update_norm"] > LONG_UPDATE * median and "clipped_to" not in record:
+            times = f"{record['update_norm'] / median:.0f} times as long as the median" if median else "not zero"
+            say(f"  the update of client {record['client_id']} is {times}: --max_update_norm_ratio would limit it")
