@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.data.client_files import find_client_files
+from fedlora.config.train import TrainConfig
+from fedlora.data.client_files import client_files_of, find_client_files, find_test_files
 from fedlora.errors import UsageError
 
 
@@ -115,3 +116,59 @@ def test_where_nothing_is_found_the_way_to_data_is_named(tmp_path: Path, there: 
         find_client_files(tmp_path if there else tmp_path / "absent", 8, chosen=False)
     assert "fedlora data skills" in caught.value.hint
     assert "client_data_allocation.py" in caught.value.hint
+
+
+def test_one_file_is_no_folder_of_clients_and_the_way_to_split_it_is_named(tmp_path: Path) -> None:
+    _touch(tmp_path, "rows.csv")
+    with pytest.raises(UsageError, match="is one file; training reads a folder") as caught:
+        find_client_files(tmp_path / "rows.csv", 8, chosen=False)
+    assert "fedlora allocate" in caught.value.hint
+
+
+def test_test_rows_stand_beside_their_client_in_any_format_and_are_no_client(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _touch(tmp_path, "north.csv", "north.test.csv", "south.2.json", "south.2.test.jsonl.gz", "west.parquet")
+    files = find_client_files(tmp_path, 8, chosen=False)
+    assert [file.name for file in files] == ["north.csv", "south.2.json", "west.parquet"]
+    assert find_test_files(files) == {0: tmp_path / "north.test.csv", 1: tmp_path / "south.2.test.jsonl.gz"}
+    assert "3 files" in (said := capsys.readouterr().err)
+    assert "test rows: north.test.csv, south.2.test.jsonl.gz" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("base.csv", "no client can be called base"),
+        ("global.json", "no client can be called global"),
+        ("all.jsonl.gz", "no client can be called all"),
+        ("test.csv", "no client can be called test"),
+        ("1.csv", "named by a number, but it is client 0"),
+        ("west.test.csv", "test rows of 'west', but the folder has no client of this name"),
+    ],
+)
+def test_a_name_that_means_something_else_is_refused_with_the_file(tmp_path: Path, name: str, message: str) -> None:
+    _touch(tmp_path, "north.csv", "south.csv", name)
+    with pytest.raises(UsageError, match=message) as caught:
+        find_client_files(tmp_path, 8, chosen=False)
+    assert name in str(caught.value)
+
+
+def test_a_file_named_by_its_client_s_number_is_taken(tmp_path: Path) -> None:
+    _touch(tmp_path, *(f"{number}.csv" for number in range(11)))
+    assert [file.name for file in find_client_files(tmp_path, 8, chosen=False)] == [f"{n}.csv" for n in range(11)]
+
+
+def test_two_files_of_test_rows_of_one_client_are_refused(tmp_path: Path) -> None:
+    _touch(tmp_path, "north.csv", "south.csv", "north.test.csv", "north.test.json")
+    with pytest.raises(UsageError, match="one client in several formats"):
+        find_client_files(tmp_path, 8, chosen=False)
+
+
+def test_rows_that_are_held_out_in_two_ways_or_trained_on_are_refused(tmp_path: Path) -> None:
+    _touch(tmp_path, "north.csv", "south.csv", "north.test.csv")
+    with pytest.raises(UsageError, match=r"test_share=0.2, but .* holds test rows already: north.test.csv"):
+        client_files_of(TrainConfig.of(data_path=tmp_path, test_share=0.2))
+    with pytest.raises(UsageError, match="its folder takes this file for a client"):
+        client_files_of(TrainConfig.of(data_path=tmp_path, val_data_path=str(tmp_path / "south.csv")))
+    assert len(client_files_of(TrainConfig.of(data_path=tmp_path, val_data_path=str(tmp_path / "north.test.csv")))) == 2

@@ -221,6 +221,19 @@ def test_a_write_that_fails_leaves_no_manifest(tmp_path: Path, monkeypatch: pyte
     assert len(list((tmp_path / "data").rglob("manifest.json"))) == 1
 
 
+def test_rows_without_categories_are_dealt_out_at_random_and_only_so(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("instruction,output\n" + "".join(f"say {number},{number}\n" for number in range(20)))
+    given = {"input_file": path, "output_root": tmp_path, "num_clients": 2, "train_per_cat": 16, "test_per_cat": 4}
+    data = allocate.run(AllocateConfig.of(**given, partition="iid"))
+    assert [client["num_examples"] for client in data.manifest["clients"]] == [8, 8]
+    assert "(none) 8" in data.text()
+    with pytest.raises(DataError, match="the column 'category' is missing"):
+        allocate.run(AllocateConfig.of(**given, overwrite=True))
+    with pytest.raises(DataError, match=r"\(none\) \(20\)"):
+        allocate.run(AllocateConfig.of(**{**given, "train_per_cat": 17}, partition="iid", overwrite=True))
+
+
 def test_the_summary_shows_clients_and_escapes_category_names(tmp_path: Path) -> None:
     shown = _allocate(tmp_path, _rows({"a": 12, "b\x1b[31m": 12})).text()
     assert "\x1b" not in shown

@@ -115,7 +115,9 @@ class TrainConfig(TrainFields):
 
     def record(self) -> dict[str, Any]:
         """The fields that decide the result, as JSON values: what run.json keeps."""
-        return self.model_dump(mode="json", exclude={*PLACEMENT_FIELDS, "method_options"}) | self.method_options
+        unused = {name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
+        exclude = {*PLACEMENT_FIELDS, *unused, "method_options"}
+        return self.model_dump(mode="json", exclude=exclude) | self.method_options
 
     def full_record(self) -> dict[str, Any]:
         """`record` with the options that were once fields of every run, as null where they are not given: what is
@@ -146,6 +148,10 @@ COMBINING_FIELDS = frozenset(
 )
 """Fields that say how updates are combined: the baselines of a comparison combine none, and are what privacy costs
 something against."""
+
+LATER_FIELDS = ("test_share",)
+"""Fields that are younger than runs which may still go on: recorded where they are not the default, so that these runs
+keep their identity."""
 
 ONCE_FIELDS = (
     *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),

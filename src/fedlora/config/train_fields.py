@@ -49,6 +49,14 @@ class TrainFields(ReadingConfig, MethodOptions):
         if_none="no evaluation",
     )
     local_val_set_size: int = flag(0, "examples that each client holds back for validation", group="data", ge=0)
+    test_share: float = flag(
+        0.0,
+        "share of each client's rows that is held out as its test rows and never trained on, in [0, 1)",
+        group="data",
+        everyday=True,
+        ge=0,
+        lt=1,
+    )
     prompt_template: Template = flag(
         "alpaca", "prompt format: alpaca, or chat for the tokenizer's chat template", group="data", everyday=True
     )

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
+from fedlora.data.fields import shown_name
+from fedlora.data.held_out import draw_test_rows, prompt_key
 from fedlora.data.records import iter_rows
 from fedlora.errors import DataError
 from fedlora.seeds import derive_seed
@@ -40,6 +42,8 @@ class ClientFacts:
     num_prompt_tokens: int | None = None
     num_response_tokens: int | None = None
     num_shortened: int | None = None
+    num_test: int = 0
+    """Rows that `test_share` held out."""
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -67,23 +71,57 @@ class ClientFile:
 def read_client_files(
     files: Mapping[ClientId, Path], config: TrainConfig, *, on_row: Callable[[ClientId, Row], None] | None = None
 ) -> dict[ClientId, ClientFile]:
-    """Read each file once; `on_row` is given every row. Each row that is left out is reported; raises what `read_rows`
-    raises, and DataError when a client keeps no row to train on."""
-    return {client: _read_file(client, path, config, on_row) for client, path in files.items()}
+    """Read each file once; `on_row` is given every row. Each row that is left out is reported, and once the fields that
+    are not used; raises what `read_rows` raises, and DataError when a client keeps no row to train on."""
+    unused: dict[tuple[str, ...], list[str]] = {}
+    read = {}
+    for client, path in files.items():
+
+        def note(names: Collection[str], file: str = path.name) -> None:
+            unused.setdefault(tuple(map(shown_name, names)), []).append(file)
+
+        read[client] = _read_file(client, path, config, on_row, note)
+    for names, of in unused.items():
+        where = "" if len(of) == len(files) else f" in {', '.join(of[:3])}" + (", ..." if len(of) > 3 else "")
+        say(f"not used{where}: {', '.join(names)}")
+    return read
 
 
-def split_rows(rows: Sequence[T], config: TrainConfig, client_id: ClientId) -> tuple[Sequence[T], Sequence[T]]:
-    """Rows to train on and rows held back: `local_val_set_size` of them, drawn by the seed."""
+@dataclass(frozen=True)
+class Split(Generic[T]):
+    """A client's rows: to train on, to validate on, to test on."""
+
+    training: Sequence[T]
+    validation: Sequence[T]
+    test: Sequence[T]
+
+
+def split_rows(
+    rows: Sequence[T], prompts: Sequence[bytes | None], config: TrainConfig, client_id: ClientId
+) -> Split[T]:
+    """`test_share` of the rows for testing, `local_val_set_size` of the others for validation, both drawn by the seed.
+
+    `prompts` has the `prompt_key` of every row; it is not looked at where nothing is held out for testing.
+    """
+    test: Sequence[T] = []
+    if config.test_share:
+        drawn = draw_test_rows(prompts, config.test_share, config.seed)
+        test = [rows[place] for place in sorted(drawn)]
+        rows = [row for place, row in enumerate(rows) if place not in drawn]
     size = config.local_val_set_size
     if not size:
-        return rows, []
+        return Split(rows, [], test)
     order = list(rows)
     random.Random(derive_seed(config.seed, "local_validation", client_id)).shuffle(order)  # noqa: S311
-    return order[size:], order[:size]
+    return Split(order[size:], order[:size], test)
 
 
 def _read_file(
-    client: ClientId, path: Path, config: TrainConfig, on_row: Callable[[ClientId, Row], None] | None
+    client: ClientId,
+    path: Path,
+    config: TrainConfig,
+    on_row: Callable[[ClientId, Row], None] | None,
+    on_unused: Callable[[Collection[str]], None],
 ) -> ClientFile:
     digest, skipped = hashlib.sha256(), 0
     inputs: set[bool] = set()
@@ -95,27 +133,42 @@ def _read_file(
 
     # of a row: its category, None where its response is empty
     rows: list[str | None] = []
-    for row in iter_rows(path, may_be_empty=True, rules=config.read_rules, on_skip=skip, digest=digest):
+    prompts: list[bytes | None] = []
+    reading = {"rules": config.read_rules, "on_skip": skip, "digest": digest, "on_unused": on_unused}
+    for row in iter_rows(path, may_be_empty=True, **reading):
         rows.append(row.category if row.output.strip() else None)
         inputs |= {bool(row.input)} if row.output.strip() else set()
+        if config.test_share:
+            prompts.append(prompt_key(row))
         if on_row is not None:
             on_row(client, row)
-    training, held_back = split_rows(rows, config, client)
-    if config.local_val_set_size and not training:
-        raise DataError(
-            f"{path}: local_val_set_size={config.local_val_set_size} leaves client {client} none of its "
-            f"{len(held_back)} rows to train on",
-            hint="lower --local_val_set_size",
-        )
-    labelled = [category for category in training if category is not None]
+    split = split_rows(rows, prompts, config, client)
+    _check_split(split, path, config, client)
+    labelled = [category for category in split.training if category is not None]
     facts = ClientFacts(
         client_id=client,
         file=path.name,
         sha256=digest.hexdigest(),
         num_examples=len(labelled),
-        num_empty=len(training) - len(labelled),
-        num_validation=sum(category is not None for category in held_back),
+        num_empty=len(split.training) - len(labelled),
+        num_validation=sum(category is not None for category in split.validation),
         num_skipped=skipped,
         categories=dict(sorted(Counter(labelled).items())),
+        num_test=len(split.test),
     )
     return ClientFile(path, facts, frozenset(inputs))
+
+
+def _check_split(split: Split[str | None], path: Path, config: TrainConfig, client: ClientId) -> None:
+    """DataError where what is held back leaves nothing, or a share of the rows is no row."""
+    if config.local_val_set_size and not split.training:
+        raise DataError(
+            f"{path}: local_val_set_size={config.local_val_set_size} leaves client {client} none of its "
+            f"{len(split.validation)} rows to train on",
+            hint="lower --local_val_set_size",
+        )
+    if config.test_share and not split.test and any(category is not None for category in split.training):
+        raise DataError(
+            f"{path}: test_share={config.test_share:g} can hold out no row: all rows with a response have one prompt",
+            hint="give the client rows with different prompts, or leave test_share out",
+        )

@@ -1,5 +1,6 @@
 """Which file belongs to which client: the tree that allocation leaves, or a folder of own silos.
 
+A silo's folder holds `<client>.<format>` and, where the client has test rows, `<client>.test.<format>` beside it.
 A folder that holds an allocation for another number of clients is never mistaken for silos: its
 loose files are the test set or the raw rows, and training on those would go unnoticed.
 """
@@ -7,16 +8,58 @@ loose files are the test set or the raw rows, and training on those would go unn
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from fedlora.config.train import TrainConfig
 from fedlora.console import say
+from fedlora.data.client_names import RESERVED, name_of_file
 from fedlora.data.streams import split_name
 from fedlora.errors import UsageError
+from fedlora.types import ClientId
+
+TEST = ".test"
+"""Behind a client's name, the name of its file of test rows."""
 
 _MAKE_DATA = (
     "make rows with `fedlora data skills` (or `fedlora data dolly`) and split them with client_data_allocation.py, "
     "or give a folder with one file per client (.json, .jsonl, .csv, also as .gz, or .parquet)"
 )
+
+
+def client_files_of(config: TrainConfig) -> list[Path]:
+    """`find_client_files` of a training; UsageError too where its other fields do not fit these files."""
+    files = find_client_files(config.data_path, config.num_clients, chosen=config.chosen("num_clients"))
+    if config.val_data_path:
+        check_no_client(Path(config.val_data_path), files, "val_data_path")
+    if config.test_share and (tests := find_test_files(files)):
+        named = ", ".join(file.name for file in tests.values())
+        raise UsageError(
+            f"test_share={config.test_share:g}, but {config.data_path} holds test rows already: {named}",
+            hint="leave test_share out, or move these files away",
+        )
+    return files
+
+
+def find_test_files(files: Sequence[Path]) -> dict[ClientId, Path]:
+    """The file of test rows beside each client's file, of the clients that have one."""
+    found: dict[str, Path] = {}
+    for folder in {file.parent for file in files}:
+        found |= {name_of_file(file.name): file for file in sorted(folder.iterdir()) if _is_test(file)}
+    return {
+        client: found[name]
+        for client, file in enumerate(files)
+        if (name := f"{name_of_file(file.name)}{TEST}") in found
+    }
+
+
+def check_no_client(file: Path, files: Sequence[Path], field: str) -> None:
+    """UsageError when the file that `field` names is one on which a client trains."""
+    if file.exists() and any(file.samefile(each) for each in files):
+        raise UsageError(
+            f"{field}={file}: its folder takes this file for a client, which would train on it",
+            hint=f"move it to another folder; test rows of one client alone are named <client>{TEST}{file.suffix}",
+        )
 
 
 def find_client_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path]:
@@ -27,6 +70,11 @@ def find_client_files(data_path: Path, num_clients: int, *, chosen: bool) -> lis
     natural order (2 before 10). `chosen` says whether the user gave `num_clients`: silos set the count only when not.
     Raises UsageError.
     """
+    if data_path.is_file():
+        raise UsageError(
+            f"{data_path} is one file; training reads a folder with one file per client",
+            hint=f"split it among clients; `fedlora init {data_path}` prints the `fedlora allocate` command for it",
+        )
     if not data_path.is_dir():
         raise UsageError(f"{data_path}: no such folder", hint=_MAKE_DATA)
     allocated = _allocated_folders(data_path)
@@ -70,10 +118,12 @@ def _allocated_files(folder: Path, num_clients: int) -> list[Path]:
 
 
 def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path]:
-    files = sorted((file for file in data_path.iterdir() if _is_silo(file)), key=_natural)
+    rows = sorted((file for file in data_path.iterdir() if _is_silo(file)), key=_natural)
+    files, tests = [file for file in rows if not _is_test(file)], [file for file in rows if _is_test(file)]
     if not files:
         raise UsageError(f"{data_path} holds no client files", hint=_MAKE_DATA)
-    _refuse_twice(files)
+    _refuse_twice(rows)
+    _check_names(files, tests)
     if others := sorted(entry.name for entry in data_path.iterdir() if not _is_silo(entry) and not _is_hidden(entry)):
         say(f"not clients, and ignored: {', '.join(others)}")
     if chosen and len(files) != num_clients:
@@ -84,14 +134,43 @@ def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path
     if not chosen and len(files) == 1:
         raise UsageError(
             f"{files[0]} is the only file of {data_path}: one client is no federation",
-            hint="split it with client_data_allocation.py, or set num_clients to 1",
+            hint=f"split it among clients; `fedlora init {files[0]}` prints the `fedlora allocate` command for it; "
+            "or set num_clients to 1",
         )
-    say(f"taking the {len(files)} files of {data_path} as one client each: {', '.join(file.name for file in files)}")
+    say(
+        f"taking the {len(files)} files of {data_path} as one client each: {', '.join(file.name for file in files)}"
+        + (f"; test rows: {', '.join(file.name for file in tests)}" if tests else "")
+    )
     return files
+
+
+def _check_names(files: Sequence[Path], tests: Sequence[Path]) -> None:
+    """UsageError for names that would mean something else wherever a client is named."""
+    for client, file in enumerate(files):
+        name = name_of_file(file.name)
+        if name in RESERVED:
+            raise UsageError(f"{file}: no client can be called {name}", hint=f"rename the file; {RESERVED[name]}")
+        if name.isdecimal() and name != str(client):
+            raise UsageError(
+                f"{file}: named by a number, but it is client {client} of this folder",
+                hint="number the files from 0 on, or give them names",
+            )
+    names = {name_of_file(file.name) for file in files}
+    for file in tests:
+        if (name := name_of_file(file.name).removesuffix(TEST)) not in names:
+            raise UsageError(
+                f"{file}: test rows of {name!r}, but the folder has no client of this name",
+                hint=f"its clients are {', '.join(sorted(names))}",
+            )
 
 
 def _is_silo(file: Path) -> bool:
     return split_name(file) is not None and not _is_hidden(file) and file.is_file()
+
+
+def _is_test(file: Path) -> bool:
+    """Whether a file of rows holds a client's test rows."""
+    return _is_silo(file) and name_of_file(file.name).endswith(TEST)
 
 
 def _is_hidden(file: Path) -> bool:

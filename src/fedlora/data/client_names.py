@@ -5,9 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from fedlora.data.streams import split_name
 from fedlora.paths import is_number
+
+RESERVED = MappingProxyType(
+    {
+        **dict.fromkeys(("base", "global", "all"), "it names who answers, beside the clients"),
+        "test": "a client's test rows are named <client>.test.<format>, and rows for all lie in another folder",
+    }
+)
+"""Names that no client can have, and why."""
 
 _ALLOCATED = re.compile(r"local_training_(\d+)\.json")
 

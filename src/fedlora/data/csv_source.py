@@ -69,6 +69,7 @@ def _find_columns(header: list[str], lines: _Lines, fields: RowFields) -> dict[s
     what = fields.find_missing(header) if again is None else f"the column {shorten(again)} is given twice"
     if what:
         raise RecordError(lines.place, what, excerpt=lines.excerpt, hint=ROW_HINT if again else _HEADER_HINT)
+    fields.note_unused(header)
     return {name: index for index, name in enumerate(header) if name in fields.names}
 
 

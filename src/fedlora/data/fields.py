@@ -7,7 +7,7 @@ no tokenizer can read (half a surrogate pair) and what is no text at all is refu
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from fedlora.data.raw_records import ROW_HINT, Number, Record, RecordError
@@ -16,6 +16,7 @@ from fedlora.types import ReadRules, Row
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {dict: "an object", list: "a list", str: "text", Number: "a number", bool: "true or false"}
 _NAME_SHOWN = 40
+MOST_UNUSED = 20
 
 
 class RowFields:
@@ -28,6 +29,14 @@ class RowFields:
         self._groups = (("instruction",), ("context", "input"), outputs, ("category",))
         self._required = (True, False, True, require_category)
         self.names = frozenset(name for group in self._groups for name in group)
+        self.unused: dict[str, None] = {}
+        """Names that were met and are no field of a row, in the order of the file; the first MOST_UNUSED."""
+
+    def note_unused(self, names: Iterable[str]) -> None:
+        """Remember which of a table's columns or an object's keys nothing is made of."""
+        for name in names:
+            if name not in self.names and name not in self.unused and len(self.unused) < MOST_UNUSED:
+                self.unused[name] = None
 
     def find_missing(self, columns: Collection[str]) -> str:
         """What a table with these columns lacks, or nothing."""
@@ -40,6 +49,8 @@ class RowFields:
         """The row of a decoded record; RecordError names the field that cannot be used."""
         if type(record.value) is not dict:
             raise _refuse(record, f"expected a JSON object, got {_kind(record.value)}")
+        if not self.names.issuperset(record.value):
+            self.note_unused(record.value)
         instruction, given, output, category = (
             self._text(record, group, required) for group, required in zip(self._groups, self._required, strict=True)
         )
@@ -76,8 +87,13 @@ class RowFields:
 
 
 def shorten(name: str) -> str:
-    """A name from a file as a message shows it."""
+    """A name from a file as a message quotes it."""
     return repr(name if len(name) <= _NAME_SHOWN else name[:_NAME_SHOWN] + "...")
+
+
+def shown_name(name: str) -> str:
+    """A name from a file as a list shows it: without quotes, its control characters escaped."""
+    return shorten(name)[1:-1]
 
 
 def _either(names: tuple[str, ...]) -> str:

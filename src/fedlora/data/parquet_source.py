@@ -58,6 +58,7 @@ def _find_columns(schema: pyarrow.Schema, fields: RowFields) -> list[str]:
     what = fields.find_missing(names) if again is None else f"the column {shorten(again)} is given twice"
     if what:
         raise RecordError("", what)
+    fields.note_unused(names)
     columns = [name for name in names if name in fields.names]
     for name in columns:
         kind = schema.field(name).type

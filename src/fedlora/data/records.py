@@ -1,12 +1,12 @@
 """Rows from files: JSON arrays and lines, CSV and Parquet, every error with its place.
 
 The name decides the format, never the content. Rows are read one by one, and a record larger than
-`max_record_bytes` is refused before it is in memory. The fields that are not named here are ignored.
+`max_record_bytes` is refused before it is in memory. Other fields are not used, and their names can be asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,8 +67,10 @@ def iter_rows(
     rules: ReadRules = STRICT,
     on_skip: OnSkip = say,
     digest: _Hash | None = None,
+    on_unused: Callable[[Collection[str]], None] = lambda names: None,
 ) -> Iterator[Row]:
-    """`read_rows` one row at a time, in memory that depends on the largest record alone."""
+    """`read_rows` one row at a time, in memory that depends on the largest record alone; `on_unused` is given the names
+    of fields that no row has use for, once, behind the last row."""
     fields = RowFields(rules, output_key=output_key, require_category=require_category)
     skipping = _Skipping(path, rules.skip_bad, on_skip)
     num_rows = 0
@@ -80,6 +82,8 @@ def iter_rows(
                 yield row
         if not num_rows and not may_be_empty:
             raise RecordError(":1:1", "holds no rows")
+        if fields.unused:
+            on_unused(fields.unused)
     except RecordError as error:
         raise skipping.explain(error) from None
     except OSError as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.data.client_facts import ClientFacts, ClientFile, split_rows
+from fedlora.data.held_out import prompt_key
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
 from fedlora.llm.examples import Example, ExampleSet, encode_rows
@@ -91,9 +92,12 @@ class ClientExamples:
 
     def _encode(self, client_id: ClientId) -> tuple[ExampleSet, ExampleSet]:
         config = self.config
-        rows, held_back = split_rows(self._read(client_id), config, client_id)
-        training = encode_rows(rows, self.encoder, cutoff=config.cutoff_len, train_on_inputs=config.train_on_inputs)
-        return training, encode_rows(held_back, self.encoder, cutoff=config.cutoff_len)
+        rows = self._read(client_id)
+        prompts = [prompt_key(row) for row in rows] if config.test_share else []
+        split = split_rows(rows, prompts, config, client_id)
+        options = {"cutoff": config.cutoff_len, "train_on_inputs": config.train_on_inputs}
+        training = encode_rows(split.training, self.encoder, **options)
+        return training, encode_rows(split.validation, self.encoder, cutoff=config.cutoff_len)
 
     def _read(self, client_id: ClientId) -> list[Row]:
         """The rows of the file that was read at the start, DataError for another. Which rows are left out was said
@@ -121,4 +125,5 @@ class ClientExamples:
         config, digest = self.config, self.facts[client_id].sha256
         drawn = [config.local_val_set_size, config.seed, client_id] if config.local_val_set_size else []
         settings = [self.encoder.template, config.cutoff_len, config.train_on_inputs]
+        drawn += ["test_share", config.test_share, config.seed] if config.test_share else []
         return [digest, self._tokenizer, *settings, *drawn, *sorted(config.read_rules.record().items())]

@@ -115,8 +115,10 @@ def read_facts(payload: bytes) -> NodeFacts | ClientFailure:
             raise ValueError("its client is no whole number")
         return _clean(told, told.client_id)
     told = header["facts"]
-    counts = [field.name for field in fields(ClientFacts) if field.name.startswith("num_")]
-    numbers = {name: told[name] for name in [*counts, "client_id"]}
+    counts = [field for field in fields(ClientFacts) if field.name.startswith("num_")]
+    # a record leaves out a count that is 0 where that is its default
+    numbers = {one.name: told.get(one.name, one.default) if one.default == 0 else told[one.name] for one in counts}
+    numbers["client_id"] = told["client_id"]
     if not all(type(value) is int and 0 <= value < 10**15 for value in numbers.values()):
         raise ValueError("a count is none")
     if not _is_hash(told["sha256"]) or not _is_hash(header["shapes"]) or type(header["dtype"]) is not str:

@@ -16,7 +16,7 @@ from fedlora.config.plan import PlanConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.data.client_facts import read_client_files
-from fedlora.data.client_files import find_client_files
+from fedlora.data.client_files import client_files_of
 from fedlora.data.doctor import Finding, Silo, examine_rows, examine_shortened, examine_skew
 from fedlora.data.records import read_rows
 from fedlora.engines.cohorts import find_cohort_doubts, resolve_method
@@ -57,7 +57,7 @@ class Planning:
         self.outline = not config.probe
         paths = RunPaths(config.model_dir, config.exp_name)
         check_free(paths)
-        files = find_client_files(config.data_path, config.num_clients, chosen=config.chosen("num_clients"))
+        files = client_files_of(config)
         # nothing is written: tokens neither
         train = config.training().model_copy(update={"num_clients": len(files), "token_cache": False})
         recorded = None

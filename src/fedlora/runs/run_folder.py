@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedlora.config.train import TrainConfig
+from fedlora.config.train import LATER_FIELDS, TrainConfig
 from fedlora.errors import StorageError, UsageError
 from fedlora.files import read_json, write_json
 from fedlora.llm.layout import Layout
@@ -92,7 +92,7 @@ def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[s
     than the record had its default's effect.
     """
     rounds = "num_communication_rounds"
-    now = config.record()
+    now = config.record() | {name: getattr(config, name) for name in LATER_FIELDS}
     fields = TrainConfig.model_fields
     younger = {name: fields[name].default for name in now.keys() - recorded.keys() if name in fields}
     then = younger | dict(recorded)

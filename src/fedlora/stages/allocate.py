@@ -107,7 +107,8 @@ def _read_input(config: AllocateConfig) -> tuple[list[Row], int]:
         skipped.append(message)
         say(message)
 
-    rows = read_rows(config.input_file, require_category=True, rules=config.read_rules, on_skip=note)
+    by_category = config.partition != "iid"
+    rows = read_rows(config.input_file, require_category=by_category, rules=config.read_rules, on_skip=note)
     return rows, len(skipped)
 
 
@@ -136,7 +137,7 @@ def allocate_rows(rows: Sequence[Row], config: AllocateConfig) -> Allocation:
     for row in rows:
         groups[row.category].append(row)
     needed = config.test_per_cat + config.train_per_cat
-    if small := [f"{category} ({len(group)})" for category, group in groups.items() if len(group) < needed]:
+    if small := [f"{category or '(none)'} ({len(group)})" for category, group in groups.items() if len(group) < needed]:
         raise DataError(
             f"{config.input_file}: too few distinct prompts for {config.test_per_cat} test and "
             f"{config.train_per_cat} training rows per category: {', '.join(small)}",
@@ -265,6 +266,6 @@ def _summary(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat: int) -
 
 def _mix(counts: Mapping[str, int]) -> str:
     largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{category} {count}" for category, count in largest[:_SHOWN_CATEGORIES])
+    shown = ", ".join(f"{category or '(none)'} {count}" for category, count in largest[:_SHOWN_CATEGORIES])
     more = len(largest) - _SHOWN_CATEGORIES
     return shown + (f" and {more} more" if more > 0 else "")

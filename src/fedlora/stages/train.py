@@ -15,7 +15,7 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.data.client_facts import read_client_files
-from fedlora.data.client_files import find_client_files
+from fedlora.data.client_files import client_files_of
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError
 from fedlora.paths import RunPaths
@@ -64,7 +64,7 @@ def rounds(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> It
     """
     paths = RunPaths(config.model_dir, config.exp_name)
     check_free(paths)
-    files = find_client_files(config.data_path, config.num_clients, chosen=config.chosen("num_clients"))
+    files = client_files_of(config)
     with hold_run(paths):
         options = {"load": load} if load else {}
         yield from _train(config.model_copy(update={"num_clients": len(files)}), paths, files, options)
