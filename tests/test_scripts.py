@@ -46,9 +46,9 @@ UNLIKE_DEFAULTS = {
         "client_selection_frac": 1.0,
         "local_micro_batch_size": 8,
     },
-    "generate": {"exp_name": "homo-1B"},
-    "evaluate_rouge": {"exp_name": "homo-1B"},
-    "evaluate_llm": {"exp_name": "homo-1B", "is_base_model": True},
+    "generate": {"exp_name": "homo-1B", "communication_rounds": 20},
+    "evaluate_rouge": {"exp_name": "homo-1B", "communication_rounds": 20},
+    "evaluate_llm": {"exp_name": "homo-1B", "communication_rounds": 20, "is_base_model": True},
 }
 
 

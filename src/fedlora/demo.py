@@ -135,13 +135,13 @@ def _answer_and_score(config: DemoConfig, mode: str) -> None:
     where = {
         "exp_name": mode,
         "communication_rounds": config.rounds,
+        "model_dir": config.output_dir / "models",
         "prediction_dir": config.output_dir / "predictions",
     }
     test_file = DataPaths(config.output_dir / "data", DATASET).test_file(config.test_per_cat)
     asked = GenerateConfig.of(
         **where,
         all=mode == "none",
-        model_dir=config.output_dir / "models",
         test_file_path=test_file,
         max_new_tokens=MAX_NEW_TOKENS,
         device=config.device,

@@ -138,10 +138,10 @@ def _shape(field: FieldInfo) -> dict[str, Any]:
         return {"nargs": "?", "const": "true", "metavar": "true|false"}
     if get_origin(annotation) in (tuple, list):
         return {"nargs": "+", "metavar": "NAME"}
+    names = {int: "INT", float: "FLOAT", Path: "PATH"}
     kinds = (annotation, *get_args(annotation))
     if choices := [str(each) for kind in kinds if get_origin(kind) is Literal for each in get_args(kind)]:
-        return {"metavar": "|".join(choices)}
-    names = {int: "INT", float: "FLOAT", Path: "PATH"}
+        return {"metavar": "|".join([*(names[kind] for kind in kinds if kind in names), *choices])}
     return {"metavar": next((names[kind] for kind in kinds if kind in names), "TEXT")}
 
 

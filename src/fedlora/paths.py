@@ -117,11 +117,17 @@ class OutputName:
     client_id: int = 0
 
     @classmethod
-    def choose(cls, *, is_base_model: bool, is_global_model: bool, client_id: int) -> OutputName:
-        """The contract's three flags as one name; the base model wins over the others."""
-        if is_base_model:
-            return cls("base")
-        return cls("global") if is_global_model else cls("client", client_id)
+    def of_stem(cls, stem: str) -> OutputName | None:
+        """The name that is written `base`, `global` or `client_<i>`; None for any other text."""
+        if stem in ("base", "global"):
+            return cls(stem)
+        number = stem.removeprefix("client_")
+        return cls("client", int(number)) if number != stem and is_number(number) else None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Sorts base, then global, then the clients by number."""
+        return ("base", "global", "client").index(self.kind), self.client_id
 
     def __str__(self) -> str:
         return client_name(self.client_id) if self.kind == "client" else self.kind
@@ -138,6 +144,19 @@ class ResultPaths:
     @property
     def folder(self) -> Path:
         return _below(self.root, check_name(self.exp_name, "exp_name"), str(self.round_number))
+
+    @property
+    def rounds(self) -> list[int]:
+        """Rounds of this experiment that have a folder, ascending, whatever `round_number` is."""
+        folder = _below(self.root, check_name(self.exp_name, "exp_name"))
+        if not folder.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in folder.iterdir() if is_number(entry.name) and entry.is_dir())
+
+    def predicted(self) -> list[OutputName]:
+        """Everyone whose predictions lie here: base, global, then the clients by number."""
+        stems = (file.name.removesuffix("_output.jsonl") for file in self.folder.glob("*_output.jsonl"))
+        return sorted(filter(None, map(OutputName.of_stem, stems)), key=lambda name: name.place)
 
     def predictions(self, name: OutputName) -> Path:
         return self.folder / f"{name}_output.jsonl"

@@ -47,7 +47,7 @@ def make_config(root: Path, **fields: Any) -> EvaluateRougeConfig:
 
 
 def run(config: EvaluateRougeConfig) -> dict[str, Any]:
-    return dict(evaluate_rouge.run(config).record)
+    return dict(evaluate_rouge.run(config).scores[0].record)
 
 
 @pytest.fixture
@@ -107,6 +107,34 @@ def test_the_result_as_text_is_a_table_and_the_path(root: Path) -> None:
     assert out[4].split()[:3] == ["overall", "3", "0.250"]
     assert out[5] == str(root / "rouge" / "homo-1B" / "3" / "global_output_rouge.json")
     assert len(out) == 6
+
+
+def test_several_are_scored_in_one_call_as_alone_and_shown_in_one_table(root: Path) -> None:
+    folder = root / "predictions" / "homo-1B" / "3"
+    for name in ("base", "client_2", "client_10"):
+        write_lines(folder / f"{name}_output.jsonl", predictions()[:3])
+    write_lines(root / "predictions" / "other" / "1" / "base_output.jsonl", predictions())
+    scored = evaluate_rouge.run(make_config(root, of="all"))
+    assert [one.name for one in scored.scores] == ["base", "global", "client 2", "client 10"]
+    table = scored.text().splitlines()
+    assert table[0].split() == ["of", "rows", "exact", "rouge1", "rouge2", "rougeL", "rougeLsum"]
+    assert [line[:9].rstrip() for line in table[2:6]] == ["base", "global", "client 2", "client 10"]
+    assert table[6:] == [str(root / "rouge" / "homo-1B" / "3")]
+    for one in scored.scores:
+        stored = one.file.read_bytes()
+        assert json.loads(stored) == one.record
+        evaluate_rouge.run(make_config(root, of=one.subject.word))
+        assert one.file.read_bytes() == stored
+    both = evaluate_rouge.run(make_config(root, of="global,other/last/base")).text().splitlines()
+    assert [line.split()[0] for line in both[2:4]] == ["homo-1B/3/global", "other/1/base"]
+    assert both[4:] == [str(root / "rouge" / "homo-1B" / "3"), str(root / "rouge" / "other" / "1")]
+
+
+def test_nothing_is_written_where_one_of_several_does_not_fit(root: Path) -> None:
+    write_lines(root / "predictions" / "homo-1B" / "3" / "client_1_output.jsonl", predictions()[1:])
+    with pytest.raises(DataError, match=r"client_1_output\.jsonl does not match"):
+        evaluate_rouge.run(make_config(root, of="all"))
+    assert not (root / "rouge").exists()
 
 
 def test_answers_that_rouge_cannot_see_are_mentioned(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.engines import answering
 from fedlora.errors import UsageError
 from fedlora.files import sha256_of
+from fedlora.llm import resident_base
 from fedlora.stages import generate, train
 
 
@@ -46,7 +47,7 @@ def trained(tiny_model, tmp_path_factory):
             )
         )
 
-    def run(out: str, **options):
+    def result(out: str, **options):
         defaults = {"exp_name": "homo", "communication_rounds": 2, "max_new_tokens": 6, "device": "cpu"}
         config = {
             **defaults,
@@ -56,9 +57,12 @@ def trained(tiny_model, tmp_path_factory):
             "test_file_path": root / "test.jsonl",
             **options,
         }
-        return generate.run(GenerateConfig.of(**config)).files
+        return generate.run(GenerateConfig.of(**config))
 
-    run.root = root
+    def run(out: str, **options):
+        return result(out, **options).files
+
+    run.root, run.result = root, result
     return run
 
 
@@ -116,6 +120,39 @@ def test_all_answers_with_base_global_and_every_client_as_the_single_calls_do(tr
     for file, options in zip(files, singles, strict=True):
         assert sha256_of(trained("single", **options)[0]) == sha256_of(file)
     assert len({sha256_of(file) for file in files}) > 2
+
+
+def test_who_answers_may_be_named_with_of_and_needs_no_round(trained):
+    files = trained("of", of=["global", "none/2/0", "base"], communication_rounds="last")
+    assert [str(file.relative_to(trained.root)) for file in files] == [
+        "of/homo/2/global_output.jsonl",
+        "of/none/2/client_0_output.jsonl",
+        "of/homo/2/base_output.jsonl",
+    ]
+    singles = [{}, {"exp_name": "none", "is_global_model": False}, {"is_base_model": True}]
+    for file, options in zip(files, singles, strict=True):
+        assert sha256_of(trained("single", **options)[0]) == sha256_of(file)
+
+
+def test_runs_on_one_base_share_one_load_of_it(trained, monkeypatch):
+    loads = []
+    load = resident_base.load_base_model
+    monkeypatch.setattr(resident_base, "load_base_model", lambda name, **how: loads.append(name) or load(name, **how))
+    trained("shared", of="global,none/2/0-1,homo/1/global")
+    assert len(loads) == 1
+
+
+def test_the_result_names_who_answered_and_holds_the_answers(trained):
+    found = trained.result("named", of="base,1", communication_rounds=None)
+    assert [answers.name for answers in found.answers] == ["base", "client 1"]
+    assert found.answers[1].texts == tuple(row["answer"] for row in rows_of(found.files[1]))
+    assert found.as_dict()["answers"][1] == {
+        "name": "client 1",
+        "of": "homo/2/1",
+        "run": "homo",
+        "round": 2,
+        "file": str(trained.root / "named/homo/2/client_1_output.jsonl"),
+    }
 
 
 def test_adapters_answer_together_while_rows_are_few_and_ranks_small(trained, monkeypatch):
@@ -185,11 +222,18 @@ def test_the_base_model_answers_without_a_run(trained, tiny_model):
     (file,) = trained("base", exp_name="nobody", is_base_model=True, base_model=str(tiny_model), prompt_template="chat")
     assert file.name == "base_output.jsonl"
     assert sha256_of(file) == sha256_of(trained("base2", is_base_model=True)[0])
+    named = trained(
+        "base3", exp_name="nobody", of="base", communication_rounds="", model=str(tiny_model), prompt_template="chat"
+    )
+    assert named == (trained.root / "base3/nobody/20/base_output.jsonl",)
+    assert sha256_of(file) == sha256_of(named[0])
 
 
 def test_all_and_a_single_subject_together_are_refused(trained):
     with pytest.raises(UsageError, match="all answers with everyone"):
         trained("x", all=True, client_id=0)
+    with pytest.raises(UsageError, match="of_subjects takes the place of all"):
+        trained("x", all=True, of="base")
 
 
 def test_the_runs_own_prompt_template_is_used_unless_another_is_named(trained):

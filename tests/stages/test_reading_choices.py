@@ -143,7 +143,7 @@ def test_tests_and_targets_are_read_by_the_same_rules(tmp_path: Path, tiny_model
     scored = {"target_file": file, "evaluation_dir": tmp_path / "rouge"}
     with pytest.raises(DataError, match=r"test\.jsonl:3:1"):
         evaluate_rouge.run(EvaluateRougeConfig.of(**fields, **scored))
-    result = evaluate_rouge.run(EvaluateRougeConfig.of(**fields, **scored, **chosen)).record
+    result = evaluate_rouge.run(EvaluateRougeConfig.of(**fields, **scored, **chosen)).scores[0].record
     assert sum(result["fedlora"]["num_samples"].values()) == 3
 
 

@@ -136,12 +136,12 @@ class Laboratory:
         where: dict[str, Any] = {
             "exp_name": name,
             "communication_rounds": run.num_communication_rounds,
+            "model_dir": self.paths.model_dir,
             "prediction_dir": self.paths.answers_dir("predictions"),
             **subject,
         }
         answering = {
             "base_model": run.base_model,
-            "model_dir": self.paths.model_dir,
             "test_file_path": data.answered,
             "max_new_tokens": self.config.max_new_tokens,
             "base_dtype": run.base_dtype,
@@ -152,9 +152,15 @@ class Laboratory:
             "quantization": run.quantization,
         }
         generate.run(GenerateConfig.of(**where, **answering), load=self.base.load)
-        found = evaluate_rouge.run(
-            EvaluateRougeConfig.of(**where, target_file=data.answered, evaluation_dir=self.paths.answers_dir("rouge"))
-        ).record
+        found = (
+            evaluate_rouge.run(
+                EvaluateRougeConfig.of(
+                    **where, target_file=data.answered, evaluation_dir=self.paths.answers_dir("rouge")
+                )
+            )
+            .scores[0]
+            .record
+        )
         shares = found["fedlora"]["exact_match"]["categories"]
         return {category: {"exact": share, "rouge_l": found[category]["rougeL"]} for category, share in shares.items()}
 

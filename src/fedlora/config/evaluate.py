@@ -5,25 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Config, Names, OptionalInt, flag
+from fedlora.config.who import ROUNDS, WORDS, Subjects, WhichRound, contract_words, refuse_both
+
+_LAST = "the last that holds the predictions"
+_MODEL_DIR = "root folder of all runs, where names of clients and the best round are looked up"
 
 
 class EvaluateRougeConfig(ReadingConfig):
-    """Score predictions against the test file's answers with ROUGE and exact match."""
+    """Score predictions against the test file's answers with exact match and ROUGE."""
 
-    exp_name: str = flag("fedavg-1B", "run whose predictions are scored")
+    exp_name: str = flag("fedavg-1B", "run whose predictions are scored", everyday=True)
+    of_subjects: Subjects = flag(None, f"whose predictions: {WORDS}", everyday=True, if_none="global")
     is_global_model: bool = flag(True, "score the global adapter's predictions; false: those of client_id")
     client_id: int = flag(0, "number of the client that is scored, where is_global_model is false", ge=0)
     is_base_model: bool = flag(False, "score the base model's predictions")
-    communication_rounds: int = flag(20, "round of the predictions", ge=1)
-    target_file: Path = flag(Path("./data/dataset1/dolly_test_200.jsonl"), "rows with the reference answers")
+    communication_rounds: WhichRound = flag(None, f"round of the predictions: {ROUNDS}", everyday=True, if_none=_LAST)
+    target_file: Path = flag(
+        Path("./data/dataset1/dolly_test_200.jsonl"), "rows with the reference answers", everyday=True
+    )
     target_key: str = flag("output", "field of the reference answer")
-    prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions")
+    prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions", everyday=True)
     prediction_key: str = flag("answer", "field of the prediction")
-    evaluation_dir: Path = flag(Path("./evaluations_rouge"), "root folder of all ROUGE results")
+    evaluation_dir: Path = flag(Path("./evaluations_rouge"), "root folder of all ROUGE results", everyday=True)
+    model_dir: Path = flag(Path("./models"), _MODEL_DIR, everyday=True)
+
+    @model_validator(mode="after")
+    def _one_way_to_say_who(self) -> EvaluateRougeConfig:
+        refuse_both(self, "of_subjects", "is_base_model", "is_global_model", "client_id")
+        return self
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Whose predictions are scored, as `of` has it."""
+        return self.of_subjects or contract_words(
+            is_base_model=self.is_base_model, is_global_model=self.is_global_model, client_id=self.client_id
+        )
 
 
 class EvaluateLlmConfig(ReadingConfig):
@@ -36,13 +56,14 @@ class EvaluateLlmConfig(ReadingConfig):
     is_global_model: bool = flag(True, "baseline: the global adapter's predictions; false: those of client_id")
     client_id: int = flag(0, "number of the baseline client, where is_global_model is false", ge=0)
     is_base_model: bool = flag(False, "baseline: the base model's predictions")
-    communication_rounds: int = flag(20, "round of the baseline", ge=1)
+    communication_rounds: WhichRound = flag(None, f"round of the baseline: {ROUNDS}", if_none=_LAST)
     proposed_file: Path = flag(
         Path("homo-1B/20/global_output.jsonl"),
         "predictions that are judged, relative to prediction_dir unless absolute",
     )
     prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions")
     evaluation_dir: Path = flag(Path("./evaluations_llm"), "root folder of all judge results")
+    model_dir: Path = flag(Path("./models"), _MODEL_DIR)
     target_file: Path | None = flag(
         None, "rows with reference answers, shown to the judge", if_none="the judge sees no reference"
     )
@@ -60,6 +81,13 @@ class EvaluateLlmConfig(ReadingConfig):
     timeout_seconds: float = flag(120.0, "timeout of one request, in seconds", gt=0)
     seed: int = flag(42, "seed of the delimiters around the answers", ge=0)
     overwrite: bool = flag(False, "forget stored verdicts and ask again")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The baseline, as `against` has it."""
+        return contract_words(
+            is_base_model=self.is_base_model, is_global_model=self.is_global_model, client_id=self.client_id
+        )
 
     @field_validator("base_url")
     @classmethod

@@ -10,19 +10,26 @@ from pydantic import model_validator
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import OptionalFloat, OptionalInt, flag
 from fedlora.config.train_fields import Precision
+from fedlora.config.who import ROUNDS, WORDS, Subjects, WhichRound, contract_words, refuse_both
 
 
 class GenerateConfig(ReadingConfig):
     """Answer every row of a test file with the base model, the global adapter or a client's."""
 
     exp_name: str = flag("fedavg-1B", "run whose adapters answer", everyday=True)
+    of_subjects: Subjects = flag(None, f"who answers: {WORDS}", everyday=True, if_none="global")
     base_model: str = flag(
         "meta-llama/Llama-3.2-1B", "base model; a run's adapters answer on the one they were trained on", everyday=True
     )
     model_dir: Path = flag(Path("./models"), "root folder of all runs", everyday=True)
     is_global_model: bool = flag(True, "answer with the global adapter; false: with the one of client_id")
     client_id: int = flag(0, "number of the client whose adapter answers, where is_global_model is false", ge=0)
-    communication_rounds: int = flag(20, "round whose adapters answer", everyday=True, ge=1)
+    communication_rounds: WhichRound = flag(
+        None,
+        f"round whose adapters answer: {ROUNDS}",
+        everyday=True,
+        if_none="the run's last; 20 for a base without a run",
+    )
     test_file_path: Path = flag(Path("./data/dataset1/dolly_test_200.jsonl"), "rows to answer", everyday=True)
     prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions", everyday=True)
     batch_size: OptionalInt = flag(
@@ -65,7 +72,19 @@ class GenerateConfig(ReadingConfig):
     overwrite: bool = flag(False, "replace predictions that exist", everyday=True)
 
     @model_validator(mode="after")
-    def _one_subject(self) -> GenerateConfig:
+    def _one_way_to_say_who(self) -> GenerateConfig:
+        refuse_both(self, "of_subjects", "all", "is_base_model", "is_global_model", "client_id")
         if self.all and (self.is_base_model or not self.is_global_model or self.chosen("client_id")):
             raise ValueError("all answers with everyone: leave is_base_model, is_global_model and client_id alone")
         return self
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Who answers, as `of` has it."""
+        if self.of_subjects is not None:
+            return self.of_subjects
+        if self.all:
+            return ("all",)
+        return contract_words(
+            is_base_model=self.is_base_model, is_global_model=self.is_global_model, client_id=self.client_id
+        )

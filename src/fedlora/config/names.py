@@ -26,6 +26,8 @@ SHORT_NAMES = MappingProxyType(
         "exp_names": "names",
         "num_communication_rounds": "rounds",
         "communication_rounds": "round",
+        "of_subjects": "of",
+        "against_subjects": "against",
         "client_selection_frac": "client_fraction",
         "local_batch_size": "batch_size",
         "local_num_epochs": "epochs",

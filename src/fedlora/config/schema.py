@@ -35,7 +35,7 @@ def flag(
     return Field(default, description=help_text, json_schema_extra=shown, **limits)
 
 
-def _split_names(value: Any) -> Any:
+def split_names(value: Any) -> Any:
     """Accept `q_proj,v_proj`, `[q_proj, v_proj]` and `["q_proj", "v_proj"]` for a list of names."""
     if isinstance(value, str):
         parts = value.strip().strip("[]").split(",")
@@ -52,7 +52,7 @@ EMPTY_IS_NONE = BeforeValidator(_empty_is_none)
 
 def _split_ranks(value: Any) -> Any:
     """Accept `8,4x2` (`[8, 4x2]`) for (8, 4, 4), one number for one, and nothing for None."""
-    parts = _split_names(value)
+    parts = split_names(value)
     if isinstance(parts, int):
         return (parts,)
     if not isinstance(parts, list | tuple):
@@ -69,7 +69,7 @@ def _split_ranks(value: Any) -> Any:
 MOST_RANKS = 100_000
 """Most clients that short forms stand for."""
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 OptionalInt = Annotated[int | None, EMPTY_IS_NONE]
 OptionalRanks = Annotated[tuple[int, ...] | None, BeforeValidator(_split_ranks)]
 OptionalFloat = Annotated[float | None, EMPTY_IS_NONE]

@@ -65,9 +65,18 @@ class Answering:
     """One loaded model and one test file: who answers changes, what is asked does not."""
 
     def __init__(
-        self, config: GenerateConfig, source: Source, base: BaseModel, lora: LoraModel | None, rows: Sequence[Row]
+        self,
+        config: GenerateConfig,
+        source: Source,
+        base: BaseModel,
+        lora: LoraModel | None,
+        rows: Sequence[Row],
+        *,
+        label: str,
     ) -> None:
+        """`label` is the run that progress names."""
         self.config = config
+        self.label = label
         self.base = base
         self.lora = lora
         self.encoder = PromptEncoder(base.tokenizer, source.prompt_template)
@@ -97,7 +106,7 @@ class Answering:
         elif self.lora is not None:
             self.lora.set_adapter(states[0])
         began = time.monotonic()
-        with Progress(f"answers of {self.config.exp_name} {', '.join(map(str, names))}", len(requests)) as progress:
+        with Progress(f"answers of {self.label} {', '.join(map(str, names))}", len(requests)) as progress:
             found = generate_answers(
                 self.base,
                 requests,

@@ -30,6 +30,7 @@ from fedlora.files import json_text, make_folder, write_json
 from fedlora.paths import OutputName, ResultPaths
 from fedlora.redaction import redacted_logs
 from fedlora.results import Result
+from fedlora.runs.subjects import Subject, find_answers
 
 if TYPE_CHECKING:
     from fedlora.evaluation.judge.client import Sleep
@@ -77,11 +78,16 @@ def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> Judgement
     endpoint refuses, or no sample got a verdict), BudgetError (max_calls), LockedError (another process asks); verdicts
     up to then are kept.
     """
-    name = OutputName.choose(
-        is_base_model=config.is_base_model, is_global_model=config.is_global_model, client_id=config.client_id
+    (baseline,) = find_answers(
+        config.words,
+        run=config.exp_name,
+        round_number=config.communication_rounds,
+        model_dir=config.model_dir,
+        prediction_dir=config.prediction_dir,
     )
-    target = ResultPaths(config.evaluation_dir, config.exp_name, config.communication_rounds)
-    comparison = _read_comparison(config, name)
+    name = baseline.output
+    target = ResultPaths(config.evaluation_dir, baseline.run, baseline.round_number)
+    comparison = _read_comparison(config, baseline)
     with _hold(target.judge_lock(name)):
         return _judge(config, comparison, target, name, sleep)
 
@@ -123,10 +129,10 @@ def _judge(
     return Judgement(result, result_file)
 
 
-def _read_comparison(config: EvaluateLlmConfig, name: OutputName) -> _Comparison:
-    source = ResultPaths(config.prediction_dir, config.exp_name, config.communication_rounds)
+def _read_comparison(config: EvaluateLlmConfig, baseline: Subject) -> _Comparison:
+    source = ResultPaths(config.prediction_dir, baseline.run, baseline.round_number)
     proposed = config.prediction_dir / config.proposed_file
-    files = ComparedFiles(source.predictions(name), proposed, config.target_file)
+    files = ComparedFiles(source.predictions(baseline.output), proposed, config.target_file)
     samples = read_samples(
         files, prediction_key=config.prediction_key, target_key=config.target_key, rules=config.read_rules
     )

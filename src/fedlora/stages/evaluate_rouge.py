@@ -1,4 +1,4 @@
-"""The `evaluate_rouge` stage: ROUGE and exact match of one prediction file.
+"""The `evaluate_rouge` stage, on the command line also `score`: ROUGE and exact match of prediction files.
 
 Predictions and test rows are paired by content, so the order of the lines means nothing, and a file that
 belongs to another test set is refused.
@@ -17,73 +17,126 @@ from fedlora.data.records import read_rows
 from fedlora.evaluation.matching import pair_rows, read_predictions
 from fedlora.evaluation.rouge import METRICS, AnswerScorer, check_categories, summarise
 from fedlora.files import sha256_of, write_json
-from fedlora.paths import OutputName, ResultPaths
-from fedlora.plain_text import one_line, table_text
+from fedlora.paths import ResultPaths
+from fedlora.plain_text import Table, one_line, table_text
 from fedlora.results import Result
+from fedlora.runs.subjects import Subject, find_answers, shown_names
 from fedlora.types import Row
 
 
-@dataclass(frozen=True, repr=False)
-class RougeScores(Result):
-    """The scores of one file of predictions, as the result file holds them."""
+@dataclass(frozen=True)
+class SubjectScores:
+    """The scores of one subject's predictions, as the result file holds them."""
 
+    subject: Subject
     record: Mapping[str, Any]
     file: Path
 
+    @property
+    def name(self) -> str:
+        """Whose answers were scored, as tables call them."""
+        return self.subject.name
+
+    @property
+    def num_rows(self) -> int:
+        """Answers that were scored."""
+        return sum(self.record["fedlora"]["num_samples"].values())
+
+    @property
+    def overall(self) -> tuple[float, ...]:
+        """Exact match, then the contract's METRICS: plain means over the categories, in 0..1."""
+        means = self.record["overall"]
+        return (self.record["fedlora"]["exact_match"]["macro"], *(means[f"avg_{metric}"] for metric in METRICS))
+
+
+@dataclass(frozen=True, repr=False)
+class Scores(Result):
+    """The scores of everyone who was asked for, in that order."""
+
+    scores: tuple[SubjectScores, ...]
+
     def parts(self) -> Sequence[str]:
-        """The table by category and the result file."""
-        ours = self.record["fedlora"]
-        exact, counts = ours["exact_match"], ours["num_samples"]
-        rows = [
-            _cells(
-                one_line(category), count, exact["categories"][category], [self.record[category][m] for m in METRICS]
-            )
-            for category, count in counts.items()
-        ]
-        overall = [self.record["overall"][f"avg_{metric}"] for metric in METRICS]
-        rows.append(_cells("overall", sum(counts.values()), exact["macro"], overall))
-        table = table_text(("category", "rows", "exact", *METRICS), rows, rules=(len(counts),))
-        return table, str(self.file)
+        """Of one subject the table by category, of several a row each; then where the results lie."""
+        if len(self.scores) == 1:
+            return _categories_table(self.scores[0]), str(self.scores[0].file)
+        names = shown_names([one.subject for one in self.scores])
+        rows = [_cells(name, one.num_rows, *one.overall) for name, one in zip(names, self.scores, strict=True)]
+        folders = dict.fromkeys(str(one.file.parent) for one in self.scores)
+        return table_text(("of", "rows", "exact", *METRICS), rows), *folders
 
     def as_dict(self) -> dict[str, Any]:
-        """The result file, and where it lies: categories are names of its own, so it is not flattened."""
-        return {"file": str(self.file), "scores": dict(self.record)}
+        """Per subject who it is, the result file, and what that holds; categories are names of its own."""
+        return {
+            "scores": [
+                {**one.subject.record(), "file": str(one.file), "scores": dict(one.record)} for one in self.scores
+            ]
+        }
 
 
-def run(config: EvaluateRougeConfig) -> RougeScores:
-    """Score the predictions that `config` names and write the result file.
+def run(config: EvaluateRougeConfig) -> Scores:
+    """Score the predictions that `config` names and write a result file for each.
 
-    Raises UsageError when a file is missing, DataError when predictions and test rows do not belong together.
+    Raises UsageError when a file is missing, DataError when predictions and test rows do not belong together; nothing
+    is written then.
     """
-    name = OutputName.choose(
-        is_base_model=config.is_base_model, is_global_model=config.is_global_model, client_id=config.client_id
+    subjects = find_answers(
+        config.words,
+        run=config.exp_name,
+        round_number=config.communication_rounds,
+        model_dir=config.model_dir,
+        prediction_dir=config.prediction_dir,
     )
-    source = ResultPaths(config.prediction_dir, config.exp_name, config.communication_rounds).predictions(name)
-    result_file = ResultPaths(config.evaluation_dir, config.exp_name, config.communication_rounds).rouge(name)
-    predictions = read_predictions(source, config.prediction_key)
+    sources = {
+        one: ResultPaths(config.prediction_dir, one.run, one.round_number).predictions(one.output) for one in subjects
+    }
     targets = read_rows(config.target_file, output_key=config.target_key, rules=config.read_rules)
     check_categories([row.category for row in targets], str(config.target_file))
-    pairs = pair_rows(predictions, targets, predictions_name=str(source), targets_name=str(config.target_file))
-
-    result = _score(pairs, f"scoring {config.exp_name}/{config.communication_rounds}/{name}")
-    result["fedlora"]["predictions_sha256"] = sha256_of(source)
-    result["fedlora"]["targets_sha256"] = sha256_of(config.target_file)
-    write_json(result_file, result)
-    return RougeScores(result, result_file)
-
-
-def _score(pairs: list[tuple[Row, Row]], label: str) -> dict[str, Any]:
-    scorer = AnswerScorer()
+    pairs = {
+        one: pair_rows(
+            read_predictions(source, config.prediction_key),
+            targets,
+            predictions_name=str(source),
+            targets_name=str(config.target_file),
+        )
+        for one, source in sources.items()
+    }
+    results = _score(pairs, f"scoring {', '.join(shown_names(subjects))}")
     scores = []
-    with Progress(label, len(pairs)) as progress:
-        for prediction, target in pairs:
-            scores.append(scorer.score(prediction.output, target.output, target.category))
-            progress.advance()
-    unseen = sum(score.unseen_by_rouge for score in scores)
+    for one, result in results.items():
+        result["fedlora"]["predictions_sha256"] = sha256_of(sources[one])
+        result["fedlora"]["targets_sha256"] = sha256_of(config.target_file)
+        file = ResultPaths(config.evaluation_dir, one.run, one.round_number).rouge(one.output)
+        write_json(file, result)
+        scores.append(SubjectScores(one, result, file))
+    return Scores(tuple(scores))
+
+
+def _score(pairs: Mapping[Subject, Sequence[tuple[Row, Row]]], label: str) -> dict[Subject, dict[str, Any]]:
+    scorer = AnswerScorer()
+    results, unseen = {}, 0
+    with Progress(label, sum(map(len, pairs.values()))) as progress:
+        for subject, rows in pairs.items():
+            scores = []
+            for prediction, target in rows:
+                scores.append(scorer.score(prediction.output, target.output, target.category))
+                progress.advance()
+            unseen += sum(score.unseen_by_rouge for score in scores)
+            results[subject] = summarise(scores)
     if unseen:
         say(f"note: {unseen} right answers hold no letter a-z and no digit, and count 0 in ROUGE (not in exact match)")
-    return summarise(scores)
+    return results
 
 
-def _cells(category: str, num_rows: int, exact: float, means: Sequence[float]) -> list[str]:
-    return [category, str(num_rows), f"{exact:.3f}", *(f"{value:.4f}" for value in means)]
+def _categories_table(scores: SubjectScores) -> Table:
+    ours = scores.record["fedlora"]
+    exact, counts = ours["exact_match"]["categories"], ours["num_samples"]
+    rows = [
+        _cells(one_line(category), count, exact[category], *(scores.record[category][m] for m in METRICS))
+        for category, count in counts.items()
+    ]
+    rows.append(_cells("overall", scores.num_rows, *scores.overall))
+    return table_text(("category", "rows", "exact", *METRICS), rows, rules=(len(counts),))
+
+
+def _cells(name: str, num_rows: int, exact: float, *means: float) -> list[str]:
+    return [name, str(num_rows), f"{exact:.3f}", *(f"{value:.4f}" for value in means)]

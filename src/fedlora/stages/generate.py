@@ -7,8 +7,8 @@ sidecar that says what produced it; a second call with the same settings finds i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -21,90 +21,155 @@ from fedlora.errors import DataError, UsageError
 from fedlora.federated.ranks import shapes_at
 from fedlora.files import json_lines, read_json, sha256_of, write_json, write_text
 from fedlora.llm.adapter_files import load_adapter
-from fedlora.llm.base_model import BaseModel, load_base_model
+from fedlora.llm.base_model import BaseModel
 from fedlora.llm.decoding import choose_decoding
 from fedlora.llm.lora import LoraModel
+from fedlora.llm.resident_base import ResidentBase
 from fedlora.paths import OutputName, ResultPaths, RunPaths
 from fedlora.results import Result
 from fedlora.runs.environment import library_versions
 from fedlora.runs.run_folder import read_run
-from fedlora.runs.saved_adapters import adapter_file, adapter_specs, check_committed, find_additions, names_in_round
+from fedlora.runs.saved_adapters import adapter_file, adapter_specs, check_committed, find_additions
+from fedlora.runs.subjects import Subject, find_adapters
 from fedlora.types import BaseDelta, Row
+
+
+@dataclass(frozen=True)
+class SubjectAnswers:
+    """The answers of one subject, in the order of the test file."""
+
+    subject: Subject
+    file: Path
+
+    @property
+    def name(self) -> str:
+        """Who answered, as tables call them."""
+        return self.subject.name
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The answers, read from the file."""
+        return tuple(row.output for row in read_rows(self.file, output_key="answer"))
 
 
 @dataclass(frozen=True, repr=False)
 class Predictions(Result):
-    """The files of answers that the chosen adapters have now."""
+    """The answers that the chosen adapters have now, each in a file."""
 
-    files: tuple[Path, ...]
+    answers: tuple[SubjectAnswers, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of predictions."""
+        return tuple(answer.file for answer in self.answers)
 
     def text(self) -> str:
         """One file a line."""
         return "\n".join(map(str, self.files))
 
     def as_dict(self) -> dict[str, Any]:
-        return {"files": list(map(str, self.files))}
+        """Who answered, from which round, and the file."""
+        return {"answers": [{**answer.subject.record(), "file": str(answer.file)} for answer in self.answers]}
 
 
-def run(config: GenerateConfig, *, load: Callable[..., BaseModel] = load_base_model) -> Predictions:
-    """Write the predictions of the chosen adapters. `load` may hand out a base loaded already."""
-    paths = RunPaths(config.model_dir, config.exp_name)
-    source = _find_source(config, paths)
+@dataclass(frozen=True)
+class _Part:
+    """Everyone of one round of one run who answers: their adapters, and what decides their answers."""
+
+    paths: RunPaths
+    round_number: int
+    source: Source
+    adapters: Mapping[OutputName, Path | None]
+    additions: BaseDelta | None
+    """To the base: the round's clients answer on top of them."""
+    facts: Mapping[OutputName, dict[str, Any]]
+    results: ResultPaths
+
+    def missing(self, *, overwrite: bool) -> _Part:
+        """Of the same round, those who have not answered yet."""
+        left = {
+            name: adapter
+            for name, adapter in self.adapters.items()
+            if not _is_answered(self.results, name, self.facts[name], overwrite=overwrite)
+        }
+        return replace(self, adapters=left)
+
+
+def run(config: GenerateConfig, *, load: Callable[..., BaseModel] | None = None) -> Predictions:
+    """Write the predictions of the chosen adapters. `load` takes the place of `load_base_model`.
+
+    Everything is found and checked before a base is loaded; runs on one base share it.
+    """
+    load = load or ResidentBase().load
+    subjects = find_adapters(
+        config.words,
+        run=config.exp_name,
+        round_number=config.communication_rounds,
+        model_dir=config.model_dir,
+    )
     rows = read_rows(config.test_file_path, rules=config.read_rules)
     if not rows:
         raise DataError(f"{config.test_file_path}: no rows", hint="give a test file with rows")
-    names = _choose_names(config, paths)
-    adapters = {name: adapter_file(paths, config.communication_rounds, name) for name in names if name.kind != "base"}
-    for file in adapters.values():
-        check_committed(paths, config.communication_rounds, file)
-    results = ResultPaths(config.prediction_dir, config.exp_name, config.communication_rounds)
-    additions = find_additions(paths, config.communication_rounds) if any(map(_is_client, names)) else None
-    facts = {name: _facts(config, source, adapters.get(name), len(rows)) for name in names}
+    places = dict.fromkeys((subject.run, subject.round_number) for subject in subjects)
+    parts = {
+        place: _make_part(
+            config, *place, [one.output for one in subjects if (one.run, one.round_number) == place], rows
+        )
+        for place in places
+    }
+    open_parts = [part.missing(overwrite=config.overwrite) for part in parts.values()]
+    for part in open_parts:
+        if part.adapters:
+            _answer_part(config, part, rows, load)
+    return Predictions(
+        tuple(SubjectAnswers(one, parts[one.run, one.round_number].results.predictions(one.output)) for one in subjects)
+    )
+
+
+def _make_part(
+    config: GenerateConfig, name: str, round_number: int, names: Sequence[OutputName], rows: Sequence[Row]
+) -> _Part:
+    paths = RunPaths(config.model_dir, name)
+    source = _find_source(config, paths, base_alone=all(name.kind == "base" for name in names))
+    adapters = {name: None if name.kind == "base" else adapter_file(paths, round_number, name) for name in names}
+    for file in filter(None, adapters.values()):
+        check_committed(paths, round_number, file)
+    additions = find_additions(paths, round_number) if any(map(_is_client, names)) else None
+    facts = {name: _facts(config, source, adapters[name], len(rows)) for name in names}
     if additions is not None:
         facts |= {name: {**facts[name], "base_delta_sha256": additions.sha256} for name in names if _is_client(name)}
-    missing = [name for name in names if not _is_answered(results, name, facts[name], overwrite=config.overwrite)]
-    if missing:
-        unanswered = {name: adapters.get(name) for name in missing}
-        base = load(
-            source.base_model,
-            device=config.device,
-            dtype=config.base_dtype,
-            quantization=source.quantization,
-            trust_remote_code=config.trust_remote_code,
-        )
-        for name, answers in _answer(config, source, paths, rows, base, unanswered, additions):
-            _write_answers(results, name, rows, answers, facts[name])
-    return Predictions(tuple(results.predictions(name) for name in names))
+    results = ResultPaths(config.prediction_dir, name, round_number)
+    return _Part(paths, round_number, source, adapters, additions, facts, results)
 
 
-def _answer(
-    config: GenerateConfig,
-    source: Source,
-    paths: RunPaths,
-    rows: Sequence[Row],
-    base: BaseModel,
-    adapters: Mapping[OutputName, Path | None],
-    additions: BaseDelta | None,
-) -> Iterator[tuple[OutputName, Answers]]:
-    """Everybody's answers, group by group; clients answer on top of the `additions` to the base."""
-    trained = {name: file for name, file in adapters.items() if file is not None}
-    specs = adapter_specs(paths, config.communication_rounds, list(trained), base_model=base.name)
+def _answer_part(config: GenerateConfig, part: _Part, rows: Sequence[Row], load: Callable[..., BaseModel]) -> None:
+    """Everybody's answers, group by group, each group written when it is done."""
+    base = load(
+        part.source.base_model,
+        device=config.device,
+        dtype=config.base_dtype,
+        quantization=part.source.quantization,
+        trust_remote_code=config.trust_remote_code,
+    )
+    trained = {name: file for name, file in part.adapters.items() if file is not None}
+    specs = adapter_specs(part.paths, part.round_number, list(trained), base_model=base.name)
     # the layers take adapters of any smaller rank
     lora = LoraModel(base.model, max(specs.values(), key=lambda spec: spec.r)) if specs else None
-    answering = Answering(config, source, base, lora, rows)
-    for group in group_names(list(adapters), len(rows), specs, apart=additions is not None):
+    answering = Answering(config, part.source, base, lora, rows, label=part.paths.exp_name)
+    for group in group_names(list(part.adapters), len(rows), specs, apart=part.additions is not None):
         states = [
             load_adapter(trained[name], shapes_at(lora.shapes(), specs[name].r)) if lora and name in trained else None
             for name in group
         ]
-        background = additions.background if additions is not None and _is_client(group[0]) else None
+        background = part.additions.background if part.additions is not None and _is_client(group[0]) else None
         answers = answering.answer(group, states, background)
-        yield from ((name, answers) for name in group)
+        for name in group:
+            _write_answers(part.results, name, rows, answers, part.facts[name])
 
 
-def _find_source(config: GenerateConfig, paths: RunPaths) -> Source:
+def _find_source(config: GenerateConfig, paths: RunPaths, *, base_alone: bool) -> Source:
     """Base model, template, cutoff and quantization: the run's, unless the base alone answers and there is no run."""
-    if config.is_base_model and not paths.run_file.is_file():
+    if base_alone and not paths.run_file.is_file():
         template = "alpaca" if config.prompt_template == "auto" else config.prompt_template
         quantization = "none" if config.quantization == "auto" else config.quantization
         return Source(config.base_model, template, config.cutoff_len or 512, quantization)
@@ -112,8 +177,8 @@ def _find_source(config: GenerateConfig, paths: RunPaths) -> Source:
     trained_on = recorded.base_model
     if config.chosen("base_model") and config.base_model != trained_on:
         raise UsageError(
-            f"base_model={config.base_model!r}, but run {config.exp_name} was trained on {trained_on!r}",
-            hint="leave --base_model out, or name the model the adapters belong to",
+            f"base_model={config.base_model!r}, but run {paths.exp_name} was trained on {trained_on!r}",
+            hint="leave --base_model out, or choose another --exp_name for answers of that base",
         )
     template, quantization, cutoff_len = _read_training(recorded.config, paths)
     return Source(
@@ -135,16 +200,6 @@ def _read_training(recorded: Mapping[str, Any], paths: RunPaths) -> tuple[str, Q
         f"{paths.run_file}: damaged: prompt_template, quantization or cutoff_len is none that a run can have",
         hint="restore the file, or train again with --overwrite",
     )
-
-
-def _choose_names(config: GenerateConfig, paths: RunPaths) -> list[OutputName]:
-    if config.all:
-        return [OutputName("base"), *names_in_round(paths, config.communication_rounds)]
-    return [
-        OutputName.choose(
-            is_base_model=config.is_base_model, is_global_model=config.is_global_model, client_id=config.client_id
-        )
-    ]
 
 
 def _facts(config: GenerateConfig, source: Source, adapter: Path | None, num_rows: int) -> dict[str, Any]:
@@ -191,7 +246,7 @@ def _is_client(name: OutputName) -> bool:
 
 
 def _write_answers(
-    results: ResultPaths, name: OutputName, rows: list[Row], answers: Answers, facts: dict[str, Any]
+    results: ResultPaths, name: OutputName, rows: Sequence[Row], answers: Answers, facts: dict[str, Any]
 ) -> None:
     """One file of answers and its sidecar; the sidecar, which vouches for the file, comes last."""
     lines = [
