@@ -63,7 +63,7 @@ BROKEN = [
     ("a.csv", "output,instruction,output\n", ":1:1", "the column 'output' is given twice"),
     ("a.csv", f'{HEADER}\n"a\nb",x,o,c\n\ni,x,o\n', ":5:1", "3 fields where the header names 4"),
     ("a.csv", f'{HEADER}\ni,"x,o,c\ni,x,o,c\n', ":2:1", "a quoted field is never closed"),
-    ("a.csv", f'{HEADER}\ni,x,o,c\ni,"x"y,o,c\n', ":3:1", "text behind the quote that closes a field"),
+    ("a.csv", f'{HEADER}\ni,x,o,c\ni,"x"y,o,c\n', ":3:1", "text after the quote that closes a field"),
     ("a.csv", f"{HEADER}\ni,x\ry,o,c\n", ":2:1", "a carriage return outside quotes"),
     ("a.csv", f"{HEADER}\r".encode() + b"i,x,o,c\r", ":1:1", "a carriage return outside quotes"),
     ("a.csv", HEADER.encode() + b'\n"\n\n\xc3\xa4\xff",x,o,c\n', ":4:2", "not UTF-8 text"),

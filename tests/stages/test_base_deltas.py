@@ -326,7 +326,7 @@ def test_a_broken_chain_is_found_by_all_who_read_it(copied, start, damage, capsy
 def test_a_round_that_stands_on_another_chain_is_found(copied):
     run = copied("flora")
     reseal(run, 2, base_delta={**manifest(run, 2)["base_delta"], "parent_sha256": "0" * 64})
-    with pytest.raises(StorageError, match=r"round 2 added .* does not stand on what the rounds before it added"):
+    with pytest.raises(StorageError, match=r"round 2 added .* does not continue the chain of the rounds before it"):
         load_base(RunPaths(run.parent, run.name), 3)
 
 

@@ -16,7 +16,7 @@ from fedlora.data.streams import BLOCK, ByteStream
 _HEADER_HINT = "the first line names the columns, separated by commas: instruction,input,output,category"
 _SYNTAX = {
     "unexpected end of data": "a quoted field is never closed",
-    "',' expected after": "text behind the quote that closes a field",
+    "',' expected after": "text after the quote that closes a field",
     "new-line character": "a carriage return outside quotes that ends no line",
 }
 
@@ -62,7 +62,7 @@ def _cut(lines: _Lines, reader: Iterator[list[str]]) -> Iterator[list[str]]:
 
 
 def _find_columns(header: list[str], lines: _Lines, fields: RowFields) -> dict[str, int]:
-    """Where the columns stand that make a row."""
+    """Positions of the columns that make a row."""
     if lines.fault is not None:
         raise lines.fault
     again = next((name for index, name in enumerate(header) if name in header[:index]), None)

@@ -1,4 +1,4 @@
-"""What is wrong with the rows of a federation, before anything is trained on them.
+"""Find faults in the rows of a federation before anything is trained on them.
 
 Nothing here changes a row or refuses one: a finding names what was seen, where, and what to do about it. Places are
 a file and the row's number in it, from 1 (in a JSON array many rows may stand on one line).
@@ -45,7 +45,7 @@ class Silo:
         return sum(bool(row.output.strip()) for row in self.rows)
 
     def place(self, row: int) -> str:
-        """Where a row stands, `row` counted from 0."""
+        """The place of a row, `row` counted from 0."""
         return f"{self.file}: row {row + 1}"
 
 
@@ -66,7 +66,7 @@ class Finding:
 
 
 def examine_rows(silos: Sequence[Silo], marks: Sequence[str]) -> list[Finding]:
-    """Everything the rows themselves tell; `marks` are the texts that a tokenizer or a template gives a meaning.
+    """All findings about the rows; `marks` are the texts that a tokenizer or a template gives a meaning.
 
     Clients come in id order, the test file, if any, last.
     """
@@ -201,7 +201,7 @@ def _marked(silo: Silo, marks: Sequence[str]) -> Finding | None:
         f"{silo.name}: {len(rows)} of {len(silo.rows)} rows hold text that looks like a control token or a part of "
         f"the prompt: {names}",
         _first(map(silo.place, rows)),
-        "remove what another format left behind; it is read as plain text and steers nothing, but it is learnt",
+        "remove what another format left in the text; it is read as plain text and controls nothing, but it is learnt",
     )
 
 

@@ -2,7 +2,7 @@
 
 The first character that is not blank decides: `[` opens an array, anything else is one object per line. An
 array is decoded from a window that slides over the file, so its length does not matter. What could change meaning
-unseen (duplicate keys, NaN) spoils the record it stands in.
+unseen (duplicate keys, NaN) makes its record unusable.
 """
 
 from __future__ import annotations

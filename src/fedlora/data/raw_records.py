@@ -1,7 +1,7 @@
 """One record of a file before it is a row: its values, its place, and what is wrong with it.
 
 A source yields a RecordError for a record that may be skipped, because the next one is known to be whole,
-and raises it where nothing behind it can be trusted.
+and raises it where nothing after it can be trusted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Record(NamedTuple):
 
 
 class RecordError(ValueError):
-    """A record that cannot be used, and where it stands."""
+    """A record that cannot be used, and its place."""
 
     def __init__(self, place: str, what: str, *, excerpt: str = "", hint: str = ROW_HINT) -> None:
         super().__init__(what)

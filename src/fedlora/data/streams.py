@@ -90,7 +90,7 @@ class _HashedFile(io.FileIO):
 
 
 class ByteStream:
-    """Text behind its byte order mark, if it has one, by blocks or lines; unpacked when it is packed (`packed_size`
+    """Text after its byte order mark, if it has one, by blocks or lines; unpacked when it is packed (`packed_size`
     bytes); RecordError for bad gzip data."""
 
     def __init__(self, file: BinaryIO, packed_size: int | None) -> None:
@@ -104,7 +104,7 @@ class ByteStream:
         return self._count(self._take(size, line=False))
 
     def read_line(self, limit: int) -> bytes:
-        """A line with its end, cut off behind `limit` bytes; empty at the end."""
+        """A line with its end, cut off after `limit` bytes; empty at the end."""
         return self._count(self._take(limit, line=True))
 
     def skip_blank(self) -> tuple[bytes, int, int]:

@@ -22,12 +22,12 @@ from fedlora.types import AdapterState, BaseDelta, BaseLink
 def append(base: BaseDelta, version: int, factors: AdapterState, *, truncation_error: float = 0.0) -> BaseDelta:
     """`base` and one increment more, made in round `version`; without a factor it is `base` itself.
 
-    Layers that get nothing are left out of `factors`. Raises ValueError when `version` is not behind the last one.
+    Layers that get nothing are left out of `factors`. Raises ValueError when `version` is not after the last one.
     """
     if not factors:
         return base
     if base.links and version <= base.links[-1].version:
-        raise ValueError(f"version {version} is not behind version {base.links[-1].version}")
+        raise ValueError(f"version {version} is not after version {base.links[-1].version}")
     sha256 = hashlib.sha256(f"{base.sha256}:{version}:{fingerprint(factors)}".encode()).hexdigest()
     ranks = {layer: factors[a_key].shape[0] for layer, (a_key, _) in layer_pairs(factors).items()}
     link = BaseLink(version, base.sha256, sha256, ranks, truncation_error)
@@ -49,12 +49,12 @@ def add_increment(
 
 
 def background_of(base: BaseDelta | None) -> AdapterState | None:
-    """What an adapter stands on beside the base model; None where nothing was added."""
+    """The background of an adapter: the sum of all additions to the base, or None."""
     return base.background if base is not None and base.links else None
 
 
 def is_dense(rank: int, d_out: int, d_in: int) -> bool:
-    """Whether factors of so many ranks are larger than the matrix that is their product."""
+    """Whether factors of this rank are larger than the matrix of their product."""
     return rank * (d_out + d_in) > d_out * d_in
 
 

@@ -54,12 +54,13 @@ class ErrorMeter:
         self._weights: dict[ClientId, float] = {}
 
     def watch(self, updates: Updates) -> Updates:
-        """The same updates, looked at while they are handed on for the first time."""
+        """The same updates, looked at while they pass for the first time."""
         self._updates = updates
         return _Watched(updates, self._hold) if self._groups else updates
 
     def measure(self, made: AdapterState | None) -> Measurement:
-        """What the wave was, once the strategy has made `made` of it; None: nothing that everybody shares."""
+        """The measurement of the wave, once the strategy has made `made` of it; None where the clients share
+        nothing."""
         if not self._held or self._updates is None:
             return Measurement()
         clients = sorted(self._held)
@@ -134,8 +135,8 @@ class ErrorMeter:
 
 
 def _difference_squares(changes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """(layers,) `||sum w_k D_k - D||^2` for the result's change D behind those of the clients, and the square of what
-    its terms could add up to."""
+    """(layers,) `||sum w_k D_k - D||^2` for the result's change D, the last of `changes`; and the square of the largest
+    sum that its terms allow."""
     signed = torch.cat([weights, weights.new_tensor([-1.0])])
     squares = torch.einsum("k,nkj,j->n", signed, changes, signed)
     norms = changes.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
@@ -165,7 +166,7 @@ def error_norms(b: Tensor, a: Tensor, weights: Tensor, made_b: Tensor, made_a: T
 
 @dataclass(frozen=True)
 class _Watched:
-    """Updates that are looked at the first time they pass."""
+    """Updates that are looked at when they first pass."""
 
     updates: Updates
     look: Callable[[ClientUpdate], None]

@@ -64,7 +64,7 @@ def pad_like(state: AdapterState, like: AdapterState) -> AdapterState:
 
 
 def cut_like(state: AdapterState, like: AdapterState) -> AdapterState:
-    """What of `state` stands for the directions that `like` has, which may be of a smaller rank."""
+    """The part of `state` for the rank directions of `like`, which may be fewer."""
     if all(state[key].shape == value.shape for key, value in like.items()):
         return state
     return cut_rank(state, rank_of_adapter(like))
@@ -119,7 +119,8 @@ def tail_norm(state: AdapterState, first: Rank) -> float:
 
 
 def _divide(key: str, total: Tensor, divisor: Tensor, has: Tensor, own: Tensor) -> Tensor:
-    """Each direction of `total` by its divisor where anybody has it, else what is there; in the type of `own`."""
+    """Each direction of `total` divided by its weight, or that of `own` where no client has it; in the type of
+    `own`."""
     if _rank_axis(key) == 0:
         divisor, has = divisor[:, None], has[:, None]
     return torch.where(has, total / divisor, own.to(torch.float64)).to(own.dtype)

@@ -76,7 +76,7 @@ def find_not_finite(state: AdapterState) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """Words that may be a client's own, as they may stand in a log and a manifest: short, printable, one line."""
+    """A client's text made fit for a log and a manifest: short, printable, one line."""
     return "".join(char for char in text[:MOST_REASON] if char.isprintable())
 
 

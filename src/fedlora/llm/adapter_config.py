@@ -1,8 +1,8 @@
 """`adapter_config.json`, written with sorted keys and read by a model of our own.
 
 PEFT's configuration can name modules to import, files to load, patterns to match and another base model; PEFT's own
-text differs from process to process. Here ten fields mean something; the others that PEFT knows are
-accepted where they say nothing, and whatever else stands in the file is refused by name.
+text differs from process to process. Here ten fields mean something. The other fields of PEFT are accepted at
+their neutral value, and any other field is refused by name.
 """
 
 from __future__ import annotations

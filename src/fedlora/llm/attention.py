@@ -2,7 +2,7 @@
 
 torch's fused CPU kernel is slow backwards (in bfloat16 about eight times its forward pass) and for a
 single query. Grouped queries are folded into rows of one product per key-value head, so keys and
-values are never repeated; causal queries go block by block, and a block sees no key behind its own end.
+values are never repeated; causal queries go block by block, and a block sees no key after its end.
 Registered through transformers' own interfaces: every model that can run `sdpa` gains. Long sequences
 stay with the fused kernel, whose memory does not grow with the square.
 """

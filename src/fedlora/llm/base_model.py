@@ -43,7 +43,7 @@ class BaseModel:
     can_share_prefix: bool = False
 
     def hidden(self, ids: Tensor, prefix: Tensor | None = None) -> Tensor:
-        """Final hidden states (rows, length, d) of right-padded ids, all behind the same `prefix` (p,).
+        """Final hidden states (rows, length, d) of right-padded ids, all after the same `prefix` (p,).
 
         The prefix passes through the model once; its keys and values are shared by the rows, gradients included.
         """
@@ -61,7 +61,7 @@ class BaseModel:
         return self.model.get_output_embeddings()(hidden)
 
     def last_logits(self, **inputs: Any) -> Tensor:
-        """Logits (rows, vocabulary) behind the last position of what the model is called with."""
+        """Logits (rows, vocabulary) after the last position of the model's input."""
         if not self.has_plain_head:
             return self.model(**inputs, logits_to_keep=1).logits[:, -1]
         # contiguous: for a strided slice of three dimensions torch copies the output layer once per row

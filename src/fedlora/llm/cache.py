@@ -25,7 +25,7 @@ def room_for(length: int) -> int:
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values in buffers (rows, groups, room, d), zero behind the `length` tokens that are written."""
+    """Keys and values in buffers (rows, groups, room, d), zero after the `length` tokens that are written."""
 
     # None only until the first update, which every other method comes after
     keys: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -36,7 +36,7 @@ class RoomyLayer(DynamicLayer):
         self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write new keys and values (rows, groups, q, d) behind the old ones; returns the buffers with their room.
+        """Write new keys and values (rows, groups, q, d) after the old ones; returns the buffers with their room.
 
         The first call returns what it was given: attention over a prompt alone needs no room.
         """

@@ -130,8 +130,8 @@ def cut_passes(
 class Batch:
     """One pass: right-padded ids (rows, longest), what all rows begin with, and where the predicted tokens are.
 
-    `prefix` (length,) stands once in front of every row and is not repeated in `ids`. `positions` are flat
-    indices into (rows * longest) of the states that predict `targets`. Padding stands behind every real
+    `prefix` (length,) comes once before every row and is not repeated in `ids`. `positions` are flat
+    indices into (rows * longest) of the states that predict `targets`. Padding comes after every real
     token, so under a causal mask no real token sees it.
     """
 

@@ -90,7 +90,7 @@ def _answer_together(
 
 
 class Batch:
-    """Rows that are answered together: a shared prefix, left-padded ids behind it, and who is still writing."""
+    """Rows that are answered together: a shared prefix, left-padded ids after it, and which rows are unfinished."""
 
     def __init__(
         self, base: BaseModel, requests: Sequence[Request], decoding: Decoding, lora: LoraModel | None = None
@@ -201,7 +201,8 @@ class Batch:
 
 
 def order_left(going: Tensor) -> Tensor:
-    """Who takes which place when rows leave (rows,) -> (rows left,): the last ones left move into the free places."""
+    """The place that each row takes when rows leave (rows,) -> (rows left,): the last ones left move into the free
+    places."""
     kept = going.nonzero()[:, 0]
     order = torch.arange(len(kept), device=going.device)
     order[~going[: len(kept)]] = kept[kept >= len(kept)]

@@ -53,7 +53,7 @@ class Layout:
 
 
 class LayoutBook:
-    """The layout in force; `on_change` hears of every reduction before the reduced step is done."""
+    """The layout in force; `on_change` is called with every reduction before the reduced step is done."""
 
     def __init__(self, layout: Layout, on_change: Callable[[Layout], None] = lambda layout: None) -> None:
         self.layout = layout

@@ -1,7 +1,7 @@
 """What a federated method adds to the gradient of a client's loss, step by step.
 
-The gradients of one step lie in the factors. Here the method's own terms are added in place before clipping, and what
-the optimizer gets is counted behind it.
+The gradients of one step are in the factors. The method's terms are added to them in place before clipping; the
+gradient that the optimizer gets is counted after it.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ class PrivateSteps:
     def draw_seeds(self, count: int, step: int) -> list[int]:
         """What the dropout of each example of a lot is drawn from: the secret.
 
-        An example's place in a lot depends on who else is in it. Under dropout that others can compute, one example
-        more would change the gradients of all behind it, and not by at most C.
+        An example's place in a lot depends on the others in it. Under dropout that others can compute, one example
+        more would change the gradients of all that follow, and by more than C.
         """
         return [self._secret.integer("dropout", *self._place, step, row) for row in range(count)]
 

@@ -98,7 +98,7 @@ class PromptEncoder:
         self.prompt(Row("", "-" if has_input else "", "", ""), cutoff=cutoff, response_length=0)
 
     def response(self, text: str) -> list[int]:
-        """The response's ids with the end-of-sequence token behind them."""
+        """The response's ids followed by the end-of-sequence token."""
         return [*self._encode(text, is_data=True), self.eos_id]
 
     def marks(self) -> list[str]:

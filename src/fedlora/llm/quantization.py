@@ -25,7 +25,7 @@ from fedlora.config.train_fields import Quantization
 from fedlora.errors import UsageError
 
 LIBRARY = "bitsandbytes>=0.50"
-"""The oldest series the tests run with; the same bound stands in pyproject.toml."""
+"""The oldest series the tests run with; pyproject.toml has the same bound."""
 INSTALL_HINT = "run `pip install 'fedlora[quantization]'`, or leave --quantization at none"
 
 

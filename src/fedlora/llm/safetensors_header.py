@@ -1,4 +1,4 @@
-"""The header of a `.safetensors` file, parsed with limits and held against what is expected.
+"""The header of a `.safetensors` file, parsed with limits and compared with the expected tensors.
 
 The format is eight bytes of length, JSON of that length, then the values. The library checks much of this as well,
 but only after it has parsed a header of any size and any number of names.
@@ -21,7 +21,7 @@ _KINDS = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF1
 
 
 def check_header(path: Path, expected: Shapes) -> None:
-    """Raises Unfit unless `path` holds exactly the expected tensors, one behind the other up to its end."""
+    """Raises Unfit unless `path` holds exactly the expected tensors, one after the other up to its end."""
     entries, value_bytes = _read_entries(path, most_listing_bytes(expected))
     listing, spans = {}, []
     for key, entry in entries.items():

@@ -21,7 +21,7 @@ _WIDEST = max(kind.itemsize for kind in FLOATS)
 
 
 class Unfit(Exception):  # noqa: N818
-    """Why a file cannot be used as an adapter; the text stands behind the file's name."""
+    """Why a file cannot be used as an adapter; the text follows the file's name."""
 
 
 class Listed(NamedTuple):
@@ -54,7 +54,7 @@ def most_value_bytes(expected: Shapes) -> int:
 
 
 def most_listing_bytes(expected: Shapes) -> int:
-    """Room for the names, shapes and offsets of the tensors, generously; a listing beyond it is none of ours."""
+    """Room for the names, shapes and offsets of the tensors, generously; a longer listing is not ours."""
     return (64 << 10) + sum(512 + 2 * len(key.encode()) for key in expected)
 
 

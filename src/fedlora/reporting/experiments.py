@@ -61,7 +61,7 @@ class Experiment:
 
     @property
     def rounds_done(self) -> int:
-        """The last round, up to `round_number`, that the metrics tell of."""
+        """The last round, up to `round_number`, in the metrics."""
         return max((row["round"] for row in self.round_rows), default=0)
 
 

@@ -53,5 +53,5 @@ def main_cells(row: ModelRow) -> tuple[str, ...]:
 
 
 def short_label(row: ModelRow) -> str:
-    """The label where no costs stand beside it."""
+    """The label without costs beside it."""
     return row.label.removesuffix(COSTS_ARE_TOTALS)

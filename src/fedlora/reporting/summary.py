@@ -3,7 +3,7 @@
 "own" weighs a model's exact match by a client's share of training rows per category; a model that everyone
 shares gets the mean of that over all clients. A number that was not measured is None, never 0, and a
 mean is there only when all its parts are. The costs in a `mean` row are totals over its clients, so that
-they stand beside the totals of homo, seq and pooled.
+they compare with the totals of homo, seq and pooled.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def drift_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
 
 
 def base_owner(experiments: Sequence[Experiment]) -> Experiment:
-    """The experiment whose base-model scores stand in the table: the first that has any, else the first."""
+    """The experiment whose base-model scores the table shows: the first that has any, else the first."""
     scored = [experiment for experiment in experiments if experiment.answers["base"].rouge is not None]
     return (scored or list(experiments))[0]
 

@@ -62,7 +62,7 @@ def _find_parent_faults(paths: RunPaths, number: int, manifest: Manifest) -> lis
     expected = parent.sha256 if parent else None
     if manifest.parent_sha256 == expected and (parent is not None or number == 1):
         return []
-    return [f"{paths.round_folder(number)} does not stand on round {number - 1} as it is now"]
+    return [f"{paths.round_folder(number)} was not made from the present round {number - 1}"]
 
 
 def _find_record_faults(folder: Path, manifest: Manifest) -> list[str]:

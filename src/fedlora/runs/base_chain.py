@@ -1,7 +1,7 @@
-"""What a run has added to its base, read back from its rounds: `base_delta.safetensors` of each that added something.
+"""The additions of a run to its base, read back from `base_delta.safetensors` of its rounds.
 
-Every round's manifest names the chain before it and behind it, so a round that is missing, damaged or of another run
-is noticed where the chain is read, and not only where its own files are.
+Every round's manifest names the chain before and after it, so reading the chain detects a round that is missing,
+damaged or of another run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BASE_NAME = "base_delta.safetensors"
 
 
 def describe_additions(before: BaseDelta | None, after: BaseDelta | None, export: Export) -> dict[str, Any]:
-    """What a manifest says of a round that may have added to the base; nothing for a method that never does.
+    """The fields of a manifest for a method that adds to the base; empty for other methods.
 
     `parent_sha256` is what the round's clients trained on.
     """
@@ -69,7 +69,7 @@ class BaseChain:
         self._base = BaseDelta()
 
     def up_to(self, round_number: int) -> BaseDelta | None:
-        """What the base had been given behind a round; None when the run's method adds nothing.
+        """The additions to the base up to a round; None when the run's method adds nothing.
 
         Raises StorageError that names the round whose link is broken.
         """
@@ -86,7 +86,7 @@ class BaseChain:
         folder, base = self._paths.round_folder(number), self._base
         record = _read_manifest(self._paths, number).base_delta
         if record is None or record.get("parent_sha256") != base.sha256:
-            raise _broken(folder, number, "its manifest does not stand on what the rounds before it added")
+            raise _broken(folder, number, "its manifest does not continue the chain of the rounds before it")
         if record.get("sha256") == base.sha256:
             return base
         file = folder / BASE_NAME
@@ -130,6 +130,6 @@ def _load(file: Path) -> AdapterState:
 def _broken(folder: Path, number: int, what: str) -> StorageError:
     return StorageError(
         f"{folder}: what round {number} added to the base cannot be used: {what}",
-        hint="every later round stands on it: restore the folder from a copy, or give the same train command again, "
-        "which trains from the last sound round on",
+        hint="every later round depends on it: restore the folder from a copy, or give the same train command again, "
+        "which trains again from the last intact round",
     )

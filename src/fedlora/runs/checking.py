@@ -1,4 +1,4 @@
-"""Whether what lies in a run's folder is what was committed: manifests and update records against their hashes.
+"""Check the files of a run: manifests and update records against their hashes.
 
 A bit that flips in a tensor loads silently, so nothing is used again, neither to resume nor to verify, before
 its SHA-256 has been compared.

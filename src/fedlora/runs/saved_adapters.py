@@ -54,7 +54,7 @@ def check_committed(paths: RunPaths, round_number: int, file: Path) -> None:
 
 
 def adapter_spec(paths: RunPaths, round_number: int, name: OutputName, *, base_model: str | None = None) -> LoraSpec:
-    """The LoRA settings beside an adapter; another base than `base_model` in them is said, and not followed."""
+    """The LoRA settings beside an adapter; another base than `base_model` in them is reported and not used."""
     return load_spec(adapter_file(paths, round_number, name).with_name(CONFIG_NAME), base_model=base_model)
 
 
@@ -96,7 +96,7 @@ def find_additions(paths: RunPaths, round_number: int) -> BaseDelta | None:
 
 
 def names_in_round(paths: RunPaths, round_number: int) -> list[OutputName]:
-    """Everyone whose adapter lies in a round: global first, then the clients by number."""
+    """All adapters of a round: global first, then the clients by number."""
     folder = paths.round_folder(round_number)
     if not folder.is_dir():
         known = _ranges(paths.committed_rounds()) or "none"

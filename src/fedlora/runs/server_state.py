@@ -33,7 +33,7 @@ def state_to_bytes(state: ServerState, global_adapter: AdapterState | None) -> b
 
 
 def load_state(folder: Path, shapes: Shapes) -> ServerState | None:
-    """The state that a sound round left; None when it left neither a state nor a global adapter."""
+    """The state that an intact round left; None when it left neither a state nor a global adapter."""
     file, adapter_file = folder / STATE_NAME, folder / SAFETENSORS_NAME
     groups = load_groups(file) if file.is_file() else {}
     if _ADAPTER in groups:
@@ -57,7 +57,7 @@ def groups_to_bytes(groups: Mapping[str, AdapterState]) -> bytes:
 
 
 def load_groups(path: Path) -> dict[str, AdapterState]:
-    """What `groups_to_bytes` wrote. The caller has compared the file's hash; StorageError when it is none of ours."""
+    """The groups of a file by `groups_to_bytes`, whose hash the caller has compared; StorageError for other files."""
     groups: dict[str, dict] = {}
     try:
         tensors = safetensors.torch.load_file(path)

@@ -80,7 +80,7 @@ def _find_chain_fault(paths: RunPaths, round_number: int) -> str | None:
     for number in range(round_number, 1, -1):
         manifest, parent = (read_manifest(paths.round_folder(each)) for each in (number, number - 1))
         if manifest is None or parent is None or manifest.parent_sha256 != parent.sha256:
-            return f"round {number} does not stand on round {number - 1} as it is now"
+            return f"round {number} was not made from the present round {number - 1}"
     for client, number in find_accepted(paths, round_number).items():
         folder = paths.round_folder(number) / client_name(client)
         if read_kept_update(folder) is None:

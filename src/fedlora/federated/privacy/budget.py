@@ -1,8 +1,8 @@
-"""What a run has spent of its privacy, round by round, and the limit that stops it before it spends more.
+"""The privacy that a run has spent, round by round, and the limit that stops it before it spends more.
 
-The state is what the last round's manifest holds, so a run that was interrupted has forgotten nothing, and a round that
-is trained again from the same secret gives the same bytes and costs nothing twice. An epsilon is written rounded up to
-four digits behind the point, and as null where there is no guarantee (no noise).
+The state is in the last round's manifest, so an interruption loses nothing. A round that is trained again from the same
+secret gives the same bytes and costs nothing twice. An epsilon is rounded up to four decimal places, and null where
+there is no guarantee (no noise).
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def check_limit(coming: Spent, limit: float | None, round_number: int) -> None:
 
 
 def describe_spent(spent: Spent) -> str:
-    """One phrase for people."""
+    """The state as a phrase for a message."""
     if spent["epsilon"] is None:
         return f"no {spent['unit']}-level privacy (there is no noise to speak of)"
     return f"{spent['unit']}-level epsilon {spent['epsilon']:.4g} at delta {spent['delta']:g}"
