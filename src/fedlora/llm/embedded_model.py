@@ -61,7 +61,7 @@ def _package_file() -> Path | None:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Dequantise into a folder beside `target`, then rename: a kill leaves no half model behind."""
+    """Dequantise into a folder beside `target`, then rename: a kill leaves no half-written model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

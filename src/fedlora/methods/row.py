@@ -25,7 +25,7 @@ FAMILIES = MappingProxyType(
         "exact": "what the mean of factors misses of the mean of products is added to the base",
         "robust": "single updates of any size cannot move the result far",
         "different ranks": "clients have ranks of their own (`--client_ranks 8,4,4,2`)",
-        "personal": "clients come to have models of their own",
+        "personal": "each client gets a personal model",
     }
 )
 """Family -> what its methods do, in the order in which pages list them."""
@@ -82,7 +82,7 @@ class Method:
     asks_everybody: whether some rounds train all clients instead of a drawn cohort.
     trains: how often a task trains on its rows.
     ranks_may_differ: whether clients may have ranks of their own (`client_ranks`).
-    keeps_personal_model: whether clients come to have models of their own, beside a global one or instead.
+    keeps_personal_model: whether each client gets a personal model, beside a global one or instead of it.
     has_global_model: whether a round leaves one adapter for everybody.
     adds_to_base: whether rounds add to the base, so that it grows.
     bound_to_length: whether rounds depend on how many the run has, so that it cannot be prolonged.

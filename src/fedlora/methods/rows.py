@@ -53,7 +53,7 @@ BASIC = (
         is_baseline=True,
     ),
     _row(
-        *("pooled", "baseline", "one trainer with the rows of all clients: what federation is held against", ""),
+        *("pooled", "baseline", "one trainer on the rows of all clients: the baseline without federation", ""),
         order="pooled",
         is_baseline=True,
     ),
