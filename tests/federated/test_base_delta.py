@@ -66,7 +66,7 @@ def test_the_chain_tells_order_content_and_version_apart():
         append(append(BaseDelta(), 1, one), 2, {**two, "wide.lora_A.weight": two["wide.lora_A.weight"] + 1e-9}).sha256,
     }
     assert len(found) == 4
-    with pytest.raises(ValueError, match="not behind"):
+    with pytest.raises(ValueError, match="not after"):
         append(chain(2), 2, one)
 
 

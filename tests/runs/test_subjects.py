@@ -111,15 +111,15 @@ def test_a_base_without_a_run_answers_for_round_20(adapters) -> None:
 @pytest.mark.parametrize(
     ("word", "what", "hint"),
     [
-        ("libary", "'libary' is nobody of run prox", "did you mean library"),
-        ("glob", "'glob' is nobody", "did you mean global"),
-        ("?", "'?' is nobody", "archive, library, museum, 3"),
+        ("libary", "'libary' is not in run prox", "did you mean library"),
+        ("glob", "'glob' is not in run", "did you mean global"),
+        ("?", "'?' is not in run", "archive, library, museum, 3"),
         ("4", "run prox has no client 4", "archive, library, museum, 3"),
         ("2-9", "run prox has no client 4", ""),
         ("3-1", "'3-1' is no range", "0-3"),
-        ("prox/global", "'prox/global' is nobody", "NAME/ROUND/who"),
-        ("prox/0/global", "'prox/0/global' is nobody", "NAME/ROUND/who"),
-        ("../x/1/global", "'../x/1/global' is nobody", ""),
+        ("prox/global", "'prox/global' names no model", "NAME/ROUND/who"),
+        ("prox/0/global", "'prox/0/global' names no model", "NAME/ROUND/who"),
+        ("../x/1/global", "'../x/1/global' names no model", ""),
         ("x y/last/global", "exp_name='x y' cannot be a folder name", ""),
     ],
 )
@@ -171,7 +171,7 @@ def test_all_answers_are_those_of_one_round(answers) -> None:
         ("global", 7, "global_output.jsonl: no such", "fedlora generate prox --of global --round 7`"),
         ("all", 2, "predictions/prox/2: no such predictions", "of round 1, 3 there are some"),
         ("lost/last/all", None, "predictions/lost: no round has predictions of anyone", "generate lost --of all`"),
-        ("lost/last/library", None, "'library' is nobody of run lost", "--model_dir"),
+        ("lost/last/library", None, "'library' is not in run lost", "--model_dir"),
     ],
 )
 def test_answers_that_are_not_there_name_the_command_that_writes_them(

@@ -137,7 +137,7 @@ def test_a_broken_chain_a_missing_round_and_a_stray_file_are_told_together(train
     with pytest.raises(StorageError, match="and 2 more") as raised:
         check(run)
     out = raised.value.result.text()
-    for part in ("run/1 is missing", "2 was not made from the present round 1", "3/notes.txt is not named by the manifest"):
+    for part in ("1 is missing", "2 was not made from the present round 1", "3/notes.txt is not named by the manifest"):
         assert part in out
 
 

@@ -19,7 +19,7 @@ from fedlora.errors import UsageError
 from fedlora.types import ClientId
 
 TEST = ".test"
-"""Behind a client's name, the name of its file of test rows."""
+"""Ends the stem of a client's file of test rows: `library.test.csv`."""
 
 _MAKE_DATA = (
     "make rows with `fedlora data skills` (or `fedlora data dolly`) and split them with client_data_allocation.py, "

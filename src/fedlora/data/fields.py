@@ -33,7 +33,7 @@ class RowFields:
         """Names that were met and are no field of a row, in the order of the file; the first MOST_UNUSED."""
 
     def note_unused(self, names: Iterable[str]) -> None:
-        """Remember which of a table's columns or an object's keys nothing is made of."""
+        """Note the columns of a table, or the keys of an object, that are not used."""
         for name in names:
             if name not in self.names and name not in self.unused and len(self.unused) < MOST_UNUSED:
                 self.unused[name] = None

@@ -69,8 +69,8 @@ def iter_rows(
     digest: _Hash | None = None,
     on_unused: Callable[[Collection[str]], None] = lambda names: None,
 ) -> Iterator[Row]:
-    """`read_rows` one row at a time, in memory that depends on the largest record alone; `on_unused` is given the names
-    of fields that no row has use for, once, behind the last row."""
+    """`read_rows` one row at a time, in memory that depends on the largest record alone; `on_unused` is called
+    once, after the last row, with the names of unused fields."""
     fields = RowFields(rules, output_key=output_key, require_category=require_category)
     skipping = _Skipping(path, rules.skip_bad, on_skip)
     num_rows = 0

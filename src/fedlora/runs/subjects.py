@@ -124,7 +124,7 @@ class _Run:
             return [OutputName("client", names[who])]
         numbers = self._numbers(who)
         if numbers is None:
-            raise self._nobody(f"{who!r} is nobody of run {self.name}", who)
+            raise self._nobody(f"{who!r} is not in run {self.name}", who)
         unknown = [number for number in numbers if self.files and number not in self.files]
         if unknown:
             raise self._nobody(f"run {self.name} has no client {unknown[0]}", "")
@@ -228,7 +228,7 @@ def _read_words(words: Sequence[str], run: str, round_number: WhichRound) -> Ite
             named, number, who = parts
             yield Wanted(named, read_round(number), who)
         except ValueError:
-            raise UsageError(f"{word!r} is nobody that of or against takes", hint=f"give {WORDS}") from None
+            raise UsageError(f"{word!r} names no model", hint=f"give {WORDS}") from None
 
 
 def _holds(folder: ResultPaths, output: OutputName | None) -> bool:
