@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -427,3 +428,38 @@ def test_many_clients_and_warnings_are_cut_short_in_the_text_only(world):
     assert "... and 10 warnings more" in text
     assert text.count("-> do") == 1
     assert "    at a; b; c; ..." in text
+
+
+@pytest.fixture
+def silos(world, tmp_path: Path) -> Callable[..., dict]:
+    """Three clients with names, one of them with test rows of its own."""
+    for name in ("north", "south", "west"):
+        write_rows(tmp_path / "silos" / f"{name}.json", [{**row, "url": "x"} for row in rows_of(name)])
+    write_rows(tmp_path / "silos" / "west.test.json", rows_of("east", 5))
+
+    def fields(**more) -> dict:
+        return {
+            **{name: value for name, value in world().items() if name != "num_clients"},
+            "data_path": tmp_path / "silos",
+            **more,
+        }
+
+    return fields
+
+
+def test_a_plan_of_silos_calls_clients_by_their_files_and_knows_their_test_rows(silos, tmp_path, capsys):
+    text = (made := plan.run(PlanConfig.of(**silos(probe=False)))).text()
+    assert re.search(r"^ *west +west.json +12 ", text, re.MULTILINE)
+    assert made.record["test"] == {"file": str(tmp_path / "silos"), "num_rows": 5, "num_labelled": 5}
+    assert "not used: url" in capsys.readouterr().err
+    write_rows(tmp_path / "silos" / "west.test.json", rows_of("south", 2))
+    (finding,) = [
+        one for one in plan.run(PlanConfig.of(**silos(probe=False))).record["warnings"] if "leak" in one["kind"]
+    ]
+    assert finding["what"].startswith("the test rows of west: 2 of 2 rows are equal to a row that is trained on")
+    (tmp_path / "silos" / "west.test.json").unlink()
+    made = plan.run(PlanConfig.of(**silos(probe=False, test_share=0.25, test_file_path=tmp_path / "silos")))
+    assert made.record["test"]["num_rows"] == 9
+    assert [client["num_examples"] for client in made.record["clients"]] == [9, 9, 9]
+    with pytest.raises(UsageError, match="holds no test rows"):
+        plan.run(PlanConfig.of(**silos(probe=False, test_file_path=tmp_path / "silos")))

@@ -117,13 +117,27 @@ def _allocated_files(folder: Path, num_clients: int) -> list[Path]:
     return files
 
 
-def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path]:
-    rows = sorted((file for file in data_path.iterdir() if _is_silo(file)), key=_natural)
+def find_silos(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The clients' files of a folder of silos in client-id order, and their files of test rows.
+
+    UsageError where there are none, where the folder holds allocated data, and for names that no client can have.
+    """
+    if _allocated_folders(folder):
+        raise UsageError(
+            f"{folder} holds allocated data, and no files of clients with names of their own",
+            hint=f"its test rows are in one file for all clients, such as {folder}/dolly_test_200.jsonl",
+        )
+    rows = sorted((file for file in folder.iterdir() if _is_silo(file)), key=_natural)
     files, tests = [file for file in rows if not _is_test(file)], [file for file in rows if _is_test(file)]
     if not files:
-        raise UsageError(f"{data_path} holds no client files", hint=_MAKE_DATA)
+        raise UsageError(f"{folder} holds no client files", hint=_MAKE_DATA)
     _refuse_twice(rows)
     _check_names(files, tests)
+    return files, tests
+
+
+def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path]:
+    files, tests = find_silos(data_path)
     if others := sorted(entry.name for entry in data_path.iterdir() if not _is_silo(entry) and not _is_hidden(entry)):
         say(f"not clients, and ignored: {', '.join(others)}")
     if chosen and len(files) != num_clients:

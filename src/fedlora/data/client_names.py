@@ -18,13 +18,14 @@ RESERVED = MappingProxyType(
 )
 """Names that no client can have, and why."""
 
-_ALLOCATED = re.compile(r"local_training_(\d+)\.json")
+_NUMBERED = re.compile(r"(?:local_training_|node of client )(\d+)(?:\.json)?")
+"""Files of allocated data, and what a server records of the file on a node."""
 
 
 def name_of_file(file: str) -> str:
     """The name of the client whose rows a file holds: `library.csv.gz` is library, `local_training_3.json` is 3."""
-    if allocated := _ALLOCATED.fullmatch(file):
-        return allocated[1]
+    if numbered := _NUMBERED.fullmatch(file):
+        return numbered[1]
     named = split_name(Path(file))
     return named[0] if named else file
 

@@ -1,7 +1,8 @@
-"""Which rows of a client are held out: drawn by the seed, by prompt, the same for every method.
+"""The rows that are held out for testing: one file for all, or the clients' own, and how a share of rows is drawn.
 
-Rows with one prompt stand on one side, so no held-out prompt is trained on in the same file. The draw depends on seed
-and prompt and not on the client, so a prompt that two clients have mostly falls on one side for both.
+A share is drawn by the seed and by prompt, the same for every method. Rows with one prompt stand on one side, so no
+held-out prompt is trained on in the same file. The draw depends on seed and prompt and not on the client, so a prompt
+that two clients have mostly falls on one side for both.
 """
 
 from __future__ import annotations
@@ -10,9 +11,85 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from fedlora.data.client_files import find_silos, find_test_files
+from fedlora.data.client_names import name_of_file
+from fedlora.data.records import read_rows
+from fedlora.errors import UsageError
+from fedlora.files import sha256_of, sha256_of_json
 from fedlora.seeds import derive_seed
-from fedlora.types import Row
+from fedlora.types import ReadRules, Row
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of every client's rows that a run held out, and the seed that drew them."""
+
+    test_share: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Test rows; `clients` names the client of every row where they are the clients' own, and is empty for one file
+    for all. `sha256` is of everything that decides them."""
+
+    rows: tuple[Row, ...]
+    clients: tuple[str, ...]
+    sha256: str
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What results are told apart by: every row's category, or its client where rows have no category."""
+        categories = tuple(row.category for row in self.rows)
+        return categories if not self.clients or all(categories) else self.clients
+
+
+def read_test_rows(
+    path: Path, *, rules: ReadRules, share: Share | None = None, output_key: str | None = None
+) -> HeldOutRows:
+    """The rows of a test file; of a folder of silos those of every client, in client-id order, each once.
+
+    In a folder they are the rows of `<client>.test.<format>`, else the `share` that a run held out of each client's
+    file.
+    Raises UsageError where there are none, and what `read_rows` raises.
+    """
+    if not path.is_dir():
+        whole = tuple(read_rows(path, rules=rules, output_key=output_key))
+        return HeldOutRows(whole, (), sha256_of(path))
+    files, _ = find_silos(path)
+    found: list[tuple[str, Row]] = []
+    for name, file in own_test_files(files).items():
+        found += [(name, row) for row in read_rows(file, rules=rules, output_key=output_key)]
+    if not found and share is not None and share.test_share:
+        for file in files:
+            rows = read_rows(file, rules=rules, may_be_empty=True, output_key=output_key)
+            found += [(name_of_file(file.name), row) for row in drawn_test_rows(rows, share)]
+    if not found:
+        raise no_test_rows(path)
+    content = [[name, row.as_dict()] for name, row in found]
+    return HeldOutRows(tuple(row for _, row in found), tuple(name for name, _ in found), sha256_of_json(content))
+
+
+def no_test_rows(folder: Path) -> UsageError:
+    """What is said of a folder of silos without test rows."""
+    return UsageError(
+        f"{folder} holds no test rows: no file <client>.test.<format>, and no share that a run held out",
+        hint="write such files, train with --test_share 0.2, or give one test file",
+    )
+
+
+def drawn_test_rows(rows: Sequence[Row], share: Share) -> list[Row]:
+    """The test rows that a run held out of a client's rows."""
+    drawn = draw_test_rows([prompt_key(row) for row in rows], share.test_share, share.seed)
+    return [rows[place] for place in sorted(drawn)]
+
+
+def own_test_files(files: Sequence[Path]) -> dict[str, Path]:
+    """Name of a client -> its file of test rows, of the clients' files given."""
+    return {name_of_file(files[client].name): file for client, file in find_test_files(files).items()}
 
 
 def prompt_key(row: Row) -> bytes | None:

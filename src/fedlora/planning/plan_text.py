@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedlora.console import duration, printable
+from fedlora.data.client_names import name_of_file, shown_client
 from fedlora.data.doctor import PLACES
 from fedlora.plain_text import NOTHING, one_line, size_text, table_text
 
@@ -41,7 +42,7 @@ def plan_parts(record: Mapping[str, Any]) -> list[str]:
 
 def _client_cells(client: Mapping[str, Any]) -> tuple[str, ...]:
     return (
-        str(client["client_id"]),
+        one_line(name_of_file(client["file"])),
         one_line(client["file"]),
         f"{client['num_rows']:,}",
         f"{client['num_examples']:,}",
@@ -68,7 +69,7 @@ def _run_lines(record: Mapping[str, Any]) -> Iterator[str]:
     if record["label_skew"] is not None:
         yield f"label skew   {record['label_skew']:.2f} (0: every client has the pool's mix)"
     if record["test"] is not None:
-        yield f"test file    {record['test']['num_rows']:,} rows ({record['test']['file']})"
+        yield f"test rows    {record['test']['num_rows']:,} rows ({record['test']['file']})"
     amounts = [f"{run[name]:,}" for name in ("num_steps", "num_tokens", "num_updates")]
     yield "steps        {} optimizer steps, {} tokens, {} updates".format(*amounts)
     yield (
@@ -101,8 +102,9 @@ def _time_text(record: Mapping[str, Any]) -> str:
     probe = record["probe"]
     if probe is None:
         return f"{NOTHING} (the probe trains two steps to tell)"
+    name = shown_client(probe["client_id"], {client["client_id"]: client["file"] for client in record["clients"]})
     return (
-        f"about {duration(record['seconds'])} for the run, as two steps of client {probe['client_id']} went: "
+        f"about {duration(record['seconds'])} for the run, as two steps of {one_line(name)} went: "
         f"{probe['num_tokens'] / probe['seconds']:,.0f} tokens a second"
     )
 

@@ -17,6 +17,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.data.client_facts import read_client_files
 from fedlora.data.client_files import client_files_of
+from fedlora.data.client_names import shown_client
 from fedlora.data.doctor import Finding, Silo, examine_rows, examine_shortened, examine_skew
 from fedlora.data.records import read_rows
 from fedlora.engines.cohorts import find_cohort_doubts, resolve_method
@@ -30,6 +31,7 @@ from fedlora.llm.examples import encode_rows
 from fedlora.llm.footprint import Footprint, count_room, count_weights, estimate_footprint, read_program
 from fedlora.paths import RunPaths
 from fedlora.planning.forecast import RunForecast, Work, count_run_units, draw_waves, forecast_run, measure_epoch
+from fedlora.planning.plan_tests import find_tests
 from fedlora.planning.probe import Probe, run_probe
 from fedlora.planning.run_warnings import examine_cohorts, examine_probe, examine_run, free_bytes
 from fedlora.runs.run_folder import check_free, check_same, read_run
@@ -68,10 +70,10 @@ class Planning:
         rules = train.read_rules
         rows: defaultdict[ClientId, list[Row]] = defaultdict(list)
         clients = read_client_files(dict(enumerate(files)), train, on_row=lambda client, row: rows[client].append(row))
-        self.silos = [Silo(client, file.path, rows[client]) for client, file in clients.items()]
+        self.names = {client: shown_client(client, {client: file.path.name}) for client, file in clients.items()}
+        self.silos = [Silo(client, file.path, rows[client], self.names[client]) for client, file in clients.items()]
         held_out = read_rows(Path(train.val_data_path), rules=rules) if train.val_data_path else []
-        test = config.test_file_path
-        self.test = Silo(None, test, read_rows(test, rules=rules)) if test is not None else None
+        self.tests, self.test_rows = find_tests(config, train, files, self.silos)
         method = resolve_method(
             train, [client for client, file in clients.items() if file.facts.num_examples], recorded
         )
@@ -96,7 +98,7 @@ class Planning:
         free = free_bytes(train.model_dir)
         findings = [
             *self._examine_data(skew),
-            *examine_run(train, bench.examples.clients(), forecast, footprint, free),
+            *examine_run(train, {one: self.names[one] for one in bench.examples.clients()}, forecast, footprint, free),
             *examine_cohorts(find_cohort_doubts(train, self.training.method, bench.examples.clients())),
             *examine_probe(clock.probe, clock.fault, bench.book.layout),
         ]
@@ -149,7 +151,7 @@ class Planning:
             return _Clock(None, None)
         facts = self.bench.examples.facts
         largest = max(facts, key=lambda client: facts[client].num_tokens)
-        say(f"probe: two steps of client {largest}, the largest")
+        say(f"probe: two steps of {self.names[largest]}, the largest")
         try:
             probe = run_probe(self.bench, self.train, largest, self.training.adapter)
         except TrainingError as error:
@@ -178,8 +180,7 @@ class Planning:
         )
 
     def _examine_data(self, skew: float | None) -> Iterator[Finding]:
-        silos = [*self.silos, self.test] if self.test else self.silos
-        yield from examine_rows(silos, self.bench.encoder.marks())
+        yield from examine_rows([*self.silos, *self.tests], self.bench.encoder.marks())
         yield from self._shortened()
         if skew is not None and (finding := examine_skew(skew)) is not None:
             yield finding
@@ -216,9 +217,11 @@ class Planning:
         ]
 
     def _test_record(self) -> dict[str, Any] | None:
-        if self.test is None:
+        if not self.test_rows:
             return None
-        return {"file": str(self.test.file), "num_rows": len(self.test.rows), "num_labelled": self.test.labelled}
+        file = self.config.test_file_path or self.config.data_path
+        labelled = sum(bool(row.output.strip()) for row in self.test_rows)
+        return {"file": str(file), "num_rows": len(self.test_rows), "num_labelled": labelled}
 
     def _adapter_record(self) -> dict[str, int]:
         adapter = self.training.adapter
@@ -241,11 +244,11 @@ class Planning:
     def _judge_record(self) -> dict[str, Any] | None:
         """For one comparison of two sets of answers to the test file."""
         config = self.config
-        if self.test is None:
+        if not self.test_rows:
             return None
         tokenizer = self.bench.base.tokenizer
         judging = forecast_judging(
-            self.test.rows,
+            self.test_rows,
             batch_size=config.judge_batch_size,
             judge=config.gpt_model,
             seed=config.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from fedlora.config.train import TrainConfig
@@ -29,9 +29,9 @@ def free_bytes(folder: Path) -> int:
 
 
 def examine_run(
-    config: TrainConfig, clients: Sequence[ClientId], forecast: RunForecast, footprint: Footprint, free: int
+    config: TrainConfig, names: Mapping[ClientId, str], forecast: RunForecast, footprint: Footprint, free: int
 ) -> Iterator[Finding]:
-    """Whether the run fits the machine, and whether all `clients`, those with rows, take part in it."""
+    """Whether the run fits the machine, and whether all clients with rows, each with its name, take part in it."""
     if forecast.disk_bytes > MARGIN * free:
         yield _finding(
             "disk",
@@ -47,14 +47,14 @@ def examine_run(
             f"training will hold about {size_text(footprint.total)}, and {size_text(footprint.available)} can be had",
             "use --gradient_checkpointing on, a smaller --tokens_per_pass or --cutoff_len, or --quantization nf4",
         )
-    idle = [client for client in clients if client not in forecast.rounds_of]
+    idle = [client for client in names if client not in forecast.rounds_of]
     if idle:
-        shown = ", ".join(map(str, idle[:10])) + (", ..." if len(idle) > 10 else "")
+        shown = ", ".join(names[client] for client in idle[:10]) + (", ..." if len(idle) > 10 else "")
         yield _finding(
             "never_drawn",
             len(idle),
-            f"{len(idle)} of {len(clients)} clients never train in the {config.num_communication_rounds} rounds "
-            f"(client {shown})",
+            f"{len(idle)} of {len(names)} clients never train in the {config.num_communication_rounds} rounds "
+            f"({shown})",
             "raise --client_selection_frac or --num_communication_rounds, or use --client_selection_strategy "
             "round_robin",
         )
