@@ -42,7 +42,7 @@ class HeldOutRows:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """What results are told apart by: every row's category, or its client where rows have no category."""
+        """What results are grouped by: every row's category, or its client where rows have no category."""
         categories = tuple(row.category for row in self.rows)
         return categories if not self.clients or all(categories) else self.clients
 
