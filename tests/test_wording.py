@@ -20,10 +20,11 @@ PAGES = [
 """Results of studies (comparison.md) are as they were printed at the commit that they name."""
 SOURCES = [
     path
-    for folder in ("federated", "llm", "data", "runs", "evaluation", "reporting")
+    for folder in ("federated", "llm", "data", "runs", "evaluation", "reporting", "engines", "comparing")
     for path in sorted((ROOT / "src" / "fedlora" / folder).glob("**/*.py"))
-    if path.name != "vocabulary.py"
+    if path.name not in ("vocabulary.py", "what_if.py", "scoring.py")
 ]
+
 
 INSTEAD = {
     r"\bdoors?\b": "entry point",

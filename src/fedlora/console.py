@@ -84,7 +84,7 @@ class Progress:
         return self
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Count `amount` more as done; `note` is shown behind the count."""
+        """Count `amount` more as done; `note` is shown after the count."""
         self.done += amount
         if self._bar is not None:
             self._bar.update(0, completed=self.done, description=f"{self.label} {note}".rstrip())

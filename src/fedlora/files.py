@@ -111,7 +111,7 @@ def sha256_of_json(value: Any) -> str:
 
 
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:
-    """Make a folder, with this mode, and those above it; StorageError when the file system refuses."""
+    """Make a folder with these permissions, and the folders above it; StorageError when the file system refuses."""
     with _storage_errors(folder):
         folder.mkdir(mode, parents=True, exist_ok=True)
 

@@ -79,7 +79,7 @@ class RunPaths:
 
     @property
     def nodes_file(self) -> Path:
-        """What the nodes of a run across machines know it by."""
+        """The ids by which the nodes of a run across machines know it."""
         return self.root / "nodes.json"
 
     @property
@@ -88,7 +88,7 @@ class RunPaths:
 
     @property
     def holder_file(self) -> Path:
-        """Tells which process holds the lock; it means nothing when nobody does."""
+        """Names the process that holds the lock; it means nothing when no process does."""
         return _below(self.model_dir, self._name, ".holder.json")
 
     def round_folder(self, round_number: int) -> Path:
@@ -99,7 +99,7 @@ class RunPaths:
         return _below(self.model_dir, self._name, f"{round_number}.partial")
 
     def damaged_folder(self, round_number: int) -> Path:
-        """Where a committed round goes whose files are not what was written."""
+        """The place of a committed round with damaged files."""
         return _below(self.model_dir, self._name, f"{round_number}.damaged")
 
     def committed_rounds(self) -> list[int]:

@@ -2,9 +2,9 @@
 
 A handler raises an exception wherever the process happens to be. Code that is not Python's may swallow it there, or
 raise one of its own instead: torch says "could not determine the shape" when the reading of a tensor is interrupted.
-What such a call was for would then look like a client's failure, or be wrong. So the writer of files asks here first:
-what is computed behind a signal is not kept. Whoever tells of other errors asks too, and so do the long loops, so that
-the end comes soon and nobody is blamed for it.
+The result of such a call would then look like a client's failure, or be wrong. So the writer of files asks here first,
+and no result computed after a signal is kept. Code that reports other errors asks too, and so do long loops, so that
+the process ends soon and no client is blamed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _received: list[int] = []
 
 
 def stop_if_asked() -> None:
-    """Raise once more what tells of a signal, if there was one: KeyboardInterrupt, or SystemExit with 128 + number.
+    """Raise again the exception of a signal, if there was one: KeyboardInterrupt, or SystemExit with 128 + number.
 
     Handlers run in the main thread, and only what that one computes can be spoilt: in others nothing is raised.
     """
@@ -36,8 +36,8 @@ def stop_if_asked() -> None:
 def stop_on_signals() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into an exception, so that open work is dropped cleanly; a second one kills.
 
-    An error behind a signal counts as the signal's, and a process that is still there after PATIENCE_SECONDS is ended
-    as it stands.
+    An error after a signal counts as the signal's. A process that is still running after PATIENCE_SECONDS is ended at
+    once.
     """
     if not _is_main_thread():
         yield
@@ -63,15 +63,15 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for timer in timers:
             timer.cancel()
-        # after a signal the process ends: a second one must kill it then too, and not unwind what is told of the first
+        # after a signal the process ends: a second one must kill it then too, and not unwind the report of the first
         for number in [] if timers else caught:
             signal.signal(number, before[number])
 
 
 @contextlib.contextmanager
 def remember_signals() -> Iterator[None]:
-    """For a process whose signals others handle: what they are asked is remembered for `stop_if_asked`, and an error
-    behind a signal counts as the signal's here too."""
+    """For a process whose signals others handle: keep a received signal for `stop_if_asked`; an error after a signal
+    counts as the signal's here too."""
     if not _is_main_thread():
         yield
         return

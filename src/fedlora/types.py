@@ -1,6 +1,6 @@
-"""The values that travel between the floors.
+"""The values that travel between the layers.
 
-torch is imported for type checking only, so that the doors can use these names and stay fast.
+torch is imported for type checking only, so that the entry points can use these names and stay fast.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ class Export:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What a server remembers from round to round: what clients start from, and named tensors of its own.
+    """The server's state between rounds: the adapter that clients start from, and named tensors.
 
     `slots` (momentum, control variates, ...) have PEFT keys like the adapter; `base` is what the method has added to
-    the base, None where it adds nothing. A checkpoint is these three. `notes` are what the last round is to be
-    remembered for (what was cut, say); no round computes from them.
+    the base, None where it adds nothing. A checkpoint is these three. `notes` are numbers of the last
+    round for its records (what was cut, say); no round computes from them.
     """
 
     adapter: AdapterState
@@ -143,7 +143,7 @@ class Download:
 
 
 class GradientTerm(Protocol):
-    """A term of a method's own: added to `.grad` of the trained factors (PEFT key -> parameter), behind the loss's."""
+    """A method's term of the gradient, added to `.grad` of the trained factors (PEFT key -> parameter)."""
 
     def add_gradient(self, factors: Mapping[str, Tensor]) -> None: ...
 
@@ -179,7 +179,7 @@ class LocalResult:
 class ClientMemory:
     """What stays with a client between its tasks; committed together with the update it belongs to.
 
-    `adapter` is the client's own model, of whatever rank; `slots` are what else its rule needs next time.
+    `adapter` is the client's personal model, of any rank; `slots` are further tensors that its rule needs next time.
     """
 
     adapter: AdapterState | None = None
@@ -200,7 +200,7 @@ class TrainTask:
     """One client's work in one wave of one round.
 
     `id` is a hash of everything the answer depends on, which the client sends back: an update that answers another
-    task, however much it looks like this one's, is told from it. `rows_of` names the clients whose rows are used (the
+    task is recognised, however similar it is. `rows_of` names the clients whose rows are used (the
     client itself, except in `pooled`); `accepted` is the round of this client's last committed update, whose memory it
     starts from.
     """
@@ -294,7 +294,7 @@ class RoundResult:
 
 
 class ClientPool(Protocol):
-    """Whoever trains: simulated clients in this process, or real ones elsewhere."""
+    """The clients that train: simulated in this process, or real ones elsewhere."""
 
     def clients(self) -> Sequence[ClientId]: ...
     def train(self, tasks: Sequence[TrainTask]) -> Iterator[ClientUpdate | ClientFailure]: ...

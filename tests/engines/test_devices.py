@@ -64,7 +64,7 @@ def test_several_devices_give_the_bytes_of_one(options, mode, kept, ranks, capsy
     alone = train.run(TrainConfig.of(**common, exp_name="alone", device="cpu")).root
     together = train.run(TrainConfig.of(**common, exp_name="together", devices=("cpu", "cpu"))).root
     assert hashes(together) == hashes(alone)
-    assert "going on without it" not in capsys.readouterr().err
+    assert "continuing without it" not in capsys.readouterr().err
     assert len(hashes(alone)) > 20
     lines = [json.loads(line) for line in (together / "metrics.jsonl").read_text().splitlines()]
     assert [line["client_id"] for line in lines if line["kind"] == "client"] == [0, 1, 2, 3, 4] * rounds
@@ -164,7 +164,7 @@ def test_a_lost_worker_gives_its_task_back(capsys):
     pool = DeviceClients(Local(0.01), [remote])
     for _ in range(2):
         assert [outcome.client_id for outcome in pool.train(tasks_of(8))] == list(range(8))
-    assert capsys.readouterr().err.count("going on without it") == 1
+    assert capsys.readouterr().err.count("continuing without it") == 1
 
 
 def test_what_a_worker_s_thread_says_goes_where_the_messages_of_the_wave_go(capsys):
@@ -172,7 +172,7 @@ def test_what_a_worker_s_thread_says_goes_where_the_messages_of_the_wave_go(caps
     said: list[str] = []
     with collect_lines(said):
         list(DeviceClients(Local(0.01), [Remote(faults=lost)]).train(tasks_of(8)))
-    assert said == ["the worker of device 1 ended; going on without it"]
+    assert said == ["the worker of device 1 ended; continuing without it"]
     assert capsys.readouterr().err == ""
 
 

@@ -183,7 +183,7 @@ def _recording(record: Record) -> Iterator[None]:
 
 
 def _finite(score: Record, rows: str) -> Record:
-    """TrainingError when a loss is no number: such a run is told of, and no mean is made with it."""
+    """TrainingError when a loss is not a number: such a run is reported and left out of means."""
     models = [*score["clients"].values(), *([score["global"]] if score["global"] else [])]
     if not all(math.isfinite(loss) for losses in models for loss in losses.values()):
         raise TrainingError(f"the loss on the {rows} rows is not a number", hint="lower the learning rate")

@@ -1,7 +1,7 @@
 """A comparison at work: its data, the rounds that fit into the budget, the learning rates, the runs.
 
 Everything is done in one order that the experiment alone decides, and every step finds what an earlier call has done.
-So a comparison that was interrupted goes on to the same result.
+So an interrupted comparison resumes and ends with the same result.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Cell:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells it from every other cell."""
+        """What distinguishes it from every other cell."""
         return self.setting.label, self.contender.name
 
 

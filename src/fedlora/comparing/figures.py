@@ -25,7 +25,7 @@ _MOST_CLIENTS = 12
 def draw_comparison(result: Result) -> dict[str, bytes]:
     """File name -> PNG."""
     with house_style():
-        figures = {"losses.png": _draw_scores(result, "loss_own", "held-out loss, own rows")}
+        figures = {"losses.png": _draw_scores(result, "loss_own", "held-out loss, own kind")}
         if any("aggregation_error" in row["metrics"] for row in result["rows"]):
             figures["errors.png"] = _draw_scores(result, "aggregation_error", "aggregation error", logarithmic=True)
         figures["bytes.png"] = _draw_bytes(result)
@@ -108,7 +108,7 @@ def _draw_bytes(result: Result) -> bytes:
         axes.set_title(_wrap(setting), loc="left", fontsize=9)
         axes.set_xlabel("MB down and up")
         axes.grid(linewidth=0.8)
-    all_axes[0].set_ylabel("held-out loss, own rows")
+    all_axes[0].set_ylabel("held-out loss, own kind")
     figure.legend(loc="outside right upper")
     return png_bytes(figure)
 

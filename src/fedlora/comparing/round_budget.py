@@ -2,7 +2,7 @@
 
 Counted from the clients' rows and the cohorts that the run will draw, all clients of a round together: that is what
 the federation computes. A method that takes more than is counted here is measured on its first run (`cost`), and that
-is held against it.
+cost decides its rounds.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ METRICS = {
 """What is measured of a run, and its heading."""
 
 MARK = "*"
-"""Stands behind an epsilon in which what the choice of the learning rate spent is not counted."""
+"""Marks an epsilon that does not include the runs which chose the learning rate."""
 
 PRIVATE = ("dp_noise_multiplier", "dp_example_noise_multiplier")
 
@@ -192,7 +192,7 @@ def _remarks(plan: Record, cells: Sequence[Record], sweeps: Sequence[Record]) ->
     if any(_is_private(record) for cell in cells for record in cell["runs"]):
         remarks.append(
             "private runs draw cohorts and noise from a secret and not from the seed: they are paired in data and "
-            "adapter only, take the budget on average, and come out differently when they are done anew"
+            "adapter only, take the budget on average, and differ when they are repeated"
         )
     return remarks
 

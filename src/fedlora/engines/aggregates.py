@@ -9,7 +9,7 @@ from fedlora.types import AdapterState, ServerState
 
 def check_finite(round_number: int, adapter: AdapterState, state: ServerState) -> None:
     """TrainingError when NaN or infinity is in the global adapter, the server's state or what it added to the base: no
-    later round could go on."""
+    later round could use it."""
     added = state.base.background if state.base is not None else {}
     groups = (adapter, state.adapter, *state.slots.values(), added)
     key = next((key for group in groups if (key := find_not_finite(group)) is not None), None)

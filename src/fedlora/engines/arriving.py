@@ -1,8 +1,8 @@
 """The updates of one wave on their way from the clients to the strategy: checked, kept, handed on in order.
 
-Nothing a client sends is used before `find_update_fault` has looked at it, and one bad answer costs that client its
-round and nobody else anything. Only failures of the infrastructure are asked for again: whatever a seeded client
-does, it does again.
+Nothing a client sends is used before `find_update_fault` has looked at it, and one bad answer costs only that client
+its round. Only failures of the infrastructure are retried, because a seeded client
+repeats all others.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class ArrivingUpdates:
     """The updates of one wave, trained as they are asked for: `aggregate` sees each one while it is in memory.
 
     The first iteration pulls the pool, keeps every update in the store and hands it on in client-id order, so a
-    strategy that sums holds one adapter and its sum and no file is read back. An update that arrives before its
-    turn is read from the store when its turn comes; so are all of them in later iterations. What was `kept` before
-    an interruption is not trained again. An update longer than `longest` is refused, and unless it `is_clipped` by
-    whoever iterates, one whose products could overflow.
+    strategy that sums holds one adapter and its sum and no file is read back. An update that arrives before its turn is
+    read from the store when its turn comes; so are all of them in later iterations. What was `kept` before an
+    interruption is not trained again. An update longer than `longest` is refused, and unless the caller clips it
+    (`is_clipped`), one whose products could overflow.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class ArrivingUpdates:
         return len(self._kept)
 
     def finish(self) -> None:
-        """Train whoever has not been asked for."""
+        """Train the clients that have not been asked yet."""
         self._is_begun = True
         for _ in self._arrive():
             pass
@@ -131,12 +131,12 @@ class ArrivingUpdates:
         return {**self._downloads[update.client_id], **(update.upload or {})}
 
     def _hand_on_stored(self) -> Iterator[ClientUpdate]:
-        """Those that are there already and whose turn has come."""
+        """The kept updates whose turn has come."""
         while self._ahead and self._ahead[0] in self._kept:
             yield from self._store.updates(self._round, [self._ahead.pop(0)])
 
     def _ask(self, pool: ClientPool, retries: int) -> Iterator[ClientUpdate | ClientFailure]:
-        """What the pool answers; whoever was lost on the way is asked again, then given up."""
+        """The pool's answers; a lost client is asked again, then excluded."""
         for attempt in range(retries + 1):
             tasks = list(self._open.values())
             if attempt:
@@ -149,10 +149,10 @@ class ArrivingUpdates:
             self._give_up(self._fault_of(task))
 
     def _admit(self, outcome: ClientUpdate | ClientFailure) -> ClientUpdate | None:
-        """The update if it answers an open task and can be used; what cannot is remembered as the client's fault."""
+        """The update if it answers an open task and can be used; what cannot is recorded as the client's failure."""
         task = self._open.get(outcome.client_id)
         if task is None:
-            say(f"round {self._round}: an answer of client {outcome.client_id!r} that nobody waits for is ignored")
+            say(f"round {self._round}: an answer of client {outcome.client_id!r} that was not asked for is ignored")
             return None
         if isinstance(outcome, ClientFailure):
             self._faults[task.client_id] = outcome
@@ -251,7 +251,7 @@ class LimitedUpdates:
 
 
 def _measure(update: ClientUpdate, task: TrainTask) -> ClientUpdate:
-    """The update with the norm of what it sends measured here: what a client tells of itself bounds nothing."""
+    """The update with the norm of what it sends measured here: a norm that the client reports would bound nothing."""
     if update.upload is None:
         return update
     # of a client that gave directions up, how far the others moved

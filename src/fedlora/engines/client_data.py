@@ -116,7 +116,7 @@ class ClientExamples:
         if digest.hexdigest() != file.facts.sha256:
             raise DataError(
                 f"{file.path}: changed or gone since the run began",
-                hint="restore the file, or start the run anew with --overwrite",
+                hint="restore the file, or start the run again with --overwrite",
             )
         return rows
 

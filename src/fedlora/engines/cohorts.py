@@ -39,15 +39,15 @@ def resolve_method(config: TrainConfig, clients: Sequence[ClientId], recorded: R
 
 
 def check_clients(config: TrainConfig, method: LoadedMethod, clients: Sequence[ClientId]) -> None:
-    """TrainingError when nobody has a row to train on, UsageError when cohorts are too small for `min_clients` or for
-    what the method needs."""
+    """TrainingError when no client has a row to train on, UsageError when cohorts are too small for `min_clients` or
+    for what the method needs."""
     if not clients:
         raise TrainingError("no client has a row to train on", hint="check the client files")
     size, fewest = len(choose_cohort(config, method, clients, 1)), count_fewest(config, method)
     if config.max_client_weight * size < 1:
         raise UsageError(
-            f"max_client_weight={config.max_client_weight:g} cannot be: one of {size} clients has at least "
-            f"1/{size} of the weights",
+            f"max_client_weight={config.max_client_weight:g} is not possible: the largest of {size} clients has at "
+            f"least 1/{size} of the weights",
             hint=f"raise it to {1 / size:.3g} or more",
         )
     if not method.pools_rows and size < fewest:
@@ -70,7 +70,7 @@ def find_cohort_doubts(
     """What to hear about the cohorts of a run before its first round, each with what to do about it."""
     if method.hyperparameters.get("is_guarded") is False:
         yield (
-            f"the run was started when {method.name} could combine all clients, and goes on as it began",
+            f"the run was started when {method.name} could combine all clients, and continues so",
             "start a new run to withstand hostile clients",
         )
     is_single = len(choose_cohort(config, method, clients, 1)) == 1 < len(clients)

@@ -40,7 +40,7 @@ def read_result(
     if fault or manifest is None:
         raise StorageError(
             f"{fault}, and the metrics of round {round_number} are lost too",
-            hint="restore the file or metrics.jsonl, or train anew with --overwrite",
+            hint="restore the file or metrics.jsonl, or train again with --overwrite",
         )
     limited = {entry["client_id"]: entry for entry in manifest.limited}
     records = [

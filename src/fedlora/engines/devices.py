@@ -1,7 +1,7 @@
 """Clients on several devices: this process trains on the first, one worker process on each of the others.
 
-Whoever is free takes the next task, updates are handed on in task order, and nobody works further ahead
-than a few tasks, so memory stays flat in the size of the cohort. A worker that dies gives its task back.
+A free device takes the next task, updates are passed on in task order, and no device works more than a few tasks
+ahead, so memory does not grow with the cohort. A worker that dies gives its task back.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class DeviceClients:
                 memory = self.local.memories.read_memory(task.client_id, task.accepted)
                 outcome, reductions = worker.train(task, memory, book.layout)
             except WorkerLostError as error:
-                say(f"{error}; going on without it")
+                say(f"{error}; continuing without it")
                 self.workers.remove(worker)
                 desk.give_back(index)
                 return
@@ -150,7 +150,7 @@ class _Desk:
             return self._results.pop(index)
 
     def close(self) -> None:
-        """Nobody takes anything any more."""
+        """End: no further item is taken."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

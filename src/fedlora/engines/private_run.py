@@ -131,13 +131,16 @@ def find_doubts(config: TrainConfig, sizes: Mapping[ClientId, int]) -> Iterator[
                 "large to promise anything, or the noise is larger than what the clients say"
             )
         if config.dp_delta * len(sizes) >= 1:
-            yield f"warning: dp_delta={config.dp_delta:g} is not below 1 / {len(sizes)} clients: one may be told"
+            yield (
+                f"warning: dp_delta={config.dp_delta:g} is at least 1/{len(sizes)}: the guarantee would allow "
+                "revealing one whole client"
+            )
         yield (
             "only the global adapters are private: the clients' own folders, metrics.jsonl and the manifests are the "
             "server's memory and must not be published"
         )
     elif config.dp_example_delta * smallest >= 1:
         yield (
-            f"warning: dp_example_delta={config.dp_example_delta:g} is not below 1 / {smallest}, the rows of the "
-            "smallest client: one of them may be told"
+            f"warning: dp_example_delta={config.dp_example_delta:g} is at least 1/{smallest}: the guarantee would "
+            f"allow revealing one of the {smallest} rows of the smallest client"
         )

@@ -94,7 +94,7 @@ class Replay:
         """Nothing to make room for."""
 
     def find_kept(self, round_number: int, client_id: ClientId) -> None:
-        """Every update is answered anew, by `train`."""
+        """None: every update is answered again, by `train`."""
 
     def keep_update(self, update: ClientUpdate, adapter: AdapterState | None) -> None:
         """Compare what the server measured of an update with what it noted then."""
@@ -182,7 +182,7 @@ def measure_again(
         result = _run_again(config, replay, BaseChain(reader.paths), private)
         if not replay.faults:
             return result
-    raise StorageError(before or replay.faults[0], hint="restore the file from a copy, or train anew with --overwrite")
+    raise StorageError(before or replay.faults[0], hint="restore the file from a copy, or train again with --overwrite")
 
 
 def _run_again(config: TrainConfig, replay: Replay, chain: BaseChain, private: PrivateRun | None) -> RoundResult:

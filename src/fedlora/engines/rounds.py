@@ -184,7 +184,7 @@ class FederatedRun:
         return self.private.hide(updates, download, context)
 
     def _make_meter(self, tasks: Sequence[TrainTask]) -> ErrorMeter:
-        """Clients weigh in it as they do in what it measures: all the same where they are hidden behind noise."""
+        """Clients weigh in it as in the aggregate: all the same in a run with client-level privacy."""
         is_hidden = self.config.dp_noise_multiplier is not None
         weight_of = (lambda update: 1.0) if is_hidden else self.method.server.weight_of
         downloads = {task.client_id: task.download for task in tasks}

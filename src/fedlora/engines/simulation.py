@@ -1,7 +1,7 @@
 """Simulated clients: one resident base model, adapters swapped in and out, one client after another.
 
-Whatever goes wrong with one client is a failure of that client, not of the run: a loss that is no number, a file
-that has changed, an exception that nobody foresaw, memory that ran out. Only the file system's refusal ends the run,
+A fault of one client is a failure of that client, not of the run: a loss that is not a number, a file
+that has changed, an unexpected exception, memory that ran out. Only the file system's refusal ends the run,
 which keeps what it has committed.
 """
 

@@ -64,7 +64,7 @@ def make_workbench(
 ) -> Workbench:
     """Load the base onto `device`, for `clients`; without a layout one is planned.
 
-    A private configuration trains with a `secret`; `on_layout` hears of every reduction of the layout before the
+    A private configuration trains with a `secret`; `on_layout` is called with every reduction of the layout before the
     reduced step is done. `load` may hand out a base that is loaded already (`ResidentBase`).
 
     With `outline` the base has no weights: everything can be counted, nothing computed.

@@ -1,8 +1,8 @@
-"""What is measured after a round: the held-out loss, and the lines of metrics.jsonl.
+"""The measurements after a round: the held-out loss, and the lines of metrics.jsonl.
 
 The held-out rows of `val_data_path` are only looked at, never trained on: their loss is measured before the
 first round and after each, for the global adapter or, where there is none, for every client's. Where clients have
-models of their own beside a global one, those are measured on the client's own held-back rows and on the held-out ones.
+personal models beside a global one, these are measured on the client's held-back rows and on the held-out ones.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class RoundMetrics:
         return row
 
     def _validate_clients(self, round_number: int, records: list[dict[str, Any]]) -> None:
-        """Without a global adapter every client of the cohort is validated on the held-out rows, or on its own."""
+        """Without a global adapter every client of the cohort is validated on the held-out rows, or on its held-back
+        ones."""
         for record in records:
             client = record["client_id"]
             examples = self.held_out or self.clients.own_validation(client)
@@ -101,7 +102,7 @@ class RoundMetrics:
                     record["val_loss"] = self.trainer.validate(adapter, [examples])
 
     def _validate_personal(self, round_number: int, records: list[dict[str, Any]]) -> dict[str, float]:
-        """Every own model of the cohort on the client's own rows, and on the held-out ones; the means for the round."""
+        """Validate the cohort's personal models on held-back rows and on the held-out ones; the means for the round."""
         for record in records:
             client = record["client_id"]
             adapter = self.reader.read_memory(client, round_number).adapter
