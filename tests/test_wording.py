@@ -102,3 +102,12 @@ def test_a_phrase_is_found_in_prose_and_not_in_code():
     page = [(1, "The run goes on."), (2, "nothing")]
     assert find_phrases(iter(page), ROOT / "README.md") == ["README.md:1: 'goes on': write resumes, continues"]
     assert list(find_phrases(iter([(1, re.sub(r"`[^`]*`", "", "the flag `modes`"))]), ROOT / "README.md")) == []
+
+
+def test_a_page_that_says_that_rows_stay_links_to_what_adapters_leak():
+    says = re.compile(r"\b(rows|data)\b[^.|]{0,50}\bstays?\b", re.IGNORECASE)
+    pages = [page for page in PAGES if page.suffix == ".md" and page.name != "CHANGELOG.md"]
+    claims = [page for page in pages if says.search(page.read_text(encoding="utf-8"))]
+    assert len(claims) > 3
+    for page in claims:
+        assert page.name == "leakage.md" or "leakage.md" in page.read_text(encoding="utf-8"), page
