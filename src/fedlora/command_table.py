@@ -85,6 +85,7 @@ COMMANDS = {
         "split one file of rows into client files and a test file",
         "fedlora.config.data:AllocateConfig",
         "fedlora.stages.allocate:run",
+        positional="input_file",
     ),
     "runs": Command(
         "list the runs: state, rounds, best round, size",

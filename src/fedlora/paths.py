@@ -195,8 +195,9 @@ class DataPaths:
     def client_file(self, num_clients: int, client_id: int) -> Path:
         return self._clients_folder(num_clients) / f"local_training_{client_id}.json"
 
-    def test_file(self, test_per_cat: int) -> Path:
-        return self.folder / f"dolly_test_{test_per_cat}.jsonl"
+    def test_file(self, test_per_cat: int | None) -> Path:
+        """The test set; None where a share of the rows was asked for."""
+        return self.folder / ("test_rows.jsonl" if test_per_cat is None else f"dolly_test_{test_per_cat}.jsonl")
 
     def part_file(self, part: str) -> Path:
         """`validation`, `test` or `answered`: a part of the test set, where a comparison divides it."""

@@ -273,3 +273,41 @@ def test_dolly_is_split_as_the_contract_says(tmp_path: Path) -> None:
     assert set(Counter(row.category for row in test).values()) == {200}
     assert set(Counter(row.category for row in train).values()) == {300}
     assert not {row.prompt for row in test} & {row.prompt for row in train}
+
+
+def test_a_share_uses_every_row(tmp_path: Path) -> None:
+    made = _allocate_share(tmp_path, _rows({"a": 20, "b": 3}), test_share=0.1, num_clients=2, partition="iid")
+    assert made.paths.test_file(None).name == "test_rows.jsonl"
+    test = read_rows(made.paths.test_file(None))
+    assert Counter(row.category for row in test) == {"a": 2, "b": 1}
+    trained = [row for client in range(2) for row in read_rows(made.paths.client_file(2, client))]
+    assert len(trained) == 20
+    assert not {row.instruction for row in trained} & {row.instruction for row in test}
+    with pytest.raises(UsageError, match="allocated with another"):
+        _allocate_share(tmp_path, test_share=0.3, num_clients=3, partition="iid")
+
+
+def test_a_share_is_instead_of_counts_and_needs_two_rows(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="give test_share, or train_per_cat and test_per_cat"):
+        AllocateConfig.of(test_share=0.1, test_per_cat=3)
+    with pytest.raises(DataError, match="a single prompt cannot be split: b"):
+        _allocate_share(tmp_path, _rows({"a": 20, "b": 1}), test_share=0.1)
+
+
+def test_rows_without_a_category_are_pointed_to_a_partition_that_needs_none(tmp_path: Path) -> None:
+    rows = [{"instruction": f"q {number}", "response": "a"} for number in range(9)]
+    with pytest.raises(DataError, match="category") as refused:
+        _allocate_share(tmp_path, rows, test_share=0.1)
+    assert "--partition iid" in refused.value.hint
+
+
+def test_too_few_rows_for_the_counts_point_to_the_share(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        _run(tmp_path, _rows({"a": 5}))
+    assert "--test_share" in refused.value.hint
+
+
+def _allocate_share(folder: Path, rows: list[dict[str, str]] | None = None, **values: Any) -> allocate.AllocatedData:
+    if rows is not None:
+        _input(folder, rows)
+    return allocate.run(AllocateConfig.of(input_file=folder / "input.json", output_root=folder / "data", **values))

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from fedlora.config.reading import ReadingConfig
-from fedlora.config.schema import Config, OptionalInt, flag
+from fedlora.config.schema import Config, OptionalFloat, OptionalInt, flag
 
 
 class AllocateConfig(ReadingConfig):
@@ -20,6 +20,13 @@ class AllocateConfig(ReadingConfig):
     )
     output_root: Path = flag(Path("./data"), "root folder of all data sets")
     dataset_name: str = flag("dataset1", "folder of the data set under output_root")
+    test_share: OptionalFloat = flag(
+        None,
+        "share of each category's rows for the test file, in (0, 1); all others train",
+        gt=0,
+        lt=1,
+        if_none="train_per_cat and test_per_cat decide",
+    )
     train_per_cat: int = flag(300, "training rows per category", ge=1)
     test_per_cat: int = flag(200, "test rows per category", ge=1)
     partition: Literal["category", "iid", "dirichlet", "shards"] = flag(
@@ -33,6 +40,8 @@ class AllocateConfig(ReadingConfig):
 
     @model_validator(mode="after")
     def _options_that_apply(self) -> AllocateConfig:
+        if self.test_share is not None and (self.chosen("train_per_cat") or self.chosen("test_per_cat")):
+            raise ValueError("give test_share, or train_per_cat and test_per_cat")
         if self.chosen("alpha") and self.partition != "dirichlet":
             raise ValueError("alpha applies to partition=dirichlet only")
         if self.chosen("shards_per_client") and self.partition != "shards":

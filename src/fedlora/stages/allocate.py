@@ -57,7 +57,7 @@ class AllocatedData(Result):
 
     manifest: Mapping[str, Any]
     paths: DataPaths
-    test_per_cat: int
+    test_per_cat: int | None
 
     def parts(self) -> Sequence[str]:
         """Who holds how much of what, what was left out, and the files."""
@@ -90,13 +90,14 @@ def run(config: AllocateConfig) -> AllocatedData:
     allocation = allocate_rows(cleaned.rows, config)
     paths = DataPaths(config.output_root, config.dataset_name)
     num_clients = len(allocation.clients)
-    contents = _data_files(allocation, paths, config.test_per_cat)
+    test_per_cat = config.test_per_cat if config.test_share is None else None
+    contents = _data_files(allocation, paths, test_per_cat)
     manifest = _manifest(config, source, cleaned, allocation, contents)
     if config.skip_bad:
         manifest["num_skipped"] = num_skipped
     contents[paths.manifest(num_clients)] = json_text(manifest)
     _write(contents, paths, manifest, overwrite=config.overwrite)
-    return AllocatedData(manifest, paths, config.test_per_cat)
+    return AllocatedData(manifest, paths, test_per_cat)
 
 
 def _read_input(config: AllocateConfig) -> tuple[list[Row], int]:
@@ -108,7 +109,13 @@ def _read_input(config: AllocateConfig) -> tuple[list[Row], int]:
         say(message)
 
     by_category = config.partition != "iid"
-    rows = read_rows(config.input_file, require_category=by_category, rules=config.read_rules, on_skip=note)
+    try:
+        rows = read_rows(config.input_file, require_category=by_category, rules=config.read_rules, on_skip=note)
+    except DataError as error:
+        if by_category and "category" in str(error):
+            hint = "rows without a category can be divided with --partition iid --num_clients 3"
+            raise DataError(str(error), hint=hint) from None
+        raise
     return rows, len(skipped)
 
 
@@ -131,31 +138,43 @@ def clean_rows(rows: Sequence[Row]) -> Cleaned:
 def allocate_rows(rows: Sequence[Row], config: AllocateConfig) -> Allocation:
     """Per category in name order: shuffle, the first rows to the test set, the next to the clients.
 
-    DataError names every category with fewer than test_per_cat + train_per_cat rows.
+    DataError names every category with too few rows.
     """
     groups: dict[str, list[Row]] = {category: [] for category in sorted({row.category for row in rows})}
     for row in rows:
         groups[row.category].append(row)
-    needed = config.test_per_cat + config.train_per_cat
-    if small := [f"{category or '(none)'} ({len(group)})" for category, group in groups.items() if len(group) < needed]:
+    sizes = {category: _sizes(len(group), config) for category, group in groups.items()}
+    if small := [name for name, (test, train) in sizes.items() if len(groups[name]) < test + train]:
+        shown = ", ".join(f"{name or '(none)'} ({len(groups[name])})" for name in small)
+        if config.test_share is not None:
+            raise DataError(f"{config.input_file}: a single prompt cannot be split: {shown}", hint="add rows")
         raise DataError(
             f"{config.input_file}: too few distinct prompts for {config.test_per_cat} test and "
-            f"{config.train_per_cat} training rows per category: {', '.join(small)}",
-            hint="lower train_per_cat or test_per_cat, or add rows to these categories",
+            f"{config.train_per_cat} training rows per category: {shown}",
+            hint="give --test_share 0.1 to use every row, lower train_per_cat or test_per_cat, or add rows",
         )
     test: list[Row] = []
     pool: list[Row] = []
     for category, group in groups.items():
         random.Random(derive_seed(config.seed, f"allocate/{category}")).shuffle(group)  # noqa: S311
-        test += group[: config.test_per_cat]
-        pool += group[config.test_per_cat : needed]
+        num_test, num_train = sizes[category]
+        test += group[:num_test]
+        pool += group[num_test : num_test + num_train]
     deal = Deal(config.num_clients or len(groups), config.seed, config.alpha, config.shards_per_client)
     categories = [row.category for row in pool]
     parts = partition_rows(categories, config.partition, deal)
     return Allocation(test, [[pool[number] for number in part] for part in parts], label_skew(categories, parts))
 
 
-def _data_files(allocation: Allocation, paths: DataPaths, test_per_cat: int) -> dict[Path, str]:
+def _sizes(num_rows: int, config: AllocateConfig) -> tuple[int, int]:
+    """Rows of a category for the test set and for training; of a share at least one each."""
+    if config.test_share is None:
+        return config.test_per_cat, config.train_per_cat
+    test = max(1, round(config.test_share * num_rows))
+    return test, max(1, num_rows - test)
+
+
+def _data_files(allocation: Allocation, paths: DataPaths, test_per_cat: int | None) -> dict[Path, str]:
     contents = {paths.test_file(test_per_cat): json_lines(row.as_dict() for row in allocation.test)}
     for client_id, rows in enumerate(allocation.clients):
         # keys stay in the contract's order, so not json_text, which sorts them
@@ -172,7 +191,8 @@ def _manifest(
     contents: Mapping[Path, str],
 ) -> dict[str, Any]:
     """No time, no path and no machine in it: the same data gives the same manifest anywhere."""
-    fields = {"train_per_cat", "test_per_cat", "partition", "seed"}
+    fields = {"partition", "seed"}
+    fields |= {"train_per_cat", "test_per_cat"} if config.test_share is None else {"test_share"}
     fields |= {"dirichlet": {"alpha"}, "shards": {"shards_per_client"}}.get(config.partition, set())
     # rules at their default leave no trace, so a data set is the same as before there were any
     fields |= config.read_rules.record().keys()
@@ -201,7 +221,8 @@ def _write(contents: Mapping[Path, str], paths: DataPaths, manifest: Mapping[str
     existing = [path for path in contents if path.exists()]
     changed = [path for path in existing if path.read_bytes() != contents[path].encode()]
     # a test set of another size would hold rows that are training rows now
-    stale = [path for path in sorted(paths.folder.glob("dolly_test_*.jsonl")) if path not in contents]
+    tests = [*paths.folder.glob("dolly_test_*.jsonl"), *paths.folder.glob("test_rows.jsonl")]
+    stale = [path for path in sorted(tests) if path not in contents]
     if (changed or stale) and not overwrite:
         raise UsageError(
             f"{paths.folder} already holds another data set; {(changed + stale)[0]} does not fit this one",
@@ -233,7 +254,13 @@ def _split(manifest: Any) -> tuple[Any, ...] | None:
     try:
         config = manifest["config"]
         reading = [config.get(name) for name in sorted(READING_FIELDS)]
-        return manifest["input"]["sha256"], manifest["seed"], config["test_per_cat"], reading
+        return (
+            manifest["input"]["sha256"],
+            manifest["seed"],
+            config.get("test_per_cat"),
+            config.get("test_share"),
+            reading,
+        )
     except (KeyError, TypeError):
         return None
 
@@ -245,7 +272,7 @@ def _remove(path: Path) -> None:
         raise StorageError(f"{path}: {error.strerror}", hint="fix its permissions, then run again") from error
 
 
-def _summary(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat: int) -> list[str]:
+def _summary(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat: int | None) -> list[str]:
     clients = manifest["clients"]
     silos = [(str(client["client_id"]), client) for client in clients[:_SHOWN_CLIENTS]]
     silos.append(("test", manifest["test"]))
