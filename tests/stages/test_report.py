@@ -19,6 +19,8 @@ CATEGORIES = ("capitals", "dates", "sums")
 ROUNDS = 2
 TEST_FILE = "t" * 64
 
+CLIENT = {"file": "rows.json", "categories": {"sums": 1}}
+
 
 def write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +227,7 @@ def test_a_complete_and_equal_comparison_has_no_warning_and_no_gap(world: World)
         ({"seed": 43}, "differ in seed: 42 (homo); 43 (seq)"),
         ({"device": "cuda:0"}, "differ in device and dtype: cpu float32 (homo); cuda:0 float32 (seq)"),
         ({"base_model": "other"}, "differ in base model: tiny (homo); other (seq)"),
-        ({"clients": [{"client_id": 0, "sha256": "x" * 64, "num_examples": 1, "categories": {"sums": 1}}]}, "data"),
+        ({"clients": [{**CLIENT, "client_id": 0, "sha256": "x" * 64, "num_examples": 1}]}, "data"),
     ],
 )
 def test_experiments_that_differ_in_what_makes_them_comparable_get_a_warning(
@@ -394,11 +396,20 @@ def test_quarantined_clients_are_listed_with_the_reason(world: World) -> None:
 def test_a_client_without_rows_has_no_row_and_does_not_spoil_the_mean(world: World) -> None:
     path = world.root / "model_dir" / "none" / "run.json"
     facts = json.loads(path.read_text("utf-8"))
-    facts["clients"].append({"client_id": 3, "sha256": "3" * 64, "num_examples": 0, "categories": {}})
+    facts["clients"].append(
+        {
+            **CLIENT,
+            "file": "local_training_3.json",
+            "client_id": 3,
+            "sha256": "3" * 64,
+            "num_examples": 0,
+            "categories": {},
+        }
+    )
     write(path, facts)
     findings, _, _ = report_of(world, "none")
     assert row_of(findings, "none mean of 3").all == pytest.approx(0.3)
-    assert "none: clients without training rows are left out: 3" in findings.notes
+    assert "none: clients without training rows are left out: client 3" in findings.notes
 
 
 def test_names_from_data_cannot_break_the_tables_or_put_markup_into_the_report(
@@ -422,7 +433,7 @@ def test_a_test_file_that_lacks_a_trained_category_leaves_own_empty(world: World
     findings, _, _ = report_of(world, "homo")
     assert row_of(findings, "homo").own is None
     assert row_of(findings, "homo").all == pytest.approx(0.65)
-    assert any("lacks a category" in note for note in findings.notes)
+    assert any("own is empty" in note for note in findings.notes)
 
 
 def test_nothing_right_in_a_category_is_shown_with_how_much_might_have_been(world: World) -> None:

@@ -27,7 +27,7 @@ class EvaluateRougeConfig(ReadingConfig):
     target_file: Path = flag(
         Path("./data/dataset1/dolly_test_200.jsonl"), "rows with the reference answers", everyday=True
     )
-    target_key: str = flag("output", "field of the reference answer")
+    target_key: str = flag("output", "field of the reference answer; unless it is given, response is taken too")
     prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions", everyday=True)
     prediction_key: str = flag("answer", "field of the prediction")
     evaluation_dir: Path = flag(Path("./evaluations_rouge"), "root folder of all ROUGE results", everyday=True)

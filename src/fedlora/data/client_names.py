@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fedlora.data.streams import split_name
-from fedlora.paths import is_number
+from fedlora.paths import POOLED, client_name, is_number
 
 RESERVED = MappingProxyType(
     {
@@ -37,5 +37,7 @@ def client_numbers(files: Mapping[int, str]) -> dict[str, int]:
 
 def shown_client(client: int, files: Mapping[int, str]) -> str:
     """How tables and messages call a client: its name, or `client 3` where the name is only a number."""
+    if client == POOLED:
+        return client_name(client)
     name = name_of_file(files[client]) if client in files else str(client)
     return f"client {name}" if is_number(name) else name

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fedlora.data.client_files import find_silos, find_test_files
 from fedlora.data.client_names import name_of_file
@@ -43,8 +44,12 @@ class HeldOutRows:
     @property
     def groups(self) -> tuple[str, ...]:
         """What results are grouped by: every row's category, or its client where rows have no category."""
-        categories = tuple(row.category for row in self.rows)
-        return categories if not self.clients or all(categories) else self.clients
+        return tuple(row.category for row in self.rows) if self.grouped_by == "category" else self.clients
+
+    @property
+    def grouped_by(self) -> Literal["category", "client"]:
+        """What `groups` are."""
+        return "client" if self.clients and not all(row.category for row in self.rows) else "category"
 
 
 def read_test_rows(

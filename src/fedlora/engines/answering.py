@@ -73,10 +73,12 @@ class Answering:
         rows: Sequence[Row],
         *,
         label: str,
+        called: Mapping[OutputName, str],
     ) -> None:
-        """`label` is the run that progress names."""
+        """`label` is the run that progress names, `called` what it calls who answers."""
         self.config = config
         self.label = label
+        self.called = called
         self.base = base
         self.lora = lora
         self.encoder = PromptEncoder(base.tokenizer, source.prompt_template)
@@ -106,7 +108,9 @@ class Answering:
         elif self.lora is not None:
             self.lora.set_adapter(states[0])
         began = time.monotonic()
-        with Progress(f"answers of {self.label} {', '.join(map(str, names))}", len(requests)) as progress:
+        with Progress(
+            f"answers of {self.label} {', '.join(self.called[name] for name in names)}", len(requests)
+        ) as progress:
             found = generate_answers(
                 self.base,
                 requests,

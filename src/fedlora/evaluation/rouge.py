@@ -86,5 +86,16 @@ def summarise(scores: Sequence[AnswerScore]) -> dict[str, Any]:
     }
 
 
+def by_group(scores: Sequence[AnswerScore], groups: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Number of answers, exact match and ROUGE of every group, where `groups` has the group of each score."""
+    found: defaultdict[str, list[AnswerScore]] = defaultdict(list)
+    for score, group in zip(scores, groups, strict=True):
+        found[group].append(score)
+    return {
+        group: {"num_samples": len(of), "exact_match": fmean(score.exact for score in of), **_mean_rouge(of)}
+        for group, of in found.items()
+    }
+
+
 def _mean_rouge(scores: Sequence[AnswerScore]) -> dict[str, float]:
     return {metric: fmean(score.rouge[metric] for score in scores) for metric in METRICS}

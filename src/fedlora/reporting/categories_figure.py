@@ -86,5 +86,5 @@ def _bracket_clients(figure: Figure, axes: Axes, findings: Findings, rows: Seque
 def _column_label(row: ModelRow) -> str:
     """Clients and means stand under the name of their experiment, so theirs can be short."""
     if row.subject == "client":
-        return f"client {row.client_id}"
+        return clip(row.client_name)
     return "mean" if row.subject == "mean" else clip(short_label(row))

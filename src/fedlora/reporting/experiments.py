@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.evaluate import ReportConfig
+from fedlora.data.client_names import shown_client
 from fedlora.errors import UsageError
 from fedlora.files import read_json, read_text, sha256_of
 from fedlora.methods.table import find_method
@@ -58,6 +59,10 @@ class Experiment:
     def clients(self) -> list[Mapping[str, Any]]:
         """What run.json says of each client that has rows to train on; the others never take part."""
         return _training_clients(self.run)
+
+    def shown(self, client: int) -> str:
+        """What tables and messages call a client."""
+        return shown_client(client, {one["client_id"]: one["file"] for one in self.run["clients"]})
 
     @property
     def rounds_done(self) -> int:

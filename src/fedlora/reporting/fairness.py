@@ -49,11 +49,11 @@ def find_notes(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -> l
     if any(row.subject == "mean" for row in rows):
         notes.append("costs of a mean row are totals over its clients, to be read beside those of homo, seq and pooled")
     if any(row.own is None and row.all is not None for row in rows):
-        notes.append("own is empty where the test file lacks a category that a client was trained on")
+        notes.append("own is empty where the test rows lack a client, or a category that it was trained on")
     if pooled := next((one.mode for one in experiments if find_method(one.mode).pools_rows), None):
         notes.append(f"{pooled} sends no adapters, but the raw rows of all clients left their owners")
     for one in experiments:
-        empty = [str(client["client_id"]) for client in one.run["clients"] if client["num_examples"] == 0]
+        empty = [one.shown(client["client_id"]) for client in one.run["clients"] if client["num_examples"] == 0]
         if empty:
             notes.append(f"{one.name}: clients without training rows are left out: {', '.join(empty)}")
         if not one.has_global_adapter and one.run["config"]["local_val_set_size"] > 0:

@@ -135,7 +135,7 @@ def _judgement(baseline: str, result: Mapping[str, Any]) -> Judgement:
 
 def _quarantined(experiment: Experiment) -> list[str]:
     return [
-        f"{experiment.name}, round {row['round']}, client {entry['client_id']}: {entry['reason']}"
+        f"{experiment.name}, round {row['round']}, {experiment.shown(entry['client_id'])}: {entry['reason']}"
         for row in experiment.round_rows
         for entry in row.get("quarantined", ())
     ]
@@ -144,7 +144,7 @@ def _quarantined(experiment: Experiment) -> list[str]:
 def _limited(experiment: Experiment) -> list[str]:
     texts = []
     for row in experiment.client_rows:
-        place = f"{experiment.name}, round {row['round']}, client {row['client_id']}"
+        place = f"{experiment.name}, round {row['round']}, {experiment.shown(row['client_id'])}"
         if "clipped_to" in row:
             texts.append(f"{place}: update of norm {row['norm']:.4g} clipped to {row['clipped_to']:.4g}")
         if "counted_as" in row:

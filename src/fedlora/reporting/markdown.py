@@ -19,10 +19,12 @@ from fedlora.reporting.summary import ModelRow
 _HASH = 12
 
 _DEFINITIONS = """\
-- **own**: exact match on the categories a client was trained on, weighed by its training rows per category; in rows of
-  a shared model (base, seq, homo, pooled) the mean of that over all clients.
-- **all**: exact match, the plain mean over all categories of the test file. The interval covers the choice of test
-  rows (Wilson's intervals of the categories, combined) and says nothing about the luck of training.
+- **own**: exact match on a client's test rows, where the test rows are those of a folder of silos; else on the
+  categories a client was trained on, weighed by its training rows per category. In rows of a shared model (base, seq,
+  homo, pooled) the mean of that over all clients.
+- **all**: exact match, the plain mean over all categories of the test rows, or over the clients whose rows they are.
+  The interval covers the choice of test rows (Wilson's intervals of the categories, combined) and says nothing about
+  the luck of training.
 - **ROUGE-L**: F1 of rouge-score, no stemmer, plain mean over the categories.
 - **held-out loss**: per response token, on rows that no client trained on.
 - **steps, tokens, bytes sent, seconds**: sums over all rounds and the clients whose update was used; tokens count

@@ -1,7 +1,7 @@
 """The rows of a report: what every adapter of a set of experiments can do, and what it cost.
 
-"own" weighs a model's exact match by a client's share of training rows per category; a model that everyone
-shares gets the mean of that over all clients. A number that was not measured is None, never 0, and a
+"own" is exact match on a client's test rows, or weighed by its share of training rows per category; a model that
+everyone shares gets the mean of that over all clients. A number that was not measured is None, never 0, and a
 mean is there only when all its parts are. The costs in a `mean` row are totals over its clients, so that
 they compare with the totals of homo, seq and pooled.
 """
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
+from fedlora.data.client_names import name_of_file
 from fedlora.methods.table import find_method
 from fedlora.reporting.experiments import Experiment, train_command
 from fedlora.reporting.statistics import macro_interval, share_interval
@@ -41,6 +42,8 @@ class ModelRow:
     mode: str
     subject: Literal["base", "client", "mean", "global", "absent"]
     client_id: int | None = None
+    client_name: str = ""
+    """What tables call the client."""
     own: float | None = None
     all: float | None = None
     all_interval: tuple[float, float] | None = None
@@ -167,8 +170,12 @@ def _global_row(experiment: Experiment, title: str) -> ModelRow:
 
 def _client_row(experiment: Experiment, client: Mapping[str, Any], title: str) -> ModelRow:
     client_id = client["client_id"]
+    name = experiment.shown(client_id)
     categories = tuple(sorted(client["categories"]))
-    label = f"{title} client {client_id}" + (f" ({categories[0]})" if len(categories) == 1 and categories[0] else "")
+    label = f"{title} {name}" + (f" ({categories[0]})" if len(categories) == 1 and categories[0] else "")
+    rouge = experiment.answers[f"client_{client_id}"].rouge
+    if rouge is not None and rouge["fedlora"].get("grouped_by") == "client":
+        categories = (name_of_file(client["file"]),)
     rows = [row for row in experiment.client_rows if row["client_id"] == client_id]
     return ModelRow(
         label,
@@ -176,6 +183,7 @@ def _client_row(experiment: Experiment, client: Mapping[str, Any], title: str) -
         experiment.mode,
         "client",
         client_id,
+        client_name=name,
         held_out_loss=_last_loss(experiment, rows),
         costs=_costs(experiment, rows),
         own_categories=categories,
@@ -206,7 +214,7 @@ def _scores(experiment: Experiment, output_name: str, clients: Sequence[Mapping[
     exact = rouge["fedlora"]["exact_match"]
     shares, counts = exact["categories"], rouge["fedlora"]["num_samples"]
     return {
-        "own": _mean(_own_score(client["categories"], shares) for client in clients),
+        "own": _mean(_own_score(client, rouge["fedlora"]) for client in clients),
         "all": exact["macro"],
         "all_interval": macro_interval(shares, counts),
         "rouge_l": rouge["overall"]["avg_rougeL"],
@@ -215,8 +223,13 @@ def _scores(experiment: Experiment, output_name: str, clients: Sequence[Mapping[
     }
 
 
-def _own_score(counts: Mapping[str, int], exact: Mapping[str, float]) -> float | None:
-    """Exact match weighed by a client's rows per category; None when the test set lacks one of them."""
+def _own_score(client: Mapping[str, Any], scores: Mapping[str, Any]) -> float | None:
+    """Exact match on a client's test rows where they are known; else weighed by its training rows per category. None
+    where the test set has none of its rows, or lacks one of the categories."""
+    if "clients" in scores:
+        own = scores["clients"].get(name_of_file(client["file"]))
+        return None if own is None else own["exact_match"]
+    counts, exact = client["categories"], scores["exact_match"]["categories"]
     if not set(counts) <= set(exact):
         return None
     return sum(count * exact[name] for name, count in counts.items()) / sum(counts.values())

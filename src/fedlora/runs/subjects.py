@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from fedlora.config.who import WORDS, WhichRound, read_round
 from fedlora.data.client_names import client_numbers, shown_client
+from fedlora.data.held_out import Share
 from fedlora.errors import UsageError
 from fedlora.nearest import suggest
 from fedlora.paths import OutputName, ResultPaths, RunPaths, is_number
@@ -99,6 +100,17 @@ def find_answers(
     return list(dict.fromkeys(found))
 
 
+def find_share(subjects: Sequence[Subject], model_dir: Path) -> Share | None:
+    """The share of their clients' rows that the runs of `subjects` held out, None without a run; UsageError where they
+    held out different rows."""
+    runs = _Runs(model_dir)
+    shares = {one.run: runs[one.run].share for one in subjects if runs[one.run].paths.run_file.is_file()}
+    if len(set(shares.values())) > 1:
+        shown = ", ".join(f"{name} {one.test_share:g} by seed {one.seed}" for name, one in shares.items())
+        raise UsageError(f"the runs held out different test rows: {shown}", hint="take each run by itself")
+    return next(iter(shares.values()), None)
+
+
 class _Run:
     """A run by name; what needs its run.json reads it, so that predictions alone can be scored without a run."""
 
@@ -114,6 +126,11 @@ class _Run:
     def files(self) -> Mapping[int, str]:
         """Client -> its file; empty without a run."""
         return {facts.client_id: facts.file for facts in self.record.clients} if self.paths.run_file.is_file() else {}
+
+    @property
+    def share(self) -> Share:
+        """The share of every client's rows that the run held out."""
+        return Share(self.record.config.get("test_share", 0.0), self.record.config["seed"])
 
     def outputs(self, who: str) -> list[OutputName]:
         """Everyone that one word means, `all` apart."""

@@ -13,15 +13,18 @@ from typing import Any
 
 from fedlora.config.evaluate import EvaluateRougeConfig
 from fedlora.console import Progress, say
-from fedlora.data.records import read_rows
+from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.evaluation.matching import pair_rows, read_predictions
-from fedlora.evaluation.rouge import METRICS, AnswerScorer, check_categories, summarise
+from fedlora.evaluation.rouge import METRICS, AnswerScorer, by_group, check_categories, summarise
 from fedlora.files import sha256_of, write_json
 from fedlora.paths import ResultPaths
 from fedlora.plain_text import Table, one_line, table_text
 from fedlora.results import Result
-from fedlora.runs.subjects import Subject, find_answers, shown_names
+from fedlora.runs.subjects import Subject, find_answers, find_share, shown_names
 from fedlora.types import Row
+
+MOST_CLIENTS = 12
+"""Clients in the table beside the categories; the result file has all."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,12 @@ class Scores(Result):
     def parts(self) -> Sequence[str]:
         """Of one subject the table by category, of several a row each; then where the results lie."""
         if len(self.scores) == 1:
-            return _categories_table(self.scores[0]), str(self.scores[0].file)
+            one = self.scores[0]
+            return _categories_table(one), *_clients_table(self.scores), str(one.file)
         names = shown_names([one.subject for one in self.scores])
         rows = [_cells(name, one.num_rows, *one.overall) for name, one in zip(names, self.scores, strict=True)]
         folders = dict.fromkeys(str(one.file.parent) for one in self.scores)
-        return table_text(("of", "rows", "exact", *METRICS), rows), *folders
+        return table_text(("of", "rows", "exact", *METRICS), rows), *_clients_table(self.scores), *folders
 
     def as_dict(self) -> dict[str, Any]:
         """Per subject who it is, the result file, and what that holds; categories are names of its own."""
@@ -89,39 +93,49 @@ def run(config: EvaluateRougeConfig) -> Scores:
     sources = {
         one: ResultPaths(config.prediction_dir, one.run, one.round_number).predictions(one.output) for one in subjects
     }
-    targets = read_rows(config.target_file, output_key=config.target_key, rules=config.read_rules)
-    check_categories([row.category for row in targets], str(config.target_file))
+    share = find_share(subjects, config.model_dir) if config.target_file.is_dir() else None
+    # unless one is chosen, the answer has either of the names that it may have in training
+    key = config.target_key if config.chosen("target_key") else None
+    tests = read_test_rows(config.target_file, output_key=key, rules=config.read_rules, share=share)
+    check_categories(tests.groups, str(config.target_file))
     pairs = {
         one: pair_rows(
             read_predictions(source, config.prediction_key),
-            targets,
+            tests.rows,
             predictions_name=str(source),
             targets_name=str(config.target_file),
         )
         for one, source in sources.items()
     }
-    results = _score(pairs, f"scoring {', '.join(shown_names(subjects))}")
+    results = _score(pairs, tests, f"scoring {', '.join(shown_names(subjects))}")
     scores = []
     for one, result in results.items():
         result["fedlora"]["predictions_sha256"] = sha256_of(sources[one])
-        result["fedlora"]["targets_sha256"] = sha256_of(config.target_file)
+        result["fedlora"]["targets_sha256"] = tests.sha256
         file = ResultPaths(config.evaluation_dir, one.run, one.round_number).rouge(one.output)
         write_json(file, result)
         scores.append(SubjectScores(one, result, file))
     return Scores(tuple(scores))
 
 
-def _score(pairs: Mapping[Subject, Sequence[tuple[Row, Row]]], label: str) -> dict[Subject, dict[str, Any]]:
+def _score(
+    pairs: Mapping[Subject, Sequence[tuple[Row, Row]]], tests: HeldOutRows, label: str
+) -> dict[Subject, dict[str, Any]]:
     scorer = AnswerScorer()
     results, unseen = {}, 0
     with Progress(label, sum(map(len, pairs.values()))) as progress:
         for subject, rows in pairs.items():
             scores = []
-            for prediction, target in rows:
-                scores.append(scorer.score(prediction.output, target.output, target.category))
+            for (prediction, target), group in zip(rows, tests.groups, strict=True):
+                scores.append(scorer.score(prediction.output, target.output, group))
                 progress.advance()
             unseen += sum(score.unseen_by_rouge for score in scores)
             results[subject] = summarise(scores)
+            if tests.clients:
+                results[subject]["fedlora"] |= {
+                    "grouped_by": tests.grouped_by,
+                    "clients": by_group(scores, tests.clients),
+                }
     if unseen:
         say(f"note: {unseen} right answers hold no letter a-z and no digit, and count 0 in ROUGE (not in exact match)")
     return results
@@ -135,7 +149,22 @@ def _categories_table(scores: SubjectScores) -> Table:
         for category, count in counts.items()
     ]
     rows.append(_cells("overall", scores.num_rows, *scores.overall))
-    return table_text(("category", "rows", "exact", *METRICS), rows, rules=(len(counts),))
+    head = ours.get("grouped_by", "category")
+    return table_text((head, "rows", "exact", *METRICS), rows, rules=(len(counts),))
+
+
+def _clients_table(scores: Sequence[SubjectScores]) -> list[Table]:
+    """ROUGE-L on every client's test rows, a row for each whose answers were scored; none where the only table has it
+    already, or where rows belong to no client."""
+    known = [one for one in scores if "clients" in one.record["fedlora"]]
+    if not known or (len(scores) == 1 and known[0].record["fedlora"]["grouped_by"] == "client"):
+        return []
+    clients = list(known[0].record["fedlora"]["clients"])[:MOST_CLIENTS]
+    rows = [
+        [name, *(f"{one.record['fedlora']['clients'][client]['rougeL']:.4f}" for client in clients)]
+        for name, one in zip(shown_names([one.subject for one in known]), known, strict=True)
+    ]
+    return [table_text(("rougeL on the rows of", *map(one_line, clients)), rows)]
 
 
 def _cells(name: str, num_rows: int, exact: float, *means: float) -> list[str]:

@@ -15,9 +15,10 @@ from typing import Any, cast, get_args
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train_fields import Quantization, Template
 from fedlora.console import say
+from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.data.records import read_rows
 from fedlora.engines.answering import Answering, Answers, Source, group_names
-from fedlora.errors import DataError, UsageError
+from fedlora.errors import UsageError
 from fedlora.federated.ranks import shapes_at
 from fedlora.files import json_lines, read_json, sha256_of, write_json, write_text
 from fedlora.llm.adapter_files import load_adapter
@@ -30,8 +31,8 @@ from fedlora.results import Result
 from fedlora.runs.environment import library_versions
 from fedlora.runs.run_folder import read_run
 from fedlora.runs.saved_adapters import adapter_file, adapter_specs, check_committed, find_additions
-from fedlora.runs.subjects import Subject, find_adapters
-from fedlora.types import BaseDelta, Row
+from fedlora.runs.subjects import Subject, find_adapters, find_share
+from fedlora.types import BaseDelta
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class _Part:
     round_number: int
     source: Source
     adapters: Mapping[OutputName, Path | None]
+    called: Mapping[OutputName, str]
     additions: BaseDelta | None
     """To the base: the round's clients answer on top of them."""
     facts: Mapping[OutputName, dict[str, Any]]
@@ -107,42 +109,41 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] | None = None)
         round_number=config.communication_rounds,
         model_dir=config.model_dir,
     )
-    rows = read_rows(config.test_file_path, rules=config.read_rules)
-    if not rows:
-        raise DataError(f"{config.test_file_path}: no rows", hint="give a test file with rows")
+    share = find_share(subjects, config.model_dir) if config.test_file_path.is_dir() else None
+    tests = read_test_rows(config.test_file_path, rules=config.read_rules, share=share)
     places = dict.fromkeys((subject.run, subject.round_number) for subject in subjects)
     parts = {
-        place: _make_part(
-            config, *place, [one.output for one in subjects if (one.run, one.round_number) == place], rows
-        )
+        place: _make_part(config, *place, [one for one in subjects if (one.run, one.round_number) == place], tests)
         for place in places
     }
     open_parts = [part.missing(overwrite=config.overwrite) for part in parts.values()]
     for part in open_parts:
         if part.adapters:
-            _answer_part(config, part, rows, load)
+            _answer_part(config, part, tests, load)
     return Predictions(
         tuple(SubjectAnswers(one, parts[one.run, one.round_number].results.predictions(one.output)) for one in subjects)
     )
 
 
 def _make_part(
-    config: GenerateConfig, name: str, round_number: int, names: Sequence[OutputName], rows: Sequence[Row]
+    config: GenerateConfig, name: str, round_number: int, subjects: Sequence[Subject], tests: HeldOutRows
 ) -> _Part:
+    called = {subject.output: subject.name for subject in subjects}
+    names = list(called)
     paths = RunPaths(config.model_dir, name)
     source = _find_source(config, paths, base_alone=all(name.kind == "base" for name in names))
     adapters = {name: None if name.kind == "base" else adapter_file(paths, round_number, name) for name in names}
     for file in filter(None, adapters.values()):
         check_committed(paths, round_number, file)
     additions = find_additions(paths, round_number) if any(map(_is_client, names)) else None
-    facts = {name: _facts(config, source, adapters[name], len(rows)) for name in names}
+    facts = {name: _facts(config, source, adapters[name], tests) for name in names}
     if additions is not None:
         facts |= {name: {**facts[name], "base_delta_sha256": additions.sha256} for name in names if _is_client(name)}
     results = ResultPaths(config.prediction_dir, name, round_number)
-    return _Part(paths, round_number, source, adapters, additions, facts, results)
+    return _Part(paths, round_number, source, adapters, called, additions, facts, results)
 
 
-def _answer_part(config: GenerateConfig, part: _Part, rows: Sequence[Row], load: Callable[..., BaseModel]) -> None:
+def _answer_part(config: GenerateConfig, part: _Part, tests: HeldOutRows, load: Callable[..., BaseModel]) -> None:
     """Everybody's answers, group by group, each group written when it is done."""
     base = load(
         part.source.base_model,
@@ -155,8 +156,9 @@ def _answer_part(config: GenerateConfig, part: _Part, rows: Sequence[Row], load:
     specs = adapter_specs(part.paths, part.round_number, list(trained), base_model=base.name)
     # the layers take adapters of any smaller rank
     lora = LoraModel(base.model, max(specs.values(), key=lambda spec: spec.r)) if specs else None
-    answering = Answering(config, part.source, base, lora, rows, label=part.paths.exp_name)
-    for group in group_names(list(part.adapters), len(rows), specs, apart=part.additions is not None):
+    options = {"label": part.paths.exp_name, "called": part.called}
+    answering = Answering(config, part.source, base, lora, tests.rows, **options)
+    for group in group_names(list(part.adapters), len(tests.rows), specs, apart=part.additions is not None):
         states = [
             load_adapter(trained[name], shapes_at(lora.shapes(), specs[name].r)) if lora and name in trained else None
             for name in group
@@ -164,7 +166,7 @@ def _answer_part(config: GenerateConfig, part: _Part, rows: Sequence[Row], load:
         background = part.additions.background if part.additions is not None and _is_client(group[0]) else None
         answers = answering.answer(group, states, background)
         for name in group:
-            _write_answers(part.results, name, rows, answers, part.facts[name])
+            _write_answers(part.results, name, tests, answers, part.facts[name])
 
 
 def _find_source(config: GenerateConfig, paths: RunPaths, *, base_alone: bool) -> Source:
@@ -202,7 +204,7 @@ def _read_training(recorded: Mapping[str, Any], paths: RunPaths) -> tuple[str, Q
     )
 
 
-def _facts(config: GenerateConfig, source: Source, adapter: Path | None, num_rows: int) -> dict[str, Any]:
+def _facts(config: GenerateConfig, source: Source, adapter: Path | None, tests: HeldOutRows) -> dict[str, Any]:
     """What decides the answers: two equal records mean equal predictions."""
     return {
         "adapter_sha256": sha256_of(adapter) if adapter else None,
@@ -213,8 +215,8 @@ def _facts(config: GenerateConfig, source: Source, adapter: Path | None, num_row
         "quantization": source.quantization,
         "decoding": {"preset": config.preset, **choose_decoding(config).record()},
         "test_file": config.test_file_path.name,
-        "test_file_sha256": sha256_of(config.test_file_path),
-        "num_rows": num_rows,
+        "test_file_sha256": tests.sha256,
+        "num_rows": len(tests.rows),
         # left out where nothing was asked for, as in sidecars older than the rules
         **({"reading": rules} if (rules := config.read_rules.record()) else {}),
         "base_dtype_asked": config.base_dtype,
@@ -246,13 +248,15 @@ def _is_client(name: OutputName) -> bool:
 
 
 def _write_answers(
-    results: ResultPaths, name: OutputName, rows: Sequence[Row], answers: Answers, facts: dict[str, Any]
+    results: ResultPaths, name: OutputName, tests: HeldOutRows, answers: Answers, facts: dict[str, Any]
 ) -> None:
     """One file of answers and its sidecar; the sidecar, which vouches for the file, comes last."""
     lines = [
         {"instruction": row.instruction, "input": row.input, "answer": text, "category": row.category}
-        for row, text in zip(rows, answers.texts[name], strict=True)
+        for row, text in zip(tests.rows, answers.texts[name], strict=True)
     ]
+    for line, client in zip(lines, tests.clients, strict=False):
+        line["client"] = client
     file = results.predictions(name)
     write_text(file, json_lines(lines))
     sidecar = {
