@@ -21,6 +21,7 @@ FEATURES = {"comparing", "planning", "flower", "training"}
 GROUND_INSIDE = {
     *("flower.commands", "flower.flower_config", "flower.node_config", "flower.folders"),
     *("methods.row", "methods.rows", "methods.options", "methods.table", "methods.combinations"),
+    *("methods.outside", "methods.own_options", "methods.source"),
 }
 """Modules that lie with their feature, and that the entry points read without loading it."""
 MODULES = {

@@ -50,14 +50,15 @@ def make_table(head: tuple[str, ...], rows: list[tuple[str, ...]], align: str = 
 
 
 def families() -> dict[str, list[Method]]:
-    """Family -> its methods, both in the order of the table."""
-    return {family: [row for row in ROWS if row.family == family] for family in FAMILIES}
+    """Family -> its methods, both in the order of the table; the family of methods from outside has none here."""
+    found = {family: [row for row in ROWS if row.family == family] for family in FAMILIES}
+    return {family: rows for family, rows in found.items() if rows}
 
 
 def list_families() -> str:
     rows = [
-        (family, about, " ".join(f"`{row.name}`" for row in methods))
-        for (family, methods), about in zip(families().items(), FAMILIES.values(), strict=True)
+        (family, FAMILIES[family], " ".join(f"`{row.name}`" for row in methods))
+        for family, methods in families().items()
     ]
     return make_table(("family", "what its methods do", "`--method`"), rows)
 

@@ -39,15 +39,20 @@ def command_help(
     for field_name, field in listed.items():
         group = OF_METHODS if field_name in options else shown_of(field)["group"] or OTHER
         groups.setdefault(group, {})[field_name] = field
+    named = f"method {method.name}" if method is not None else ""
     if own and method is not None:
-        groups[f"method {method.name}"] = options_as_fields((method,))
+        groups[named] = options_as_fields((method,))
+    is_outside = method is not None and method.source is not None
     width = min(max(shutil.get_terminal_size().columns, 60), 120)
     lines = [_usage(name, config, positional), "", *_wrapped(spell(inspect.cleandoc(config.__doc__ or "")), width)]
     for group, members in groups.items():
         if members:
             lines += ["", f"{group}:"]
             for field_name, field in members.items():
-                lines += _entry(field_name, field, fields, width, both=everything)
+                if group == named and is_outside:
+                    lines += _lines(f"  --set {field_name}={metavar_of(field)}", field, width)
+                else:
+                    lines += _entry(field_name, field, fields, width, both=everything)
     lines += ["", *_end(name, has_more=has_more, has_methods=bool(options))]
     return "\n".join(lines)
 
@@ -85,7 +90,10 @@ def _wrapped(text: str, width: int) -> list[str]:
 def _entry(name: str, field: FieldInfo, fields: Mapping[str, FieldInfo], width: int, *, both: bool) -> list[str]:
     short = short_name(name, fields)
     names = f"--{short}, --{name}" if both and short != name else f"--{short}"
-    head = f"  {names} {metavar_of(field)}"
+    return _lines(f"  {names} {metavar_of(field)}", field, width)
+
+
+def _lines(head: str, field: FieldInfo, width: int) -> list[str]:
     about = spell(f"{field.description} (default: {shown_default(field)})")
     body = textwrap.wrap(about, width - COLUMN, break_on_hyphens=False, break_long_words=False)
     first = [f"{head:<{COLUMN}}{body[0]}"] if len(head) < COLUMN - 1 else [head, " " * COLUMN + body[0]]
@@ -98,5 +106,6 @@ def _end(name: str, *, has_more: bool, has_methods: bool) -> list[str]:
         lines.append(f"Every flag, with its long name: fedlora {name} --help all")
     if has_methods:
         lines.append(f"Flags of one method: fedlora {name} --method NAME --help; methods: fedlora methods")
+        lines.append("--set NAME=VALUE sets an option of any method, also of one in a file: --method FILE.py:NAME.")
     lines.append("FILE.yaml holds lines `flag: value`; flags win over it. --json prints the result as JSON.")
     return lines

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from fedlora.config.method_options import MethodOptions
 from fedlora.config.names import field_names, note_spelling, short_name
 from fedlora.config.schema import Config
 from fedlora.errors import UsageError
@@ -26,7 +27,7 @@ TRUTH = {"true", "false", "yes", "no", "on", "off", "t", "f", "y", "n", "1", "0"
 class Given(NamedTuple):
     """What a command line says: fields as text, the configuration file, and whether the result is printed as JSON."""
 
-    values: dict[str, str]
+    values: dict[str, Any]
     file: Path | None
     as_json: bool
 
@@ -55,7 +56,10 @@ def read_flags(parser: Parser, arguments: Sequence[str], config: type[Config], p
     known, others = parser.parse_known_args(words)
     if flags := [word for word in others if word.startswith("-")]:
         raise _unknown_flag(parser, flags[0])
-    values = {name: ",".join(value) if isinstance(value, list) else value for name, value in vars(known).items()}
+    given = vars(known)
+    settings = _read_settings(given.pop("set", ()))
+    values = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
+    values |= {"method_options": settings} if settings else {}
     as_json = values.pop("json", False)
     files = [*filter(None, [values.pop("config", None)]), *(word for word in others if word.endswith(FILE_ENDINGS))]
     if len(files) > 1:
@@ -65,8 +69,21 @@ def read_flags(parser: Parser, arguments: Sequence[str], config: type[Config], p
     return Given(values, Path(files[0]) if files else None, as_json)
 
 
+def _read_settings(words: Sequence[str]) -> dict[str, str]:
+    """`step=0.3` as an option of the method and its value."""
+    settings: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--set {word}: not an option and its value", hint="write --set name=value")
+        if name in settings:
+            raise UsageError(f"--set {name} is given twice", hint="keep one of the two")
+        settings[name.replace("-", "_")] = value
+    return settings
+
+
 def _take_names(
-    parser: Parser, values: dict[str, str], names: list[str], config: type[Config], positional: str
+    parser: Parser, values: dict[str, Any], names: list[str], config: type[Config], positional: str
 ) -> None:
     """The words without a flag become the positional field."""
     several = positional and get_origin(config.flat_fields()[positional].annotation) is tuple
@@ -114,6 +131,9 @@ def _add_flags(parser: argparse.ArgumentParser, config: type[Config]) -> list[ar
         parser.add_argument("--config", metavar="PATH", help="the configuration file"),
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object"),
     ]
+    if issubclass(config, MethodOptions):
+        about = "an option of the method, also of one from outside; may be repeated"
+        actions.append(parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=about))
     for name, field in fields.items():
         flags = dict.fromkeys((f"--{short_name(name, fields)}", f"--{name}"))
         help_text = (field.description or "").replace("%", "%%")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.evaluation.own_loss import own_loss, own_losses
-from fedlora.methods.table import find_method
+from fedlora.methods.table import find_recorded
 
 Record = Mapping[str, Any]
 
@@ -20,7 +20,7 @@ def client_table(setting: str, group: Sequence[Record]) -> dict[str, Any] | None
 
     None where no client alone (`none`) was measured. Everything is a mean over the seeds at which both were measured.
     """
-    alone = next((cell for cell in group if not find_method(cell["mode"]).combines and _sound(cell)), None)
+    alone = next((cell for cell in group if not find_recorded(cell["mode"]).combines and _sound(cell)), None)
     if alone is None:
         return None
     by_seed = {record["seed"]: record for record in _sound(alone)}

@@ -25,7 +25,7 @@ from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.memory import plan_layout
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.methods.table import find_method
+from fedlora.methods.table import find_recorded
 from fedlora.paths import OutputName, RunPaths
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.run_folder import read_run
@@ -119,7 +119,7 @@ def find_hops(paths: RunPaths) -> list[Hop]:
     steps = 0
     for number in paths.committed_rounds():
         lines = [row for row in rows if row["kind"] == "client" and row["round"] == number]
-        if find_method(recorded.mode).order == "chain":
+        if find_recorded(recorded.mode, recorded.method).order == "chain":
             for line in sorted(lines, key=lambda row: row["wave"]):
                 steps += line["num_steps"]
                 client = int(line["client_id"])

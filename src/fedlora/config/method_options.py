@@ -8,18 +8,79 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from fedlora.config.names import field_names
 from fedlora.config.schema import Config, flag
 from fedlora.errors import UsageError
+from fedlora.methods.outside import locate
 from fedlora.methods.row import Method, Option
-from fedlora.methods.table import METHODS
+from fedlora.methods.table import METHODS, find_method
+from fedlora.nearest import suggest
+
+KEYWORDS = frozenset({"config", "help", "json", "method_row", "progress", "set"})
+"""Names beside its fields that a configuration's flags and keywords have."""
 
 
-class MethodOptions(Config):
+class NamesMethod(Config):
+    """Base of configurations that name a method in their field `federation_mode`.
+
+    The field holds the name. The row of a method from outside is kept beside it, and is loaded again from its place
+    in another process.
+    """
+
+    method_row: Any = Field(None, exclude=True, repr=False)
+
+    @classmethod
+    def flat_fields(cls) -> dict[str, FieldInfo]:
+        return {name: field for name, field in cls.model_fields.items() if name != "method_row"}
+
+    @classmethod
+    def check_file(cls, fields: Mapping[str, Any], file: Path) -> None:
+        super().check_file(fields, file)
+        if ":" in str(fields.get("federation_mode", "")):
+            raise UsageError(
+                f"{file}: federation_mode={fields['federation_mode']!r} names code, which a file must not choose",
+                hint="name it with --federation_mode; a file may name installed methods",
+            )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        return cls._with_row(given) if isinstance(given, Mapping) else given
+
+    @classmethod
+    def _with_row(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` with the name of its method, and with the row of one from outside."""
+        asked, row = given.get("federation_mode"), given.get("method_row")
+        if row is not None and not isinstance(row, Method):
+            raise UsageError("method_row is no field to set", hint="name the method in federation_mode")
+        if isinstance(asked, Method):
+            row = locate(asked) if METHODS.get(asked.name) is not asked else asked
+        elif isinstance(asked, str) and asked and (row is None or row.name != asked):
+            row = find_method(asked)
+        rest = {name: value for name, value in given.items() if name not in ("federation_mode", "method_row")}
+        if row is None:
+            return rest if asked is None else {**rest, "federation_mode": asked}
+        if row.source is None:
+            return {**rest, "federation_mode": row.name}
+        _check_options(row, cls)
+        return {**rest, "federation_mode": row.name, "method_row": row}
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "method_row": _as_sent(self.method_row)}}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        row = _as_received(state["__dict__"]["method_row"])
+        super().__setstate__({**state, "__dict__": {**state["__dict__"], "method_row": row}})
+
+
+class MethodOptions(NamesMethod):
     """Base of configurations that name a method and take its hyper-parameters."""
 
     method_options: dict[str, Any] = flag({}, "options of the method that differ from its defaults")
@@ -31,7 +92,7 @@ class MethodOptions(Config):
 
     @classmethod
     def flat_fields(cls) -> dict[str, FieldInfo]:
-        fields = {name: field for name, field in cls.model_fields.items() if name != "method_options"}
+        fields = {name: field for name, field in super().flat_fields().items() if name != "method_options"}
         return fields | options_as_fields(cls.methods_with_options())
 
     @model_validator(mode="before")
@@ -39,11 +100,14 @@ class MethodOptions(Config):
     def _gather_options(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        known = options_of(cls.methods_with_options())
+        given = cls._with_row(given)
+        own = (given["method_row"],) if "method_row" in given else ()
+        known = options_of((*own, *cls.methods_with_options()))
         flat = {name: value for name, value in given.items() if name in known}
         gathered = {**(given.get("method_options") or {}), **flat}
         if unknown := sorted(gathered.keys() - known.keys()):
-            raise UsageError(f"method_options: no method has {unknown[0]}", hint="see docs/methods.md")
+            hint = suggest(unknown[0], known) or "`fedlora methods NAME` lists the options of a method"
+            raise UsageError(f"{unknown[0]} is no option of a method", hint=hint)
         rest = {name: value for name, value in given.items() if name not in flat and name != "method_options"}
         read = {name: _read(known[name][0], value) for name, value in sorted(gathered.items())}
         options = {name: value for name, value in read.items() if value is not None}
@@ -73,6 +137,42 @@ def options_as_fields(methods: tuple[Method, ...]) -> dict[str, FieldInfo]:
             shown = next(iter(defaults))
         fields[name] = FieldInfo(annotation=first.kind, description=first.help, default=shown)
     return fields
+
+
+def _check_options(row: Method, config: type[Config]) -> None:
+    """UsageError where an option of a method from outside has the name of a field, a flag or a keyword."""
+    taken = {*field_names(config.model_fields), *KEYWORDS}
+    if clash := sorted(option.name for option in row.options if option.name in taken):
+        raise UsageError(
+            f"method {row.name}: its option {clash[0]} has the name of a flag", hint="rename the field of its class"
+        )
+
+
+def check_can_be_sent(row: Method) -> None:
+    """UsageError for a method that another process cannot load."""
+    if row.source is not None and not row.source.place:
+        raise UsageError(
+            f"method {row.name} exists in this process only, and no other can load it",
+            hint="save it to a file and name it as file.py:name, or train on one device",
+        )
+
+
+def _as_sent(row: Any) -> Any:
+    """What another process needs to load a row again: its place, and the hashes of what it will find there."""
+    if row is None:
+        return None
+    check_can_be_sent(row)
+    return row.source.place, dict(row.source.files)
+
+
+def _as_received(sent: Any) -> Method | None:
+    if sent is None:
+        return None
+    place, files = sent
+    row = find_method(place)
+    if row.source is None or row.source.files != files:
+        raise UsageError(f"{place}: changed since the run was started", hint="start the command again")
+    return row
 
 
 def _read(option: Option, value: Any) -> Any:

@@ -14,7 +14,7 @@ from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Names, flag
 from fedlora.config.train_fields import Precision
 from fedlora.methods.row import Method
-from fedlora.methods.table import METHODS, find_method
+from fedlora.methods.table import METHODS
 
 _WEIGHT = re.compile(r"(\d{1,9}):(\d{1,12}(?:\.\d{1,6})?)")
 
@@ -41,6 +41,7 @@ class ReaggregateConfig(ReadingConfig, MethodOptions):
     base_dtype: Precision = flag("auto", "number type of the frozen base model; used with val_data_path")
     trust_remote_code: bool = flag(False, "run code from the model's repository; only this flag can allow it")
     overwrite: bool = flag(False, "replace an earlier result under new_name")
+    allow_drift: bool = flag(False, "continue although the source of the run's method has changed")
 
     @field_validator("leave_out")
     @classmethod
@@ -64,11 +65,6 @@ class ReaggregateConfig(ReadingConfig, MethodOptions):
             raise ValueError("a client is named twice")
         return value
 
-    @field_validator("federation_mode")
-    @classmethod
-    def _known_mode(cls, value: str) -> str:
-        return find_method(value).name if value else value
-
     @model_validator(mode="after")
     def _something_changes(self) -> ReaggregateConfig:
         if not (self.leave_out or self.weights or self.federation_mode or self.method_options):
@@ -79,6 +75,11 @@ class ReaggregateConfig(ReadingConfig, MethodOptions):
     def methods_with_options(cls) -> tuple[Method, ...]:
         """Those whose servers can take the updates of another method."""
         return tuple(row for row in METHODS.values() if row.is_server_side)
+
+    @property
+    def method(self) -> Method | None:
+        """The row of the method whose server aggregates; None for the run's own."""
+        return self.method_row or METHODS.get(self.federation_mode)
 
     @property
     def left_out(self) -> frozenset[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedlora.config.method_options import NamesMethod
 from fedlora.config.schema import Config, flag
 
 
@@ -13,8 +14,12 @@ class RunsConfig(Config):
     model_dir: Path = flag(Path("./models"), "root folder of all runs")
 
 
-class VerifyConfig(Config):
+class VerifyConfig(NamesMethod):
     """Recheck every hash of a run and recompute every aggregate from the clients' files; the base is not needed."""
 
     exp_name: str = flag("fedavg-1B", "name of the run: its folder under model_dir")
     model_dir: Path = flag(Path("./models"), "root folder of all runs")
+    federation_mode: str = flag(
+        "", "method from outside that the run was trained with: file.py:name", if_none="built in"
+    )
+    allow_drift: bool = flag(False, "verify although the source of the run's method has changed")

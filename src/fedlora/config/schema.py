@@ -89,15 +89,21 @@ class Config(BaseModel):
         """Build from flag values over an optional YAML file; UsageError names the field that is wrong."""
         from_file = _fields_of(file, cls) if file else {}
         values = as_fields(values, cls.flat_fields())
-        if ONLY_BY_FLAG & from_file.keys():
-            raise UsageError(
-                f"{file}: trust_remote_code cannot be set in a file",
-                hint="give --trust_remote_code on the command line if you trust the model repository's code",
-            )
+        if file:
+            cls.check_file(from_file, file)
         try:
             return cls.model_validate({**from_file, **values})
         except ValidationError as error:
             raise UsageError(_explain(error, cls), hint="see --help for the fields and what they take") from None
+
+    @classmethod
+    def check_file(cls, fields: Mapping[str, Any], file: Path) -> None:
+        """UsageError for what a configuration file, which travels with data and models, must not decide."""
+        if ONLY_BY_FLAG & fields.keys():
+            raise UsageError(
+                f"{file}: trust_remote_code cannot be set in a file",
+                hint="give --trust_remote_code on the command line if you trust the model repository's code",
+            )
 
     @classmethod
     def flat_fields(cls) -> dict[str, FieldInfo]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import field_validator, model_validator
 
-from fedlora.config.method_options import options_as_fields
+from fedlora.config.method_options import check_can_be_sent, options_as_fields
 from fedlora.config.train_fields import TrainFields
 from fedlora.methods.combinations import check_configuration
 from fedlora.methods.row import Method
-from fedlora.methods.table import METHODS, find_method
+from fedlora.methods.table import METHODS
 
 PLACEMENT_FIELDS = frozenset(
     {
@@ -59,11 +59,6 @@ class TrainConfig(TrainFields):
             raise ValueError("name at least one layer, or all-linear")
         return tuple(sorted(set(value)))
 
-    @field_validator("federation_mode")
-    @classmethod
-    def _known_method(cls, value: str) -> str:
-        return find_method(value).name
-
     @model_validator(mode="after")
     def _ranks_fit(self) -> TrainConfig:
         if bad := sorted({rank for rank in self.client_ranks or () if not 1 <= rank <= self.lora_r}):
@@ -74,6 +69,12 @@ class TrainConfig(TrainFields):
     def _one_way_to_name_devices(self) -> TrainConfig:
         if self.devices and self.chosen("device"):
             raise ValueError("give device or devices, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_can_load_the_method(self) -> TrainConfig:
+        if len(self.devices) > 1 and self.method_row is not None:
+            check_can_be_sent(self.method_row)
         return self
 
     @model_validator(mode="after")
@@ -96,7 +97,7 @@ class TrainConfig(TrainFields):
     @property
     def method(self) -> Method:
         """The row of the method that is trained."""
-        return METHODS[self.federation_mode]
+        return self.method_row or METHODS[self.federation_mode]
 
     @property
     def limits_clients(self) -> bool:

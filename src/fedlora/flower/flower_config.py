@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from fedlora.config.schema import Config, Names, OptionalInt, flag
 from fedlora.config.train import TrainConfig
+from fedlora.errors import UsageError
 
 
 class InitConfig(Config):
@@ -42,6 +43,17 @@ class StatusConfig(Config):
     server: Path = flag(Path("./federation/server"), "the server's folder")
 
 
+def check_installed(config: TrainConfig) -> None:
+    """UsageError for a method that nodes cannot load by its name: another machine has no file of this one."""
+    source = config.method.source
+    if source is not None and source.kind != "entry point":
+        raise UsageError(
+            f"federation_mode={config.federation_mode}: nodes load a method by the name of an installed package",
+            hint="register it under the entry-point group fedlora.methods, and install the package on every node: "
+            "see examples/own_method",
+        )
+
+
 class OneRunConfig(Config):
     """A run of a server, on the machine that the server runs on."""
 
@@ -74,6 +86,11 @@ class SubmitConfig(TrainConfig):
     start_seconds: float = flag(600.0, "how long to wait for all nodes at the start, or at a restart", gt=0)
     absent_seconds: float = flag(10.0, "how long a round waits for a node that is not connected", ge=0)
     round_seconds: float = flag(3600.0, "how long a round waits for updates", gt=0)
+
+    @model_validator(mode="after")
+    def _nodes_can_load_the_method(self) -> SubmitConfig:
+        check_installed(self)
+        return self
 
     def training(self) -> TrainConfig:
         """The configuration that `train` would be called with."""

@@ -35,7 +35,8 @@ def run(config: LocalConfig) -> submit.EndedRun:
     programs = [Program("server", _command("server", server.settings), os.environ, logs / "server.log")]
     for client, file in enumerate(files):
         settings = NodeFolder(client_folder(config.folder, client)).settings
-        more = ["--data_path", str(file.resolve()), "--runtime_port", str(config.port + 1 + client)]
+        listed = ["--federation_modes", config.federation_mode] if config.method.source else []
+        more = [*listed, "--data_path", str(file.resolve()), "--runtime_port", str(config.port + 1 + client)]
         command = _command("node", settings, *more)
         programs.append(Program(f"node {client}", command, os.environ, logs / f"node-{client}.log"))
     say(f"server and {config.nodes} nodes are started; their logs lie in {logs}")

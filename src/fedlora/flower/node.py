@@ -170,7 +170,7 @@ class Node:
 
     def _open(self, more: Mapping[str, Any]) -> _Run:
         """The run that a request belongs to, its model loaded if it is not yet."""
-        config = accept_config(self.policy, more["config"])
+        config = accept_config(self.policy, more["config"], more.get("method"))
         digest = sha256_of(self.policy.data_path) if self.policy.data_path.is_file() else ""
         model = self.policy.find_model(config.base_model)
         # two runs that compute the same may still go different ways, where somebody was lost in one

@@ -46,7 +46,7 @@ class NodeConfig(Config):
     )
     max_message_mb: int = flag(2048, "largest message that is read, in MiB", ge=1, le=4096)
     min_examples: int = flag(1, "fewest rows to train on: with fewer this client takes no part", ge=1)
-    federation_modes: Names = flag((), "methods that a run may use", if_none="every built-in method")
+    federation_modes: Names = flag((), "methods that a run may use", if_none="every built-in method and no other")
     share_own_adapter: bool = flag(
         False, "let the adapter that belongs to this client alone (none, fedsa ...) leave it"
     )

@@ -54,7 +54,7 @@ class Answer:
 
 def ask_facts(config: TrainConfig, run_id: str = "") -> bytes:
     """The request for a node's facts; `run_id` tells runs apart that would compute the same."""
-    return pack({"more": {"kind": "facts", "config": config.record(), "run_id": run_id}}, {})
+    return pack({"more": {"kind": "facts", **_describe_run(config), "run_id": run_id}}, {})
 
 
 def ask_update(
@@ -62,8 +62,13 @@ def ask_update(
 ) -> bytes:
     """The request for an update; what the client keeps is with it already. With `increments` the client has all other
     additions to the base already."""
-    more = {"kind": "train", "config": config.record(), "run_id": run_id}
+    more = {"kind": "train", **_describe_run(config), "run_id": run_id}
     return pack_task(task, ClientMemory(), more, increments=increments)
+
+
+def _describe_run(config: TrainConfig) -> dict[str, Any]:
+    source = config.method.source
+    return {"config": config.record(), **({"method": source.record()} if source is not None else {})}
 
 
 def expect_answer(rule: ClientRule, download: Download) -> Answer:

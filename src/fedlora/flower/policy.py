@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedlora.config.train import PLACEMENT_FIELDS, TrainConfig
+from fedlora.console import say
 from fedlora.errors import FedloraError, UsageError
 from fedlora.flower.node_config import NodeConfig
 from fedlora.methods.combinations import check_ranks
+from fedlora.methods.table import METHODS, find_method
 from fedlora.types import TrainTask
 
 
@@ -22,8 +24,12 @@ class Refusal(FedloraError):  # noqa: N818  (it is an answer, not a fault)
     exit_code = 2
 
 
-def accept_config(policy: NodeConfig, asked: Mapping[str, Any]) -> TrainConfig:
-    """The configuration under which this node trains; Refusal when the run asks for more than the node allows."""
+def accept_config(policy: NodeConfig, asked: Mapping[str, Any], source: Any = None) -> TrainConfig:
+    """The configuration under which this node trains; Refusal when the run asks for more than the node allows.
+
+    `source` is what the server says of the source of a method from outside.
+    """
+    _check_method(policy, asked.get("federation_mode"), source)
     fields = {name: value for name, value in asked.items() if name not in PLACEMENT_FIELDS}
     if fields.pop("trust_remote_code", False) is not False:
         raise Refusal("this node runs no code that a model repository ships")
@@ -37,6 +43,26 @@ def accept_config(policy: NodeConfig, asked: Mapping[str, Any]) -> TrainConfig:
     if reason is not None:
         raise Refusal(reason)
     return config
+
+
+def _check_method(policy: NodeConfig, name: Any, source: Any) -> None:
+    """Refusal for a method from outside that the owner has not listed, has not installed, or has in another version."""
+    if not isinstance(name, str) or name in METHODS:
+        return
+    # before its package is imported
+    if ":" in name or name not in policy.federation_modes:
+        raise Refusal(f"federation_mode={name[:80]!r} is not in the federation_modes of this node")
+    try:
+        row = find_method(name)
+    except UsageError as error:
+        say(f"{error} ({error.hint})")
+        raise Refusal(f"federation_mode={name[:80]!r} cannot be loaded on this node") from None
+    if row.source is None or not isinstance(source, Mapping) or row.source.find_changes(source):
+        version = f"{row.source.distribution} {row.source.version}".strip() if row.source else ""
+        raise Refusal(
+            f"federation_mode={name[:80]!r} has another source on this node ({version}) than on the server: "
+            "install the same version on both"
+        )
 
 
 def find_excess(policy: NodeConfig, config: TrainConfig) -> str | None:

@@ -22,6 +22,7 @@ from fedlora.engines.cohorts import resolve_method
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.errors import FedloraError, UsageError
 from fedlora.files import read_json, sha256_of_json, write_json
+from fedlora.flower.flower_config import check_installed
 from fedlora.flower.pool import FlowerClients, Patience
 from fedlora.flower.request import exit_line
 from fedlora.flower.roster import Roster
@@ -52,6 +53,8 @@ def serve(grid: Any, request: str) -> None:
     """
     try:
         asked = json.loads(request)
+        if ":" in str(asked["config"].get("federation_mode", "")):
+            raise UsageError("federation_mode names a file or module", hint="name an installed method")
         config, waits = TrainConfig.make(asked["config"]), asked["waits"]
         patience = Patience(absent=waits["absent"], wave=waits["wave"], again=waits["start"])
         with remember_signals():
@@ -78,6 +81,7 @@ def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
             "differential privacy needs a secret at every client, which nodes do not have yet",
             hint="leave the dp_ flags out, or train in one process with `fedlora train`",
         )
+    check_installed(config)
     if config.devices:
         raise UsageError("devices are the nodes' own business", hint="leave --devices out")
     paths = RunPaths(config.model_dir, config.exp_name)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from importlib import import_module
 from typing import Any, TypeVar, cast
 
 from fedlora.config.train import TrainConfig
 from fedlora.methods.combinations import check_ranks
+from fedlora.methods.own_options import OF_THE_RUN, make_half
 from fedlora.methods.row import Method
 from fedlora.methods.strategy import ClientRule, Strategy
 from fedlora.methods.table import METHODS
@@ -26,8 +26,6 @@ Half = TypeVar("Half", Strategy, ClientRule)
 Wave = tuple[tuple[ClientId, tuple[ClientId, ...]], ...]
 """The members of a wave, each with the clients whose rows it trains on."""
 
-OF_THE_RUN = ("client_ranks", "is_guarded", "lora_scaling", "num_communication_rounds")
-"""What a half may know of the run it is part of, by the name of its field: no option of the method's own."""
 _RECORDED = ("client_ranks", "is_guarded")
 """Those that run.json has beside the options."""
 
@@ -40,6 +38,9 @@ class LoadedMethod(Method):
     client: ClientRule
     has_global_model: bool = True
     keeps_personal_model: bool = False
+
+    def __post_init__(self) -> None:
+        """Its options are those of its row."""
 
     @property
     def weighs_rows(self) -> bool:
@@ -68,10 +69,10 @@ class LoadedMethod(Method):
         return tuple(((client, (client,)),) for client in members)
 
 
-def load_method(name: str, values: Mapping[str, Any] | None = None) -> LoadedMethod:
-    """The method of this name with its row's defaults, and `values` in place of some of them. Raises KeyError."""
-    row = METHODS[name]
-    server, client = _load(row.server)(), _load(row.client)()
+def load_method(method: str | Method, values: Mapping[str, Any] | None = None) -> LoadedMethod:
+    """A method, or the built-in one of this name, with its row's defaults, and `values` in place of some of them."""
+    row = METHODS[method] if isinstance(method, str) else method
+    server, client = make_half(row.server), make_half(row.client)
     facts = {field.name: getattr(row, field.name) for field in fields(row)}
     # two facts that can be asked of the halves where a row does not state them
     if row.has_global_model is None:
@@ -93,12 +94,7 @@ def choose_method(config: TrainConfig, recorded: Mapping[str, Any] | None = None
     run = {name: getattr(config, name) for name in OF_THE_RUN if name != "is_guarded"}
     # runs that were started before robust servers were guarded go on as they began
     run["is_guarded"] = recorded is None or recorded.get("is_guarded", False)
-    return load_method(config.federation_mode, {**kept, **config.method_options, **run})
-
-
-def _load(place: str) -> type[Any]:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+    return load_method(config.method, {**kept, **config.method_options, **run})
 
 
 def _own_fields(half: Strategy | ClientRule) -> set[str]:

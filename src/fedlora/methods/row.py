@@ -6,9 +6,12 @@ A fact that a row does not state is None, and what needs it is refused: nothing 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from fedlora.methods.source import Source
 
 Order = Literal["parallel", "chain", "pooled"]
 ServerSees = Literal["mean", "mean and more", "mean of several shapes", "mean of products", "single updates", "nothing"]
@@ -26,6 +29,7 @@ FAMILIES = MappingProxyType(
         "robust": "single updates of any size cannot move the result far",
         "different ranks": "clients have ranks of their own (`--client_ranks 8,4,4,2`)",
         "personal": "each client gets a personal model",
+        "own": "methods from outside: a file, a module or an installed package",
     }
 )
 """Family -> what its methods do, in the order in which pages list them."""
@@ -69,7 +73,9 @@ class Option:
 class Method:
     """One federated method: its name, where its two halves are, and the facts that everything else is computed from.
 
-    server, client: `module:Class`, loaded when needed; instances once it is loaded (`choosing.LoadedMethod`).
+    server, client: `module:Class`, loaded when needed; or instances, as in a method from outside, whose options are
+    then their dataclass fields with the values they have as defaults. An `Option` in `options` adds a help text and
+    limits to a field.
     order: how a cohort becomes waves. parallel: all clients in one; chain: one client a wave, each starting from what
     the one before left; pooled: one trainer with the rows of all clients.
     server_sees: all that the server computes from the clients' updates. "mean": one mean of the adapters they send;
@@ -87,14 +93,15 @@ class Method:
     adds_to_base: whether rounds add to the base, so that it grows.
     bound_to_length: whether rounds depend on how many the run has, so that it cannot be prolonged.
     is_baseline: whether every comparison has it as a row.
+    source: where a method from outside comes from; None for those of this package.
     """
 
     name: str
-    family: str
-    summary: str
-    paper: str
-    server: Any
-    client: Any
+    family: str = "own"
+    summary: str = ""
+    paper: str = ""
+    server: Any = "fedlora.methods.fedavg:FedAvg"
+    client: Any = "fedlora.methods.fedavg:TrainAndSend"
     order: Order = "parallel"
     options: tuple[Option, ...] = ()
     server_sees: ServerSees | None = None
@@ -109,6 +116,13 @@ class Method:
     adds_to_base: bool | None = None
     bound_to_length: bool | None = None
     is_baseline: bool = False
+    source: Source | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.server, str) and isinstance(self.client, str)):
+            from fedlora.methods.own_options import read_options
+
+            object.__setattr__(self, "options", read_options(self))
 
     @property
     def pools_rows(self) -> bool:

@@ -6,6 +6,7 @@ No torch: the command line, the configuration and the documentation read it.
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 
 from fedlora.errors import UsageError
 from fedlora.methods.row import Method
@@ -23,11 +24,28 @@ ALONE = next(row.name for row in ROWS if not row.combines)
 
 
 def find_method(name: str) -> Method:
-    """The row of this name; UsageError names those there are, and the nearest."""
-    if name not in METHODS:
-        # FedAvg is called homo here
-        known = [row.name for row in ROWS if row.summary.lower().startswith(f"{name.lower()}:")]
-        near = f"did you mean {known[0]}?" if known else suggest(name, METHODS)
-        hint = near or f"the methods are {', '.join(METHODS)}"
-        raise UsageError(f"federation_mode={name!r} is no method", hint=hint)
-    return METHODS[name]
+    """The row of this name; loads the code of a method from outside. UsageError names those there are, and the nearest.
+
+    `name` may also be `file.py:name`, `package.module:name` or an entry point (`methods/outside.py`).
+    """
+    if name in METHODS:
+        return METHODS[name]
+    from fedlora.methods.outside import installed_names, load_outside
+
+    if (row := load_outside(name)) is not None:
+        return row
+    # FedAvg is called homo here
+    meant = [row.name for row in ROWS if row.summary.lower().startswith(f"{name.lower()}:")]
+    known = [*METHODS, *installed_names()]
+    near = f"did you mean {meant[0]}?" if meant else suggest(name, known)
+    every = f"the methods are {', '.join(known)}; one in a file is named as file.py:name"
+    raise UsageError(f"federation_mode={name!r} is no method", hint=near or every)
+
+
+def find_recorded(mode: str, record: Any = None) -> Method:
+    """The row of a run that is read: `record` is what its run.json has under `method`. No code is loaded."""
+    if mode in METHODS:
+        return METHODS[mode]
+    from fedlora.methods.outside import read_recorded
+
+    return read_recorded(mode, record)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fedlora.methods.table import find_method
+from fedlora.methods.table import find_recorded
 from fedlora.plain_text import one_line
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.summary import ModelRow
@@ -79,7 +79,7 @@ def experiment_colours(findings: Findings) -> dict[str, str]:
     spare = list(_MORE_COLOURS)
     chosen: dict[str, str] = {}
     for name in findings.curves:
-        colour = _COLOURS.get(find_method(findings.runs[name]["mode"]).place)
+        colour = _COLOURS.get(find_recorded(findings.runs[name]["mode"], findings.runs[name].get("method")).place)
         if colour is None or colour in chosen.values():
             colour = spare.pop(0) if spare else INK
         chosen[name] = colour

@@ -17,7 +17,8 @@ from fedlora.config.evaluate import ReportConfig
 from fedlora.data.client_names import shown_client
 from fedlora.errors import UsageError
 from fedlora.files import read_json, read_text, sha256_of
-from fedlora.methods.table import find_method
+from fedlora.methods.row import Method
+from fedlora.methods.table import find_recorded
 from fedlora.paths import OutputName, ResultPaths, RunPaths
 
 
@@ -53,7 +54,12 @@ class Experiment:
 
     @property
     def has_global_adapter(self) -> bool:
-        return self.run.get("has_global_model", find_method(self.mode).has_global_model)
+        return _has_global_model(self.run)
+
+    @property
+    def method(self) -> Method:
+        """The row of its method; of one from outside what run.json says of it."""
+        return find_recorded(self.mode, self.run.get("method"))
 
     @property
     def clients(self) -> list[Mapping[str, Any]]:
@@ -104,9 +110,13 @@ def train_command(exp_name: str, rounds: int) -> str:
 
 
 def _subjects(run: Mapping[str, Any]) -> list[OutputName]:
-    if run.get("has_global_model", find_method(run["mode"]).has_global_model):
+    if _has_global_model(run):
         return [OutputName("global")]
     return [OutputName("client", client["client_id"]) for client in _training_clients(run)]
+
+
+def _has_global_model(run: Mapping[str, Any]) -> bool:
+    return bool(run.get("has_global_model", find_recorded(run["mode"], run.get("method")).has_global_model))
 
 
 def _training_clients(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedlora.methods.table import find_method
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.summary import ModelRow, base_owner, experiment_titles
 
@@ -50,7 +49,7 @@ def find_notes(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -> l
         notes.append("costs of a mean row are totals over its clients, to be read beside those of homo, seq and pooled")
     if any(row.own is None and row.all is not None for row in rows):
         notes.append("own is empty where the test rows lack a client, or a category that it was trained on")
-    if pooled := next((one.mode for one in experiments if find_method(one.mode).pools_rows), None):
+    if pooled := next((one.mode for one in experiments if one.method.pools_rows), None):
         notes.append(f"{pooled} sends no adapters, but the raw rows of all clients left their owners")
     for one in experiments:
         empty = [one.shown(client["client_id"]) for client in one.run["clients"] if client["num_examples"] == 0]

@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any, Literal
 
 from fedlora.data.client_names import name_of_file
-from fedlora.methods.table import find_method
 from fedlora.reporting.experiments import Experiment, train_command
 from fedlora.reporting.statistics import macro_interval, share_interval
 
@@ -123,7 +122,7 @@ def experiment_titles(experiments: Iterable[Experiment]) -> dict[str, str]:
 
 def in_report_order(experiments: Iterable[Experiment]) -> list[Experiment]:
     """none, seq, homo, other methods, pooled; experiments of one method stay in the given order."""
-    return sorted(experiments, key=lambda experiment: find_method(experiment.mode).place)
+    return sorted(experiments, key=lambda experiment: experiment.method.place)
 
 
 def loss_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.train import LATER_FIELDS, TrainConfig
+from fedlora.console import printable, say
 from fedlora.errors import StorageError, UsageError
 from fedlora.files import read_json, write_json
 from fedlora.llm.layout import Layout
+from fedlora.methods.row import Method
+from fedlora.methods.table import METHODS
 from fedlora.paths import RunPaths, is_number
 from fedlora.runs.checking import is_whole, seal
 from fedlora.runs.run_records import RunRecord
@@ -120,3 +123,47 @@ def check_same(paths: RunPaths, config: TrainConfig) -> None:
             f"{paths.root}: a run of this name exists with another configuration ({'; '.join(differences)})",
             hint="choose another --exp_name, or give --overwrite to delete it and start again",
         )
+    check_source(recorded, config.method, allow_drift=config.allow_drift)
+
+
+def read_training(recorded: RunRecord, method: Any = "", *, allow_drift: bool = False) -> TrainConfig:
+    """The configuration that a run was trained with.
+
+    `method` is the method from outside that the user names. An installed one is found by the name that the run
+    recorded. No other code is run because a file names it. UsageError where the method is not given, is another one,
+    or has another source than the run recorded.
+    """
+    mode, told = recorded.mode, recorded.method or {}
+    asked = method.name if isinstance(method, Method) else method
+    if asked and asked != mode:
+        raise UsageError(
+            f"federation_mode={asked}: run {recorded.exp_name} was trained with {printable(mode)}",
+            hint="name the method that the run was trained with, or none",
+        )
+    if mode in METHODS:
+        return TrainConfig.of(**recorded.config)
+    if not asked and (told.get("from") != "entry point" or ":" in mode):
+        place = printable(str(told.get("place") or "file.py:name"))
+        raise UsageError(
+            f"run {recorded.exp_name} was trained with the method {printable(mode)}, whose code is not given",
+            hint=f"give --federation_mode {place}",
+        )
+    config = TrainConfig.of(**{**recorded.config, "federation_mode": method or mode})
+    check_source(recorded, config.method, allow_drift=allow_drift)
+    return config
+
+
+def check_source(recorded: RunRecord, method: Method, *, allow_drift: bool) -> None:
+    """UsageError where the source of a method from outside is not the one that a run was started with, unless drift is
+    allowed."""
+    if method.source is None:
+        return
+    changes = method.source.find_changes(recorded.method or {})
+    if changes and not allow_drift:
+        raise UsageError(
+            f"method {method.name}: its source is not the one that run {recorded.exp_name} was started with "
+            f"({'; '.join(changes)})",
+            hint="restore it, start a new run, or give --allow_drift: the result is then not that of one method",
+        )
+    for change in changes:
+        say(f"warning: the source of method {method.name} has changed: {change}")

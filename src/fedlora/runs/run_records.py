@@ -35,6 +35,8 @@ class RunRecord:
     privacy: Mapping[str, Any] | None = None
     reaggregated_from: Mapping[str, Any] | None = None
     """Of a what-if: the run it was made from, and how."""
+    method: Mapping[str, Any] | None = None
+    """Of a method from outside: its origin, the hashes of its source, its facts (`methods/outside.py`)."""
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property

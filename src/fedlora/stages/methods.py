@@ -13,6 +13,7 @@ from fedlora.config.methods import MethodsConfig
 from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
 from fedlora.methods.combinations import why_not_reaggregated
+from fedlora.methods.outside import installed_names
 from fedlora.methods.row import FAMILIES, Method, Option
 from fedlora.methods.table import METHODS, find_method
 from fedlora.results import Result
@@ -45,9 +46,10 @@ ASKED: Mapping[str, Mapping[str, object]] = MappingProxyType(
 
 @dataclass(frozen=True, repr=False)
 class MethodList(Result):
-    """Methods, by family in the order of the table."""
+    """Methods, by family in the order of the table; `installed` names those of other packages."""
 
     rows: tuple[Method, ...]
+    installed: tuple[str, ...] = ()
 
     def text(self) -> str:
         """A heading for each family and a line for each method."""
@@ -60,6 +62,8 @@ class MethodList(Result):
                 f"{family}: {FAMILIES[family]}",
                 *(f"  {row.name:<{width}}  {row.summary}" for row in members),
             ]
+        if self.installed:
+            lines += ["", "installed by other packages:", *(f"  {name}" for name in self.installed)]
         return "\n".join(lines[1:])
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,7 +71,8 @@ class MethodList(Result):
         return {
             "methods": {
                 row.name: {"family": row.family, "summary": row.summary, "paper": row.paper} for row in self.rows
-            }
+            },
+            "installed": list(self.installed),
         }
 
 
@@ -81,8 +86,9 @@ class MethodDescription(Result):
         """A line for each fact, then the flags and the combinations."""
         row = self.row
         facts = [
-            ("family", f"{row.family}: {FAMILIES[row.family]}"),
-            ("paper", row.paper or "baseline"),
+            ("family", f"{row.family}: {FAMILIES[row.family]}" if row.family in FAMILIES else row.family),
+            ("paper", row.paper or ("" if row.source else "baseline")),
+            ("from", row.source.describe() if row.source else ""),
             ("server computes from", SEES[row.server_sees]),
             ("special", ", ".join(special_facts(row))),
             ("combines with", ", ".join(name for name, taken in combinations_of(row).items() if taken)),
@@ -95,7 +101,8 @@ class MethodDescription(Result):
         for option in row.options:
             limits = limits_of(option)
             bounds = f"; {limits}" if limits else ""
-            lines.append(f"  --{option.name}: {option.help} (default: {option.shown_default}{bounds})")
+            flag = f"--set {option.name}=VALUE" if row.source else f"--{option.name}"
+            lines.append(f"  {flag}: {option.help} (default: {option.shown_default}{bounds})")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,8 +115,9 @@ class MethodDescription(Result):
         facts = {
             field.name: getattr(row, field.name)
             for field in dataclasses.fields(row)
-            if field.name not in ("server", "client", "options")
+            if field.name not in ("server", "client", "options", "source")
         }
+        facts |= {"source": row.source.record()} if row.source else {}
         return {**facts, "options": options, "combines_with": combinations_of(row)}
 
 
@@ -117,7 +125,7 @@ def run(config: MethodsConfig) -> MethodList | MethodDescription:
     """The list, or the method that the configuration names; UsageError for an unknown one."""
     if config.federation_mode:
         return MethodDescription(find_method(config.federation_mode))
-    return MethodList(tuple(METHODS.values()))
+    return MethodList(tuple(METHODS.values()), tuple(installed_names()))
 
 
 def special_facts(row: Method) -> Sequence[str]:
@@ -161,7 +169,7 @@ def combinations_of(row: Method) -> dict[str, bool]:
 
 def _is_taken(row: Method, flags: Mapping[str, object]) -> bool:
     try:
-        TrainConfig.of(federation_mode=row.name, num_clients=8, lora_r=8, **flags)
+        TrainConfig.of(federation_mode=row, num_clients=8, lora_r=8, **flags)
     except UsageError:
         return False
     return True

@@ -22,7 +22,7 @@ from fedlora.files import read_text
 from fedlora.llm.adapter_files import CONFIG_NAME, GLOBAL_BIN_NAME, read_shapes
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
-from fedlora.methods.table import find_method
+from fedlora.methods.outside import record_method
 from fedlora.paths import RunPaths
 from fedlora.plain_text import NOTHING, table_text
 from fedlora.results import Result
@@ -30,7 +30,7 @@ from fedlora.runs.checking import find_listed_fault
 from fedlora.runs.lock import hold_run
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
-from fedlora.runs.run_folder import read_run
+from fedlora.runs.run_folder import read_run, read_training
 from fedlora.runs.run_records import RunRecord
 from fedlora.runs.what_if_folder import UNFINISHED, make_room, write_round
 from fedlora.runs.writer import RunWriter
@@ -75,8 +75,9 @@ def run(config: ReaggregateConfig) -> Reaggregated:
         raise UsageError(
             f"{paths.root}: holds a what-if, and no updates", hint=f"name the run itself: {origin['exp_name']}"
         )
-    source = TrainConfig.of(**recorded.config)
-    check_methods(source.method, find_method(config.federation_mode or source.federation_mode))
+    own = config.method_row if config.federation_mode == recorded.mode else None
+    source = read_training(recorded, own, allow_drift=config.allow_drift)
+    check_methods(source.method, config.method or source.method)
     target = _make_target(config, source)
     ids = list(recorded.training_clients)
     _check_clients(config, ids)
@@ -115,12 +116,13 @@ def _check_clients(config: ReaggregateConfig, ids: Sequence[int]) -> None:
 def _make_target(config: ReaggregateConfig, source: TrainConfig) -> TrainConfig:
     """The run's configuration with another server; settings of a server that it no longer has are dropped."""
     name = config.federation_mode or source.federation_mode
+    row = config.method_row or (source.method_row if name == source.federation_mode else None)
     fields = source.record()
     if name != source.federation_mode:
         fields = {field: value for field, value in fields.items() if field not in source.method_options}
         # what clients did with their optimizers is done
         fields |= {"optimizer_state": "reset", "client_ranks": None}
-    return TrainConfig.of(**{**fields, "federation_mode": name, **config.method_options})
+    return TrainConfig.of(**{**fields, "federation_mode": row or name, **config.method_options})
 
 
 def _write(
@@ -148,6 +150,7 @@ def _write(
         state=UNFINISHED,
         config={**target.record(), "exp_name": new.exp_name},
         reaggregated_from=origin,
+        method=record_method(target.method),
         more={**more, "hyperparameters": changed["hyperparameters"]},
     )
     first = paths.round_folder(paths.committed_rounds()[0])

@@ -27,7 +27,7 @@ from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_ro
 from fedlora.runs.base_chain import BaseChain
 from fedlora.runs.checking import load_manifest
 from fedlora.runs.reader import RunReader
-from fedlora.runs.run_folder import check_trained, read_run
+from fedlora.runs.run_folder import check_trained, read_run, read_training
 from fedlora.runs.run_records import Manifest, RunRecord
 from fedlora.runs.secret_file import load_secret
 
@@ -56,10 +56,11 @@ def run(config: VerifyConfig) -> Verification:
     paths = RunPaths(config.model_dir, config.exp_name)
     recorded = read_run(paths)
     check_trained(paths, recorded)
+    train = read_training(recorded, config.method_row or config.federation_mode, allow_drift=config.allow_drift)
     missing = _find_missing_secret(recorded)
     checked = []
     with Progress(f"verify {config.exp_name}", len(paths.committed_rounds()) + 1) as progress:
-        for what, found in _look(paths, recorded):
+        for what, found in _look(paths, recorded, train):
             checked.append((what, tuple(found)))
             progress.advance(note=what)
     verification = Verification(tuple(checked))
@@ -80,9 +81,8 @@ def run(config: VerifyConfig) -> Verification:
     return verification
 
 
-def _look(paths: RunPaths, recorded: RunRecord) -> Iterator[tuple[str, list[str]]]:
+def _look(paths: RunPaths, recorded: RunRecord, train: TrainConfig) -> Iterator[tuple[str, list[str]]]:
     """What is found, round by round, then in the files beside the rounds."""
-    train = TrainConfig.of(**recorded.config)
     identity = sha256_of_json(train.identity())
     method = choose_method(train, recorded.more.get("hyperparameters"))
     rounds = paths.committed_rounds()

@@ -33,6 +33,7 @@ from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
 from fedlora.llm.lora import is_fan_in_fan_out
 from fedlora.methods.choosing import LoadedMethod
+from fedlora.methods.outside import record_method
 from fedlora.paths import RunPaths
 from fedlora.planning.forecast import draw_waves, measure_traffic
 from fedlora.planning.growth import forecast_growth
@@ -253,6 +254,7 @@ class Training:
             clients=tuple(self.clients.facts.values()),
             has_global_model=self.method.has_global_model,
             privacy={"secret_id": self.secret.id} if self.secret else None,
+            method=record_method(config.method),
             more={
                 "format": 1,
                 "has_personal_models": self.method.keeps_personal_model,
