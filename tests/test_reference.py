@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fedlora import cli
 from fedlora.config.train import TrainConfig
 from fedlora.stages import train
 
@@ -66,3 +67,40 @@ def test_the_reference_names_what_other_kinds_of_methods_leave(leave):
     check_named(leave("none", local_val_set_size=1, optimizer_state="keep"))
     check_named(leave("pooled"))
     check_named(leave("homo", **PRIVATE))
+
+
+def documented(command: str) -> set[str]:
+    """The fields that the page of JSON output has for a command."""
+    page = (REFERENCE / "json.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^## `fedlora {command}`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return {name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(.+?)`", row)}
+
+
+def test_the_schema_of_json_output_names_what_commands_print(tiny_model, make_clients, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = make_clients([3, 4])
+    rows = [{"instruction": f"say {number}", "output": "red", "category": f"c{number}"} for number in range(2)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = {"--data": str(data), "--model": str(tiny_model), "--num_clients": "2", "--client_fraction": "1"}
+    run = [word for pair in flags.items() for word in pair] + ["--rounds", "1", "--epochs", "1", "--name", "run"]
+    commands = {
+        "plan": run,
+        "train": run,
+        "generate": ["run", "--test", "test.jsonl", "--max_new_tokens", "2"],
+        "score": ["run", "--test", "test.jsonl"],
+        "report": ["run", "--round", "1"],
+        "runs": [],
+        "verify": ["run"],
+        "reaggregate": ["run", "--leave_out", "1"],
+        "methods": [],
+        "data skills": ["--rows_per_category", "4"],
+        "allocate": ["--input_file", "data/skills.json", "--train_per_cat", "2", "--test_per_cat", "1"],
+    }
+    for command, words in commands.items():
+        capsys.readouterr()
+        assert cli.main([*command.split(), *words, "--json"]) == 0, command
+        printed = json.loads(capsys.readouterr().out)
+        known = documented(command)
+        lists = {name.partition("[]")[0] for name in known if "[]" in name}
+        inside = {f"{name}[].{field}" for name in lists for entry in printed[name] for field in entry}
+        assert printed.keys() | inside <= known, command
