@@ -35,7 +35,7 @@ def command_help(
     everyday = {name for name, field in fields.items() if shown_of(field)["everyday"]}
     has_more = bool(everyday) and not everything
     listed = {name: field for name, field in fields.items() if not has_more or name in everyday}
-    groups: dict[str, dict[str, FieldInfo]] = {group: {} for group in GROUPS}
+    groups: dict[str, dict[str, FieldInfo]] = {group: {} for group in (OTHER, *GROUPS)}
     for field_name, field in listed.items():
         group = OF_METHODS if field_name in options else shown_of(field)["group"] or OTHER
         groups.setdefault(group, {})[field_name] = field
