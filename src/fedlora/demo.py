@@ -129,7 +129,7 @@ def _train_config(config: DemoConfig, mode: str, test_file: str) -> TrainConfig:
 
 
 def _answer_and_score(config: DemoConfig, mode: str) -> None:
-    """`none` answers with the base model and every client, the other modes with their global adapter."""
+    """`none` answers with the base model and every client, the other methods with their global adapter."""
     from fedlora.stages import evaluate_rouge, generate
 
     where = {

@@ -49,7 +49,7 @@ def test_a_run_that_goes_on_does_not_wait_for_ever_and_not_at_all_when_it_is_don
     gone = grid.nodes.pop(102)
     patience = Patience(poll=0.0, absent=0.0, wave=5.0, again=0.2)
     run = served_again(federation, "there", grid, patience)
-    assert "clients [2] are not there after 0.2 s" in capsys.readouterr().err
+    assert "clients [2] are not connected after 0.2 s" in capsys.readouterr().err
     assert [failure["client_id"] for failure in quarantined(run, 2)] == [2]
     began = time.monotonic()
     served_again(federation, "there", MemoryGrid({}), dataclasses.replace(patience, again=60.0))

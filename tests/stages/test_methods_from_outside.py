@@ -123,7 +123,7 @@ def test_worker_processes_load_the_method_themselves(options, capsys):
     apart = {**options, "devices": ("cpu", "cpu"), "exp_name": "apart"}
     roots = [train.run(TrainConfig.of(**given)).root for given in (options, apart)]
     assert adapter_of(roots[0]) == adapter_of(roots[1])
-    assert "going on without it" not in capsys.readouterr().err
+    assert "continuing without it" not in capsys.readouterr().err
 
 
 def test_an_object_of_an_importable_module_is_known_by_its_name(options, code, tmp_path, monkeypatch):

@@ -204,7 +204,7 @@ def test_verify_without_the_secret_looks_at_the_files_and_says_what_it_could_not
     run = start(**CLIENT)
     (file,) = secrets_folder.iterdir()
     file.unlink()
-    with pytest.raises(UsageError, match="no round was computed again") as raised:
+    with pytest.raises(UsageError, match="no round was recomputed") as raised:
         check(run)
     assert raised.value.result.text().count("not computed again without the run's secret") == 3
 
@@ -315,7 +315,7 @@ def test_an_update_that_was_sent_and_refused_is_counted_at_example_level(start, 
         assert (spent["steps"], spent["epsilon"]) == (wanted["steps"], wanted["epsilon"])
         assert spent.get("refused") == ([1] if number == 2 else None)
     check(run)
-    # going on behind the round in which it was refused counts the same
+    # resuming after the round in which it was refused counts the same
     again = start("refused", **everybody, num_communication_rounds=4)
     assert manifest(again, 4)["privacy"]["steps"] == {"0": 8, "1": 8, "2": 4}
     check(again)
@@ -343,7 +343,7 @@ def test_warnings_and_spending_are_said(start, capsys):
     assert "client-level privacy over 3 clients" in said
     assert "must not be published" in said
     assert said.count("client-level epsilon") >= 4
-    assert "nobody was drawn" in said
+    assert "empty cohort" in said
 
 
 @pytest.mark.parametrize("flags", [CLIENT, EXAMPLE])

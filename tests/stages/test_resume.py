@@ -313,7 +313,7 @@ def test_another_environment_is_refused_unless_drift_is_allowed(start, capsys):
     with pytest.raises(UsageError, match=r"another environment \(torch: 1\.0 -> "):
         start("models")
     start("models", allow_drift=True)
-    assert "going on in another environment: torch: 1.0 -> " in capsys.readouterr().err
+    assert "resuming in another environment: torch: 1.0 -> " in capsys.readouterr().err
 
 
 DAMAGED = (

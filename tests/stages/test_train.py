@@ -336,7 +336,7 @@ def test_what_a_run_cannot_be_is_said_before_a_model_is_looked_for(make_clients,
     impossible = {
         "homo has no proximal_mu": {"proximal_mu": 1},
         "krum needs 7, but a cohort has 5": {"federation_mode": "krum", "num_hostile": 2},
-        "trimmed_share=0.1 leaves nobody out of 5": {"federation_mode": "trimmed_mean", "trimmed_share": 0.1},
+        "trimmed_share=0.1 leaves out no client of 5": {"federation_mode": "trimmed_mean", "trimmed_share": 0.1},
         "names 2 ranks, but there are 5 clients": {"federation_mode": "zeropad", "client_ranks": "4,2"},
         "two guarantees": dict.fromkeys(private, 1),
     }

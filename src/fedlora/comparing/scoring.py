@@ -109,9 +109,9 @@ class Scorer:
 
 
 def find_hops(paths: RunPaths) -> list[Hop]:
-    """Where a run's global adapter stood: behind every client of `seq`, behind every round of other modes.
+    """The global adapters of a run: after every client of `seq`, after every round of other methods.
 
-    Behind a client of `seq` the global adapter is that client's; its last one is the round's.
+    After a client of `seq` the global adapter is that client's; the last one is the round's.
     """
     recorded = read_run(paths)
     rows = MetricsLog(paths.metrics_file).rows()

@@ -1,6 +1,6 @@
 """The fields of every configuration whose stage reads rows from a user's files.
 
-They stand behind a stage's own fields in its help (`flags.py`), although a base class comes first.
+Help shows them after a stage's other fields (`flags.py`), although a base class comes first.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class TrainConfig(TrainFields):
 
     @property
     def is_private(self) -> bool:
-        """Whether the run bounds what it tells of one client, or of one example."""
+        """Whether the run bounds what it reveals about one client, or about one example."""
         return self.dp_noise_multiplier is not None or self.dp_example_noise_multiplier is not None
 
     @property
@@ -151,8 +151,8 @@ COMBINING_FIELDS = frozenset(
 something against."""
 
 LATER_FIELDS = ("test_share",)
-"""Fields that are younger than runs which may still go on: recorded where they are not the default, so that these runs
-keep their identity."""
+"""Fields that are younger than runs which may still resume: recorded where they are not the default, so that these
+runs keep their identity."""
 
 ONCE_FIELDS = (
     *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),

@@ -1,7 +1,8 @@
 """Keys and certificates of a federation across machines, made here: an authority, the server's certificate, node keys.
 
-TLS tells nodes that they speak to their server, and hides what is said; a node's key tells the server which node
-speaks. The authority signs the server's certificate and nothing else, so its key may lie in a safe afterwards.
+TLS proves to nodes that they are connected to their server, and encrypts the traffic; a node's key shows the server
+which node is connected. The authority signs the server's certificate and nothing else, so its key can be kept in a safe
+afterwards.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def certificate_pem(certificate: x509.Certificate) -> bytes:
 
 
 def private_pem(key: PrivateKey) -> bytes:
-    """A server's key as PEM, not encrypted: whoever starts the server has no hands to type with."""
+    """A server's key as PEM, not encrypted: a service that starts the server cannot type a password."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

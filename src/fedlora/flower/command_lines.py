@@ -23,7 +23,7 @@ _PROGRAMS = Path(sys.executable).parent
 
 
 def make_environment(home: Path, *, first: Path | None = None, **more: str) -> dict[str, str]:
-    """The environment of Flower's processes: a home of their own, nothing told to its makers, our programs first."""
+    """The environment of Flower's processes: a home of their own, no telemetry, our programs first."""
     make_folder(home)
     places = [str(first)] if first else []
     path = os.pathsep.join([*places, str(_PROGRAMS), os.environ.get("PATH", os.defpath)])

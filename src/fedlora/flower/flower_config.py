@@ -64,7 +64,7 @@ class OneRunConfig(Config):
     @classmethod
     def _is_given(cls, value: int) -> int:
         if not value:
-            raise ValueError("a run has a number, which `fedlora flower status` tells")
+            raise ValueError("a run has a number, which `fedlora flower status` shows")
         return value
 
 
@@ -73,7 +73,7 @@ class FollowConfig(OneRunConfig):
 
 
 class StopConfig(OneRunConfig):
-    """End a run on the nodes; its rounds stay, and the same `fedlora flower run` goes on behind them."""
+    """End a run on the nodes; its rounds stay, and the same `fedlora flower run` resumes after them."""
 
 
 class SubmitConfig(TrainConfig):

@@ -24,7 +24,7 @@ class NodePaths:
 
     @property
     def model_folder(self) -> Path:
-        """The client's own model, for its owner."""
+        """The client's personal model, for its owner."""
         return self.folder / "model"
 
     @property
@@ -147,7 +147,7 @@ def client_folder(root: Path, client_id: int) -> Path:
 
 
 def node_salt_file(state_dir: Path) -> Path:
-    """A secret of a node: what it tells of its data is salted with it."""
+    """A secret of a node: it salts the hash of the node's data."""
     return state_dir / "salt"
 
 

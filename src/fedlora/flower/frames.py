@@ -28,7 +28,7 @@ class Stream(Protocol):
 
 
 def frame(payload: bytes) -> bytes:
-    """`payload` behind its header of 48 bytes."""
+    """`payload` after its header of 48 bytes."""
     return _HEADER.pack(MAGIC, len(payload), hashlib.sha256(payload).digest()) + payload
 
 

@@ -1,8 +1,8 @@
 """Which app bundles a node runs: those whose SHA-256 its owner allows, and no others.
 
-A bundle is Python that whoever reaches the server's Control API can send to every node. This stands in the place of
-Flower's `flwr-clientapp`, and refuses to install anything but what is on the list; the check hangs on an inner name of
-Flower's, which is why its release is pinned and a test calls this through Flower's own code.
+A bundle is Python that anyone who reaches the server's Control API can send to every node. This replaces Flower's
+`flwr-clientapp` and refuses to install bundles that are not on the list; the check hangs on an inner name of Flower's,
+which is why its release is pinned and a test calls this through Flower's own code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def make_bundle() -> bytes:
 
 
 def own_bundle_sha256() -> str:
-    """What a node of this release allows without being told."""
+    """The bundle that a node of this release allows by default."""
     return hashlib.sha256(make_bundle()).hexdigest()
 
 

@@ -83,8 +83,8 @@ def _write_server(config: InitConfig, folder: ServerFolder, key: PrivateKey) -> 
     text = (
         "# The server: fedlora flower server server.yaml\n"
         f"folder: {_quote(folder.root.resolve())}\n"
-        "# loopback: whoever reaches this port controls the federation; nodes come through a proxy that forwards only\n"
-        "# /v1/fleet/ (docs/how-to/three-hospitals.md)\n"
+        "# loopback: anyone who reaches this port controls the federation; nodes connect through a proxy that\n"
+        "# forwards only /v1/fleet/ (docs/how-to/three-hospitals.md)\n"
         "host: 127.0.0.1\n"
         f"port: {config.listen_port or config.port}\n"
     )

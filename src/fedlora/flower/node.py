@@ -46,7 +46,7 @@ PUBLIC_REASONS: dict[FailureKind, str] = {
     "out_of_memory": "out of memory",
     "lost": "its disk refused",
 }
-"""What the server hears of a failure; the node's own log has the rest."""
+"""The reasons of failures that the server receives; the node's log has the details."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ class Node:
 
     @staticmethod
     def _leave_model(run: _Run, update: ClientUpdate) -> None:
-        """The client's own model as PEFT reads it, for its owner to use; the run goes on from the update, not this."""
+        """Write the client's personal model as PEFT reads it, for its owner; the run resumes from the update, not
+        from this."""
         own = update.memory.adapter
         if own is None:
             return

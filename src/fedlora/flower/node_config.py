@@ -1,6 +1,6 @@
 """Configuration of a node: one owner's machine in a federation across machines.
 
-It has the last word. A run asks, and what it asks is held against these bounds before any row is read.
+The owner decides: what a run asks for is compared with these bounds before any row is read.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Answer:
 
 
 def ask_facts(config: TrainConfig, run_id: str = "") -> bytes:
-    """The request for a node's facts; `run_id` tells runs apart that would compute the same."""
+    """The request for a node's facts; `run_id` distinguishes runs that would compute the same."""
     return pack({"more": {"kind": "facts", **_describe_run(config), "run_id": run_id}}, {})
 
 

@@ -1,8 +1,8 @@
 """What one client keeps on its own machine: every update of a run as one file, its memory inside.
 
-One file is one commit: there is no moment at which an update stands without the memory that belongs to it. The server
-tells with each task which round it accepted last, and the client starts from the memory of that one, so an update that
-was lost or refused never counts.
+One file is one commit: an update never exists without the memory that belongs to it. Each task names the round that the
+server accepted last, and the client starts from the memory of that round. So an update that was lost or refused never
+counts.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class NodeStore:
         update = self._read(accepted)
         if update is None or update.client_id != client_id:
             raise DataError(
-                f"{self.paths.update_file(accepted)}: what this client keeps from round {accepted} is gone or damaged",
-                hint="restore the file, or start the run anew with --overwrite",
+                f"{self.paths.update_file(accepted)}: this client's memory of round {accepted} is missing or damaged",
+                hint="restore the file, or start the run again with --overwrite",
             )
         return update.memory
 

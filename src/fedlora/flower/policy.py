@@ -100,7 +100,7 @@ def check_task(policy: NodeConfig, config: TrainConfig, task: TrainTask) -> None
     if not all(type(number) is int for number in numbers):
         raise Refusal("the task's numbers are not whole ones")
     if task.client_id != policy.client_id or tuple(task.rows_of) != (policy.client_id,):
-        raise Refusal(f"this node is client {policy.client_id} and trains on its own rows only")
+        raise Refusal(f"this node is client {policy.client_id} and trains only on this client's rows")
     if not 1 <= task.round <= config.num_communication_rounds:
         raise Refusal(f"round {task.round} is none of the run's {config.num_communication_rounds}")
     if task.accepted is not None and not 1 <= task.accepted < task.round:

@@ -51,7 +51,7 @@ class Patience:
     wave: float = 3600.0
     """For a wave's answers."""
     again: float = 0.0
-    """For all nodes, before the first wave of a run that goes on."""
+    """For all nodes, before the first wave of a resumed run."""
 
 
 class FlowerClients:
@@ -112,7 +112,7 @@ class FlowerClients:
                 time.sleep(max(self.patience.poll, min(LONGEST_PAUSE, pause)))
 
     def _begin(self, task: TrainTask) -> float:
-        """When the wave of a task began; whoever is asked again has what is left of its time."""
+        """When the wave of a task began; a client that is asked again has the rest of its time."""
         place = (task.round, task.wave)
         if self._wave is None or self._wave[0] != place:
             self._wave = (place, time.monotonic())
@@ -123,7 +123,7 @@ class FlowerClients:
         yield from (ClientFailure(task.client_id, "late", reason) for task in wave.end())
 
     def _send(self, wave: _Wave) -> Iterator[ClientFailure]:
-        """Hand the tasks of those who are connected to Flower; whoever has been away for too long is given up."""
+        """Hand the tasks of connected nodes to Flower; a node that has been away too long is excluded."""
         nodes = self.roster.look() if wave.waiting else None
         if nodes is None:
             return
@@ -207,7 +207,7 @@ class _Wave:
 
 
 def fault_of(message: Message) -> tuple[Any, str]:
-    """Kind and reason of an error reply. Its text is Flower's or a node's, so only its code is told."""
+    """Kind and reason of an error reply. Its text is Flower's or a node's, so only its code is reported."""
     code = message.error.code
     if code in RAISED:
         return "crashed", f"the node's app failed (Flower's code {code}); the log of the node has the details"

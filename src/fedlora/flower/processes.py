@@ -1,6 +1,6 @@
 """The processes of a federation across machines: a server's, a node's, and a node's worker.
 
-Each command stays until it is told to stop, and starts again what ends.
+Each command runs until it is stopped, and restarts processes that end.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _alone(lock_file: Path, what: str) -> Iterator[None]:
 
 
 def _register_new(folder: ServerFolder, known: Keys, environment: dict[str, str]) -> Keys:
-    """Make keys known that were put into the server's folder since, while runs go on; returns all that were seen."""
+    """Register keys that were put into the server's folder since, while runs continue; returns all that were seen."""
     keys = folder.public_keys()
     new = {client: key for client, key in keys.items() if client not in known}
     try:
@@ -145,7 +145,7 @@ def _register_new(folder: ServerFolder, known: Keys, environment: dict[str, str]
 def _register(folder: ServerFolder, keys: Keys, environment: dict[str, str], seconds: float) -> None:
     """Make keys known to the SuperLink, under the names that tell which client a node is.
 
-    A key that it does not take costs its node the federation and nobody else anything. StorageError when there is no
+    A key that it refuses excludes only its node. StorageError when there is no
     SuperLink for so many seconds.
     """
     names = read_names(folder)

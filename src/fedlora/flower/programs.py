@@ -1,7 +1,7 @@
 """Processes that belong together, started again when they end.
 
-A node that was killed is refused by the server for about a minute, so there is no limit to how often something is
-started: whoever wants it to stop says so to the process that watches.
+A node that was killed is refused by the server for about a minute, so restarts are not limited: to stop a program, stop
+the process that watches it.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def supervise(programs: Sequence[Program], until: Callable[[], bool] = lambda: F
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Nobody's impatience ends this process before those that it has started, which would go on without it."""
+    """A second signal does not end this process before those that it started, which would continue without it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,7 +130,7 @@ def _start(program: Program) -> subprocess.Popen[bytes]:
 
 
 def _end_with_parent() -> None:
-    """In a new process: end when whoever started it is gone, however it went; without it a killed node's would stay,
-    hold their ports, and answer a server that takes them for the node."""
+    """In a new process: end when the process that started it is gone, in any way. Otherwise a killed node's
+    processes would stay, hold their ports, and answer a server that takes them for the node."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

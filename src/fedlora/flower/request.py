@@ -1,6 +1,6 @@
-"""A run as it is submitted to Flower, and the line by which its end is told.
+"""A run as it is submitted to Flower, and the line that reports its end.
 
-Flower carries no exit code from an app to whoever submitted it, but it carries the app's output.
+Flower does not pass an app's exit code to the submitter, but it passes the app's output.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from fedlora.config.train import TrainConfig
 from fedlora.redaction import redact
 
 EXIT_LINE = "fedlora flower: exit "
-"""What the line of a run's output begins with that tells its end; the first such line counts, and what a node says
-never begins a line."""
+"""The beginning of the output line that reports a run's end. The first such line counts, and text from a node never
+begins a line."""
 
 
 def make_request(config: TrainConfig, *, start: float, absent: float, wave: float) -> str:
@@ -22,7 +22,7 @@ def make_request(config: TrainConfig, *, start: float, absent: float, wave: floa
 
 
 def read_exit(line: str) -> tuple[int, str, str] | None:
-    """Exit code, message and hint from the line that tells how a run ended; None for any other line."""
+    """Exit code, message and hint from the line that reports a run's end; None for any other line."""
     if not line.startswith(EXIT_LINE):
         return None
     code, _, rest = line.removeprefix(EXIT_LINE).partition(" ")

@@ -1,8 +1,8 @@
 """Which node is which client: asked once of every node that connects.
 
 A node's name, if the SuperLink knows one of the form `client-<i>`, was given with its key when it was registered, and
-wins over what the node says of itself. A client's place is taken by one node; another that claims it is told of and
-left out for as long as the first is connected.
+wins over the node's own claim. One node takes a client's place; another that claims it is reported and left out as long
+as the first is connected.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _NAME = re.compile(r"client-(\d{1,5})")
 
 
 class Roster:
-    """The nodes of a Grid and the clients that they are; `known` are the facts a run was begun with, if it goes on.
+    """The nodes of a Grid and the clients that they are; `known` are the recorded facts of a run that resumes.
 
-    `run_id` is told with every request: what a node keeps for one run is not for another that computes the same.
+    `run_id` is sent with every request: a node's memory of one run is not for another that computes the same.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Roster:
         return sorted(client for client, facts in self.facts.items() if facts.num_examples)
 
     def wait(self, count: int, seconds: float, poll: float) -> None:
-        """Until `count` clients have told their facts; TrainingError with who is missing after `seconds`."""
+        """Until `count` clients have sent their facts; TrainingError with the missing ones after `seconds`."""
         until = self._clock() + seconds
         while self._is_open:
             # what has arrived by then counts, however long this look takes
@@ -92,7 +92,7 @@ class Roster:
                 time.sleep(poll)
 
     def gather(self, seconds: float, poll: float) -> None:
-        """Until all clients of a run that goes on are connected, or for `seconds`: it may be long that one has left."""
+        """Until all clients of a resumed run are connected, or for `seconds`: some may have left for good."""
         until = self._clock() + seconds
         while True:
             is_late = self._clock() > until
@@ -100,12 +100,12 @@ class Roster:
             if not missing:
                 return
             if is_late:
-                say(f"clients {missing} are not there after {seconds:g} s; the run goes on")
+                say(f"clients {missing} are not connected after {seconds:g} s; the run continues without them")
                 return
             time.sleep(poll)
 
     def look(self) -> dict[ClientId, NodeId] | None:
-        """The connected node of each known client; whoever is new is asked, and answers at a later look.
+        """The connected node of each known client; a new node is asked, and answers at a later look.
 
         None while the server does not say who is connected.
         """
@@ -150,7 +150,7 @@ class Roster:
             return f"its answer cannot be read ({type(error).__name__})"
         if isinstance(told, ClientFailure):
             named = _NAME.fullmatch(names.get(node, ""))
-            # whoever is none of this run's clients may refuse what it likes
+            # a node that is not one of this run's clients may refuse what it likes
             if told.kind == "refused" and (int(named[1]) if named else told.client_id) < self.config.num_clients:
                 self._refused.append(f"{self._called(node, names)}: {told.reason}")
             return told.reason
@@ -162,14 +162,14 @@ class Roster:
         if named and int(named[1]) != client:
             return f"it says that it is client {client}, and is registered as {names[node]}"
         if client >= self.config.num_clients or (not self._is_open and client not in self.facts):
-            return f"client {client} is none of this run's"
+            return f"client {client} is not part of this run"
         holder = next((other for other, taken in self._client_of.items() if taken == client), None)
         if holder is not None and holder in names:
             return f"client {client} is node {holder} already"
         if told.shapes != self.shapes_sha256:
             return f"client {client} has another base model: the shapes of its adapter differ"
         if client in self.facts and self.facts[client].sha256 != told.facts.sha256:
-            return f"client {client} has other rows than this run was begun with, or a new state_dir"
+            return f"client {client} has other rows than at the start of this run, or a new state_dir"
         if holder is not None:
             del self._client_of[holder]
         self._client_of[node] = client

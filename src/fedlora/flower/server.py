@@ -1,4 +1,4 @@
-"""Train one federated mode with clients on other machines: the server's side of `train`.
+"""Train one federated method with clients on other machines: the server's side of `train`.
 
 It is the same run: the same loop, the same files under `model_dir`, the same laws of resume. Only the pool differs,
 and with it what is here to be read: no rows but those of `val_data_path`, and unless these are given no weights of the
@@ -47,9 +47,9 @@ class Waits:
 
 
 def serve(grid: Any, request: str) -> None:
-    """What the server app does: the run that `make_request` wrote down; raises what `run` raises, its exit code told.
+    """Run the request of `make_request` in the server app; raises what `run` raises, after printing its exit code.
 
-    Flower carries no exit code from an app to whoever submitted it, but its output, so the code is a line of it.
+    Flower does not pass an app's exit code to the submitter, but its output, so the code is a line of the output.
     """
     try:
         asked = json.loads(request)
@@ -130,7 +130,7 @@ def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: RunRecord 
 
 
 def _open_bench(config: TrainConfig, recorded: RunRecord | None, *, needs_weights: bool) -> Workbench:
-    """The base, or its outline; nobody trains here, so without validation there is no layout to plan."""
+    """The base, or its outline; no client trains here, so without validation there is no layout to plan."""
     layout = Layout.from_record(recorded.layout) if recorded else None if needs_weights else Layout(1)
     return make_workbench(config, {}, device=config.device, layout=layout, outline=not needs_weights)
 
@@ -142,13 +142,13 @@ def _read_run_id(paths: RunPaths) -> str:
     facts = read_json(paths.nodes_file)
     if not isinstance(facts, dict) or not isinstance(facts.get("run_id"), str):
         raise UsageError(
-            f"{paths.nodes_file}: holds no run_id", hint="restore the file, or start anew with --overwrite"
+            f"{paths.nodes_file}: holds no run_id", hint="restore the file, or start again with --overwrite"
         )
     return facts["run_id"]
 
 
 def _read_facts(recorded: RunRecord | None) -> dict[ClientId, ClientFacts] | None:
-    """The clients that a run was begun with; None when it begins now."""
+    """The clients of a recorded run; None for a new run."""
     if recorded is None:
         return None
     return {facts.client_id: facts for facts in recorded.clients}

@@ -99,7 +99,7 @@ def run(config: SubmitConfig, *, stays: bool = True) -> EndedRun:
     say(f"run {run_id} is submitted")
     if stays:
         again = f"`fedlora flower follow {run_id}` shows it again, `fedlora flower stop {run_id}` ends it"
-        say(f"it goes on when this command is interrupted: {again}")
+        say(f"it continues when this command is interrupted: {again}")
     file = ServerFolder(config.server).run_file(run_id)
     write_json(file, {"exp_name": train.exp_name, "model_dir": str(train.model_dir)})
     return _see_to_its_end(run_id, environment)
@@ -127,7 +127,7 @@ def run_follow(config: FollowConfig) -> EndedRun:
 def run_stop(config: StopConfig) -> None:
     """End a run; StorageError when there is none of this number, or it has ended."""
     call_json(["stop", str(config.run), CONNECTION], connect(config.server))
-    say(f"run {config.run} is stopped; the same `fedlora flower run` goes on behind its last round")
+    say(f"run {config.run} is stopped; the same `fedlora flower run` resumes after its last round")
 
 
 def connect(server: Path) -> dict[str, str]:
@@ -204,7 +204,7 @@ def _see_to_its_end(run_id: str, environment: dict[str, str]) -> EndedRun:
 def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:
     """Pass on what the run prints until it has ended; exit code, message and hint.
 
-    Flower tells everything from the beginning when its stream is opened again, so a line is shown once.
+    Flower repeats the output from the beginning when its stream is opened again; each line is shown once.
     """
     shown: set[str] = set()
     ended = None
@@ -227,11 +227,11 @@ def _follow(run_id: str, environment: dict[str, str]) -> tuple[int, str, str]:
                 raise
             status = ""
         if status == "finished:stopped":
-            hint = "the same `fedlora flower run` goes on behind its last round"
+            hint = "the same `fedlora flower run` resumes after its last round"
             return TrainingError.exit_code, f"run {run_id} was stopped", hint
         if status.startswith("finished"):
             reason = f"run {run_id} ended without a word: {status}"
-            return TrainingError.exit_code, reason, "submit it again: it goes on from its last round"
+            return TrainingError.exit_code, reason, "submit it again: it resumes after its last round"
         time.sleep(STATUS_SECONDS)
 
 

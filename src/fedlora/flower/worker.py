@@ -1,6 +1,6 @@
 """The process of a node that holds its base model, behind a Unix socket that only its owner can open.
 
-Flower starts a new process for every message, which would load the model anew in every round. That process only hands
+Flower starts a new process for every message, which would load the model again in every round. That process only passes
 bytes on; this one stays. Requests are answered one after another, each on a connection of its own, and nothing that
 arrives is ever unpickled.
 """
@@ -67,7 +67,7 @@ def _answer_one(connection: socket.socket, answer: Callable[[bytes], bytes], mos
 
 @contextlib.contextmanager
 def _listening(path: Path) -> Iterator[socket.socket]:
-    """A listening socket that is nobody else's from its first moment on, gone afterwards."""
+    """A listening socket that only its owner can use from the start, removed afterwards."""
     if len(str(path)) > LONGEST_PATH:
         raise UsageError(f"{path}: too long for a socket", hint=f"a state_dir of under {LONGEST_PATH - 12} characters")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,7 +1,7 @@
 """Ditto: a personal model beside the global one, held near it (Li et al., ICML 2021, arXiv 2012.04221).
 
-A client takes part in FedAvg as under `homo`, and trains a model of its own besides, whose loss gains
-`lambda / 2 * ||v - x_global||^2` with the global adapter it was sent. The server never hears of v. With lambda 0 it is
+A client takes part in FedAvg as under `homo`, and also trains a personal model v, whose loss gains
+`lambda / 2 * ||v - x_global||^2` with the global adapter it was sent. The server never receives v. With lambda 0 it is
 local training, with a large one the global adapter; the term is on the factors, not on their product, and AdamW
 rescales it with the rest of the gradient, as in FedProx.
 """
@@ -18,7 +18,7 @@ from fedlora.types import ClientMemory, Download, LocalResult, Phase, Upload
 
 @dataclass(frozen=True)
 class TrainBoth(TrainAndSend):
-    """Client half: FedAvg's training, then that of the own model, which begins as the first download."""
+    """Client half: FedAvg's training, then that of the personal model, which starts as the first download."""
 
     own_ranks: ClassVar[int] = 1
 

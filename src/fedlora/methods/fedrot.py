@@ -19,7 +19,7 @@ from fedlora.methods.fedavg import FedAvg, TrainAndSend
 from fedlora.types import AdapterState, ClientId, ClientMemory, Download, LocalResult, ServerState, Upload
 
 ALIGN = {"A": "align_a", "B": "align_b"}
-"""Names under which the server tells which factor is brought near its own."""
+"""Names by which the server says which factor is aligned with its own."""
 
 
 @dataclass(frozen=True)

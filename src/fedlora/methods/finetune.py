@@ -1,9 +1,9 @@
 """FedAvg, then every client for itself: the baseline that personal methods have to beat.
 
 The last `personal_rounds` of a run's rounds are for fine-tuning: all clients take part, drawn or not, start from the
-final global adapter, then from their own, and send nothing. The global adapter stays as it is and the run has the
-rounds that were asked for, so that it can be held against `homo` of as many. Which rounds are the last depends on
-their number, so such a run does not grow.
+final global adapter, then from their own, and send nothing. The global adapter then stays unchanged. The run has as
+many rounds as were asked for, so that it can be compared with `homo`. Which rounds are the last depends on their
+number, so such a run cannot be extended.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class AverageThenPart(FedAvg):
 
 @dataclass(frozen=True)
 class SendThenKeep(KeepOwn):
-    """Client half: sends while there is something to send to, then goes on from its own model.
+    """Client half: sends in the shared rounds, then continues from its personal model.
 
     Raises ValueError when it is to send after it has a model of its own: no such run asks for that.
     """

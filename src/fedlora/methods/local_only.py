@@ -1,4 +1,4 @@
-"""No federation: every client goes on with its own adapter and nothing is shared.
+"""No federation: every client continues with its own adapter and nothing is shared.
 
 The row every comparison needs. A client continues from round to round, so it takes as many steps as under any other
 mode; the server only hands out the common starting point.
@@ -28,7 +28,7 @@ from fedlora.types import (
 
 @dataclass(frozen=True)
 class NoServer(RankedServer):
-    """Server half: remembers the untrained adapter, combines nothing."""
+    """Server half: keeps the untrained adapter, combines nothing."""
 
     def weight_of(self, update: ClientUpdate) -> float:
         return 1.0

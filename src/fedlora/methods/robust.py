@@ -26,8 +26,9 @@ from fedlora.types import ClientUpdate, RoundContext, ServerState, Updates
 class RobustServer(FedAvg, ABC):
     """What they share: look at the changes, combine them, move the global adapter.
 
-    Of three clients one may be hostile; of two nobody knows which. `is_guarded` is False for runs that were started
-    before the smallest cohorts, the smallest trim and the largest Multi-Krum were enforced: they go on as they began.
+    Of three clients one may be hostile; of two it is unknown which. `is_guarded` is False for runs that were started
+    before the smallest cohorts, the smallest trim and the largest Multi-Krum were enforced: they continue without these
+    limits.
     """
 
     held_bytes: ClassVar[float] = HELD_BYTES
@@ -74,7 +75,7 @@ class TrimmedMean(RobustServer):
     def find_cohort_fault(self, size: int) -> str | None:
         if self.trimmed_share is None or self._cut(size) > 0 or not self.is_guarded:
             return None
-        return f"trimmed_share={self.trimmed_share:g} leaves nobody out of {size} clients"
+        return f"trimmed_share={self.trimmed_share:g} leaves out no client of {size}"
 
     def combine_changes(self, stack: Stack) -> Mapping[str, Tensor]:
         return {key: self._trim(values).mean(dim=0) for key, values in stack.items()}
@@ -94,7 +95,7 @@ class Krum(RobustServer):
     """The mean of the `krum_selected` clients whose nearest neighbours are nearest; 1 is Krum.
 
     A score is the sum of the `n - f - 2` smallest squared distances to others, f being `num_hostile`; n >= 2 f + 3.
-    At most `n - f` are selected. Then nobody is selected who is farther from all honest clients than
+    At most `n - f` are selected. Then no client is selected that is farther from all honest clients than
     `sqrt((n - f - 2) / (n - 2 f - 1))` times their diameter: one such has a score above all of theirs.
     """
 

@@ -57,7 +57,7 @@ class Strategy(Protocol):
 class ClientRule(Protocol):
     """The client: what to train from where, what leaves (`upload`) and what stays (`ClientMemory`).
 
-    The first of its phases is the one that the server hears of: loss, norm and where it began are told of that one.
+    The server sees only the first of its phases: loss, norm and start belong to that one.
     `sends` names the extra tensors of an upload; `needs_gradient` asks for the mean gradient of local training.
     `sends_smaller` says that an upload may be of a smaller rank than the download. `own_ranks` is the rank of the model
     that a client keeps for itself, in multiples of the rank that travels; 0 where it keeps none.

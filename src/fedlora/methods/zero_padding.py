@@ -1,8 +1,8 @@
 """Averaging adapters of different ranks by padding them with zeros: the baseline of Cho et al. (arXiv 2401.06432).
 
 Padding dilutes: a direction that half of the clients have is divided by all of them; `rank_normalisation=participants`
-divides it by those who have it. In both, a direction that nobody of a round has stays as it was: zero in both factors
-it would be dead. The mean of factors is not the mean of products, as in FedAvg.
+divides it by the clients whose rank includes it. In both, a direction that no client of a round has stays unchanged:
+with zeros in both factors it would never learn again. The mean of factors is not the mean of products, as in FedAvg.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def run_probe(bench: Workbench, config: TrainConfig, client_id: ClientId, start:
 
 
 def _choose_rows(bench: Workbench, config: TrainConfig, client_id: ClientId) -> tuple[list[Example], int]:
-    """Rows for two steps, or for one that is taken twice, and the rows of a step."""
+    """Examples for two steps, or for one that is taken twice, and the examples per step."""
     every = bench.examples.training(client_id)
     rows = [example for step in _steps(every, config, client_id, 0) for example in step]
     room, size = PASSES * bench.book.layout.tokens_per_pass, 0

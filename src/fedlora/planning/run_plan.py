@@ -66,7 +66,7 @@ class Planning:
         if paths.run_file.exists() and not config.overwrite:
             check_same(paths, train)
             recorded = read_run(paths)
-            say(f"{paths.root} holds this run already: train goes on with it, and this plan is for all of it")
+            say(f"{paths.root} holds this run already: train resumes it, and this plan is for the whole run")
         rules = train.read_rules
         rows: defaultdict[ClientId, list[Row]] = defaultdict(list)
         clients = read_client_files(dict(enumerate(files)), train, on_row=lambda client, row: rows[client].append(row))

@@ -1,7 +1,7 @@
-"""The `report` stage: one comparison over the modes of a set of experiments.
+"""The `report` stage: put several runs side by side.
 
-Nothing is computed anew and nothing is required: what other stages left is put side by side, and every
-gap names the command that fills it. The same files give the same report, byte for byte.
+Nothing is computed again and nothing is required. The report shows what other stages left, and every gap names the
+command that fills it. The same files give the same report, byte for byte.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Verify a run: every hash of every round, and every aggregate once more from the clients' files.
 
-Neither the base model nor the clients' rows are needed, and nothing is written. A round that cannot be computed again,
-because a file it stands on is damaged, is told of as such; the rounds behind it are still looked at.
+Neither the base model nor the clients' rows are needed, and nothing is written. A round that cannot be recomputed
+because a file that it needs is damaged is reported; the later rounds are still checked.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def run(config: VerifyConfig) -> Verification:
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise StorageError(
             f"{faults[0]}{more}",
-            hint="restore the file from a copy; the same train command trains again, to the same bytes, what the run "
-            "has to go on from: its last round and what clients keep; --overwrite trains everything anew",
+            hint="restore the file from a copy, or repeat the train command: it trains again, to the same bytes, what "
+            "the run needs to resume; --overwrite trains everything again",
             result=verification,
         )
     if missing is not None:
         raise UsageError(
-            f"all files are as written, but no round was computed again: {missing}",
+            f"all files match their hashes, but no round was recomputed: {missing}",
             hint=missing.hint,
             result=verification,
         )

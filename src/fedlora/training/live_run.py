@@ -60,7 +60,7 @@ def open_bench(
     load: Callable[..., BaseModel] = load_base_model,
 ) -> Workbench:
     """Load the model, or its outline, onto the run's first device, with the layout and the secret that the run was
-    started with; `on_layout` hears of every reduction."""
+    started with; `on_layout` is called with every reduction."""
     device = config.devices[0] if config.devices else config.device
     layout = Layout.from_record(recorded.layout) if recorded else None
     secret = _find_secret(config, recorded)
@@ -154,17 +154,17 @@ class Training:
         writer.write_run(self.record.finish(list(self.clients.facts.values()), layout, metrics.best))
 
     def _check_unchanged(self, recorded: RunRecord) -> None:
-        """The clients' files and the environment are those the run was begun with."""
+        """Check that the clients' files and the environment are those of the run's start."""
         files = {facts.client_id: facts.sha256 for facts in recorded.clients}
         for client, facts in self.clients.facts.items():
             if files.get(client) != facts.sha256:
                 raise DataError(
                     f"{self.clients.files[client].path}: not the file that this run was started with",
-                    hint="restore it, or start the run anew with --overwrite",
+                    hint="restore it, or start the run again with --overwrite",
                 )
         then, now = ({**one.environment, **one.versions} for one in (recorded, self.record))
         for change in check_environment(then, now, allow_drift=self.config.allow_drift):
-            say(f"going on in another environment: {change}")
+            say(f"resuming in another environment: {change}")
 
     def _catch_up(self, metrics: RoundMetrics, standing: Standing | None, rows: Sequence[Mapping[str, Any]]) -> None:
         """What an interrupted run had measured, and what it had not come to measure."""
@@ -177,9 +177,7 @@ class Training:
             return
         rounds = self.config.num_communication_rounds
         say(
-            f"going on behind round {standing.number} of {rounds}"
-            if standing.number < rounds
-            else "all rounds are done"
+            f"resuming after round {standing.number} of {rounds}" if standing.number < rounds else "all rounds are done"
         )
         for number in sorted(set(range(1, standing.number + 1)) - {row["round"] for row in closed}):
             ids = self.clients.clients()
@@ -282,7 +280,7 @@ class Training:
 
 
 def _find_secret(config: TrainConfig, recorded: RunRecord | None) -> Secret | None:
-    """The secret of a private run: a new one for a new run, and for one that goes on the one it was begun with."""
+    """The secret of a private run: a new one for a new run, the recorded one for a resumed run."""
     if not config.is_private:
         return None
     return load_secret(recorded.secret_id) if recorded else Secret.draw()

@@ -16,7 +16,7 @@ LONG_UPDATE = 10
 def say_round(row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int) -> None:
     """Losses, what privacy has cost, excluded clients and long updates."""
     held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
-    loss = "nobody was drawn" if row["loss"] is None else f"training loss {row['loss']:.3f}"
+    loss = "empty cohort" if row["loss"] is None else f"training loss {row['loss']:.3f}"
     spent = f", {describe_spent(row['privacy'])}" if "privacy" in row else ""
     say(f"round {row['round']} of {rounds}: {loss}{held_out}{spent}, {row['seconds']:.0f} s")
     for failure in row["quarantined"]:

@@ -1,4 +1,4 @@
-"""A node's door: every message goes to the node's worker."""
+"""A node's entry point: every message goes to the node's worker."""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp

@@ -1,4 +1,4 @@
-"""The server's door: the run that a request asks for, over Flower's grid."""
+"""The server's entry point: the run that a request asks for, over Flower's grid."""
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
