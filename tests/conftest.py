@@ -23,7 +23,7 @@ from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from tiny_run import WORDS, make_client_files, make_tiny_model
 
-from fedlora.cli import SPIN_COUNT
+from fedlora.openmp import SPIN_COUNT
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # read by OpenMP when torch is first imported, so before any test imports it; processes that tests start inherit them

@@ -20,22 +20,19 @@ from fedlora.config.names import spell, spelling
 from fedlora.console import printable
 from fedlora.errors import FedloraError, StorageError, UsageError
 from fedlora.nearest import suggest
+from fedlora.openmp import limit_spinning
 from fedlora.redaction import redact
 from fedlora.results import Result
 from fedlora.stopping import stop_on_signals
 
 SHELLS = ("bash", "zsh", "tcsh")
-SPIN_COUNT = "10000"
-"""How long OpenMP threads spin before they sleep. torch's default, 300,000, costs a factor of ten or more as soon as
-another process wants the same cores; sleeping at once costs a quarter of the speed of an idle machine. See
-docs/architecture.md."""
 HELP = {"-h", "--help"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; the arguments are those of the process by default."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    limit_spinning()
     with spelling():
         return _end_of(arguments)
 

@@ -86,13 +86,18 @@ class Config(BaseModel):
 
     @classmethod
     def make(cls, values: Mapping[str, Any], *, file: Path | None = None) -> Self:
-        """Build from flag values over an optional YAML file; UsageError names the field that is wrong."""
+        """Build from flag values over an optional YAML file; UsageError names the field that is wrong.
+
+        None in `values` stands for the default, whatever the file has.
+        """
         from_file = _fields_of(file, cls) if file else {}
         values = as_fields(values, cls.flat_fields())
+        unset = {name for name, value in values.items() if value is None}
         if file:
             cls.check_file(from_file, file)
         try:
-            return cls.model_validate({**from_file, **values})
+            given = {**from_file, **values}
+            return cls.model_validate({name: value for name, value in given.items() if name not in unset})
         except ValidationError as error:
             raise UsageError(_explain(error, cls), hint="see --help for the fields and what they take") from None
 

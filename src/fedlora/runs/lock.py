@@ -39,7 +39,9 @@ class Holder:
 def hold_run(paths: RunPaths) -> Iterator[None]:
     """Hold the lock of a run and make its folder; LockedError names the process that has it already."""
     make_folder(paths.root)
-    lock = FileLock(paths.lock_file, timeout=PATIENCE_SECONDS, poll_interval=PATIENCE_SECONDS / 5)
+    poll = PATIENCE_SECONDS / 5
+    # who trains round by round may end in another thread than it began
+    lock = FileLock(paths.lock_file, timeout=PATIENCE_SECONDS, poll_interval=poll, thread_local=False)
     with _storage_errors(paths):
         try:
             lock.acquire()

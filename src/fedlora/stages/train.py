@@ -7,7 +7,7 @@ torch is imported: a second start on the same run ends within a second and has c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,10 +57,10 @@ def run(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> Train
     return TrainedRun(RunPaths(config.model_dir, config.exp_name))
 
 
-def rounds(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> Iterator[int]:
+def rounds(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> Generator[int]:
     """As `run`, round by round: the number of each once it is committed and measured.
 
-    The run is held from the first step until the iterator is exhausted or closed.
+    The run is held from the first step until the generator is exhausted or closed.
     """
     paths = RunPaths(config.model_dir, config.exp_name)
     check_free(paths)

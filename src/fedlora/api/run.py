@@ -1,0 +1,191 @@
+"""A run and its rounds, as they lie on disk: what `fedlora.train` and `fedlora.open` return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlora.console import duration
+from fedlora.data.client_names import client_numbers, shown_client
+from fedlora.errors import UsageError
+from fedlora.nearest import suggest
+from fedlora.paths import OutputName, RunPaths
+from fedlora.plain_text import NOTHING, number_text, one_line, size_text, table_text
+from fedlora.results import Result
+from fedlora.runs.listing import describe_run
+from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.run_folder import read_run
+from fedlora.runs.run_records import RunRecord
+
+if TYPE_CHECKING:
+    import pandas
+    import torch
+
+    from fedlora.api.picture import Picture
+
+COLUMNS = ("round", "clients", "training loss", "held-out loss", "sent down", "sent up", "time", "excluded")
+MOST_ROUNDS = 40
+"""A table shows so many of the last rounds."""
+
+
+@dataclass(frozen=True, repr=False)
+class Run(Result):
+    """A run on disk, read anew at every call: finished, interrupted, or trained by another process at this moment.
+
+    `len(run)` counts its committed rounds, iteration gives each as a Round, and `run[3]` is round 3 (`run[-1]` the last).
+    """
+
+    paths: RunPaths
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is that of its folder."""
+        return self.paths.exp_name
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lies: run.json, metrics.jsonl and a folder for each round."""
+        return self.paths.root
+
+    @property
+    def record(self) -> RunRecord:
+        """run.json: configuration, versions, clients."""
+        return read_run(self.paths)
+
+    @property
+    def clients(self) -> dict[str, int]:
+        """Name -> number of every client."""
+        return client_numbers(self._files)
+
+    @property
+    def _files(self) -> dict[int, str]:
+        return {facts.client_id: facts.file for facts in self.record.clients}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl as dictionaries, in file order; `kind` is round, client or update.
+
+        Losses are in nats per response token, `seconds` in seconds, `bytes_*` in bytes.
+        docs/reference/files.md explains every field.
+        """
+        return MetricsLog(self.paths.metrics_file).rows()
+
+    def frame(self) -> pandas.DataFrame:
+        """`metrics()` as a pandas.DataFrame, a row per line. Raises UsageError where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise UsageError("pandas is not installed", hint="`pip install pandas`, or use metrics()") from None
+        return pandas.DataFrame(self.metrics())
+
+    def __len__(self) -> int:
+        return len(self.paths.committed_rounds())
+
+    def __iter__(self) -> Iterator[Round]:
+        return (Round(self, number) for number in self.paths.committed_rounds())
+
+    def __getitem__(self, number: int) -> Round:
+        """Round `number`, counted from 1; below zero from the end. Raises UsageError for a round that is not there."""
+        done = self.paths.committed_rounds()
+        wanted = done[number] if -len(done) <= number < 0 else number
+        if wanted not in done:
+            raise UsageError(f"run {self.name} has no round {number}", hint=f"its rounds are {done or 'none yet'}")
+        return Round(self, wanted)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def parts(self) -> Sequence[str]:
+        """A line on the run, and a table of its rounds."""
+        line = describe_run(self.paths)
+        best = NOTHING if line.best_loss is None else f"{line.best_loss:.3f} after round {line.best_round}"
+        head = one_line(
+            f"{line.name}: {line.mode} on {line.base_model}, {line.state}, {line.rounds_done} of {line.rounds} rounds, "
+            f"best held-out loss {best}"
+        )
+        rounds = list(self)
+        shown = [table_text(COLUMNS, [each.cells() for each in rounds[-MOST_ROUNDS:]], left=(7,))] if rounds else []
+        left_out = len(rounds) - MOST_ROUNDS
+        return [head, *([f"... and {left_out} rounds before these"] if left_out > 0 else []), *shown]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name, folder, state and the line of every round, as JSON values."""
+        line = describe_run(self.paths)
+        rounds = [row for row in self.metrics() if row["kind"] == "round"]
+        return {"name": self.name, "folder": str(self.folder), "state": line.state, "rounds": rounds}
+
+    def find_client(self, client: int | str) -> int:
+        """The number of a client that is given by number or name. Raises UsageError with the nearest name."""
+        names = self.clients
+        if isinstance(client, str) and client in names:
+            return names[client]
+        if isinstance(client, int) and client in names.values():
+            return client
+        hint = suggest(str(client), names) or f"its clients are {', '.join(names)}"
+        raise UsageError(f"run {self.name} has no client {client!r}", hint=hint)
+
+
+@dataclass(frozen=True, repr=False)
+class Round(Result):
+    """One committed round of a run."""
+
+    run: Run
+    number: int
+
+    @property
+    def folder(self) -> Path:
+        """A standard PEFT adapter: the global one, where the method leaves one."""
+        return self.run.paths.round_folder(self.number)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The round's line of metrics.jsonl; empty where the round was not measured. Units as in `Run.metrics`."""
+        return next((row for row in self._rows() if row["kind"] == "round"), {})
+
+    @property
+    def clients(self) -> list[dict[str, Any]]:
+        """A line of metrics.jsonl for each client that took part."""
+        return [row for row in self._rows() if row["kind"] == "client"]
+
+    def adapter(self, client: int | str | None = None) -> dict[str, torch.Tensor]:
+        """The global adapter, or that of a client given by number or name: PEFT key -> float32 tensor on the CPU.
+
+        A is (r, d_in), B is (d_out, r); the update of a layer is `lora_alpha / r * B @ A`. The files are compared with
+        their hashes first. Raises UsageError where the round has no such adapter, or it is damaged.
+        """
+        from fedlora.llm.adapter_files import BIN_NAME, GLOBAL_BIN_NAME, load_adapter, read_shapes
+        from fedlora.runs.saved_adapters import adapter_file, check_committed
+
+        paths = self.run.paths
+        name = OutputName("global") if client is None else OutputName("client", self.run.find_client(client))
+        # of both forms the one whose listing says the shapes
+        file = adapter_file(paths, self.number, name).with_name(GLOBAL_BIN_NAME if client is None else BIN_NAME)
+        check_committed(paths, self.number, file)
+        return load_adapter(file, read_shapes(file))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [row for row in self.run.metrics() if row["round"] == self.number]
+
+    def cells(self) -> list[str]:
+        """The round as a row of the run's table."""
+        row = self.metrics
+        files = self.run._files
+        excluded = [shown_client(each["client_id"], files) for each in row.get("quarantined", ())]
+        return [
+            str(self.number),
+            str(len(row["cohort"])) if row else NOTHING,
+            number_text(row.get("loss")),
+            number_text(row.get("val_loss")),
+            *(size_text(row[name]) if row else NOTHING for name in ("bytes_down", "bytes_up")),
+            duration(row["seconds"]) if row else NOTHING,
+            one_line(", ".join(excluded)),
+        ]
+
+    def parts(self) -> Sequence[str]:
+        """The round's row."""
+        return [table_text(COLUMNS, [self.cells()], left=(7,))]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The round's line and those of its clients, as JSON values."""
+        return {"number": self.number, "folder": str(self.folder), "metrics": self.metrics, "clients": self.clients}

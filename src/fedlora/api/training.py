@@ -1,0 +1,94 @@
+"""`fedlora.train` and `fedlora.rounds`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlora.api.entrance import PathLike, entered, make_config
+from fedlora.api.run import Round, Run
+from fedlora.api.signatures import takes
+from fedlora.config.train import TrainConfig
+from fedlora.errors import LockedError
+from fedlora.openmp import limit_spinning
+from fedlora.paths import RunPaths
+from fedlora.stages import train as stage
+
+
+@takes(TrainConfig)
+def train(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Run:
+    """Train one federated method over all rounds, or over those that are left of an interrupted run.
+
+    `config` is a YAML file; keywords win over it. Adapters and metrics are written to `model_dir/name`, the same bytes
+    as by `fedlora train`. A call that was interrupted is repeated to resume. `progress=False` shows nothing.
+
+    Raises UsageError (a keyword, a model, a folder), DataError (a row), TrainingError (no usable update), StorageError,
+    LockedError (another process trains this run), BudgetError (`max_epsilon`).
+
+    >>> rows = [{"instruction": "Capital of France?", "output": "Paris"}, {"instruction": "2 + 3?", "output": "5"}]
+    >>> data = fl.silos({"north": rows, "south": rows}, folder="silos")
+    >>> run = fl.train(data=data, model="smollm2-135m", rounds=2, client_fraction=1, name="pair", progress=False)
+    >>> len(run)
+    2
+    """
+    with entered("train", TrainConfig, keywords, progress=progress):
+        made = make_config(TrainConfig, config, keywords)
+    for _ in _iterate(made, "train", keywords, progress):
+        pass
+    return _run_of(made)
+
+
+@takes(TrainConfig)
+def rounds(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Iterator[Round]:
+    """Train as `train` does, one round per iteration; each Round is yielded once it is committed and measured.
+
+    Rounds of an earlier call are not yielded again. A loop that ends early leaves a run that the same call resumes, in
+    a notebook also while the interrupted loop still stands in a traceback: a new call of this process takes its place.
+    Keywords are checked at the call, everything else when the first round is asked for. Raises what `train` raises.
+
+    >>> rows = [{"instruction": "Capital of France?", "output": "Paris"}, {"instruction": "2 + 3?", "output": "5"}]
+    >>> data = fl.silos({"north": rows, "south": rows}, folder="silos")
+    >>> for round in fl.rounds(data=data, model="smollm2-135m", rounds=2, client_fraction=1, name="loop", progress=False):
+    ...     print(round.number, round.metrics["loss"] > 0)
+    1 True
+    2 True
+    """
+    with entered("rounds", TrainConfig, keywords, progress=progress):
+        made = make_config(TrainConfig, config, keywords)
+    return _iterate(made, "rounds", keywords, progress)
+
+
+_held: dict[Path, Generator[int]] = {}
+"""Folder -> the loop of this process that holds the run there."""
+
+
+def _iterate(config: TrainConfig, function: str, keywords: Mapping[str, Any], progress: bool) -> Iterator[Round]:
+    """The rounds of a run as they are done, each step of the training inside `entered`, and nothing between them."""
+    run = _run_of(config)
+    folder = run.folder
+    if (earlier := _held.pop(folder, None)) is not None:
+        # it runs in another thread when it cannot be closed, and then the run is locked
+        with contextlib.suppress(ValueError):
+            earlier.close()
+    limit_spinning()
+    steps = stage.rounds(config)
+    _held[folder] = steps
+    try:
+        while True:
+            with entered(function, TrainConfig, keywords, progress=progress):
+                number = next(steps, None)
+                if number is None and _held.get(folder) is not steps:
+                    raise LockedError(f"{folder}: another call of this process trains this run", hint="use that one")
+            if number is None:
+                return
+            yield run[number]
+    finally:
+        if _held.get(folder) is steps:
+            del _held[folder]
+        steps.close()
+
+
+def _run_of(config: TrainConfig) -> Run:
+    return Run(RunPaths(config.model_dir.absolute(), config.exp_name))
