@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedlora import errors
-    from fedlora.api.answers import Answers, Scores, generate, judge, score
-    from fedlora.api.looking import compare, open, reaggregate, report, runs, verify
+    from fedlora.api.answers import Answers, generate, judge, score
+    from fedlora.api.looking import compare, open, reaggregate, report, runs, verify  # noqa: A004
     from fedlora.api.preparing import allocate, plan, silos
     from fedlora.api.run import Round, Run
     from fedlora.api.training import rounds, train
+    from fedlora.stages.evaluate_rouge import Scores
 
 __version__ = "0.1.0"
 
@@ -50,7 +51,8 @@ __all__ = [
 
 _PLACES = MappingProxyType(
     {
-        **dict.fromkeys(("Answers", "Scores", "generate", "judge", "score"), "fedlora.api.answers"),
+        **dict.fromkeys(("Answers", "generate", "judge", "score"), "fedlora.api.answers"),
+        "Scores": "fedlora.stages.evaluate_rouge",
         **dict.fromkeys(("compare", "open", "reaggregate", "report", "runs", "verify"), "fedlora.api.looking"),
         **dict.fromkeys(("allocate", "plan", "silos"), "fedlora.api.preparing"),
         **dict.fromkeys(("Round", "Run"), "fedlora.api.run"),

@@ -78,7 +78,8 @@ class Progress:
             from rich.progress import Progress as Bar
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            # what a caller in Python prints between two rounds goes where the caller sends it
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
             self._bar.start()
             self._bar.add_task(self.label, total=self.total)
         return self

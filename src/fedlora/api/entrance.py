@@ -9,7 +9,7 @@ import contextlib
 import numbers
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -19,6 +19,7 @@ from fedlora.console import collect_lines
 from fedlora.errors import FedloraError, UsageError
 from fedlora.stopping import remember_signals
 
+Made = TypeVar("Made")
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 PathLike = str | os.PathLike[str]
 _FLAG = re.compile(r"(?<![\w-])--(\w+)")
@@ -36,6 +37,20 @@ def entered(function: str, config: type[Config], keywords: Mapping[str, Any], *,
             yield
         except FedloraError as error:
             raise _respelled(error, function, config).with_traceback(error.__traceback__) from error.__cause__
+
+
+def call(
+    function: str,
+    config: type[Config],
+    run: Callable[[Any], Made],
+    file: PathLike | None,
+    keywords: Mapping[str, Any],
+    *,
+    progress: bool,
+) -> Made:
+    """What a stage's `run` makes of the configuration that `file` and `keywords` give."""
+    with entered(function, config, keywords, progress=progress):
+        return run(make_config(config, file, keywords))
 
 
 def make_config(config: type[AnyConfig], file: PathLike | None, keywords: Mapping[str, Any]) -> AnyConfig:

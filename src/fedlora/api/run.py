@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     import pandas
     import torch
 
+    from fedlora.api.answers import Answers
+    from fedlora.api.entrance import PathLike
     from fedlora.api.picture import Picture
+    from fedlora.stages.report import Report
+    from fedlora.stages.verify import Verification
+
 
 COLUMNS = ("round", "clients", "training loss", "held-out loss", "sent down", "sent up", "time", "excluded")
 MOST_ROUNDS = 40
@@ -34,7 +39,8 @@ MOST_ROUNDS = 40
 class Run(Result):
     """A run on disk, read anew at every call: finished, interrupted, or trained by another process at this moment.
 
-    `len(run)` counts its committed rounds, iteration gives each as a Round, and `run[3]` is round 3 (`run[-1]` the last).
+    `len(run)` counts its committed rounds, iteration gives each as a Round, and `run[3]` is round 3 (`run[-1]` is the
+    last).
     """
 
     paths: RunPaths
@@ -92,6 +98,67 @@ class Run(Result):
         if wanted not in done:
             raise UsageError(f"run {self.name} has no round {number}", hint=f"its rounds are {done or 'none yet'}")
         return Round(self, wanted)
+
+    def answer(
+        self,
+        questions: str | Mapping[str, str] | Sequence[str | Mapping[str, str]],
+        of: Sequence[str | int] | str | int = "global",
+        *,
+        progress: bool = True,
+        **keywords: Any,
+    ) -> dict[str | int, Any]:
+        """What each of `of` answers, in one load of the base and one batch; nothing is written.
+
+        A question is text, or a row with `instruction` and `input`. The result maps each entry of `of` to its answer,
+        or to a list of answers where `questions` is a list; of `all` and of ranges it has everyone by name. Keywords
+        are those of `generate`, such as `round`, `max_new_tokens` and `temperature`.
+
+        Raises UsageError (a client, a round), DataError (a row).
+
+        >>> answers = fl.open("models/pair").answer("Capital of France?", of=["base", "global", 1], max_new_tokens=4)
+        >>> list(answers)
+        ['base', 'global', 1]
+        """
+        from fedlora.api.answers import answer
+
+        return answer(questions, of, self._names(**keywords), progress=progress)
+
+    def generate(
+        self, test: PathLike, of: Sequence[str | int] | str | int = "global", *, progress: bool = True, **keywords: Any
+    ) -> Answers:
+        """Answer the rows of the file `test` and write the predictions: `fedlora.generate` of this run."""
+        from fedlora.api.answers import generate
+
+        return generate(progress=progress, **self._names(test=test, of=of, **keywords))
+
+    def verify(self, *, progress: bool = True) -> Verification:
+        """Recheck every hash and recompute every aggregate: `fedlora.verify` of this run."""
+        from fedlora.api.looking import verify
+
+        return verify(progress=progress, **self._names())
+
+    def report(self, folder: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Report:
+        """Write the report of this run alone to `folder`, by default `reports/NAME`: `fedlora.report` of this run."""
+        from fedlora.api.looking import report
+
+        place = Path("reports", self.name) if folder is None else Path(folder).absolute()
+        given = {"names": [self.name], "round": self._last(), "model_dir": self.paths.model_dir}
+        return report(progress=progress, report_dir=place.parent, report_name=place.name, **{**given, **keywords})
+
+    def plot(self, **keywords: Any) -> Picture:
+        """Losses by round, and the exact match of what was scored: the figure of the report.
+
+        Keywords are those of `report` that say where results lie. A notebook shows the picture; `save` writes it.
+        """
+        from fedlora.api.picture import draw_run
+
+        return draw_run({"names": [self.name], "round": self._last(), "model_dir": self.paths.model_dir, **keywords})
+
+    def _names(self, **keywords: Any) -> dict[str, Any]:
+        return {"name": self.name, "model_dir": self.paths.model_dir, **keywords}
+
+    def _last(self) -> int:
+        return max(self.paths.committed_rounds(), default=1)
 
     def __bool__(self) -> bool:
         return True

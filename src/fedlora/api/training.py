@@ -13,7 +13,7 @@ from fedlora.api.signatures import takes
 from fedlora.config.train import TrainConfig
 from fedlora.errors import LockedError
 from fedlora.openmp import limit_spinning
-from fedlora.paths import RunPaths
+from fedlora.paths import RunPaths, check_name
 from fedlora.stages import train as stage
 
 
@@ -35,9 +35,10 @@ def train(config: PathLike | None = None, *, progress: bool = True, **keywords: 
     """
     with entered("train", TrainConfig, keywords, progress=progress):
         made = make_config(TrainConfig, config, keywords)
-    for _ in _iterate(made, "train", keywords, progress):
+        run = _run_of(made)
+    for _ in _iterate(made, run, "train", keywords, progress):
         pass
-    return _run_of(made)
+    return run
 
 
 @takes(TrainConfig)
@@ -50,23 +51,26 @@ def rounds(config: PathLike | None = None, *, progress: bool = True, **keywords:
 
     >>> rows = [{"instruction": "Capital of France?", "output": "Paris"}, {"instruction": "2 + 3?", "output": "5"}]
     >>> data = fl.silos({"north": rows, "south": rows}, folder="silos")
-    >>> for round in fl.rounds(data=data, model="smollm2-135m", rounds=2, client_fraction=1, name="loop", progress=False):
+    >>> wanted = dict(data=data, model="smollm2-135m", rounds=2, client_fraction=1, name="loop")
+    >>> for round in fl.rounds(**wanted, progress=False):
     ...     print(round.number, round.metrics["loss"] > 0)
     1 True
     2 True
     """
     with entered("rounds", TrainConfig, keywords, progress=progress):
         made = make_config(TrainConfig, config, keywords)
-    return _iterate(made, "rounds", keywords, progress)
+        run = _run_of(made)
+    return _iterate(made, run, "rounds", keywords, progress)
 
 
 _held: dict[Path, Generator[int]] = {}
 """Folder -> the loop of this process that holds the run there."""
 
 
-def _iterate(config: TrainConfig, function: str, keywords: Mapping[str, Any], progress: bool) -> Iterator[Round]:
+def _iterate(
+    config: TrainConfig, run: Run, function: str, keywords: Mapping[str, Any], progress: bool
+) -> Iterator[Round]:
     """The rounds of a run as they are done, each step of the training inside `entered`, and nothing between them."""
-    run = _run_of(config)
     folder = run.folder
     if (earlier := _held.pop(folder, None)) is not None:
         # it runs in another thread when it cannot be closed, and then the run is locked
@@ -91,4 +95,4 @@ def _iterate(config: TrainConfig, function: str, keywords: Mapping[str, Any], pr
 
 
 def _run_of(config: TrainConfig) -> Run:
-    return Run(RunPaths(config.model_dir.absolute(), config.exp_name))
+    return Run(RunPaths(config.model_dir.absolute(), check_name(config.exp_name, "exp_name")))

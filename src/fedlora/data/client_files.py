@@ -132,7 +132,7 @@ def find_silos(folder: Path) -> tuple[list[Path], list[Path]]:
     if not files:
         raise UsageError(f"{folder} holds no client files", hint=_MAKE_DATA)
     _refuse_twice(rows)
-    _check_names(files, tests)
+    check_client_names(rows)
     return files, tests
 
 
@@ -158,8 +158,10 @@ def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path
     return files
 
 
-def _check_names(files: Sequence[Path], tests: Sequence[Path]) -> None:
-    """UsageError for names that would mean something else wherever a client is named."""
+def check_client_names(rows: Sequence[Path]) -> None:
+    """UsageError for names of a folder's files of rows that would mean something else wherever a client is named."""
+    tests = [file for file in rows if name_of_file(file.name).endswith(TEST)]
+    files = sorted(set(rows) - set(tests), key=_natural)
     for client, file in enumerate(files):
         name = name_of_file(file.name)
         if name in RESERVED:

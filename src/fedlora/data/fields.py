@@ -101,7 +101,7 @@ def _either(names: tuple[str, ...]) -> str:
 
 
 def _kind(value: Any) -> str:
-    return "null" if value is None else _KINDS[type(value)]
+    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
 
 
 def _refuse(record: Record, what: str, hint: str = ROW_HINT) -> RecordError:

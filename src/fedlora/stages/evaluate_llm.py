@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.console import Progress, say
 from fedlora.errors import BudgetError, JudgeError, LockedError, StorageError
+from fedlora.evaluation.judge.completion import complete
 from fedlora.evaluation.judge.key import load_key
 from fedlora.evaluation.judge.protocol import ORDERS, PROMPT_VERSION, Question, Sample, make_question
 from fedlora.evaluation.judge.results import combine, describe_judges, results_parts, summarise
@@ -171,7 +172,7 @@ def _ask_open_questions(
 
     try:
         with redacted_logs(), Progress("judge", len(waiting)) as progress:
-            return asyncio.run(ask_all(progress))
+            return complete(ask_all(progress))
     except BudgetError as error:
         left = f"{comparison.left(log)} of {len(comparison.samples)} samples are left"
         hint = "verdicts so far are kept: run again, with a higher --max_calls if need be"

@@ -14,6 +14,7 @@ from typing import Any
 from fedlora.config.evaluate import EvaluateRougeConfig
 from fedlora.console import Progress, say
 from fedlora.data.held_out import HeldOutRows, read_test_rows
+from fedlora.errors import UsageError
 from fedlora.evaluation.matching import pair_rows, read_predictions
 from fedlora.evaluation.rouge import METRICS, AnswerScorer, by_group, check_categories, summarise
 from fedlora.files import sha256_of, write_json
@@ -46,10 +47,15 @@ class SubjectScores:
         return sum(self.record["fedlora"]["num_samples"].values())
 
     @property
+    def exact_match(self) -> float:
+        """Share of answers that are right: the plain mean over the categories, in 0..1."""
+        return self.record["fedlora"]["exact_match"]["macro"]
+
+    @property
     def overall(self) -> tuple[float, ...]:
         """Exact match, then the contract's METRICS: plain means over the categories, in 0..1."""
         means = self.record["overall"]
-        return (self.record["fedlora"]["exact_match"]["macro"], *(means[f"avg_{metric}"] for metric in METRICS))
+        return (self.exact_match, *(means[f"avg_{metric}"] for metric in METRICS))
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,13 +64,24 @@ class Scores(Result):
 
     scores: tuple[SubjectScores, ...]
 
+    def __getitem__(self, name: str) -> SubjectScores:
+        """The scores of one subject, by the name in the table. Raises UsageError for another name."""
+        named = dict(zip(self.names, self.scores, strict=True))
+        if name not in named:
+            raise UsageError(f"no scores of {name!r}", hint=f"there are {', '.join(named)}")
+        return named[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Whose answers were scored, as the table calls them."""
+        return shown_names([one.subject for one in self.scores])
+
     def parts(self) -> Sequence[str]:
         """Of one subject the table by category, of several a row each; then where the results lie."""
         if len(self.scores) == 1:
             one = self.scores[0]
             return _categories_table(one), *_clients_table(self.scores), str(one.file)
-        names = shown_names([one.subject for one in self.scores])
-        rows = [_cells(name, one.num_rows, *one.overall) for name, one in zip(names, self.scores, strict=True)]
+        rows = [_cells(name, one.num_rows, *one.overall) for name, one in zip(self.names, self.scores, strict=True)]
         folders = dict.fromkeys(str(one.file.parent) for one in self.scores)
         return table_text(("of", "rows", "exact", *METRICS), rows), *_clients_table(self.scores), *folders
 

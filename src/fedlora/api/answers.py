@@ -1,0 +1,171 @@
+"""`fedlora.generate`, `score` and `judge`: answers of a run's adapters, and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlora.api.entrance import PathLike, call, entered, make_config
+from fedlora.api.signatures import takes
+from fedlora.config.evaluate import EvaluateLlmConfig, EvaluateRougeConfig
+from fedlora.config.generate import GenerateConfig
+from fedlora.errors import UsageError
+from fedlora.plain_text import one_line, table_text
+from fedlora.results import Result
+from fedlora.types import Row
+
+if TYPE_CHECKING:
+    from fedlora.stages.evaluate_llm import Judgement
+    from fedlora.stages.evaluate_rouge import Scores
+
+MOST_ROWS, MOST_LETTERS = 10, 60
+"""What a table of answers shows of them."""
+
+
+@dataclass(frozen=True, repr=False)
+class Answers(Result):
+    """Answers of one or several adapters to the rows of a test file; they lie in the files of predictions."""
+
+    questions: tuple[Row, ...]
+    files: Mapping[str, Path]
+    """Who answered -> the file, with a line per row in the order of the test file."""
+    texts: Mapping[str, tuple[str, ...]]
+    """Who answered -> one text per row."""
+    made_by: Mapping[str, Any]
+    """The keywords with which `score` finds the predictions."""
+
+    def score(self, test: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Scores:
+        """Exact match and ROUGE of these answers, by `fedlora.score`; the result files are written.
+
+        `test` holds the reference answers, by default the file that was answered.
+        """
+        given = {**self.made_by, **({} if test is None else {"test": Path(test).absolute()}), **keywords}
+        return score(progress=progress, **given)
+
+    def parts(self) -> Sequence[str]:
+        """The first rows, with everybody's answer beside each."""
+        columns = [[_cell(row.instruction) for row in self.questions]]
+        columns += [[_cell(text) for text in texts] for texts in self.texts.values()]
+        rows = list(zip(*columns, strict=True))
+        table = table_text(("question", *self.texts), rows[:MOST_ROWS], left=range(len(columns)))
+        left_out = len(rows) - MOST_ROWS
+        return [table, *([f"... and {left_out} rows more"] if left_out > 0 else []), *map(str, self.files.values())]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Who answered, the file, and the texts, as JSON values."""
+        return {
+            "answers": [
+                {"name": name, "file": str(file), "texts": list(self.texts[name])} for name, file in self.files.items()
+            ]
+        }
+
+
+def _cell(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS - 3]}..."
+
+
+@takes(GenerateConfig)
+def generate(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Answers:
+    """Answer every row of the file `test` with the base model, the global adapter or a client's.
+
+    The answers are written to `prediction_dir/name/round`; a second call with the same settings reads them. `of` says
+    who answers, by name or number: `["base", "global", 2]`.
+
+    Raises UsageError (a run, a round, a client), DataError (a row), StorageError.
+
+    >>> rows = [{"instruction": "Capital of Italy?", "output": "Rome", "category": "capitals"}]
+    >>> test = fl.silos({"questions": rows}, folder="tests") / "questions.jsonl"
+    >>> answers = fl.generate(name="pair", test=test, of=["base", "global"], max_new_tokens=8, progress=False)
+    >>> list(answers.texts), [len(texts) for texts in answers.texts.values()]
+    (['base', 'global'], [1, 1])
+    """
+    from fedlora.data.records import read_rows
+    from fedlora.runs.subjects import shown_names
+    from fedlora.stages import generate as stage
+
+    with entered("generate", GenerateConfig, keywords, progress=progress):
+        made = make_config(GenerateConfig, config, keywords)
+        predictions = stage.run(made)
+        rows = tuple(read_rows(made.test_file_path, rules=made.read_rules))
+        names = shown_names([one.subject for one in predictions.answers])
+        answers = dict(zip(names, predictions.answers, strict=True))
+        return Answers(
+            rows,
+            {name: one.file.absolute() for name, one in answers.items()},
+            {name: one.texts for name, one in answers.items()},
+            {
+                "of": [one.subject.word for one in predictions.answers],
+                "name": made.exp_name,
+                "test": made.test_file_path.absolute(),
+                **{name: getattr(made, name).absolute() for name in ("prediction_dir", "model_dir")},
+            },
+        )
+
+
+def answer(
+    questions: Any, of: Sequence[str | int] | str | int, keywords: Mapping[str, Any], *, progress: bool
+) -> dict[str | int, Any]:
+    """`Run.answer`: what everybody of `of` says, by the words that name them."""
+    from fedlora.runs.subjects import Subject, find_adapters, shown_names
+    from fedlora.stages.answer import answer_rows
+
+    words = of.split(",") if isinstance(of, str) else [of] if isinstance(of, int) else list(of)
+    given = {**keywords, "of": words}
+    with entered("generate", GenerateConfig, given, progress=progress):
+        made = make_config(GenerateConfig, None, given)
+        is_one = isinstance(questions, str | Mapping)
+        rows = [_row_of(question) for question in ([questions] if is_one else questions)]
+        where = {"run": made.exp_name, "round_number": made.communication_rounds, "model_dir": made.model_dir}
+        named: dict[str | int, Subject] = {}
+        for word in words:
+            found = find_adapters([str(word)], **where)
+            named |= {word: found[0]} if len(found) == 1 else dict(zip(shown_names(found), found, strict=True))
+        texts = answer_rows(made, list(dict.fromkeys(named.values())), rows)
+        return {word: texts[one][0] if is_one else texts[one] for word, one in named.items()}
+
+
+def _row_of(question: Any) -> Row:
+    """A question as a row; UsageError for what is none."""
+    if isinstance(question, str):
+        return Row(question, "", "", "")
+    given = question if isinstance(question, Mapping) else {}
+    texts = {key: given[key] for key in ("instruction", "input", "context") if key in given}
+    if "instruction" not in texts or not all(isinstance(text, str) for text in texts.values()):
+        raise UsageError(f"{question!r} is no question", hint="give text, or a row with instruction and input")
+    return Row(texts["instruction"], texts.get("input", texts.get("context", "")), "", "")
+
+
+@takes(EvaluateRougeConfig)
+def score(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Scores:
+    """Score predictions against the answers in the file `test`: exact match and ROUGE F1, both in 0..1.
+
+    A result file per subject is written to `evaluation_dir/name/round`. Exact match is the plain mean over categories
+    (Lin 2004 for ROUGE, by the package rouge-score). Raises UsageError where predictions are missing, DataError where
+    predictions and rows do not belong together.
+
+    >>> scores = fl.score(name="pair", test="tests/questions.jsonl", of="base", progress=False)
+    >>> 0 <= scores["base"].exact_match <= 1
+    True
+    """
+    from fedlora.stages import evaluate_rouge as stage
+
+    return call("score", EvaluateRougeConfig, stage.run, config, keywords, progress=progress)
+
+
+@takes(EvaluateLlmConfig)
+def judge(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Judgement:
+    """Let an OpenAI-compatible judge compare two sets of answers, each sample in both orders.
+
+    The key comes from the environment (`api_key` or OPENAI_API_KEY) or from `api_key_file`. Verdicts are kept as they
+    come, so a call that was interrupted is repeated to resume. Scores are 1 to 100; the win rate is in 0..1. Works
+    inside a running event loop too.
+
+    Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the endpoint refuses), BudgetError
+    (`max_calls`), LockedError.
+    """
+    from fedlora.stages import evaluate_llm as stage
+
+    return call("judge", EvaluateLlmConfig, stage.run, config, keywords, progress=progress)

@@ -1,0 +1,117 @@
+"""`fedlora.open`, `runs`, `verify`, `report`, `reaggregate` and `compare`: functions that look at runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlora.api.entrance import PathLike, call, entered
+from fedlora.api.run import Run
+from fedlora.api.signatures import takes
+from fedlora.config.compare import CompareConfig
+from fedlora.config.evaluate import ReportConfig
+from fedlora.config.reaggregate import ReaggregateConfig
+from fedlora.config.runs import RunsConfig, VerifyConfig
+from fedlora.openmp import limit_spinning
+from fedlora.paths import RunPaths
+from fedlora.runs.run_folder import read_run
+
+if TYPE_CHECKING:
+    from fedlora.stages.compare import Comparison, PlanOfRuns
+    from fedlora.stages.reaggregate import Reaggregated
+    from fedlora.stages.report import Report
+    from fedlora.stages.runs import RunList
+    from fedlora.stages.verify import Verification
+
+
+def open(folder: PathLike) -> Run:  # noqa: A001 - the public name
+    """The run in `folder`, which is `model_dir/name` of its training. Raises UsageError where there is none.
+
+    >>> run = fl.open("models/pair")
+    >>> run.name, len(run)
+    ('pair', 2)
+    """
+    place = Path(folder).expanduser().absolute()
+    paths = RunPaths(place.parent, place.name)
+    with entered("open", RunsConfig, {"model_dir": folder}, progress=True):
+        read_run(paths)
+    return Run(paths)
+
+
+def runs(folder: PathLike = "models", *, progress: bool = True) -> RunList:
+    """The runs under `folder`, a line each: state, rounds done, best round, size in bytes.
+
+    >>> [line.name for line in fl.runs("models").lines]
+    ['pair']
+    """
+    from fedlora.stages import runs as stage
+
+    return call("runs", RunsConfig, stage.run, None, {"model_dir": folder}, progress=progress)
+
+
+@takes(VerifyConfig)
+def verify(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Verification:
+    """Recheck every hash of a run and recompute every aggregate from the clients' files; nothing is written.
+
+    Raises StorageError with the first fault, UsageError where the secret of a private run is missing; `result` of the
+    error lists everything that was checked.
+
+    >>> print(fl.verify(name="pair", progress=False))
+    round 1: ok, 10 files, recomputed to the same bytes
+    round 2: ok, 10 files, recomputed to the same bytes
+    metrics.jsonl: ok
+    """
+    from fedlora.stages import verify as stage
+
+    return call("verify", VerifyConfig, stage.run, config, keywords, progress=progress)
+
+
+@takes(ReportConfig)
+def report(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Report:
+    """Put runs side by side: write report.md, report.json and plots to `report_dir/report_name`.
+
+    `file` of the result is the page. Raises UsageError where no run of these names is there, or a file cannot be read.
+
+    >>> fl.report(names=["pair"], round=2, progress=False).file
+    PosixPath('reports/report/report.md')
+    """
+    from fedlora.stages import report as stage
+
+    return call("report", ReportConfig, stage.run, config, keywords, progress=progress)
+
+
+@takes(ReaggregateConfig)
+def reaggregate(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Reaggregated:
+    """Combine the stored updates of a run by another server, other weights or without some clients; nothing is trained.
+
+    Every round starts from where the run really stood, so each line is a what-if of one round. The adapters are written
+    to `model_dir/new_name`. Raises UsageError, StorageError.
+
+    >>> [line["round"] for line in fl.reaggregate(name="pair", weights="uniform", progress=False).rounds]
+    [1, 2]
+    """
+    from fedlora.stages import reaggregate as stage
+
+    return call("reaggregate", ReaggregateConfig, stage.run, config, keywords, progress=progress)
+
+
+@takes(CompareConfig)
+def compare(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Comparison | PlanOfRuns:
+    """Train and score methods over seeds and settings on one data set, under one budget, and put them into one table.
+
+    `config` is mostly a YAML file; a call that was interrupted is repeated to resume. With `plan=True` nothing is
+    trained, and the result says what would be. `record` of the result is comparison.json: means over seeds with 95 %
+    intervals, losses in nats per response token.
+
+    Raises UsageError where no run of the comparison is possible, StorageError, LockedError. What is wrong with a single
+    run is a note of the result.
+
+    >>> study = dict(name="study", model="smollm2-135m", methods=["homo", "fedprox"], seeds=[1], budget_steps=2)
+    >>> plan = fl.compare(**study, data={"num_clients": 2}, learning_rates=[1e-3], plan=True, progress=False)
+    >>> plan.record["runs"]
+    4
+    """
+    from fedlora.stages import compare as stage
+
+    limit_spinning()
+    return call("compare", CompareConfig, stage.run, config, keywords, progress=progress)

@@ -1,0 +1,127 @@
+"""Who answers: the adapters of one round of one run, found and checked before a base is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from fedlora.config.generate import GenerateConfig
+from fedlora.config.train_fields import Quantization, Template
+from fedlora.engines.answering import Answering, Answers, Source, group_names
+from fedlora.errors import UsageError
+from fedlora.federated.ranks import shapes_at
+from fedlora.llm.adapter_files import load_adapter
+from fedlora.llm.base_model import BaseModel
+from fedlora.llm.lora import LoraModel
+from fedlora.paths import OutputName, RunPaths
+from fedlora.runs.run_folder import read_run
+from fedlora.runs.saved_adapters import adapter_file, adapter_specs, check_committed, find_additions
+from fedlora.runs.subjects import Subject
+from fedlora.types import BaseDelta, Row
+
+
+@dataclass(frozen=True)
+class Answerers:
+    """Adapters of one round, None for the base model, and what their answers depend on."""
+
+    paths: RunPaths
+    round_number: int
+    source: Source
+    adapters: Mapping[OutputName, Path | None]
+    called: Mapping[OutputName, str]
+    """What messages call them."""
+    additions: BaseDelta | None
+    """To the base: the round's clients answer on top of them."""
+
+    def answer(
+        self, config: GenerateConfig, rows: Sequence[Row], load: Callable[..., BaseModel], *, together: bool = False
+    ) -> Iterator[tuple[list[OutputName], Answers]]:
+        """Everybody's answers to `rows`, group by group.
+
+        `together` is for a few questions: all that stand on the same base answer in one batch, the base with them.
+        """
+        base = load(
+            self.source.base_model,
+            device=config.device,
+            dtype=config.base_dtype,
+            quantization=self.source.quantization,
+            trust_remote_code=config.trust_remote_code,
+        )
+        trained = {name: file for name, file in self.adapters.items() if file is not None}
+        specs = adapter_specs(self.paths, self.round_number, list(trained), base_model=base.name)
+        # the layers take adapters of any smaller rank
+        lora = LoraModel(base.model, max(specs.values(), key=lambda spec: spec.r)) if specs else None
+        options = {"label": self.paths.exp_name, "called": self.called}
+        answering = Answering(config, self.source, base, lora, rows, **options)
+        names = list(self.adapters)
+        groups = group_names(names, len(rows), specs, apart=self.additions is not None)
+        if together:
+            clients = [name for name in names if self.additions is not None and name.kind == "client"]
+            groups = [group for group in (clients, [name for name in names if name not in clients]) if group]
+        for group in groups:
+            states = [
+                load_adapter(trained[name], shapes_at(lora.shapes(), specs[name].r))
+                if lora and name in trained
+                else None
+                for name in group
+            ]
+            is_added = self.additions is not None and group[0].kind == "client"
+            background = self.additions.background if self.additions is not None and is_added else None
+            yield group, answering.answer(group, states, background)
+
+
+def by_round(subjects: Sequence[Subject]) -> dict[tuple[str, int], list[Subject]]:
+    """Run and round -> who of it answers."""
+    found: dict[tuple[str, int], list[Subject]] = {}
+    for one in subjects:
+        found.setdefault((one.run, one.round_number), []).append(one)
+    return found
+
+
+def find_answerers(config: GenerateConfig, place: tuple[str, int], subjects: Sequence[Subject]) -> Answerers:
+    """Subjects of one run and round, whose files are compared with their hashes. Raises UsageError, StorageError."""
+    paths, round_number = RunPaths(config.model_dir, place[0]), place[1]
+    called = {subject.output: subject.name for subject in subjects}
+    source = _find_source(config, paths, base_alone=all(name.kind == "base" for name in called))
+    adapters = {name: None if name.kind == "base" else adapter_file(paths, round_number, name) for name in called}
+    for file in filter(None, adapters.values()):
+        check_committed(paths, round_number, file)
+    additions = find_additions(paths, round_number) if any(name.kind == "client" for name in called) else None
+    return Answerers(paths, round_number, source, adapters, called, additions)
+
+
+def _find_source(config: GenerateConfig, paths: RunPaths, *, base_alone: bool) -> Source:
+    """Base model, template, cutoff and quantization: the run's, unless the base alone answers and there is no run."""
+    if base_alone and not paths.run_file.is_file():
+        template = "alpaca" if config.prompt_template == "auto" else config.prompt_template
+        quantization = "none" if config.quantization == "auto" else config.quantization
+        return Source(config.base_model, template, config.cutoff_len or 512, quantization)
+    recorded = read_run(paths)
+    trained_on = recorded.base_model
+    if config.chosen("base_model") and config.base_model != trained_on:
+        raise UsageError(
+            f"base_model={config.base_model!r}, but run {paths.exp_name} was trained on {trained_on!r}",
+            hint="leave --base_model out, or choose another --exp_name for answers of that base",
+        )
+    template, quantization, cutoff_len = _read_training(recorded.config, paths)
+    return Source(
+        trained_on,
+        template if config.prompt_template == "auto" else config.prompt_template,
+        config.cutoff_len or cutoff_len,
+        quantization if config.quantization == "auto" else config.quantization,
+    )
+
+
+def _read_training(recorded: Mapping[str, Any], paths: RunPaths) -> tuple[str, Quantization, int]:
+    """Template, quantization and cutoff that a run was trained with; UsageError for values no run can have."""
+    # runs older than the field were trained on the base as it is
+    found = {"quantization": "none", **recorded}
+    template, quantization, cutoff_len = (found.get(name) for name in ("prompt_template", "quantization", "cutoff_len"))
+    if template in get_args(Template) and quantization in get_args(Quantization) and type(cutoff_len) is int:
+        return str(template), cast(Quantization, quantization), cutoff_len
+    raise UsageError(
+        f"{paths.run_file}: damaged: prompt_template, quantization or cutoff_len is none that a run can have",
+        hint="restore the file, or train again with --overwrite",
+    )
