@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "fedlora"
 FLOORS = [
     *("ground", "data", "federated", "methods", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"),
 ]
-DOORS = {"cli", "command_help", "command_table", "flags", "demo", "__main__"}
+DOORS = {"__init__", "api", "cli", "command_help", "command_table", "flags", "demo", "__main__"}
 FEATURES = {"comparing", "planning", "flower", "training"}
 """Folders of the stages' floor: a stage calls a feature, and a feature may run stages."""
 GROUND_INSIDE = {
@@ -155,7 +155,7 @@ NAMED = {
         (module, "none"): "no quantisation"
         for module in (
             *("config.train_fields", "config.generate", "llm.base_model", "llm.footprint", "llm.quantization"),
-            *("runs.environment", "stages.generate", "planning.run_plan"),
+            *("runs.environment", "engines.answerers", "planning.run_plan"),
         )
     },
 }
@@ -249,6 +249,8 @@ def settings_of(tree: ast.AST) -> Iterator[str]:
 
 
 FOREIGN = {
+    "__init__": "the class of the package's own module",
+    "api.signatures": "signature and docstring of the public functions",
     "flags": "argparse's parsers",
     "flower.guard": "Flower's own modules, whose commands are narrowed",
     "redaction": "records of the logging module",

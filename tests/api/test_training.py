@@ -137,13 +137,13 @@ def test_without_progress_nothing_is_shown_and_with_it_standard_output_stays_fre
 def test_rounds_are_yielded_as_they_are_committed_and_a_loop_that_ended_early_goes_on(wanted):
     whole = facts_of(fl.train(**{**wanted, "name": "whole", "rounds": 3}, progress=False).folder)
     seen = []
-    for round in fl.rounds(**{**wanted, "rounds": 3}, progress=False):
-        assert fl.open("models/run")[round.number].metrics == round.metrics
-        seen.append(round.number)
-        if round.number == 2:
+    for done in fl.rounds(**{**wanted, "rounds": 3}, progress=False):
+        assert fl.open("models/run")[done.number].metrics == done.metrics
+        seen.append(done.number)
+        if done.number == 2:
             break
-    assert find_holder(round.run.paths) is None
-    seen += [round.number for round in fl.rounds(**{**wanted, "rounds": 3}, progress=False)]
+    assert find_holder(done.run.paths) is None
+    seen += [done.number for done in fl.rounds(**{**wanted, "rounds": 3}, progress=False)]
     assert seen == [1, 2, 3]
     resumed = facts_of(Path("models/run"))
     assert resumed["metrics"] == whole["metrics"]
@@ -184,9 +184,10 @@ def test_an_interrupt_that_torch_swallows_leaves_a_run_that_resumes_to_the_same_
                 raise RuntimeError("could not determine the shape of object type 'torch.storage'") from None
         return train(self, task)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(SimulatedClients, "_train_one", interrupted)
-        fl.train(**wanted, progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            fl.train(**wanted, progress=False)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run = fl.open("models/run")
     assert len(run) == 1

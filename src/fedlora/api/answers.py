@@ -89,7 +89,7 @@ def generate(config: PathLike | None = None, *, progress: bool = True, **keyword
     with entered("generate", GenerateConfig, keywords, progress=progress):
         made = make_config(GenerateConfig, config, keywords)
         predictions = stage.run(made)
-        rows = tuple(read_rows(made.test_file_path, rules=made.read_rules))
+        rows = tuple(read_rows(predictions.files[0], output_key="answer"))
         names = shown_names([one.subject for one in predictions.answers])
         answers = dict(zip(names, predictions.answers, strict=True))
         return Answers(
