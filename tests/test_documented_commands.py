@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from crashtest import SECTIONS
 
+import fedlora
 from fedlora import __version__, cli
 from fedlora.config.compare import CompareConfig
 from fedlora.config.schema import read_yaml
@@ -104,3 +106,17 @@ def test_the_citation_names_this_release():
     citation = read_yaml(ROOT / "CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert (citation["cff-version"], citation["version"]) == ("1.2.0", __version__)
+
+
+def test_the_python_of_a_page_compiles_and_uses_public_names():
+    for page in PAGES:
+        for code in re.findall(
+            r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            tree = ast.parse(code)
+            used = {
+                node.attr
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fl"
+            }
+            assert all(hasattr(fedlora, name) for name in used), f"{page}: {used}"
