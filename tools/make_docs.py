@@ -1,4 +1,4 @@
-"""Write the generated pages: methods (and the README's list of them), commands, exit codes.
+"""Write the generated pages: methods (and the README's list of them), commands, exit codes, Python.
 
     python tools/make_docs.py
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from python_page import make_python
 from reference_pages import make_commands, make_exit_codes
 
 from fedlora.config.method_options import options_of
@@ -112,7 +113,12 @@ def put(page: str, begin: str, end: str, text: str) -> str:
     return before + begin + text + end + rest.split(end)[1]
 
 
-GENERATED = {PAGE: make_page, REFERENCE / "commands.md": make_commands, REFERENCE / "exit-codes.md": make_exit_codes}
+GENERATED = {
+    PAGE: make_page,
+    REFERENCE / "commands.md": make_commands,
+    REFERENCE / "exit-codes.md": make_exit_codes,
+    REFERENCE / "python.md": make_python,
+}
 
 
 def main() -> None:

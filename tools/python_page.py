@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Collection
 from typing import Any
 
 import fedlora
+from fedlora.cli import load
 from fedlora.command_help import OTHER
 from fedlora.command_table import COMMANDS
+from fedlora.config.names import field_names
 from fedlora.config.schema import GROUPS, OF_METHODS
 
 HEAD = """\
@@ -25,8 +28,12 @@ name and leaves the same files. Each flag of the command is a keyword, under its
 `config="run.yaml"` reads a file, and keywords win over it. Functions print nothing but progress, and nothing with
 `progress=False`. Errors are classes of [`fedlora.errors`](exit-codes.md).
 
+A result prints as a table, in a terminal and in a notebook; `as_dict()` gives it as [JSON values](json.md).
+
 """
 KEYWORD_HEADINGS = {f"{heading}:" for heading in (*GROUPS, OF_METHODS, OTHER, "keywords")}
+EVERYWHERE = ("parts", "cells", "text", "as_dict")
+"""Members that every result has."""
 COMMAND_OF = {"judge": "evaluate_llm", "rounds": "train"}
 """Function -> the command whose flags are its keywords, where the names differ."""
 
@@ -42,31 +49,32 @@ def make_python() -> str:
 
 def _function(title: str, function: Any, name: str = "", heading: str = "##") -> str:
     command = COMMAND_OF.get(name, name)
-    keywords = ""
+    keywords, flags = "", set()
     if command in COMMANDS:
         keywords = f"\nKeywords: the flags of [`fedlora {command}`](commands.md#fedlora-{command}).\n"
-    return f"{heading} `{title}{_signature(function)}`\n\n{as_markdown(_docstring(function))}\n{keywords}"
+        flags = set(field_names(load(COMMANDS[command].config).flat_fields()))
+    return f"{heading} `{title}{_signature(function, flags)}`\n\n{as_markdown(_docstring(function))}\n{keywords}"
 
 
 def _class(name: str, found: type) -> str:
     parts = [f"## `{name}`\n\n{as_markdown(_docstring(found))}\n"]
     for member, value in vars(found).items():
-        if member.startswith("_") or not inspect.getdoc(value):
+        if member.startswith("_") or member in EVERYWHERE or not inspect.getdoc(value):
             continue
         if isinstance(value, property):
             parts.append(f"### `.{member}`\n\n{as_markdown(_docstring(value))}\n")
         elif inspect.isfunction(value):
-            parts.append(_function(f".{member}", value, heading="###"))
+            parts.append(_function(f".{member}", value, member, heading="###"))
     return "\n".join(parts)
 
 
-def _signature(function: Any) -> str:
-    """The parameters of a function without the keywords that are flags, and without annotations."""
+def _signature(function: Any, flags: Collection[str]) -> str:
+    """The parameters of a function, without annotations; those that are flags of its command as `...`."""
     shown, has_keywords, star = [], False, False
     for each in inspect.signature(function).parameters.values():
         if each.name == "self":
             continue
-        if each.kind is each.VAR_KEYWORD or type(each.default).__name__ == "_Shown":
+        if each.kind is each.VAR_KEYWORD or (each.kind is each.KEYWORD_ONLY and each.name in flags):
             has_keywords = True
             continue
         if each.kind is each.KEYWORD_ONLY and not star:
@@ -86,6 +94,12 @@ def _docstring(found: Any) -> str:
     return "\n".join(lines[:end]).strip()
 
 
+def escape(text: str) -> str:
+    """Text whose angle brackets are shown, in code as they are."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
+
+
 def as_markdown(text: str) -> str:
     """A docstring with its examples and indented parts as blocks of code."""
     parts = []
@@ -95,5 +109,5 @@ def as_markdown(text: str) -> str:
             code = inspect.cleandoc(part)
             parts.append(f"```{'pycon' if is_example else 'text'}\n{code}\n```")
         else:
-            parts.append(part.replace("<", "&lt;"))
+            parts.append(escape(part))
     return "\n\n".join(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 
 from pydantic.fields import FieldInfo
+from python_page import escape
 
 from fedlora import errors
 from fedlora.cli import load
@@ -110,8 +111,8 @@ def _about(field: FieldInfo) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text as a table's cell: what looks like HTML is code."""
-    return text.replace("|", " or ").replace("<", "&lt;")
+    """Text as a table's cell."""
+    return escape(text.replace("|", " or "))
 
 
 def make_exit_codes() -> str:

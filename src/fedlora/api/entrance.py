@@ -29,7 +29,7 @@ _FLAG = re.compile(r"(?<![\w-])--(\w+)")
 def entered(function: str, config: type[Config], keywords: Mapping[str, Any], *, progress: bool) -> Iterator[None]:
     """Inside, messages and errors name keywords as the caller did, and without `progress` nothing is shown.
 
-    An interrupt is remembered, so that nothing that is computed after it is kept.
+    An interrupt is noted, so that no result computed after it is kept.
     """
     with spelling(), contextlib.nullcontext() if progress else collect_lines(), remember_signals():
         note_spelling(keywords)

@@ -1,4 +1,4 @@
-"""A run and its rounds, as they lie on disk: what `fedlora.train` and `fedlora.open` return."""
+"""A run and its rounds on disk: what `fedlora.train` and `fedlora.open` return."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MOST_ROUNDS = 40
 
 @dataclass(frozen=True, repr=False)
 class Run(Result):
-    """A run on disk, read anew at every call: finished, interrupted, or trained by another process at this moment.
+    """A run on disk, read again at every call: finished, interrupted, or trained by another process at this moment.
 
     `len(run)` counts its committed rounds, iteration gives each as a Round, and `run[3]` is round 3 (`run[-1]` is the
     last).
@@ -73,7 +73,7 @@ class Run(Result):
         """The lines of metrics.jsonl as dictionaries, in file order; `kind` is round, client or update.
 
         Losses are in nats per response token, `seconds` in seconds, `bytes_*` in bytes.
-        docs/reference/files.md explains every field.
+        docs/reference/metrics.md explains every field.
         """
         return MetricsLog(self.paths.metrics_file).rows()
 
