@@ -170,6 +170,14 @@ class ResultPaths:
     def judge(self, name: OutputName) -> Path:
         return self.folder / f"{name}_results.json"
 
+    def pair(self, stem: str) -> Path:
+        """What a judge said of one pair of predictions."""
+        return self._below_root("pairs", f"{stem}.json")
+
+    def pairs(self, name: OutputName) -> list[Path]:
+        """Every pair whose baseline is `name`, by name."""
+        return sorted((self.folder / "pairs").glob(f"*--{name}.json"))
+
     def verdicts(self, name: OutputName) -> Path:
         return self._below_root(f"{name}_verdicts.jsonl")
 
@@ -177,8 +185,8 @@ class ResultPaths:
         """Held while verdicts are asked for and stored."""
         return self._below_root(f".{name}_verdicts.lock")
 
-    def _below_root(self, file: str) -> Path:
-        return _below(self.root, check_name(self.exp_name, "exp_name"), str(self.round_number), file)
+    def _below_root(self, *parts: str) -> Path:
+        return _below(self.root, check_name(self.exp_name, "exp_name"), str(self.round_number), *parts)
 
 
 @dataclass(frozen=True)

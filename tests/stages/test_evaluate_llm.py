@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,10 +74,11 @@ async def no_sleep(seconds: float) -> None:
 
 
 def run(server: JudgeServer, **more: Any) -> dict[str, Any]:
-    return dict(evaluate_llm.run(config(server, **more), sleep=no_sleep).record)
+    return dict(evaluate_llm.run(config(server, **more), sleep=no_sleep).judgements[0].record)
 
 
 RESULT = Path("evaluations_llm/base-1B/3/global_results.json")
+PAIRS = RESULT.with_name("pairs")
 LOG = Path("evaluations_llm/base-1B/3/global_verdicts.jsonl")
 
 
@@ -88,7 +90,7 @@ def test_the_result_file_holds_the_documented_keys_and_numbers(capsys: pytest.Ca
     with serve(honest) as server:
         returned = evaluate_llm.run(config(server, batch_size=3), sleep=no_sleep)
     result = json.loads(RESULT.read_text())
-    assert result == returned.record
+    assert result == returned.judgements[0].record
     assert result["overall_pred_avg"] == 47.5
     assert result["overall_prop_avg"] == 55.0
     assert result["overall_ratio"] == pytest.approx(55.0 / 47.5)
@@ -190,6 +192,90 @@ def test_another_proposed_file_against_the_same_baseline_does_not_disturb_the_fi
         assert run(server)["win"] == 3
         assert server.calls == calls
     assert f"replacing {RESULT}" in capsys.readouterr().err
+    assert {path.stem: json.loads(path.read_text())["win"] for path in PAIRS.iterdir()} == {
+        "homo-1B.3.global--global": 3,
+        "seq-1B.3.global--global": 0,
+    }
+
+
+def test_a_result_from_before_there_were_pairs_is_not_lost() -> None:
+    predictions(["quality 50"] * 3, ["quality 90"] * 3)
+    write_rows(Path("predictions/seq-1B/3/global_output.jsonl"), ["quality 10"] * 3)
+    with serve(honest) as server:
+        first_result = run(server)
+        (PAIRS / "homo-1B.3.global--global.json").unlink()
+        second = run(server, proposed_file="seq-1B/3/global_output.jsonl")
+    assert json.loads((PAIRS / "homo-1B.3.global--global.json").read_text()) == first_result
+    assert json.loads(RESULT.read_text()) == second
+    # one that another program wrote is replaced, as it always was
+    RESULT.write_text("{}")
+    with serve(honest) as server:
+        assert run(server) == json.loads(RESULT.read_text()) == first_result
+
+
+def test_of_and_against_name_the_pair_and_leave_the_contracts_file_alone() -> None:
+    write_rows(Path("predictions/homo-1B/2/base_output.jsonl"), ["quality 50"] * 3)
+    write_rows(Path("predictions/homo-1B/3/global_output.jsonl"), ["quality 90"] * 3)
+    write_rows(Path("predictions/homo-1B/2/client_1_output.jsonl"), ["quality 10"] * 3)
+    values: dict[str, Any] = {"exp_name": "homo-1B", "proposed_file": None, "communication_rounds": None}
+    with serve(honest) as server:
+        for asked, name, win in (
+            ({"of": "global"}, "homo-1B/2/pairs/homo-1B.3.global--base", 3),
+            ({"against": "1"}, "homo-1B/2/pairs/homo-1B.3.global--client_1", 3),
+            ({"of": "base", "against": "homo-1B/last/global"}, "homo-1B/3/pairs/homo-1B.2.base--global", 0),
+            ({"of": "1", "against": "base", "round": 2}, "homo-1B/2/pairs/client_1--base", 0),
+        ):
+            chosen = {key: value for key, value in {**values, **asked}.items() if value is not None}
+            (judged,) = evaluate_llm.run(EvaluateLlmConfig.of(**chosen, base_url=server.url), sleep=no_sleep).judgements
+            assert judged.file == Path(f"evaluations_llm/{name}.json")
+            assert json.loads(judged.file.read_text())["win"] == judged.record["win"] == win
+    assert not list(Path("evaluations_llm").rglob("*_results.json"))
+
+
+def test_several_pairs_are_judged_in_one_call_under_one_limit() -> None:
+    folder = Path("predictions/homo-1B/3")
+    for name, quality_of in (("base", 50), ("global", 90), ("client_0", 10), ("client_1", 50)):
+        write_rows(folder / f"{name}_output.jsonl", [f"quality {quality_of}"] * 4)
+    asked: dict[str, Any] = {"name": "homo-1B", "of": "all", "against": ["base", "global"], "batch_size": 4}
+    with serve(honest) as server:
+        config = EvaluateLlmConfig.of(**asked, base_url=server.url, max_calls=5)
+        with pytest.raises(BudgetError, match="max_calls=5"):
+            evaluate_llm.run(config, sleep=no_sleep)
+        assert server.calls == 5
+        judged = evaluate_llm.run(EvaluateLlmConfig.of(**asked, base_url=server.url), sleep=no_sleep)
+    assert [one.names for one in judged.judgements] == [
+        *(("global", "base"), ("client 0", "base"), ("client 1", "base")),
+        *(("base", "global"), ("client 0", "global"), ("client 1", "global")),
+    ]
+    table = judged.text().splitlines()
+    assert table[0].split() == [
+        *("of", "against", "samples", "baseline", "proposed", "ratio", "win", "tie", "loss"),
+    ]
+    assert table[2].split() == ["global", "base", "4", "50.00", "90.00", "1.800", "4", "0", "0"]
+    assert table[3].split() == ["client", "0", "base", "4", "50.00", "10.00", "0.200", "0", "0", "4"]
+    assert table[8:] == ["evaluations_llm/homo-1B/3/pairs"]
+    assert len(judged.as_dict()["judgements"]) == len(list(Path("evaluations_llm/homo-1B/3/pairs").iterdir()))
+
+
+def test_a_proposed_file_is_looked_up_below_prediction_dir_and_then_from_here() -> None:
+    predictions(["quality 50"], ["quality 90"])
+    write_rows(Path("mine.v2.jsonl"), ["quality 10"])
+    with serve(honest) as server:
+        assert run(server, proposed_file="mine.v2.jsonl")["loss"] == 1
+        (pair,) = PAIRS.iterdir()
+        assert re.fullmatch(r"mine-[0-9a-f]{8}--global\.json", pair.name)
+        assert run(server, proposed_file=Path("mine.v2.jsonl").absolute())["loss"] == 1
+        assert list(PAIRS.iterdir()) == [pair]
+        write_rows(Path("homo-1B/3/global_output.jsonl"), ["quality 10"])
+        with pytest.raises(UsageError, match=r"is predictions/homo-1B/3/global_output\.jsonl and /.*homo-1B"):
+            run(server)
+
+
+def test_of_and_the_flags_that_it_takes_the_place_of_are_refused_together() -> None:
+    for asked in ({"of": "base", "proposed_file": "x"}, {"against": "base", "is_base_model": True}):
+        with pytest.raises(UsageError, match="takes the place of"):
+            EvaluateLlmConfig.of(**asked)
+    assert EvaluateLlmConfig.of(of="1", client_id=2, is_global_model=False).baseline_words == ("2",)
 
 
 def test_another_judge_is_asked_anew() -> None:
@@ -257,6 +343,15 @@ def test_a_file_is_not_compared_with_itself() -> None:
     predictions(["quality 10"], ["quality 90"])
     with serve(honest) as server, pytest.raises(UsageError, match="compared with itself"):
         run(server, proposed_file="base-1B/3/global_output.jsonl")
+
+
+def test_a_column_response_holds_reference_answers_as_it_does_in_training() -> None:
+    predictions(["quality 10"] * 2, ["quality 90"] * 2)
+    with serve(honest) as server:
+        targets = write_rows(Path("targets.jsonl"), ["reference"] * 2, key="response")
+        assert run(server, target_file=targets)["num_samples"] == 2
+        with pytest.raises(DataError, match="'output' is missing"):
+            run(server, target_file=targets, target_key="output")
 
 
 def test_missing_predictions_are_an_error_that_names_the_file() -> None:
@@ -392,8 +487,8 @@ def test_the_key_reaches_no_file_no_output_and_no_process_list(tmp_path: Path) -
     assert output.count("Traceback") == len(scripts) - 1
     assert output.count("fedlora.errors.JudgeError") == len(scripts) - 1
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    # two files of predictions, the verdicts and the result of the one run that succeeds; a lock for each run
-    assert len([path for path in written if path.suffix != ".lock"]) == 4
+    # two files of predictions, and of the one run that succeeds the verdicts and the result, also as a pair's; locks
+    assert len([path for path in written if path.suffix != ".lock"]) == 5
     assert "[key]" in (tmp_path / "echo/base-1B/3/global_results.json").read_text()
     for part in (KEY, KEY[:16]):
         assert part not in output

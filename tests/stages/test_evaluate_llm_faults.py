@@ -65,7 +65,7 @@ def run(server: JudgeServer, waits: Callable[..., Any] | None = None, **more: An
         "base_url": server.url,
         "timeout_seconds": 20.0,
     }
-    return evaluate_llm.run(EvaluateLlmConfig.of(**{**values, **more}), sleep=waits or Waits()).record
+    return evaluate_llm.run(EvaluateLlmConfig.of(**{**values, **more}), sleep=waits or Waits()).judgements[0].record
 
 
 def stored() -> int:

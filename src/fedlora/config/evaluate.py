@@ -12,6 +12,7 @@ from fedlora.config.schema import Config, Names, OptionalInt, flag
 from fedlora.config.who import ROUNDS, WORDS, Subjects, WhichRound, contract_words, refuse_both
 
 _LAST = "the last that holds the predictions"
+_BASELINE = ("is_base_model", "is_global_model", "client_id")
 _MODEL_DIR = "root folder of all runs, where names of clients and the best round are looked up"
 
 
@@ -47,44 +48,76 @@ class EvaluateRougeConfig(ReadingConfig):
 
 
 class EvaluateLlmConfig(ReadingConfig):
-    """Ask an OpenAI-compatible judge to compare our predictions with a baseline's, in both orders.
+    """Ask an OpenAI-compatible judge to compare predictions with a baseline's, in both orders.
 
     The key comes from the environment (`api_key` or OPENAI_API_KEY) or from api_key_file, never from a flag.
     """
 
-    exp_name: str = flag("fedavg-1B", "run whose predictions are the baseline")
+    exp_name: str = flag("fedavg-1B", "run that of and against are about", everyday=True)
+    of_subjects: Subjects = flag(
+        None, f"who is judged: {WORDS}", everyday=True, if_none="global with against, else proposed_file"
+    )
+    against_subjects: Subjects = flag(
+        None, "the baseline, as in of", everyday=True, if_none="base with of, else what is_global_model says"
+    )
     is_global_model: bool = flag(True, "baseline: the global adapter's predictions; false: those of client_id")
     client_id: int = flag(0, "number of the baseline client, where is_global_model is false", ge=0)
     is_base_model: bool = flag(False, "baseline: the base model's predictions")
-    communication_rounds: WhichRound = flag(None, f"round of the baseline: {ROUNDS}", if_none=_LAST)
+    communication_rounds: WhichRound = flag(None, f"round of the predictions: {ROUNDS}", everyday=True, if_none=_LAST)
     proposed_file: Path = flag(
         Path("homo-1B/20/global_output.jsonl"),
-        "predictions that are judged, relative to prediction_dir unless absolute",
+        "predictions that are judged: a file below prediction_dir, or a path from here",
     )
-    prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions")
-    evaluation_dir: Path = flag(Path("./evaluations_llm"), "root folder of all judge results")
-    model_dir: Path = flag(Path("./models"), _MODEL_DIR)
+    prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions", everyday=True)
+    evaluation_dir: Path = flag(Path("./evaluations_llm"), "root folder of all judge results", everyday=True)
+    model_dir: Path = flag(Path("./models"), _MODEL_DIR, everyday=True)
     target_file: Path | None = flag(
-        None, "rows with reference answers, shown to the judge", if_none="the judge sees no reference"
+        None, "rows with reference answers, shown to the judge", everyday=True, if_none="the judge sees no reference"
     )
-    target_key: str = flag("output", "field of the reference answer")
+    target_key: str = flag("output", "field of the reference answer; unless it is given, response is taken too")
     prediction_key: str = flag("answer", "field of the prediction")
-    gpt_model: str = flag("gpt-4.1", "model that judges", min_length=1)
-    base_url: str = flag("https://api.openai.com/v1", "OpenAI-compatible endpoint; http:// only on this machine")
-    api_key_file: Path | None = flag(None, "file that holds the key", if_none="the environment has the key")
+    gpt_model: str = flag("gpt-4.1", "model that judges", everyday=True, min_length=1)
+    base_url: str = flag(
+        "https://api.openai.com/v1", "OpenAI-compatible endpoint; http:// only on this machine", everyday=True
+    )
+    api_key_file: Path | None = flag(
+        None, "file that holds the key", everyday=True, if_none="the environment has the key"
+    )
     batch_size: int = flag(20, "samples per request, 1 to 100", ge=1, le=100)
     concurrency: int = flag(4, "requests in flight at once, 1 to 64", ge=1, le=64)
     max_calls: OptionalInt = flag(
-        None, "most requests; with more to make, stop with exit code 8", ge=0, if_none="no limit"
+        None, "most requests; with more to make, stop with exit code 8", everyday=True, ge=0, if_none="no limit"
     )
     max_retries: int = flag(5, "retries of one request on 429, 5xx and timeouts", ge=0, le=20)
     timeout_seconds: float = flag(120.0, "timeout of one request, in seconds", gt=0)
     seed: int = flag(42, "seed of the delimiters around the answers", ge=0)
-    overwrite: bool = flag(False, "forget stored verdicts and ask again")
+    overwrite: bool = flag(False, "forget stored verdicts and ask again", everyday=True)
+
+    @model_validator(mode="after")
+    def _one_way_to_say_who(self) -> EvaluateLlmConfig:
+        refuse_both(self, "of_subjects", "proposed_file")
+        refuse_both(self, "against_subjects", *_BASELINE)
+        return self
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """The baseline, as `against` has it."""
+    def by_contract(self) -> bool:
+        """Whether the pair is named by the reference project's flags alone."""
+        return self.of_subjects is None and self.against_subjects is None
+
+    @property
+    def proposed_words(self) -> tuple[str, ...] | None:
+        """Who is judged, as `of` has it; None where proposed_file says it."""
+        if self.of_subjects is None and self.against_subjects is not None and not self.chosen("proposed_file"):
+            return ("global",)
+        return self.of_subjects
+
+    @property
+    def baseline_words(self) -> tuple[str, ...]:
+        """The baselines, as `against` has it."""
+        if self.against_subjects is not None:
+            return self.against_subjects
+        if self.of_subjects is not None and not any(map(self.chosen, _BASELINE)):
+            return ("base",)
         return contract_words(
             is_base_model=self.is_base_model, is_global_model=self.is_global_model, client_id=self.client_id
         )

@@ -210,7 +210,7 @@ class _Run:
         names = list(client_numbers(self.files))
         close = suggest(who, [*names, "base", "global", "all"]) if who else ""
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        return UsageError(what, hint=f"{close or 'there are base, global, all'} (clients: {shown})")
+        return UsageError(what, hint=f"{close} (its clients: {shown})" if close else f"its clients: {shown}")
 
     def _best_round(self) -> int:
         best = self.record.more.get("best_round")

@@ -1,4 +1,4 @@
-"""The `evaluate_llm` stage: a judge compares our predictions with a baseline's.
+"""The `evaluate_llm` stage: a judge compares predictions with a baseline's.
 
 Verdicts are stored as they come, keyed by what was asked: a run that was stopped goes on where it was, and a
 second run asks nothing. Samples without a verdict are counted by kind and asked again next time.
@@ -24,14 +24,14 @@ from fedlora.errors import BudgetError, JudgeError, LockedError, StorageError
 from fedlora.evaluation.judge.completion import complete
 from fedlora.evaluation.judge.key import load_key
 from fedlora.evaluation.judge.protocol import ORDERS, PROMPT_VERSION, Question, Sample, make_question
-from fedlora.evaluation.judge.results import combine, describe_judges, results_parts, summarise
+from fedlora.evaluation.judge.results import combine, describe_judges, pairs_table, results_parts, summarise
 from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
 from fedlora.evaluation.judge.verdict_log import VerdictLog
-from fedlora.files import json_text, make_folder, write_json
-from fedlora.paths import OutputName, ResultPaths
+from fedlora.files import json_text, make_folder, read_json, write_json
+from fedlora.paths import ResultPaths
 from fedlora.redaction import redacted_logs
 from fedlora.results import Result
-from fedlora.runs.subjects import Subject, find_answers
+from fedlora.runs.judged_pairs import Pair, find_pairs, recorded_stem
 
 if TYPE_CHECKING:
     from fedlora.evaluation.judge.client import Sleep
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 class _Comparison:
     """What is compared, and the questions that this takes: two for each sample."""
 
+    pair: Pair
     files: ComparedFiles
     samples: Sequence[Sample]
     questions: Sequence[tuple[Question, ...]]
@@ -56,41 +57,66 @@ class _Comparison:
         return sum(any(question.key not in log for question in pair) for pair in self.questions)
 
 
-@dataclass(frozen=True, repr=False)
-class Judgement(Result):
-    """What the judge said of two sets of answers, as the result file holds it."""
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge said of one pair, as the result file holds it."""
 
+    pair: Pair
     record: Mapping[str, Any]
     file: Path
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Who was judged and against whom, as tables call them."""
+        return self.pair.name, self.pair.baseline.name
+
+
+@dataclass(frozen=True, repr=False)
+class Judgements(Result):
+    """What the judge said of every pair that was asked for."""
+
+    judgements: tuple[Judgement, ...]
+
     def parts(self) -> Sequence[str]:
-        """The table by category and the result file."""
-        return (*results_parts(self.record), str(self.file))
+        """Of one pair the table by category, of several a row each; then where the results lie."""
+        if len(self.judgements) == 1:
+            return *results_parts(self.judgements[0].record), str(self.judgements[0].file)
+        folders = dict.fromkeys(str(one.file.parent) for one in self.judgements)
+        return pairs_table([(*one.names, one.record) for one in self.judgements]), *folders
 
     def as_dict(self) -> dict[str, Any]:
-        """The result file, and where it lies."""
-        return {"file": str(self.file), "scores": dict(self.record)}
+        """Per pair who it is, the result file, and what that holds."""
+        return {
+            "judgements": [
+                {"of": of, "against": against, "file": str(one.file), "scores": dict(one.record)}
+                for one in self.judgements
+                for of, against in (one.names,)
+            ]
+        }
 
 
-def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> Judgement:
-    """Judge what `config` names and write the result file.
+def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> Judgements:
+    """Judge every pair that `config` names and write its result.
 
     `sleep` waits between retries. Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the
     endpoint refuses, or no sample got a verdict), BudgetError (max_calls), LockedError (another process asks); verdicts
-    up to then are kept.
+    and results up to then are kept.
     """
-    (baseline,) = find_answers(
-        config.words,
-        run=config.exp_name,
-        round_number=config.communication_rounds,
-        model_dir=config.model_dir,
-        prediction_dir=config.prediction_dir,
-    )
-    name = baseline.output
-    target = ResultPaths(config.evaluation_dir, baseline.run, baseline.round_number)
-    comparison = _read_comparison(config, baseline)
-    with _hold(target.judge_lock(name)):
-        return _judge(config, comparison, target, name, sleep)
+    comparisons = [_read_comparison(config, pair) for pair in find_pairs(config)]
+    found: list[Judgement] = []
+    calls = 0
+    for baseline in dict.fromkeys(comparison.pair.baseline for comparison in comparisons):
+        target = ResultPaths(config.evaluation_dir, baseline.run, baseline.round_number)
+        own = [comparison for comparison in comparisons if comparison.pair.baseline == baseline]
+        with _hold(target.judge_lock(baseline.output)):
+            log = VerdictLog(target.verdicts(baseline.output))
+            if config.overwrite:
+                log.forget({question.key for one in own for pair in one.questions for question in pair})
+            for comparison in own:
+                failures, calls = _ask_open_questions(config, comparison, log, sleep, calls)
+                result = _make_result(config, comparison, log, failures)
+                found.append(Judgement(comparison.pair, result, _write_result(config, comparison.pair, target, result)))
+    return Judgements(tuple(found))
 
 
 @contextlib.contextmanager
@@ -113,45 +139,45 @@ def _hold(lock_file: Path) -> Iterator[None]:
         lock.release()
 
 
-def _judge(
-    config: EvaluateLlmConfig, comparison: _Comparison, target: ResultPaths, name: OutputName, sleep: Sleep
-) -> Judgement:
-    """Ask what has no verdict yet and write the result."""
-    result_file = target.judge(name)
-    log = VerdictLog(target.verdicts(name))
-    if config.overwrite:
-        log.forget({question.key for pair in comparison.questions for question in pair})
+def _write_result(config: EvaluateLlmConfig, pair: Pair, target: ResultPaths, result: dict[str, Any]) -> Path:
+    """The pair's own file, and the reference project's where its flags named the pair; the one to show."""
+    write_json(target.pair(pair.stem), result)
+    if not config.by_contract:
+        return target.pair(pair.stem)
+    file = target.judge(pair.baseline.output)
+    if file.is_file() and file.read_bytes() != json_text(result).encode():
+        stem = recorded_stem(read_json(file), pair.baseline, config.prediction_dir)
+        if stem and stem != pair.stem:
+            if not target.pair(stem).is_file():
+                write_json(target.pair(stem), read_json(file))
+            say(f"judge: replacing {file}; the result of the pair before is in {target.pair(stem)}")
+        elif not config.overwrite:
+            say(f"judge: replacing {file}; the verdicts behind it stay in {target.verdicts(pair.baseline.output)}")
+    write_json(file, result)
+    return file
 
-    failures = _ask_open_questions(config, comparison, log, sleep)
-    result = _make_result(config, comparison, log, failures)
-    if not config.overwrite and result_file.is_file() and result_file.read_bytes() != json_text(result).encode():
-        say(f"judge: replacing {result_file}; the verdicts behind it stay in {log.path}")
-    write_json(result_file, result)
-    return Judgement(result, result_file)
 
-
-def _read_comparison(config: EvaluateLlmConfig, baseline: Subject) -> _Comparison:
-    source = ResultPaths(config.prediction_dir, baseline.run, baseline.round_number)
-    proposed = config.prediction_dir / config.proposed_file
-    files = ComparedFiles(source.predictions(baseline.output), proposed, config.target_file)
-    samples = read_samples(
-        files, prediction_key=config.prediction_key, target_key=config.target_key, rules=config.read_rules
-    )
+def _read_comparison(config: EvaluateLlmConfig, pair: Pair) -> _Comparison:
+    source = ResultPaths(config.prediction_dir, pair.baseline.run, pair.baseline.round_number)
+    files = ComparedFiles(source.predictions(pair.baseline.output), pair.proposed, config.target_file)
+    # unless one is chosen, the answer has either of the names that it may have in training
+    key = config.target_key if config.chosen("target_key") else None
+    samples = read_samples(files, prediction_key=config.prediction_key, target_key=key, rules=config.read_rules)
     host = urlsplit(config.base_url).hostname or ""
     questions = [
         tuple(make_question(sample, order, judge=config.gpt_model, host=host) for order in ORDERS) for sample in samples
     ]
-    return _Comparison(files, samples, questions)
+    return _Comparison(pair, files, samples, questions)
 
 
 def _ask_open_questions(
-    config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, sleep: Sleep
-) -> dict[str, FailureKind]:
-    """Ask what has no verdict yet; the kinds of the failures by question key."""
+    config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, sleep: Sleep, calls: int
+) -> tuple[dict[str, FailureKind], int]:
+    """Ask what has no verdict yet; the kinds of the failures by question key, and the `calls` made up to now."""
     waiting = comparison.open_questions(log)
     if not waiting:
         say(f"judge: all verdicts on {len(comparison.samples)} samples are stored in {log.path}; nothing to ask")
-        return {}
+        return {}, calls
     key = load_key(config.api_key_file, os.environ)
 
     # these bring in the client library, which takes a second
@@ -161,14 +187,14 @@ def _ask_open_questions(
     batches = make_batches(waiting, config.batch_size)
     say(_plan(config, comparison, len(waiting), len(batches)))
 
-    async def ask_all(progress: Progress) -> dict[str, FailureKind]:
-        async with JudgeClient(config, key, sleep=sleep) as client:
+    async def ask_all(progress: Progress) -> tuple[dict[str, FailureKind], int]:
+        async with JudgeClient(config, key, sleep=sleep, calls=calls) as client:
             judging = Judging(client, log, seed=config.seed, advance=progress.advance)
             try:
                 await judging.run(batches, config.concurrency)
             finally:
                 say(f"judge: {client.calls} calls in this run")
-            return judging.failures
+            return judging.failures, client.calls
 
     try:
         with redacted_logs(), Progress("judge", len(waiting)) as progress:

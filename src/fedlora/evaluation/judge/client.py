@@ -45,11 +45,14 @@ class Halted(Exception):  # noqa: N818
 class JudgeClient:
     """An asynchronous context manager around one endpoint.
 
-    `calls` counts the requests that left, `dropped` names the parameters that the endpoint refused.
+    `calls` counts the requests that left, those of earlier clients included; `dropped` names the parameters that the
+    endpoint refused.
     """
 
-    def __init__(self, config: EvaluateLlmConfig, key: SecretStr, *, sleep: Sleep = asyncio.sleep) -> None:
-        self.calls = 0
+    def __init__(
+        self, config: EvaluateLlmConfig, key: SecretStr, *, sleep: Sleep = asyncio.sleep, calls: int = 0
+    ) -> None:
+        self.calls = calls
         self.dropped: list[str] = []
         self._config = config
         self._redactor = Redactor(key)

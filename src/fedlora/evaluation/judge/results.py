@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedlora.evaluation.judge.verdict_log import StoredVerdict
-from fedlora.plain_text import one_line, table_text
+from fedlora.plain_text import Table, one_line, table_text
 
 Outcome = Literal["win", "tie", "loss"]
 OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")
+_HEADS = ("samples", "baseline", "proposed", "ratio", *OUTCOMES)
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,8 @@ def describe_judges(verdicts: Sequence[StoredVerdict]) -> dict[str, Any]:
 
 def results_parts(result: Mapping[str, Any]) -> list[str]:
     """The result as lines of text for a person."""
-    overall = {
-        "num_samples": result["num_samples"],
-        "avg_prediction_score": result["overall_pred_avg"],
-        "avg_proposed_score": result["overall_prop_avg"],
-        "ratio": result["overall_ratio"],
-        **{outcome: result[outcome] for outcome in OUTCOMES},
-    }
-    heads = ("category", "samples", "baseline", "proposed", "ratio", *OUTCOMES)
     rows = [_cells(one_line(name), values) for name, values in result["categories"].items()]
-    table = table_text(heads, [*rows, _cells("overall", overall)], rules=(len(rows),))
+    table = table_text(("category", *_HEADS), [*rows, _cells("overall", _overall(result))], rules=(len(rows),))
     footer = (
         f"judged {result['num_samples']} of {result['total_in_files']} samples in both orders; "
         f"win rate {result['win_rate']:.3f}, position flips {result['position_flip_rate']:.3f}"
@@ -115,6 +108,18 @@ def results_parts(result: Mapping[str, Any]) -> list[str]:
     if failures := result["failures_by_kind"]:
         lines.append("without a verdict: " + ", ".join(f"{kind} {count}" for kind, count in failures.items()))
     return lines
+
+
+def pairs_table(pairs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
+    """A row for each pair: who was judged, against whom, and the result over all categories."""
+    rows = [[one_line(of), *_cells(one_line(against), _overall(result))] for of, against, result in pairs]
+    return table_text(("of", "against", *_HEADS), rows, left=(0, 1))
+
+
+def _overall(result: Mapping[str, Any]) -> dict[str, Any]:
+    means = {"avg_prediction_score": "overall_pred_avg", "avg_proposed_score": "overall_prop_avg"}
+    ratio = {"ratio": result["overall_ratio"]}
+    return {**{name: result[key] for name, key in means.items()}, **ratio, **result}
 
 
 def _cells(name: str, values: Mapping[str, Any]) -> list[str]:

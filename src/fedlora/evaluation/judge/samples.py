@@ -34,7 +34,7 @@ class ComparedFiles:
 
 
 def read_samples(
-    files: ComparedFiles, *, prediction_key: str, target_key: str, rules: ReadRules = STRICT
+    files: ComparedFiles, *, prediction_key: str, target_key: str | None, rules: ReadRules = STRICT
 ) -> list[Sample]:
     """All samples, at least one; `rules` hold for the target file alone, which may be the user's own.
 
@@ -45,7 +45,7 @@ def read_samples(
     if files.baseline.samefile(files.proposed):
         raise UsageError(
             f"{files.proposed} would be compared with itself",
-            hint="choose the baseline with --exp_name, --communication_rounds, --client_id or --is_base_model",
+            hint="choose another baseline with --against, such as base, or another --of",
         )
     if files.target is None:
         pairs = pair_predictions(baseline, proposed, baseline_name=str(files.baseline), name=str(files.proposed))
