@@ -18,7 +18,7 @@ PAGES = [
     *(path for path in sorted(ROOT.glob("deploy/*")) if path.is_file()),
 ]
 """Results of studies (comparison.md) are as they were printed at the commit that they name."""
-_LATER = {"cli.py", "compare.py", "what_if.py", "combinations.py", "evaluate_llm.py", "evaluate_rouge.py", "train.py"}
+_LATER = {"compare.py", "what_if.py", "combinations.py"}
 SOURCES = [
     path for path in sorted((ROOT / "src" / "fedlora").glob("**/*.py")) if path.name not in {"vocabulary.py", *_LATER}
 ]

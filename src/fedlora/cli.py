@@ -1,7 +1,7 @@
 """The command line: it reads the flags, runs the command and prints its result.
 
-Every error leaves through `main`: those a user can cause as one message
-and one hint, those nobody expected as a traceback, both without the keys this process knows.
+Every error leaves through `main`: those a user can cause as one message and one hint, unexpected ones as a traceback,
+both without the keys this process knows.
 """
 
 from __future__ import annotations
@@ -205,5 +205,5 @@ def _print_error(text: str) -> None:
 
 
 def _silence_stdout() -> None:
-    """Nobody reads any more: what is still buffered must not raise again when the interpreter ends."""
+    """The reader is gone: buffered text must not raise again when the interpreter ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

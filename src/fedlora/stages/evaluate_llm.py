@@ -1,7 +1,7 @@
 """The `evaluate_llm` stage: a judge compares predictions with a baseline's.
 
-Verdicts are stored as they come, keyed by what was asked: a run that was stopped goes on where it was, and a
-second run asks nothing. Samples without a verdict are counted by kind and asked again next time.
+Verdicts are stored as they come, keyed by what was asked: an interrupted run resumes, and a second run asks nothing.
+Samples without a verdict are counted by kind and asked again next time.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _write_result(config: EvaluateLlmConfig, pair: Pair, target: ResultPaths, re
                 write_json(target.pair(stem), read_json(file))
             say(f"judge: replacing {file}; the result of the pair before is in {target.pair(stem)}")
         elif not config.overwrite:
-            say(f"judge: replacing {file}; the verdicts behind it stay in {target.verdicts(pair.baseline.output)}")
+            say(f"judge: replacing {file}; its verdicts stay in {target.verdicts(pair.baseline.output)}")
     write_json(file, result)
     return file
 

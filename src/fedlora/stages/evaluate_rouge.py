@@ -53,7 +53,7 @@ class SubjectScores:
 
     @property
     def overall(self) -> tuple[float, ...]:
-        """Exact match, then the contract's METRICS: plain means over the categories, in 0..1."""
+        """Exact match, then METRICS: plain means over the categories, in 0..1."""
         means = self.record["overall"]
         return (self.exact_match, *(means[f"avg_{metric}"] for metric in METRICS))
 

@@ -1,8 +1,8 @@
-"""Train one federated mode: read the clients' data, run the rounds, leave adapters and metrics.
+"""Train one federated method: read the clients' data, run the rounds, leave adapters and metrics.
 
-A call with the configuration of a run that is there goes on where it stopped, at the granularity of one client's
-update, and ends with the bytes of a run that was never interrupted. What can be refused without the model is, before
-torch is imported: a second start on the same run ends within a second and has changed nothing.
+A call with the configuration of an existing run resumes it, loses at most one client's update, and ends with the bytes
+of an unbroken run. What can be refused without the model is, before torch is imported: a second start on the same run
+ends within a second and has changed nothing.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Map
 
 
 def _check_there(config: TrainConfig, recorded: RunRecord, files: list[Path]) -> None:
-    """DataError when a client's file is gone that the run was begun with: otherwise only their number would be told."""
+    """DataError with the name of a client's file that is missing since the start of the run."""
     gone = sorted({client.file for client in recorded.clients} - {file.name for file in files})
     if gone and len(files) < len(recorded.clients):
         raise DataError(
