@@ -203,6 +203,10 @@ class DataPaths:
     def client_file(self, num_clients: int, client_id: int) -> Path:
         return self._clients_folder(num_clients) / f"local_training_{client_id}.json"
 
+    def silo_file(self, client: str) -> Path:
+        """The training rows of a client that has a name, where a comparison holds out some of its rows."""
+        return _below(self.folder, "clients", f"{client}.jsonl")
+
     def test_file(self, test_per_cat: int | None) -> Path:
         """The test set; None where a share of the rows was asked for."""
         return self.folder / ("test_rows.jsonl" if test_per_cat is None else f"dolly_test_{test_per_cat}.jsonl")

@@ -411,6 +411,6 @@ def test_a_wrong_experiment_is_refused_with_the_field_that_is_wrong(text, messag
 
 def test_an_experiment_none_of_whose_runs_can_be_is_an_error(tiny_model, tmp_path):
     given = options(tiny_model, tmp_path, budget_steps=1)
-    with pytest.raises(Exception, match="no run of this experiment can be: a budget of 1 steps is less than one round"):
+    with pytest.raises(Exception, match="this experiment has no run: a budget of 1 steps is less than one round"):
         compare.run(CompareConfig.of(**given))
     shutil.rmtree(tmp_path / "tiny")

@@ -63,7 +63,9 @@ class Laboratory:
         with _recording(record):
             paths = train.run(run, load=self.base.load).paths
             record["validation"] = _finite(self._scorer(run).score_run(paths, data.validation), "validation")
-            shares = client_shares(read_run(paths).clients)
+            shares = data.shares or client_shares(read_run(paths).clients)
+            if data.validation_shares is not None:
+                record["validation_shares"] = data.validation_shares
             record |= {"state": TRAINED, "spent": measure_spending(paths), "shares": shares, "test": None}
             record["wall_seconds"] = round(time.monotonic() - began, 3)
         write_json(self.paths.score_file(run.exp_name), record)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fedlora.comparing.compared_run import FAILED, Laboratory, Record
@@ -40,7 +41,7 @@ class Comparing:
         self._data = data
         self._counts: dict[tuple[str, str], dict[ClientId, RowCount]] = {}
         self._costs: dict[tuple[str, str], float] = {}
-        self._refused: dict[tuple[str, str], str] = {}
+        self._refused: dict[tuple[str, str], FedloraError] = {}
 
     def make_plan(self) -> dict[str, Any]:
         """How many runs there are, how many are done, which cannot be, and what they should take."""
@@ -55,7 +56,7 @@ class Comparing:
             except StorageError:
                 raise
             except FedloraError as error:
-                self._refused[cell.key] = str(error)
+                self._refused[cell.key] = error
                 continue
             rows.append(
                 {
@@ -71,11 +72,12 @@ class Comparing:
             "config": self._describe(),
             "rows": rows,
             "refused": [
-                {"setting": setting, "method": method, "reason": reason}
-                for (setting, method), reason in self._refused.items()
+                {"setting": setting, "method": method, "reason": str(error), "hint": error.hint}
+                for (setting, method), error in self._refused.items()
             ],
             "runs": len(names),
             "done": known,
+            "silos": self._describe_silos(),
             "seconds_per_run": self._estimate_seconds() if known < len(names) else None,
         }
 
@@ -102,7 +104,7 @@ class Comparing:
             "base": [],
         }
         if cell.key in self._refused:
-            return {**found, "refused": self._refused[cell.key]}
+            return {**found, "refused": str(self._refused[cell.key])}
         rates = self.config.rates_of(cell.contender)
         rate = min(rates)
         if len(rates) > 1:
@@ -134,7 +136,7 @@ class Comparing:
             if record["state"] == FAILED:
                 reason = f"seed {seed}: {record['reason']}"
             else:
-                losses.append(mean_own_loss(record["validation"], record["shares"]))
+                losses.append(mean_own_loss(record["validation"], record.get("validation_shares", record["shares"])))
             count(run.exp_name, f"{cell.contender.name} {cell.setting.label}, learning rate {rate:g}")
         sound = not reason and all(map(math.isfinite, losses))
         mean = sum(losses) / len(losses) if sound else None
@@ -228,11 +230,21 @@ class Comparing:
             return round(tokens * probe.seconds / probe.num_tokens, 1)
         return None
 
+    def _describe_silos(self) -> dict[str, Any] | None:
+        """The clients of a folder of silos and how their rows are divided under the first seed; None without one, and
+        where nothing can be held out."""
+        if self.config.silos is None or len(self._refused) == len(cells_of(self.config)):
+            return None
+        facts = self._data.find(self.config.settings()[0], self.config.seeds[0]).silos
+        return asdict(facts) if facts is not None else None
+
     def _describe(self) -> Mapping[str, Any]:
         """The experiment as asked for, in JSON values; where it lies and what a call only shows is left out."""
         given = self.config.model_dump(mode="json", exclude={"output_dir", "plan", "retry", "keep_runs"})
         methods = [{"name": one.name, "mode": one.mode, **one.fields} for one in self.config.contenders()]
-        return {**given, "modes": methods}
+        given["data"] = given.pop("data_path")
+        held_out = {name: value for name in ("test_share", "test_file_path") if (value := given.pop(name))}
+        return {**given, **held_out, "modes": methods}
 
 
 def _read_clients(config: TrainConfig, data: DataSet) -> dict[ClientId, ClientFile]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from fedlora.comparing.silo_text import OWN, own_losses_parts, silo_intro, silo_plan
 from fedlora.comparing.tables import MARK, METRICS
 from fedlora.console import duration
 from fedlora.methods.table import BASELINES
@@ -20,9 +21,8 @@ OWN_SHARE = 0.1
 """From this share of its rows on a category counts as a client's own."""
 
 DEFINITIONS = """\
-- **held-out loss, own**: per response token on the test rows, the categories weighed as each client's training rows
-  are, the mean over clients; under a client's own adapter where the method leaves one, else under the global one.
-- **held-out loss, all**: the plain mean over all categories (and over the clients' adapters, where each has its own).
+- **held-out loss, all**: the plain mean over all categories, or over the clients whose rows they are (and over the
+  clients' adapters, where each has one).
 - **worst client**: the largest own loss of a client.
 - **difference**: own loss less that of the first method, seed by seed; below zero is better than it.
 - **[low, high]**: 95 % interval of the mean over seeds, by Student's t. It takes runs of different seeds for draws from
@@ -72,7 +72,7 @@ def cell_text(name: str, metric: Mapping[str, Any] | None) -> str:
 
 def comparison_parts(result: Result) -> list[str]:
     """The main table and the remarks, as text."""
-    return [table_text(*table_of(result)), *(f"note: {text}" for text in result["remarks"])]
+    return [table_text(*table_of(result)), *own_losses_parts(result), *(f"note: {text}" for text in result["remarks"])]
 
 
 def comparison_markdown(result: Result, *, figures: Collection[str]) -> str:
@@ -88,7 +88,8 @@ def comparison_markdown(result: Result, *, figures: Collection[str]) -> str:
         parts += ["## What is forgotten on the way", _CURVES, _curve_table(result["curves"])]
     if result["sweeps"]:
         parts += ["## Learning rates", _SWEEPS, _sweep_table(result["sweeps"])]
-    parts += ["## What the columns mean", DEFINITIONS]
+    own = OWN[result["silos"]["grouped_by"] if "silos" in result else "category"]
+    parts += ["## What the columns mean", f"- **held-out loss, own**: {own}\n{DEFINITIONS}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -112,8 +113,14 @@ def _intro(result: Result) -> str:
     return (
         f"Budget of every run: {experiment[f'budget_{unit}']:,} {unit}, all clients together. Seeds {seeds}; each "
         "draws data, untrained adapter, cohorts and order of rows, alike for every method. Means over seeds with 95 % "
-        f"t intervals; learning rates were chosen on {experiment['validation_per_cat']} validation rows per "
-        f"category, everything here is measured on {experiment['test_per_cat']} other rows per category."
+        f"t intervals; {silo_intro(result['silos']) if 'silos' in result else _held_out(experiment)}"
+    )
+
+
+def _held_out(experiment: Mapping[str, Any]) -> str:
+    return (
+        f"learning rates were chosen on {experiment['validation_per_cat']} validation rows per category, everything "
+        f"here is measured on {experiment['test_per_cat']} other rows per category."
     )
 
 
@@ -125,15 +132,21 @@ def _client_parts(table: Mapping[str, Any]) -> Iterable[str]:
     rows = []
     if table["same_clients"]:
         for client in methods["base"]["own"]:
-            mix = sorted(table["shares"][client].items(), key=lambda item: (-item[1], item[0]))
-            known = ", ".join(name for name, _ in mix[:2]) + (" ..." if len(mix) > 2 else "")
-            rows.append([f"{client}: {known}", *(_client_cell(one, client) for one in methods.values())])
+            rows.append([_client_head(table, client), *(_client_cell(one, client) for one in methods.values())])
     gain = [f"{_mean(m['clients_that_gain']):.1f} of {m['clients']}" for m in methods.values()]
     rows.append(["clients that gain", *gain])
     yield markdown_table(heads, rows)
     federated = [name for name in methods if name not in ("base", *BASELINES)]
     if table["same_clients"] and federated:
         yield _category_parts(table, federated[0])
+
+
+def _client_head(table: Mapping[str, Any], client: str) -> str:
+    """A client's name, or its number and its largest categories."""
+    if name := table.get("names", {}).get(client):
+        return name
+    mix = sorted(table["shares"][client].items(), key=lambda item: (-item[1], item[0]))
+    return f"{client}: " + ", ".join(name for name, _ in mix[:2]) + (" ..." if len(mix) > 2 else "")
 
 
 def _category_parts(table: Mapping[str, Any], method: str) -> str:
@@ -144,10 +157,11 @@ def _category_parts(table: Mapping[str, Any], method: str) -> str:
     for client, line in cells.items():
         texts = [f"{line[category]:+.3f}" for category in categories]
         own = [table["shares"][client].get(category, 0.0) >= OWN_SHARE for category in categories]
-        rows.append([client, *(f"**{text}**" if mine else text for text, mine in zip(texts, own, strict=True))])
+        name = escape(table.get("names", {}).get(client, client))
+        rows.append([name, *(f"**{text}**" if mine else text for text, mine in zip(texts, own, strict=True))])
     head = (
-        f"Client by category: loss under {escape(method)} less that of the client alone; below zero joining helps. "
-        f"Bold: at least {OWN_SHARE:.0%} of the client's rows."
+        f"Client by {'test rows' if table.get('names') else 'category'}: loss under {escape(method)} less that of the "
+        f"client alone; below zero joining helps. Bold: at least {OWN_SHARE:.0%} of the client's rows."
     )
     return head + "\n\n" + markdown_table(["client", *map(escape, categories)], rows, escaped=True)
 
@@ -198,6 +212,8 @@ def plan_of_runs_parts(plan: Mapping[str, Any]) -> list[str]:
     left = plan["runs"] - plan["done"]
     budget = plan["config"][f"budget_{unit}"]
     lines: list[str] = [table_text(heads, rows)] if rows else []
+    if plan.get("silos"):
+        lines.append(silo_plan(plan["silos"]))
     lines += [f"no run: {one['method']} {one['setting']}: {one['reason']}" for one in plan["refused"]]
     lines.append(f"{plan['runs']} runs of at most {budget:,} {unit} each, {plan['done']} of them done")
     if plan["seconds_per_run"] is not None:

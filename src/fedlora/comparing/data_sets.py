@@ -1,4 +1,4 @@
-"""The data sets of a comparison: dealt out by `allocate`, their held-out rows divided in two.
+"""The data sets of a comparison: a folder of silos, or dealt out by `allocate`, with the held-out rows divided in two.
 
 The seed of a run draws its data too, so that what is said over seeds holds for other splits as well. The held-out rows
 are the same whatever the partition; the first of every category are for choosing, the others for reporting.
@@ -7,7 +7,9 @@ are the same whatever the partition; the first of every category are for choosin
 from __future__ import annotations
 
 from fedlora.comparing.experiment import DIGEST, DataSet, allocation_of
-from fedlora.config.compare import CompareConfig, Setting
+from fedlora.comparing.silo_data import make_silo_data
+from fedlora.config.compare import CompareConfig
+from fedlora.config.contenders import Setting
 from fedlora.config.data import AllocateConfig, SkillsConfig
 from fedlora.console import collect_lines
 from fedlora.data.records import read_rows
@@ -27,6 +29,11 @@ class DataSets:
 
     def find(self, setting: Setting, seed: int) -> DataSet:
         """The data set of a setting under a seed."""
+        if self.config.silos is not None:
+            name = f"silos-{seed}"
+            if name not in self._made:
+                self._made[name] = make_silo_data(self.config, seed, self.paths)
+            return self._made[name]
         wanted = allocation_of(self.config, setting, seed, self.paths)
         if wanted.dataset_name not in self._made:
             self._made[wanted.dataset_name] = self._make(wanted)

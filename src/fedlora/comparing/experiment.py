@@ -7,12 +7,13 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.config.compare import DATA_FIELDS, CompareConfig, Contender, Setting
+from fedlora.config.compare import CompareConfig
+from fedlora.config.contenders import DATA_FIELDS, Contender, Setting
 from fedlora.config.data import AllocateConfig
 from fedlora.config.train import COMBINING_FIELDS, TrainConfig
 from fedlora.files import sha256_of_json
@@ -36,8 +37,23 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class SiloFacts:
+    """The clients of a folder of silos, and what became of their rows."""
+
+    names: Mapping[str, str]
+    """Number -> name."""
+    grouped_by: str
+    """What losses are grouped by: `client`, `category`, or `file` where all test rows are one group."""
+    rows: Mapping[str, Sequence[int]]
+    """Name -> rows for training, for validation, and test rows of its own."""
+    num_test: int
+    num_leaks: int
+    """Test rows whose prompt some client trains on."""
+
+
+@dataclass(frozen=True)
 class DataSet:
-    """One allocation: the folder of its client files, its held-out rows, and a hash of all of it."""
+    """The clients' files, the held-out rows, and a hash of all of it."""
 
     folder: Path
     validation: Path
@@ -45,6 +61,10 @@ class DataSet:
     answered: Path
     num_clients: int
     digest: str
+    shares: Mapping[str, Mapping[str, float]] | None = None
+    """Client -> group of test rows -> how much it counts in the client's own loss; None: as its training rows are."""
+    validation_shares: Mapping[str, Mapping[str, float]] | None = None
+    silos: SiloFacts | None = None
 
 
 def cells_of(config: CompareConfig) -> list[Cell]:
@@ -54,7 +74,7 @@ def cells_of(config: CompareConfig) -> list[Cell]:
 
 def allocation_of(config: CompareConfig, setting: Setting, seed: int, paths: ComparisonPaths) -> AllocateConfig:
     """How the data of a setting is dealt out under a seed; the held-out rows do not depend on how."""
-    fields = {**config.data, **{name: value for name, value in setting.values.items() if name in DATA_FIELDS}}
+    fields = {**config.allocation, **{name: value for name, value in setting.values.items() if name in DATA_FIELDS}}
     held_out = config.validation_per_cat + config.test_per_cat
     digest = sha256_of_json([{name: str(value) for name, value in fields.items()}, held_out])[:DIGEST]
     return AllocateConfig.of(

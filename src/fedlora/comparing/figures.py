@@ -131,7 +131,8 @@ def _draw_clients(table: Mapping[str, Any]) -> bytes:
             colour = "white" if abs(value) > 0.6 * most else "#333333"
             axes.text(column, line, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_yticks(range(len(methods)), [clip(name) for name in methods])
-    names = [_client_label(client, table["shares"][client]) for client in clients]
+    named = table.get("names", {})
+    names = [clip(named[one]) if one in named else _client_label(one, table["shares"][one]) for one in clients]
     axes.set_xticks(range(len(clients)), names, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_title("Loss alone less loss here: blue gains from joining", loc="left")
     axes.tick_params(length=0)
@@ -168,7 +169,7 @@ def _draw_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
         marker = "o" if len(points) < 40 else ""
         axes.plot(
             steps, values, color=PALETTE[index % len(PALETTE)], linewidth=1.1, marker=marker, markersize=2.5,
-            label=f"client {client}",
+            label=clip(curve.get("names", {}).get(client, f"client {client}")),
         )  # fmt: skip
     mean = [sum(point["own"].values()) / len(clients) for point in points]
     axes.plot(steps, mean, color="black", linewidth=2.2, label="mean")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.comparing.client_tables import client_table, forgetting
+from fedlora.comparing.silo_text import silo_remarks
 from fedlora.evaluation.own_loss import own_losses
 from fedlora.reporting.statistics import seed_interval
 
@@ -41,14 +42,16 @@ PRIVATE = ("dp_noise_multiplier", "dp_example_noise_multiplier")
 def gather_comparison(plan: Record, cells: Sequence[Record]) -> dict[str, Any]:
     """The result as JSON values; the same records give the same result."""
     settings = list(dict.fromkeys(cell["setting"] for cell in cells))
+    silos = plan.get("silos")
+    names = silos["names"] if silos else {}
     rows, clients, curves, sweeps = [], [], [], []
     for setting in settings:
         group = [cell for cell in cells if cell["setting"] == setting]
         found = [row for cell in group for row in _rows_of(cell)]
         rows += _with_differences([_base_row(setting, group), *found])
         if table := client_table(setting, group):
-            clients.append(table)
-        curves += [curve for cell in group if (curve := forgetting(cell))]
+            clients.append({**table, "names": names})
+        curves += [{**curve, "names": names} for cell in group if (curve := forgetting(cell))]
         sweeps += [
             {"setting": setting, "method": cell["method"], "chosen": cell["learning_rate"], "tried": cell["sweep"]}
             for cell in group
@@ -64,6 +67,7 @@ def gather_comparison(plan: Record, cells: Sequence[Record]) -> dict[str, Any]:
         "curves": curves,
         "sweeps": sweeps,
         "remarks": _remarks(plan, cells, sweeps),
+        **({"silos": silos} if silos else {}),
     }
 
 
@@ -164,7 +168,7 @@ def _with_differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _remarks(plan: Record, cells: Sequence[Record], sweeps: Sequence[Record]) -> list[str]:
     """What a reader must know before believing the table."""
-    remarks: list[str] = []
+    remarks = silo_remarks(plan.get("silos"))
     for cell in cells:
         what = cell["method"] + (f" ({cell['setting']})" if cell["setting"] else "")
         if cell.get("refused"):

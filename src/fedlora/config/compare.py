@@ -1,123 +1,34 @@
 """Configuration of the `compare` stage: one experiment, mostly written as a YAML file.
 
-`train`, `data` and the values of `axes` hold fields of the train and allocate stages under their own names. What a
-comparison must decide itself (seed, rounds, mode, learning rate, folders) is refused there.
+The data are a folder of silos, or one file of rows that `allocate` divides among clients.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from fedlora.config.data import AllocateConfig
-from fedlora.config.schema import ONLY_BY_FLAG, Config, Names, OptionalInt, flag
-from fedlora.config.train import TrainConfig
-from fedlora.errors import UsageError
-from fedlora.methods.table import BASELINES, find_method
+from fedlora.config.contenders import (
+    DATA_FIELDS,
+    Contender,
+    Contenders,
+    Data,
+    Fields,
+    Numbers,
+    Rates,
+    Setting,
+    points_of,
+    read_data_fields,
+    read_train_fields,
+)
+from fedlora.config.names import note_spelling
+from fedlora.config.reading import READING_FIELDS
+from fedlora.config.schema import Config, Names, OptionalInt, flag
+from fedlora.methods.table import BASELINES
 from fedlora.paths import check_name
-
-_DECIDED = {
-    *("exp_name", "model_dir", "data_path", "val_data_path", "federation_mode", "seed", "num_communication_rounds"),
-    *("local_learning_rate", "overwrite", "output_root", "dataset_name", "test_per_cat", "local_val_set_size"),
-}
-DATA_FIELDS = frozenset(AllocateConfig.model_fields) - _DECIDED
-TRAIN_FIELDS = frozenset(TrainConfig.flat_fields()) - _DECIDED - DATA_FIELDS - ONLY_BY_FLAG
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A row of the comparison: a method, with fields of its own where it has some."""
-
-    name: str
-    mode: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    learning_rates: tuple[float, ...] = ()
-
-    def __str__(self) -> str:
-        return self.name
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One point of the axes: what it sets, and how it is called."""
-
-    label: str
-    values: Mapping[str, Any]
-
-
-def _read_mapping(value: Any) -> Any:
-    """A mapping, or the text of one, as a flag gives it: `{lora_r: 4}`."""
-    if not isinstance(value, str):
-        return value
-    import yaml
-
-    try:
-        return yaml.safe_load(value) if value.strip() else {}
-    except yaml.YAMLError:
-        raise ValueError("not a mapping; write {field: value, ...}") from None
-
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _read_contenders(value: Any) -> Any:
-    if isinstance(value, str):
-        value = _split(value)
-    if not isinstance(value, (list, tuple)):
-        raise ValueError("a list of modes")
-    return tuple(entry if isinstance(entry, Contender) else _read_contender(entry) for entry in value)
-
-
-def _read_contender(entry: Any) -> Contender:
-    """`homo`, or `{mode: fedprox, name: strong pull, proximal_mu: 1, learning_rates: [1e-3]}`."""
-    given = {"mode": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else {}
-    mode = given.pop("mode", None)
-    mode = find_method(str(mode)).name
-    name = str(given.pop("name", mode))
-    try:
-        check_name(name, "name")
-    except UsageError as error:
-        raise ValueError(f"{error}; {error.hint}") from None
-    if len(name) > 40:
-        raise ValueError(f"name={name!r} is longer than 40 characters")
-    rates = given.pop("learning_rates", ())
-    _check_fields(given, TRAIN_FIELDS, f"of {name}")
-    return Contender(name, mode, given, _read_rates(rates))
-
-
-def _read_rates(value: Any) -> tuple[float, ...]:
-    if isinstance(value, (str, int, float)):
-        value = _split(str(value))
-    try:
-        rates = tuple(sorted({float(rate) for rate in value}))
-    except (TypeError, ValueError):
-        raise ValueError("a list of numbers") from None
-    if not all(math.isfinite(rate) and rate > 0 for rate in rates):
-        raise ValueError("learning rates are positive numbers")
-    return rates
-
-
-def _check_fields(given: Mapping[str, Any], known: frozenset[str], where: str) -> None:
-    for name in given:
-        if name in _DECIDED:
-            raise ValueError(f"{name} {where}: compare decides it")
-        if name in ONLY_BY_FLAG:
-            raise ValueError(f"{name} {where}: only the flag can set it")
-        if name not in known:
-            raise ValueError(f"unknown field {name!r} {where}")
-
-
-Contenders = Annotated[tuple[Contender, ...], BeforeValidator(_read_contenders)]
-Rates = Annotated[tuple[float, ...], BeforeValidator(_read_rates)]
-Fields = Annotated[dict[str, Any], BeforeValidator(_read_mapping)]
-Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
 
 
 class CompareConfig(Config):
@@ -152,15 +63,38 @@ class CompareConfig(Config):
         everyday=True,
         if_none="train's defaults",
     )
-    data: Fields = flag(
-        {}, "fields of allocate, such as {input_file: rows.csv}", everyday=True, if_none="the skills data"
+    data_path: Data = flag(
+        {},
+        "folder of the clients' files; or one file of rows, or fields of allocate: {input_file: rows.csv, alpha: 0.1}",
+        everyday=True,
+        if_none="the skills data",
+    )
+    test_share: float = flag(
+        0.0,
+        "share of each client's rows that is held out as its test rows, with a folder of clients' files, in [0, 1)",
+        everyday=True,
+        ge=0,
+        lt=1,
+    )
+    test_file_path: Path | None = flag(
+        None,
+        "test rows for all clients, with a folder of clients' files",
+        everyday=True,
+        if_none="each client's <client>.test.<format>, or test_share of its rows",
     )
     axes: Fields = flag(
         {}, "settings to vary: {rank: [4, 16], skew: [{partition: iid}, {partition: category}]}", if_none="one setting"
     )
-    validation_per_cat: int = flag(16, "examples per category on which learning rates are chosen", ge=1)
-    test_per_cat: int = flag(32, "examples per category of the test set", ge=1)
-    answers_per_cat: int = flag(0, "test examples per category that are answered and scored; 0: none", ge=0)
+    validation_per_cat: int = flag(
+        16,
+        "examples on which learning rates are chosen: per category, or per client of a folder, at most a fifth of its "
+        "rows",
+        ge=1,
+    )
+    test_per_cat: int = flag(32, "examples per category of the test set that allocate holds out", ge=1)
+    answers_per_cat: int = flag(
+        0, "test examples per category, or per client of a folder, that are answered and scored; 0: none", ge=0
+    )
     max_new_tokens: int = flag(32, "longest answer, in tokens", ge=1)
     curves: Names = flag(("seq",), "methods whose loss per category is measured after every round or client")
     keep_runs: bool = flag(True, "keep every run's folder; false: remove it once it is measured")
@@ -178,7 +112,7 @@ class CompareConfig(Config):
     def _distinct(cls, value: tuple[Contender, ...]) -> tuple[Contender, ...]:
         names = [contender.name for contender in value]
         if not names or len(set(names)) < len(names):
-            raise ValueError("name at least one mode, and none twice (a second one needs a `name` of its own)")
+            raise ValueError("name at least one method, and none twice (a second one needs a `name` of its own)")
         for contender in value:
             if contender.name in ("base", *BASELINES) and contender.name != contender.mode:
                 raise ValueError(f"{contender.name!r} is the name of another row")
@@ -201,24 +135,33 @@ class CompareConfig(Config):
     @field_validator("train")
     @classmethod
     def _known_train(cls, value: dict[str, Any]) -> dict[str, Any]:
-        _check_fields(value, TRAIN_FIELDS, "in train")
-        return value
+        return read_train_fields(value, "in train")
 
-    @field_validator("data")
+    @field_validator("data_path")
     @classmethod
-    def _known_data(cls, value: dict[str, Any]) -> dict[str, Any]:
-        _check_fields(value, DATA_FIELDS, "in data")
-        return value
+    def _known_data(cls, value: dict[str, Any] | Path) -> dict[str, Any] | Path:
+        if isinstance(value, Path):
+            if not value.exists():
+                raise ValueError("no such folder or file")
+            return value
+        fields = read_data_fields(value, "in data")
+        if Path(folder := str(fields.get("input_file", ""))).is_dir() and folder:
+            raise ValueError(f"input_file={folder} is a folder: for one file per client, give data={folder}")
+        return fields
+
+    @field_validator("test_file_path", mode="before")
+    @classmethod
+    def _empty_path_is_none(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("axes")
     @classmethod
     def _known_axes(cls, value: dict[str, Any]) -> dict[str, Any]:
+        note_spelling(value)
         for axis, points in value.items():
             if not isinstance(points, list) or not points:
                 raise ValueError(f"{axis}: a list of values")
-            for point in points:
-                fields = point if isinstance(point, dict) else {axis: point}
-                _check_fields(fields, TRAIN_FIELDS | DATA_FIELDS, f"in axis {axis}")
+            list(points_of(axis, points))
         return value
 
     @model_validator(mode="after")
@@ -227,12 +170,38 @@ class CompareConfig(Config):
             raise ValueError("give budget_steps or budget_tokens, and not both")
         if self.sweep_seeds > len(self.seeds):
             raise ValueError(f"sweep_seeds={self.sweep_seeds}, but there are {len(self.seeds)} seeds")
-        if self.answers_per_cat > self.test_per_cat:
+        if not self.silos and self.answers_per_cat > self.test_per_cat:
             raise ValueError(f"answers_per_cat={self.answers_per_cat} is more than test_per_cat={self.test_per_cat}")
+        if self.silos and self.test_share and self.test_file_path:
+            raise ValueError("give test_share or test_file_path, and not both")
         labels = [setting.label for setting in self.settings()]
         if len(set(labels)) < len(labels):
             raise ValueError("axes: the same setting comes twice")
         return self
+
+    @model_validator(mode="after")
+    def _fits_the_data(self) -> CompareConfig:
+        if self.silos:
+            dealing = {name for setting in self.settings() for name in setting.values} & (DATA_FIELDS - READING_FIELDS)
+            given = [*sorted(dealing), *(["test_per_cat"] if self.chosen("test_per_cat") else [])]
+            where = f"data_path={self.silos} is a folder of clients' files, and allocate divides one file of rows"
+        else:
+            reading = sorted(READING_FIELDS & self.train.keys())
+            given = [*reading, *(name for name in ("test_share", "test_file_path") if getattr(self, name))]
+            where = "allocate reads and divides the rows" + (", see data" if reading else " and holds out test_per_cat")
+        if given:
+            raise ValueError(f"{given[0]} has no effect: {where}")
+        return self
+
+    @property
+    def silos(self) -> Path | None:
+        """The folder of the clients' files, None where allocate divides one file of rows."""
+        return self.data_path if isinstance(self.data_path, Path) and self.data_path.is_dir() else None
+
+    @property
+    def allocation(self) -> dict[str, Any]:
+        """Fields of allocate, where there is no folder of clients' files."""
+        return {"input_file": self.data_path} if isinstance(self.data_path, Path) else self.data_path
 
     def contenders(self) -> tuple[Contender, ...]:
         """The methods in their order, with the fixed rows behind them unless they are named."""
@@ -243,7 +212,7 @@ class CompareConfig(Config):
         """Every combination of the axes' points, the last axis fastest."""
         return tuple(
             Setting(", ".join(label for label, _ in chosen), {k: v for _, point in chosen for k, v in point.items()})
-            for chosen in itertools.product(*(list(_points(axis, values)) for axis, values in self.axes.items()))
+            for chosen in itertools.product(*(list(points_of(axis, values)) for axis, values in self.axes.items()))
         )
 
     def rates_of(self, contender: Contender) -> tuple[float, ...]:
@@ -259,9 +228,3 @@ class CompareConfig(Config):
     def budget(self) -> int:
         """How many of them a run may take."""
         return self.budget_steps or self.budget_tokens or 0
-
-
-def _points(axis: str, values: list[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for value in values:
-        fields = value if isinstance(value, dict) else {axis: value}
-        yield ", ".join(f"{name} {given}" for name, given in fields.items()), fields

@@ -63,7 +63,7 @@ class PlanOfRuns(Result):
 def run(config: CompareConfig) -> Comparison | PlanOfRuns:
     """Train the runs that are missing and write the result; with `--plan` only report what would be done.
 
-    Raises UsageError when no run of the experiment can be, StorageError, LockedError; what is wrong with single runs is
+    Raises UsageError when the experiment has no run, StorageError, LockedError; what is wrong with single runs is
     recorded.
     """
     paths = ComparisonPaths(config.output_dir, config.name)
@@ -71,18 +71,24 @@ def run(config: CompareConfig) -> Comparison | PlanOfRuns:
     if config.plan:
         with tempfile.TemporaryDirectory(prefix="fedlora-plan-") as folder:
             data = DataSets(config, ComparisonPaths(Path(folder), config.name))
-            return PlanOfRuns(Comparing(laboratory, data).make_plan())
+            return PlanOfRuns(_some_runs(Comparing(laboratory, data).make_plan()))
     # the folder's lock, as that of a run: two processes on one experiment would do everything twice
     with hold_run(RunPaths(config.output_dir, config.name)):
         return _compare(Comparing(laboratory, DataSets(config, paths)), paths)
 
 
-def _compare(comparing: Comparing, paths: ComparisonPaths) -> Comparison:
-    plan = comparing.make_plan()
-    say("\n".join(plan_of_runs_parts(plan)))
+def _some_runs(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The plan; UsageError with all reasons where it has no run."""
     if not plan["runs"]:
-        reasons = "; ".join(sorted({refused["reason"] for refused in plan["refused"]}))
-        raise UsageError(f"no run of this experiment can be: {reasons}", hint="change the experiment")
+        reasons = "; ".join(dict.fromkeys(refused["reason"] for refused in plan["refused"]))
+        hints = "; ".join(dict.fromkeys(hint for refused in plan["refused"] if (hint := refused["hint"])))
+        raise UsageError(f"this experiment has no run: {reasons}", hint=hints or "change the experiment")
+    return plan
+
+
+def _compare(comparing: Comparing, paths: ComparisonPaths) -> Comparison:
+    plan = _some_runs(comparing.make_plan())
+    say("\n".join(plan_of_runs_parts(plan)))
     with Progress(f"compare {comparing.config.name}", plan["runs"]) as progress:
         cells = comparing.do_runs(progress.advance)
     result = gather_comparison(plan, cells)

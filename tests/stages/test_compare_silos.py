@@ -1,0 +1,195 @@
+"""Comparing on a folder of silos: rows divided per client, alike for every method, and results by client's name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedlora import cli
+from fedlora.comparing.silo_data import make_silo_data
+from fedlora.config.compare import CompareConfig
+from fedlora.errors import DataError, UsageError
+from fedlora.paths import ComparisonPaths
+from fedlora.stages import compare
+
+CLIENTS = ("north", "south", "west")
+
+
+def write_rows(path: Path, prompts: list[str], **more: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"instruction": prompt, "output": f"{prompt[0]}{prompt[-1]}", **more} for prompt in prompts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def make_silos(folder: Path, count: int = 10, **more: str) -> Path:
+    for name in CLIENTS:
+        write_rows(folder / f"{name}.jsonl", [f"{name} {number}" for number in range(count)], **more)
+    return folder
+
+
+def options(folder: Path, silos: Path, model: Path | str = "none", **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "own",
+        "output_dir": folder,
+        "methods": ["homo", {"method": "fedprox", "proximal_mu": 0.1}],
+        "seeds": [1, 2],
+        "learning_rates": [1e-3, 1e-2],
+        "budget_steps": 6,
+        "data": silos,
+        "train": {
+            "model": str(model),
+            "base_dtype": "float32",
+            "template": "chat",
+            "client_fraction": 1.0,
+            "batch_size": 8,
+            "epochs": 1,
+            "rank": 2,
+            "tokens_per_pass": 512,
+            "gradient_checkpointing": "off",
+            "device": "cpu",
+        },
+        **changes,
+    }
+
+
+def parts_of(folder: Path, silos: Path, seed: int = 1, **changes: Any) -> tuple[Any, dict[str, list[str]]]:
+    """A data set, and the prompts of each of its parts."""
+    config = CompareConfig.of(**options(folder, silos, **changes))
+    data = make_silo_data(config, seed, ComparisonPaths(folder, "own"))
+    files = {"train": sorted(data.folder.iterdir()), "validation": [data.validation], "test": [data.test]}
+    return data, {
+        part: [json.loads(line)["instruction"] for file in found for line in file.read_text().splitlines()]
+        for part, found in files.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, compare.Comparison]:
+    root = tmp_path_factory.mktemp("comparisons")
+    config = CompareConfig.of(**options(root, make_silos(root / "silos"), tiny_model, test_share=0.2))
+    result = compare.run(config)
+    assert isinstance(result, compare.Comparison)
+    return root / "own", result
+
+
+def test_every_method_is_measured_on_every_client_s_rows(finished):
+    _, result = finished
+    record = result.record
+    assert [row["label"] for row in record["rows"]] == ["base", "homo", "fedprox", "pooled", "none"]
+    assert all(row["metrics"]["loss_own"]["n"] == 2 for row in record["rows"])
+    (table,) = record["clients"]
+    assert table["names"] == dict(zip("012", CLIENTS, strict=True))
+    assert table["shares"] == {str(number): {name: 1.0} for number, name in enumerate(CLIENTS)}
+    assert set(table["methods"]["homo"]["less_than_alone"]["1"]) == set(CLIENTS)
+    assert record["silos"]["rows"] == {name: [7, 1, 2] for name in CLIENTS}
+    assert record["experiment"]["data"].endswith("silos")
+
+
+def test_clients_keep_their_names_in_every_table_and_in_the_runs(finished):
+    root, result = finished
+    text, page = result.text(), (root / "comparison.md").read_text()
+    assert [line.split()[0] for line in text.splitlines() if line.split()[:1] and line.split()[0] in CLIENTS] == [
+        *CLIENTS
+    ]
+    assert "| north |" in page
+    assert "client 0" not in page + text
+    assert "on each client's test rows" in page
+    assert "validation rows of the 3 clients, everything here is measured on 6 other rows of the clients" in page
+    run = next((root / "runs").glob("homo-*/run.json"))
+    assert [client["file"] for client in json.loads(run.read_text())["clients"]] == [
+        f"{name}.jsonl" for name in CLIENTS
+    ]
+
+
+def test_one_seed_divides_the_rows_alike_for_all_and_the_parts_are_disjoint(tmp_path):
+    silos = make_silos(tmp_path / "silos", 20)
+    first, parts = parts_of(tmp_path, silos, test_share=0.2)
+    assert {part: len(prompts) for part, prompts in parts.items()} == {"train": 39, "validation": 9, "test": 12}
+    assert len({prompt for prompts in parts.values() for prompt in prompts}) == 60
+    assert parts_of(tmp_path, silos, test_share=0.2, validation_per_cat=1)[1]["test"] == parts["test"]
+    other, another = parts_of(tmp_path, silos, 2, test_share=0.2)
+    assert set(another["test"]) != set(parts["test"])
+    assert first.digest != other.digest
+
+
+def test_test_rows_beside_the_clients_are_the_test_rows_and_a_client_without_is_named(tmp_path):
+    silos = make_silos(tmp_path / "silos")
+    write_rows(silos / "north.test.jsonl", ["north 88", "north 3"])
+    write_rows(silos / "west.test.jsonl", ["west 88"])
+    data, parts = parts_of(tmp_path, silos)
+    assert sorted(parts["test"]) == ["north 3", "north 88", "west 88"]
+    assert data.shares == {"0": {"north": 1.0}, "2": {"west": 1.0}}
+    assert set(data.validation_shares) == {"0", "1", "2"}
+    assert data.silos.num_leaks == ("north 3" in parts["train"])
+    with pytest.raises(DataError, match=r"test_share=0.2, but .* holds test rows already: north.test.jsonl"):
+        parts_of(tmp_path, silos, test_share=0.2)
+
+
+def test_one_test_file_for_all_is_measured_by_category_where_it_has_all_of_the_clients(tmp_path):
+    silos = make_silos(tmp_path / "silos", category="a")
+    write_rows(tmp_path / "test.jsonl", ["x 1", "x 2"], category="a")
+    data, parts = parts_of(tmp_path, silos, test=tmp_path / "test.jsonl")
+    assert parts["test"] == ["x 1", "x 2"]
+    assert (data.silos.grouped_by, data.shares["1"]) == ("category", {"a": 1.0})
+    write_rows(tmp_path / "test.jsonl", ["x 1", "x 2"], category="b")
+    data, _ = parts_of(tmp_path, silos, test=tmp_path / "test.jsonl")
+    assert (data.silos.grouped_by, data.shares["1"]) == ("file", {"all test rows": 1.0})
+    with pytest.raises(UsageError, match="test_share or test_file_path, and not both"):
+        CompareConfig.of(**options(tmp_path, silos, test=tmp_path / "test.jsonl", test_share=0.1))
+
+
+def test_silos_without_test_rows_and_experiments_without_a_run_are_errors(tmp_path, tiny_model, capsys):
+    silos = make_silos(tmp_path / "silos")
+    file = tmp_path / "own.yaml"
+    given = {**options(tmp_path, silos, tiny_model), "data": str(silos), "output_dir": str(tmp_path / "out")}
+    file.write_text(json.dumps(given))
+    for more in ([], ["--plan"]):
+        assert cli.main(["compare", str(file), *more]) == 2
+        said = capsys.readouterr().err
+        assert "holds no test rows" in said
+        assert "--test_share 0.2" in said
+    file.write_text(json.dumps({**given, "data": {"input_file": str(silos)}}))
+    assert cli.main(["compare", str(file), "--plan"]) == 2
+    assert f"give data={silos}" in capsys.readouterr().err
+    assert cli.main(["compare", str(file), "--data", str(silos), "--test_share", "0.2", "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert "north 7 + 1 + 2" in out
+    assert "runs of at most 6 steps each" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": "nowhere"}, "no such folder or file"),
+        ({"train": {"data": "silos"}}, "data in train: compare decides it; give data of the comparison"),
+        ({"train": {"data_path": "silos"}}, "data_path in train: compare decides it; give data"),
+        ({"train": {"test": "x"}}, "test in train: compare decides it; give test of"),
+        ({"train": {"seed": 1}}, "seed in train: compare decides it; give seeds"),
+        ({"train": {"rank": 2, "lora_r": 4}}, "rank and lora_r are the same field"),
+        ({"train": {"rang": 2}}, "unknown field 'rang' in train"),
+        ({"methods": [{"method": "homo", "mode": "seq"}]}, "mode and method are the same field"),
+        ({"axes": {"partition": ["iid"]}}, "partition has no effect"),
+        ({"test_per_cat": 3}, "test_per_cat has no effect"),
+        ({"data": {"num_clients": 3}, "test_share": 0.1}, "test_share has no effect"),
+        ({"data": {"num_clients": 3}, "train": {"skip_bad": 1}}, "skip_bad has no effect"),
+    ],
+)
+def test_what_has_no_place_is_refused_with_the_place_that_it_has(tmp_path, changes, words):
+    silos = make_silos(tmp_path / "silos", 1)
+    with pytest.raises(UsageError, match=words):
+        CompareConfig.of(**options(tmp_path, silos, **changes))
+
+
+def test_short_names_are_those_of_train_and_axes_are_called_as_they_are_typed(tmp_path):
+    silos = make_silos(tmp_path / "silos", 1)
+    config = CompareConfig.of(**options(tmp_path, silos, axes={"rank": [2, 4]}))
+    assert config.train["base_model"] == "none"
+    assert config.train["local_batch_size"] == 8
+    assert [(one.label, one.values) for one in config.settings()] == [
+        ("rank 2", {"lora_r": 2}),
+        ("rank 4", {"lora_r": 4}),
+    ]
+    assert [(one.mode, dict(one.fields)) for one in config.modes] == [("homo", {}), ("fedprox", {"proximal_mu": 0.1})]
