@@ -176,6 +176,93 @@ def test_a_robust_run_can_be_averaged_after_all(start):
     assert equal(adapter(new / "1"), weighted_mean(list(zip(ends(run, 1), ROWS, strict=True))))
 
 
+def test_the_updates_of_a_run_of_means_can_go_to_a_robust_server(start):
+    """Coordinate median by hand; the run's cap on weights says nothing of a server without weights."""
+    run = start(max_client_weight=0.4)
+    new = ask(run, "median", federation_mode="median")
+    for number in (1, 2):
+        sent = ends(run, number)
+        expected = {key: torch.stack([one[key] for one in sent]).median(dim=0).values for key in sent[0]}
+        assert close(adapter(new / str(number)), expected, 1e-7)
+    krum = ask(run, "krum", federation_mode="krum", num_hostile=0)
+    assert any(close(adapter(krum / "1"), one, 1e-7) for one in ends(run, 1))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("target", ["median", "trimmed_mean", "krum", "multi_krum", "geometric_median"])
+@pytest.mark.parametrize("source", ["homo", "fedprox", "fedadam", "ffa", "rolora", "fedsvd", "fedrot", "ditto", "krum"])
+def test_every_robust_server_takes_the_updates_of_every_method_that_sends_one_adapter(start, source, target):
+    hostile = {"num_hostile": 0} if "krum" in target else {}
+    new = ask(start(source, **({"num_hostile": 0} if source == "krum" else {})), federation_mode=target, **hostile)
+    assert all(torch.isfinite(value).all() for value in adapter(new / "2").values())
+
+
+def rename(run: Path, names: list[str]) -> None:
+    """As if the clients' files had these names."""
+    facts = json.loads((run / "run.json").read_text())
+    for client, name in zip(facts["clients"], names, strict=True):
+        client["file"] = name
+    (run / "run.json").write_text(json_text(seal(facts)))
+
+
+def test_clients_are_named_by_their_files(start):
+    run = start()
+    rename(run, ["library.csv", "2.json", "town hall.jsonl.gz"])
+    by_name, by_number = ask_all(run, leave_out="library", new_name="one"), ask(run, "two", leave_out="0")
+    assert equal(adapter(by_name.root / "1"), adapter(by_number / "1"))
+    assert "without library" in by_name.text().splitlines()[0]
+    assert by_name.origin["changed"]["leave_out"] == [0]
+    weighed = ask_all(run, leave_out="library", weights="town hall:3,2:1", new_name="three")
+    assert equal(adapter(weighed.root / "1"), weighted_mean([(ends(run, 1)[1], 1), (ends(run, 1)[2], 3)]))
+    assert "2:1, town hall:3" in weighed.text() or "town hall:3, 2:1" in weighed.text()
+    with pytest.raises(UsageError, match="weights has none for client 2") as caught:
+        ask(run, weights="library:1,town hall:2")
+    assert "name every client" in caught.value.hint
+    with pytest.raises(UsageError, match="no client 'bank'") as caught:
+        ask(run, leave_out="bank")
+    assert caught.value.hint == "its clients are library, 2, town hall"
+
+
+def test_every_client_is_left_out_in_turn_in_one_table(start, test_file):
+    run = start(val_data_path=str(test_file))
+    rename(run, ["library.csv", "museum.csv", "school.csv"])
+    before = sorted(run.parent.rglob("*"))
+    each = ask_all(run, leave_out="each", val_data_path=str(test_file), base_dtype="float32")
+    assert sorted(run.parent.rglob("*")) == before, "only adapters that can be named are written"
+    lines = each.as_dict()["clients"]
+    assert [(line["name"], line["num_examples"]) for line in lines] == [("library", 3), ("museum", 2), ("school", 4)]
+    for line in lines:
+        single = ask_all(
+            run, leave_out=line["name"], overwrite=True, val_data_path=str(test_file), base_dtype="float32"
+        )
+        for one, other in zip(line["rounds"], single.rounds, strict=True):
+            assert one["distance"] == other["distance"]
+            assert (one["actual_val_loss"], one["val_loss"]) == (other["actual_val_loss"], other["val_loss"])
+        assert line["distance"] == pytest.approx(sum(one["distance"] for one in single.rounds) / 2)
+        assert line["val_loss"] == pytest.approx(sum(one["val_loss"] for one in single.rounds) / 2)
+    rows = [line.split() for line in each.text().splitlines()]
+    (museum,) = [row for row in rows if row[:1] == ["museum"]]
+    assert museum[1:4] == ["2", "2", f"{lines[1]['distance']:.4f}"]
+    assert json.loads(json.dumps(each.as_dict())) == json.loads(json_text(each.as_dict()))
+
+
+def test_a_client_counts_in_the_rounds_that_it_took_part_in(start):
+    run = start(client_selection_strategy="random", client_selection_frac=0.5, num_communication_rounds=3)
+    cohorts = [json.loads((run / f"{number}/manifest.json").read_text())["cohort"] for number in (1, 2, 3)]
+    lines = ask_all(run, leave_out="each").as_dict()["clients"]
+    for line in lines:
+        took_part = [number for number, cohort in enumerate(cohorts, 1) if line["client"] in cohort]
+        assert [one["round"] for one in line["rounds"]] == took_part
+        assert (line["distance"] is None) == (not took_part)
+
+
+def test_another_server_remembers_what_each_leaving_out_made_of_it(start):
+    run = start()
+    each = ask_all(run, leave_out="each", federation_mode="fedavgm", server_momentum=0.5).as_dict()["clients"]
+    one = ask_all(run, leave_out="2", federation_mode="fedavgm", server_momentum=0.5)
+    assert [line["distance"] for line in one.as_dict()["rounds"]] == [line["distance"] for line in each[2]["rounds"]]
+
+
 def test_a_round_that_nobody_is_left_in_stays_where_it_began(start):
     run = start(client_selection_strategy="random", client_selection_frac=0.1)
     cohort = json.loads((run / "2/manifest.json").read_text())["cohort"]
@@ -218,13 +305,17 @@ def test_generate_answers_with_what_came_out(start, test_file, tmp_path):
         ("pooled", {"leave_out": "1"}, "there is one update"),
         ("fedsa", {"weights": "uniform"}, "there is no global model"),
         ("scaffold", {"leave_out": "1"}, "carry control variates"),
-        ("krum", {"leave_out": "1"}, "chooses among updates"),
-        ("homo", {"federation_mode": "median"}, "chooses among updates"),
+        ("krum", {"leave_out": "1"}, "krum: it needs 5 updates, and round 1 has 2 without client 1"),
+        ("homo", {"federation_mode": "multi_krum"}, "it needs 5 updates, and round 1 has 3"),
+        ("homo", {"federation_mode": "median", "leave_out": "each"}, "it needs 3 updates, and round 1 has 2"),
+        ("homo", {"federation_mode": "median", "weights": "uniform"}, "gives every client the same weight"),
+        ("homo", {"federation_mode": "trimmed_mean", "trimmed_share": 0.1}, "leaves nobody out of 3 clients"),
         ("homo", {"federation_mode": "fedprox"}, "how clients train"),
         ("homo", {"federation_mode": "scaffold"}, "carry control variates"),
         ("homo", {"federation_mode": "diloco", "weights": "uniform"}, "gives every client the same weight"),
         ("homo", {"server_momentum": 0.5}, "homo has no server_momentum"),
-        ("homo", {"leave_out": "7"}, "the run has no client 7"),
+        ("homo", {"leave_out": "7"}, "the run has no client '7'"),
+        ("homo", {"leave_out": "library"}, "the run has no client 'library'"),
         ("homo", {"weights": "0:1,1:2"}, "weights has none for client 2"),
     ],
 )
@@ -242,7 +333,8 @@ def test_what_cannot_be_asked_is_refused_with_the_reason(start, mode, fields, wh
     ("fields", "what"),
     [
         ({}, "nothing is changed"),
-        ({"leave_out": "one"}, "'one' is no number"),
+        ({"leave_out": "each,1"}, "each stands for every client in turn"),
+        ({"leave_out": "each", "new_name": "all"}, "writes no adapter"),
         ({"weights": "more"}, "give examples, tokens, uniform"),
         ({"weights": "0:1,0:2"}, "named twice"),
         ({"weights": "0:1,1:0"}, "name that client in leave_out"),

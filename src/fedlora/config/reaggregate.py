@@ -16,22 +16,29 @@ from fedlora.config.train_fields import Precision
 from fedlora.methods.row import Method
 from fedlora.methods.table import METHODS
 
-_WEIGHT = re.compile(r"(\d{1,9}):(\d{1,12}(?:\.\d{1,6})?)")
+_WEIGHT = re.compile(r"([^:]{1,200}):(\d{1,12}(?:\.\d{1,6})?)")
+EACH = "each"
+"""The value of `leave_out` that stands for every client in turn."""
 
 
 class ReaggregateConfig(ReadingConfig, MethodOptions):
-    """What another aggregation would have made of every round's stored updates, without training.
+    """Aggregate every round's stored updates otherwise, without training: leave clients out, weigh them otherwise, or
+    take another method's server.
 
-    Each round starts from where the run really stood, so every answer holds for one round: later updates were trained
-    on the actual path. The adapters lie under model_dir like a run's, and `generate` answers with them.
+    Each round starts from the adapter that the run really had, so every result holds for one round: the clients of
+    later rounds trained on the actual adapters. The new adapters lie under model_dir like those of a run, and
+    `generate` answers with them. `--leave_out each` leaves out every client in turn and writes no adapter: it gives one
+    table of how much each client moved the run.
     """
 
-    exp_name: str = flag("fedavg-1B", "run whose stored updates are combined")
+    exp_name: str = flag("fedavg-1B", "run whose stored updates are aggregated")
     model_dir: Path = flag(Path("./models"), "root folder of all runs")
-    new_name: str = flag("", "folder under model_dir for the result", if_none="<exp_name>-what-if")
-    leave_out: Names = flag((), "clients to leave out, such as 3 or 3,5", if_none="nobody")
+    new_name: str = flag("", "folder under model_dir for the new adapters", if_none="<exp_name>-what-if")
+    leave_out: Names = flag(
+        (), "clients to leave out, by name or number, such as library or 3,5; each: every one in turn", if_none="nobody"
+    )
     weights: str = flag(
-        "", "weights of the clients: examples, tokens, uniform, or one each, such as 0:2,1:0.5", if_none="the run's"
+        "", "weights of the clients: examples, tokens, uniform, or one each: library:2,1:0.5", if_none="the run's"
     )
     federation_mode: str = flag("", "method whose server aggregates", if_none="the run's")
     val_data_path: str = flag(
@@ -45,9 +52,9 @@ class ReaggregateConfig(ReadingConfig, MethodOptions):
 
     @field_validator("leave_out")
     @classmethod
-    def _are_clients(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if wrong := [name for name in value if not (name.isascii() and name.isdigit())]:
-            raise ValueError(f"{wrong[0]!r} is no number of a client")
+    def _stands_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if EACH in value and len(value) > 1:
+            raise ValueError(f"{EACH} stands for every client in turn: give it alone, or give the clients")
         return value
 
     @field_validator("weights")
@@ -58,10 +65,10 @@ class ReaggregateConfig(ReadingConfig, MethodOptions):
         parts = [_WEIGHT.fullmatch(part.strip()) for part in value.split(",")]
         found = [match for match in parts if match is not None]
         if len(found) < len(parts):
-            raise ValueError("give examples, tokens, uniform, or client:weight pairs as 0:2,1:0.5")
+            raise ValueError("give examples, tokens, uniform, or client:weight pairs as library:2,1:0.5")
         if any(Fraction(match[2]) == 0 for match in found):
             raise ValueError("a weight is zero: name that client in leave_out instead")
-        if len({int(match[1]) for match in found}) < len(found):
+        if len({match[1].strip() for match in found}) < len(found):
             raise ValueError("a client is named twice")
         return value
 
@@ -69,6 +76,8 @@ class ReaggregateConfig(ReadingConfig, MethodOptions):
     def _something_changes(self) -> ReaggregateConfig:
         if not (self.leave_out or self.weights or self.federation_mode or self.method_options):
             raise ValueError("nothing is changed: give leave_out, weights, federation_mode or a setting of the server")
+        if self.leaves_out_each and (self.new_name or self.overwrite):
+            raise ValueError(f"leave_out={EACH} writes no adapter: leave new_name and overwrite out")
         return self
 
     @classmethod
@@ -82,15 +91,17 @@ class ReaggregateConfig(ReadingConfig, MethodOptions):
         return self.method_row or METHODS.get(self.federation_mode)
 
     @property
-    def left_out(self) -> frozenset[int]:
-        return frozenset(map(int, self.leave_out))
+    def leaves_out_each(self) -> bool:
+        """Whether every client is left out in turn."""
+        return self.leave_out == (EACH,)
 
     @property
-    def client_weights(self) -> dict[int, int] | None:
-        """Client -> whole weight in the proportions that were given; None unless `weights` names clients."""
+    def client_weights(self) -> dict[str, int] | None:
+        """Client as it was typed -> whole weight in the proportions that were given; None unless `weights` names
+        clients."""
         if ":" not in self.weights:
             return None
         pairs = [part.strip().split(":") for part in self.weights.split(",")]
-        given = {int(client): Fraction(weight) for client, weight in pairs}
+        given = {client.strip(): Fraction(weight) for client, weight in pairs}
         scale = math.lcm(*(weight.denominator for weight in given.values()))
         return {client: int(weight * scale) for client, weight in given.items()}

@@ -13,6 +13,7 @@ from fedlora.paths import POOLED, client_name, is_number
 RESERVED = MappingProxyType(
     {
         **dict.fromkeys(("base", "global", "all"), "it names who answers, beside the clients"),
+        "each": "`--leave_out each` means every client in turn",
         "test": "a client's test rows are named <client>.test.<format>, and rows for all lie in another folder",
     }
 )

@@ -1,4 +1,4 @@
-"""Rounds of a committed run aggregated otherwise: without a client, with other weights, by another server.
+"""Aggregate the committed rounds of a run otherwise: without a client, with other weights, by another server.
 
 Every round starts from what the round before it really left, since that is what its updates were trained from: an
 answer holds for one round, not for a run that would have gone another way. A server that the run did not have
@@ -34,7 +34,7 @@ from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, Ro
 
 @dataclass(frozen=True)
 class Change:
-    """What is done otherwise; `weights` by client, or `examples`, `tokens`, `uniform`; None: as the run did."""
+    """Clients to leave out, and weights: by client, or `examples`, `tokens`, `uniform`; None: those of the run."""
 
     leave_out: frozenset[ClientId]
     weights: Mapping[ClientId, int] | str | None
@@ -60,14 +60,14 @@ class Outcome:
 
 
 class WhatIf:
-    """The rounds of one run under one change; `target` is the configuration whose server, that of `method`, aggregates.
-    `recorded` are the hyper-parameters that the run had."""
+    """The rounds of one run under one or more changes; the server of `target` aggregates. `recorded` are the
+    hyper-parameters of the run."""
 
     def __init__(
         self,
         source: TrainConfig,
         target: TrainConfig,
-        change: Change,
+        changes: Sequence[Change],
         reader: RunReader,
         recorded: Mapping[str, Any] | None = None,
     ) -> None:
@@ -77,21 +77,40 @@ class WhatIf:
         self.actual = choose_method(source, recorded)
         self.method = choose_method(target, recorded if self.is_own else None)
         self.strategy = self.method.server
-        if change.weights is not None and not self.method.weighs_rows:
+        weights = changes[0].weights
+        if weights is not None and not self.method.weighs_rows:
             raise UsageError(
                 f"federation_mode={target.federation_mode} gives every client the same weight",
                 hint="leave --weights out",
             )
-        if isinstance(change.weights, Mapping) and target.max_client_weight < 1:
+        if isinstance(weights, Mapping) and target.max_client_weight < 1:
             raise UsageError(
                 "weights of single clients and the run's max_client_weight contradict each other",
                 hint="give examples, tokens or uniform",
             )
-        self.source, self.target, self.change, self.reader = source, target, change, reader
+        self.source, self.target, self.changes, self.reader = source, target, changes, reader
+        self.check_rounds()
 
-    def rounds(self, ids: Sequence[ClientId]) -> Iterator[Outcome]:
-        """Every committed round in turn; StorageError when a file it stands on is not what was written."""
-        slots: Mapping[str, AdapterState] | None = None
+    def check_rounds(self) -> None:
+        """UsageError for a round with fewer updates than the server needs."""
+        for number in self.reader.paths.committed_rounds():
+            sent = {update.client_id for update in self.reader.describe_updates(number)}
+            for change in self.changes:
+                left = len(sent - change.leave_out)
+                fault = self.strategy.find_cohort_fault(left) if left else None
+                if left < self.strategy.fewest_clients > 1:
+                    fault = f"it needs {self.strategy.fewest_clients} updates"
+                if fault:
+                    without = f" without client {', '.join(map(str, sorted(change.leave_out)))}"
+                    raise UsageError(
+                        f"federation_mode={self.target.federation_mode}: {fault}, and round {number} has {left}"
+                        f"{without if change.leave_out else ''}",
+                        hint="leave fewer clients out, change the method's own flags, or choose another method",
+                    )
+
+    def rounds(self, ids: Sequence[ClientId]) -> Iterator[tuple[Outcome, ...]]:
+        """The outcome of every change, round by round; StorageError when a file that a round needs is damaged."""
+        slots: list[Mapping[str, AdapterState]] = []
         before: Manifest | None = None
         for number in self.reader.paths.committed_rounds():
             folder = self.reader.paths.round_folder(number)
@@ -103,12 +122,14 @@ class WhatIf:
                     f"{folder} does not stand on the round before it", hint="`fedlora verify` finds all faults"
                 )
             start = self._read_start(number, ids)
-            if slots is None:
-                slots = self.strategy.init(start.adapter, ids).slots
-            state = start if self.is_own else replace(start, slots=slots)
-            outcome, after = self._run(number, state, ids, manifest)
-            slots, before = after.slots, manifest
-            yield outcome
+            actual = load_adapter(folder / SAFETENSORS_NAME, self.reader.shapes)
+            slots = slots or [self.strategy.init(start.adapter, ids).slots] * len(self.changes)
+            outcomes, before = [], manifest
+            for index, change in enumerate(self.changes):
+                state = start if self.is_own else replace(start, slots=slots[index])
+                outcome, slots[index] = self._run(change, state, actual, ids, manifest)
+                outcomes.append(outcome)
+            yield tuple(outcomes)
 
     def _read_start(self, number: int, ids: Sequence[ClientId]) -> ServerState:
         """What the round before left in the run itself."""
@@ -117,21 +138,22 @@ class WhatIf:
         return left or self.actual.server.init(untrained, ids)
 
     def _run(
-        self, number: int, state: ServerState, ids: Sequence[ClientId], manifest: Manifest
-    ) -> tuple[Outcome, ServerState]:
-        folder = self.reader.paths.round_folder(number)
-        chosen = ChosenUpdates(self.reader, number, self.change, None if self.is_own else state.adapter)
+        self, change: Change, state: ServerState, actual: AdapterState, ids: Sequence[ClientId], manifest: Manifest
+    ) -> tuple[Outcome, Mapping[str, AdapterState]]:
+        """One round under one change, and what the server remembers after it."""
+        number = manifest.round
+        chosen = ChosenUpdates(self.reader, number, change, None if self.is_own else state.adapter)
         updates: Updates = chosen
         if self.target.limits_clients and self.target.norm_action == "clip":
             limits = Limits(
                 self.target.max_update_norm, self.target.max_update_norm_ratio, self.target.max_client_weight
             )
             updates = LimitedUpdates(chosen, {update.client_id: state.adapter for update in chosen.done}, limits)
-        after = self.strategy.aggregate(state, updates, RoundContext(number, 0, ids, manifest.cohort))
+        cohort = [client for client in manifest.cohort if client not in change.leave_out]
+        after = self.strategy.aggregate(state, updates, RoundContext(number, 0, ids, cohort))
         made = self.strategy.global_adapter(after)
         if made is None:
             raise UsageError(f"federation_mode={self.target.federation_mode} leaves no global model")
-        actual = load_adapter(folder / SAFETENSORS_NAME, self.reader.shapes)
         step = product_distance(actual, state.adapter)
         counts = {update.client_id: update.num_examples for update in chosen.done}
         if not self.method.weighs_rows:
@@ -148,7 +170,7 @@ class WhatIf:
             },
         }
         distance = product_distance(made, actual) / step if step else None
-        return Outcome(number, actual, made, counts, distance, source), after
+        return Outcome(number, actual, made, counts, distance, source), after.slots
 
 
 class ChosenUpdates:

@@ -113,8 +113,6 @@ def why_not_server_of(target: Method, source: Method) -> str | None:
     """Why the server of `target` cannot take the updates of a run of `source`, None where it can."""
     if target.is_server_side or (target.name == source.name and target.server_sees == "mean"):
         return None
-    if target.server_sees == "single updates":
-        return "it chooses among updates instead of summing them"
     return why_not_reaggregated(target) or "what it changes is how clients train, and these updates are trained already"
 
 

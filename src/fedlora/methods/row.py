@@ -136,11 +136,11 @@ class Method:
 
     @property
     def is_server_side(self) -> bool:
-        """Whether it differs from FedAvg in nothing but what the server does with the mean, so that its server can take
-        the updates of any method whose server takes a mean."""
+        """Whether it differs from FedAvg in nothing but what the server makes of the updates, so that its server can
+        take those of any method whose clients send one adapter of one shape."""
         return (
             self.order == "parallel"
-            and self.server_sees == "mean"
+            and self.server_sees in ("mean", "single updates")
             and self.changes_client_training is False
             and self.asks_everybody is False
         )

@@ -1,19 +1,20 @@
 """The `reaggregate` stage: what another aggregation would have made of the updates that a run has stored.
 
-Nothing is trained. Every round starts from where the run really stood, so each line of the table is a what-if of that
-one round; the adapters of two rounds do not build on each other.
+Nothing is trained. Every round starts from the adapter that the run really had, so each line of the table is a what-if
+of that one round; the adapters of two rounds do not build on each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedlora.config.reaggregate import ReaggregateConfig
 from fedlora.config.train import TrainConfig
-from fedlora.console import printable, say
+from fedlora.console import Progress, say
+from fedlora.data.client_names import client_numbers, name_of_file, shown_client
 from fedlora.data.records import read_rows
 from fedlora.engines.what_if import Change, Outcome, WhatIf, check_methods
 from fedlora.engines.workbench import make_workbench
@@ -23,9 +24,8 @@ from fedlora.llm.adapter_files import CONFIG_NAME, GLOBAL_BIN_NAME, read_shapes
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
 from fedlora.methods.outside import record_method
-from fedlora.paths import RunPaths
-from fedlora.plain_text import NOTHING, table_text
-from fedlora.results import Result
+from fedlora.paths import RunPaths, is_number
+from fedlora.reporting.what_ifs import EACH_NOTE, NOTE, LeftOutEach, Reaggregated
 from fedlora.runs.checking import find_listed_fault
 from fedlora.runs.lock import hold_run
 from fedlora.runs.metrics_log import MetricsLog
@@ -34,41 +34,13 @@ from fedlora.runs.run_folder import read_run, read_training
 from fedlora.runs.run_records import RunRecord
 from fedlora.runs.what_if_folder import UNFINISHED, make_room, write_round
 from fedlora.runs.writer import RunWriter
-from fedlora.types import AdapterState, Row
+from fedlora.types import AdapterState, ClientId, Row
 
 Validate = Callable[[AdapterState], float]
 
-NOTE = (
-    "Each line is a what-if of one round: it starts from where the run really stood before that round. How a run would "
-    "have gone on from there is not known, for later updates were trained on the actual path."
-)
 
-
-@dataclass(frozen=True, repr=False)
-class Reaggregated(Result):
-    """Where the what-ifs of a run lie, what was changed for them, and the numbers of each round."""
-
-    paths: RunPaths
-    origin: Mapping[str, Any]
-    rounds: tuple[Mapping[str, Any], ...]
-
-    @property
-    def root(self) -> Path:
-        """The folder of the what-ifs."""
-        return self.paths.root
-
-    def parts(self) -> Sequence[str]:
-        """What was changed, the table by round, and the folder."""
-        run = f"{printable(self.origin['exp_name'])} ({self.origin['federation_mode']})"
-        head = f"{run} -> {printable(self.paths.exp_name)}: {_say_change(self.origin['changed'])}"
-        return (head, table_text(*_table(self.rounds)), NOTE, str(self.root))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"folder": str(self.root), "origin": dict(self.origin), "rounds": list(map(dict, self.rounds))}
-
-
-def run(config: ReaggregateConfig) -> Reaggregated:
-    """Write one adapter per committed round under `new_name`."""
+def run(config: ReaggregateConfig) -> Reaggregated | LeftOutEach:
+    """Write one adapter per committed round under `new_name`; where each client is left out in turn, only measure."""
     paths = RunPaths(config.model_dir, config.exp_name)
     recorded = read_run(paths)
     if (origin := recorded.reaggregated_from) is not None:
@@ -79,8 +51,7 @@ def run(config: ReaggregateConfig) -> Reaggregated:
     source = read_training(recorded, own, allow_drift=config.allow_drift)
     check_methods(source.method, config.method or source.method)
     target = _make_target(config, source)
-    ids = list(recorded.training_clients)
-    _check_clients(config, ids)
+    changes = _make_changes(config, recorded)
     rounds = paths.committed_rounds()
     if not rounds:
         raise UsageError(f"{paths.root}: no round is committed", hint="train first")
@@ -92,25 +63,46 @@ def run(config: ReaggregateConfig) -> Reaggregated:
     if fault := find_listed_fault(first, [first / GLOBAL_BIN_NAME, first / CONFIG_NAME]):
         raise StorageError(fault, hint="restore the file from a copy; `fedlora verify` finds all faults")
     shapes = read_shapes(first / GLOBAL_BIN_NAME)
-    weights = config.client_weights or (config.weights or None)
     reader, hyperparameters = RunReader(paths, shapes), recorded.more.get("hyperparameters")
-    what_if = WhatIf(source, target, Change(config.left_out, weights), reader, hyperparameters)
+    what_if = WhatIf(source, target, changes, reader, hyperparameters)
+    if config.leaves_out_each:
+        validate = _open_validation(config, source, recorded, held_out) if held_out else None
+        return _measure_each(config, recorded, what_if, validate)
     with hold_run(new):
         make_room(new, overwrite=config.overwrite)
         validate = _open_validation(config, source, recorded, held_out) if held_out else None
-        return _write(config, target, new, recorded, what_if, ids, validate)
+        return _write(config, target, new, recorded, what_if, validate)
 
 
-def _check_clients(config: ReaggregateConfig, ids: Sequence[int]) -> None:
-    """UsageError for a client that the run does not have, or one without a weight where single clients have theirs."""
-    weights = config.client_weights
-    if unknown := sorted((config.left_out | set(weights or {})) - set(ids)):
-        raise UsageError(f"the run has no client {unknown[0]}", hint=f"its clients are {', '.join(map(str, ids))}")
-    if weights is not None and (missing := sorted(set(ids) - weights.keys() - config.left_out)):
+def _make_changes(config: ReaggregateConfig, recorded: RunRecord) -> list[Change]:
+    """What is asked of the run's clients; UsageError for one that it does not have, or one without a weight."""
+    ids, files = list(recorded.training_clients), _files_of(recorded)
+    weights = None
+    if (given := config.client_weights) is not None:
+        weights = {_find_client(name, files, ids): weight for name, weight in given.items()}
+    if config.leaves_out_each:
+        left_out = [frozenset({client}) for client in ids]
+    else:
+        left_out = [frozenset(_find_client(name, files, ids) for name in config.leave_out)]
+    if weights is not None and (missing := sorted(set(ids) - weights.keys() - left_out[0])):
         raise UsageError(
-            f"weights has none for client {missing[0]}",
+            f"weights has none for {shown_client(missing[0], files)}",
             hint="name every client of the run, or leave it out with --leave_out",
         )
+    return [Change(clients, weights or config.weights or None) for clients in left_out]
+
+
+def _find_client(name: str, files: Mapping[ClientId, str], ids: Sequence[ClientId]) -> ClientId:
+    """The client of this name, or of this number; UsageError when it did not train in the run."""
+    client = client_numbers(files).get(name, int(name) if is_number(name) else None)
+    if client not in ids:
+        known = ", ".join(name_of_file(files[client]) for client in ids)
+        raise UsageError(f"the run has no client {name!r} that trained", hint=f"its clients are {known}")
+    return client
+
+
+def _files_of(recorded: RunRecord) -> dict[ClientId, str]:
+    return {facts.client_id: facts.file for facts in recorded.clients}
 
 
 def _make_target(config: ReaggregateConfig, source: TrainConfig) -> TrainConfig:
@@ -122,6 +114,9 @@ def _make_target(config: ReaggregateConfig, source: TrainConfig) -> TrainConfig:
         fields = {field: value for field, value in fields.items() if field not in source.method_options}
         # what clients did with their optimizers is done
         fields |= {"optimizer_state": "reset", "client_ranks": None}
+        if not (config.method or source.method).counts_rows(config.method_options):
+            # equal weights are below every cap that the run's cohorts allow
+            fields["max_client_weight"] = 1.0
     return TrainConfig.of(**{**fields, "federation_mode": row or name, **config.method_options})
 
 
@@ -131,17 +126,11 @@ def _write(
     new: RunPaths,
     recorded: RunRecord,
     what_if: WhatIf,
-    ids: Sequence[int],
     validate: Validate | None,
 ) -> Reaggregated:
     paths = what_if.reader.paths
-    changed = {
-        "leave_out": sorted(config.left_out),
-        "weights": config.client_weights or config.weights or "as in the run",
-        "federation_mode": target.federation_mode,
-        "hyperparameters": what_if.method.hyperparameters,
-    }
-    origin = {"exp_name": config.exp_name, "federation_mode": recorded.mode, "changed": changed, "note": NOTE}
+    origin = {**_describe_change(recorded, what_if), "note": NOTE}
+    origin["changed"] = {"leave_out": sorted(what_if.changes[0].leave_out), **origin["changed"]}
     more = {name: value for name, value in recorded.more.items() if name not in ("sha256", "best_round")}
     record = replace(
         recorded,
@@ -151,7 +140,7 @@ def _write(
         config={**target.record(), "exp_name": new.exp_name},
         reaggregated_from=origin,
         method=record_method(target.method),
-        more={**more, "hyperparameters": changed["hyperparameters"]},
+        more={**more, "hyperparameters": what_if.method.hyperparameters},
     )
     first = paths.round_folder(paths.committed_rounds()[0])
     written = RunWriter(
@@ -162,49 +151,59 @@ def _write(
     )
     written.write_run(record)
     lines: list[dict[str, Any]] = []
-    for outcome in what_if.rounds(ids):
-        line = _describe(outcome, validate)
+    for (outcome,) in what_if.rounds(list(recorded.training_clients)):
+        losses = _losses(outcome, validate, validate(outcome.actual) if validate else None)
+        counts = {str(client): count for client, count in sorted(outcome.counts.items())}
+        line = {"round": outcome.round, "counts": counts, "distance": outcome.distance, **losses}
         write_round(written, outcome.round, outcome.adapter, {**origin, **line, "source": outcome.source})
         say(f"round {outcome.round} of {paths.committed_rounds()[-1]} done")
         lines.append(line)
     written.write_run(replace(record, state="reaggregated", reaggregated_from={**origin, "rounds": lines}))
-    return Reaggregated(new, origin, tuple(lines))
+    return Reaggregated(new, origin, tuple(lines), _files_of(recorded))
 
 
-def _describe(outcome: Outcome, validate: Validate | None) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "round": outcome.round,
-        "counts": {str(client): count for client, count in sorted(outcome.counts.items())},
-        "distance": outcome.distance,
+def _measure_each(
+    config: ReaggregateConfig, recorded: RunRecord, what_if: WhatIf, validate: Validate | None
+) -> LeftOutEach:
+    """The numbers of every client and of every round to which it sent an update."""
+    files, sizes = _files_of(recorded), recorded.training_clients
+    found: dict[ClientId, list[dict[str, Any]]] = {client: [] for client in sizes}
+    rounds = what_if.reader.paths.committed_rounds()
+    with Progress(f"leave out each client of {config.exp_name}: rounds", len(rounds)) as progress:
+        for outcomes in what_if.rounds(list(sizes)):
+            loss = validate(outcomes[0].actual) if validate else None
+            sent = {client for outcome in outcomes for client in outcome.counts}
+            for change, outcome in zip(what_if.changes, outcomes, strict=True):
+                (client,) = change.leave_out
+                if client in sent:
+                    line = {"round": outcome.round, "distance": outcome.distance}
+                    found[client].append({**line, **_losses(outcome, validate, loss)})
+            progress.advance()
+    lines = []
+    for client, own in found.items():
+        means = {
+            name: sum(values) / len(values)
+            for name in ("distance", "actual_val_loss", "val_loss")
+            if (values := [line[name] for line in own if line.get(name) is not None])
+        }
+        who = {"client": client, "name": name_of_file(files[client]), "num_examples": sizes[client]}
+        lines.append({**who, "distance": None, **means, "rounds": own})
+    return LeftOutEach({**_describe_change(recorded, what_if), "note": EACH_NOTE}, tuple(lines))
+
+
+def _describe_change(recorded: RunRecord, what_if: WhatIf) -> dict[str, Any]:
+    """The run, and what is changed beside the clients that are left out."""
+    weights = what_if.changes[0].weights
+    changed = {
+        "weights": dict(weights) if isinstance(weights, Mapping) else weights or "as in the run",
+        "federation_mode": what_if.target.federation_mode,
+        "hyperparameters": what_if.method.hyperparameters,
     }
-    if validate is not None:
-        line |= {"actual_val_loss": validate(outcome.actual), "val_loss": validate(outcome.adapter)}
-    return line
+    return {"exp_name": recorded.exp_name, "federation_mode": recorded.mode, "changed": changed}
 
 
-def _table(lines: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[Sequence[str]]]:
-    heads = ["round", "clients", "distance / step"]
-    if "val_loss" in lines[0]:
-        heads += ["held-out loss, actual", "what-if", "difference"]
-    rows = []
-    for line in lines:
-        cells = [str(line["round"]), str(len(line["counts"])), _number(line["distance"], ".4f")]
-        if "val_loss" in line:
-            before, after = line["actual_val_loss"], line["val_loss"]
-            cells += [f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"]
-        rows.append(cells)
-    return heads, rows
-
-
-def _number(value: float | None, form: str) -> str:
-    return NOTHING if value is None else format(value, form)
-
-
-def _say_change(changed: Mapping[str, Any]) -> str:
-    parts = [f"server {changed['federation_mode']}", f"weights {changed['weights']}"]
-    if changed["leave_out"]:
-        parts.append(f"without client {', '.join(map(str, changed['leave_out']))}")
-    return ", ".join(parts)
+def _losses(outcome: Outcome, validate: Validate | None, actual: float | None) -> dict[str, Any]:
+    return {} if validate is None else {"actual_val_loss": actual, "val_loss": validate(outcome.adapter)}
 
 
 def _open_validation(
