@@ -7,6 +7,7 @@ or models is shown with its control characters escaped: a row must not be able t
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -44,7 +45,46 @@ def say(text: str) -> None:
     if lines is not None:
         lines.append(redact(text))
         return
-    print(printable(redact(text)), file=sys.stderr, flush=True)
+    stamp = _stamp(_log_names[-1]) if _log_names else ""
+    _write("\n".join(stamp + line for line in text.split("\n")))
+
+
+_log_names: list[str] = []
+"""What the lines of this process begin with, after the time; of all its threads."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d fedlora[ a-z]*: ")
+
+
+@contextlib.contextmanager
+def log_lines(name: str) -> Iterator[None]:
+    """Inside, every line that this process says begins with the time and `name`, which begins with fedlora: for a log
+    in which several programs write."""
+    _log_names.append(name)
+    try:
+        yield
+    finally:
+        _log_names.pop()
+
+
+def pass_on(line: str, name: str) -> None:
+    """A line that the program `name` printed, as a line of the log without colours. Lines of fedlora's own programs
+    have their time already."""
+    line = _COLOURS.sub("", line)
+    _write(line if _STAMP.match(line) else f"{_stamp(name)}{line}")
+
+
+def without_stamp(line: str) -> str:
+    """A line of a log without the time and name that `log_lines` gave it, and without colours."""
+    return _STAMP.sub("", _COLOURS.sub("", line), count=1)
+
+
+def _stamp(name: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}: "
+
+
+def _write(text: str) -> None:
+    # in one piece: other threads write too
+    print(f"{printable(redact(text))}\n", end="", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -66,3 +66,10 @@ class BudgetError(FedloraError):
     """The limit on calls or on epsilon was reached before the work was done."""
 
     exit_code = 8
+
+
+def error_of(code: int, message: str, hint: str = "") -> FedloraError:
+    """The error with which another process of fedlora ended, from its exit code."""
+    kinds = [UsageError, DataError, TrainingError, StorageError, LockedError, JudgeError, BudgetError]
+    kind = next((kind for kind in kinds if kind.exit_code == code), FedloraError)
+    return kind(message, hint=hint)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
+import os
+import re
 import shutil
 import socket
 import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -22,15 +26,16 @@ from filelock import FileLock
 
 from fedlora import cli
 from fedlora.config.train import TrainConfig
-from fedlora.errors import LockedError, UsageError
+from fedlora.errors import DataError, FedloraError, LockedError, TrainingError, UsageError, error_of
 from fedlora.files import write_json
+from fedlora.flower import programs
 from fedlora.flower.command_lines import make_node_environment, superlink_command, supernode_command
 from fedlora.flower.flower_config import ServerConfig, SubmitConfig
 from fedlora.flower.folders import ServerFolder
+from fedlora.flower.following import follow_to_end
 from fedlora.flower.node_config import NodeConfig
 from fedlora.flower.programs import Program, running
 from fedlora.flower.request import exit_line, make_request, read_exit
-from fedlora.flower.submit import _error_of
 
 
 @pytest.fixture
@@ -151,18 +156,62 @@ def test_a_server_that_is_not_there_is_told_in_a_line(made, capsys):
     assert "fedlora flower server" in told[1]
 
 
+@pytest.fixture
+def answers(made, monkeypatch):
+    """What a server answers: its nodes and runs, which a test may change; and what it was asked."""
+    told = {"supernode": {"nodes": []}, "list": {"runs": []}, "stop": {}, "asked": []}
+
+    def call(arguments, environment):
+        told["asked"].append(arguments)
+        return told[arguments[0]]
+
+    for module in ("control", "server_runs"):
+        monkeypatch.setattr(f"fedlora.flower.{module}.call_json", call)
+    return told
+
+
 @pytest.mark.parametrize("known", [False, True])
-def test_status_says_what_there_is_and_that_there_is_nothing(made, capsys, monkeypatch, known):
-    node, run = {"node-id": "7", "status": "online"}, {"run-id": "12", "status": "running"}
-    answers = {"supernode": {"nodes": [node] if known else []}, "list": {"runs": [run] if known else []}}
-    monkeypatch.setattr("fedlora.flower.submit.call_json", lambda arguments, environment: answers[arguments[0]])
+def test_status_says_what_there_is_and_that_there_is_nothing(made, capsys, answers, tmp_path, known):
     folder = ServerFolder(made / "server")
-    write_json(folder.names_file, {"7": "client-0"})
-    write_json(folder.run_file("12"), {"exp_name": "first", "model_dir": "/models"})
+    if known:
+        answers["supernode"]["nodes"] = [{"node-id": "7", "status": "online"}]
+        answers["list"]["runs"] = [{"run-id": str(number), "status": "running"} for number in (12, 13, 14)]
+        write_json(folder.names_file, {"7": "client-0"})
+        write_json(folder.run_file("12"), {"exp_name": "first", "model_dir": str(tmp_path / "models")})
+        write_json(folder.run_file("13"), {"exp_name": "waits", "model_dir": str(tmp_path / "models")})
+        (tmp_path / "models/first/1").mkdir(parents=True)
+        shutil.copy(Path(__file__).parents[1] / "runs/recorded/run.json", tmp_path / "models/first/run.json")
     assert cli.main(["flower", "status", "--server", str(folder.root)]) == 0
-    something = ["client-0: online", "run 12 (first): running"]
-    expected = something if known else ["no node is registered", "no run was submitted"]
+    something = ["client-0: online", "run 12 (first): running, round 1 of 3 is done", "run 13 (waits): running"]
+    expected = [*something, "run 14: running"] if known else ["no node is registered", "no run was submitted"]
     assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_the_only_open_run_needs_no_number(made, capsys, answers, monkeypatch):
+    """follow shows one that has ended where no run is open; stop ends open ones only."""
+    server = ["--server", str(made / "server")]
+    followed = []
+    monkeypatch.setattr("fedlora.flower.server_runs.follow_to_end", lambda number, environment: followed.append(number))
+    old = {"run-id": "12", "status": "finished:completed"}
+    new, other = {"run-id": "13", "status": "running"}, {"run-id": "14", "status": "pending"}
+    answers["list"]["runs"] = [old, new]
+    assert cli.main(["flower", "follow", *server]) == cli.main(["flower", "stop", *server]) == 0
+    assert followed == ["13"]
+    assert ["stop", "13", "fedlora"] in answers["asked"]
+    answers["list"]["runs"] = [old]
+    assert cli.main(["flower", "follow", *server]) == 0
+    assert followed == ["13", "12"]
+    assert cli.main(["flower", "stop", *server]) == 2
+    assert "no run is open" in capsys.readouterr().err
+    answers["list"]["runs"] = [old, new, other]
+    for command in ("follow", "stop"):
+        assert cli.main(["flower", command, *server]) == 2
+        told = capsys.readouterr().err
+        assert "run 13: running" in told
+        assert "run 14: pending" in told
+        assert "run 12" not in told
+    assert cli.main(["flower", "follow", "14", *server]) == 0
+    assert followed[-1] == "14"
 
 
 def test_the_end_of_a_run_is_told_by_a_line():
@@ -172,9 +221,9 @@ def test_the_end_of_a_run_is_told_by_a_line():
     assert read_exit(f"client-1 takes no part: {exit_line(0, '/models/first')}") is None
     for broken in ("0", "0 [", "x [1, 2]", "0 [1]", f"0 {'[' * 10_000}"):
         assert read_exit(f"fedlora flower: exit {broken}") is None
-    assert isinstance(_error_of(6, "", ""), LockedError)
-    assert isinstance(_error_of(2, "", ""), UsageError)
-    assert _error_of(4, "", "").exit_code == 4
+    assert isinstance(error_of(6, ""), LockedError)
+    assert isinstance(error_of(2, ""), UsageError)
+    assert [error_of(code, "").exit_code for code in range(1, 9)] == list(range(1, 9))
 
 
 def test_a_program_that_ends_is_started_again_and_ends_with_its_crew(monkeypatch, tmp_path):
@@ -191,6 +240,97 @@ def test_a_program_that_ends_is_started_again_and_ends_with_its_crew(monkeypatch
         number = int((tmp_path / "stays").read_text())
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     assert subprocess.run(["kill", "-0", str(number)], capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize(("code", "kind"), [(3, DataError), (1, FedloraError), (-9, TrainingError)])
+def test_a_watched_program_that_ends_is_an_error_with_the_end_of_its_log(tmp_path, code, kind):
+    """With the exit code that the program had."""
+    log = tmp_path / "node-1.log"
+    log.write_text("a line of an earlier call\n" * 20)
+    end = f"os.kill(os.getpid(), {-code})" if code < 0 else f"os._exit({code})"
+    says = "print('2026-11-30 10:00:00 fedlora: the worker listens'); print('rows.json: no such file', flush=True)"
+    program = Program("node 1", [sys.executable, "-c", f"import os; {says}; {end}"], {}, log)
+    stays = Program("node 2", ["sleep", "60"], {"PATH": "/usr/bin:/bin"}, tmp_path / "stays")
+    with running([stays, program]) as crew:
+        crew._running["node 1"].wait(20)
+        with pytest.raises(kind) as caught:
+            crew.check()
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"node 1 ended {f'with code {code}' if code > 0 else 'by signal 9'}; the end of {log}:"
+    assert [line.strip() for line in lines[-2:]] == ["the worker listens", "rows.json: no such file"]
+    assert len(lines) == 8
+    assert caught.value.exit_code == (code if code > 0 else 4)
+
+
+def test_a_run_that_prints_nothing_is_followed_only_while_its_processes_live(monkeypatch):
+    """The stream of a run may be silent for minutes."""
+    monkeypatch.setattr("fedlora.flower.following.flwr_command", lambda *arguments: ["sleep", "60"])
+    calls = itertools.count()
+
+    def check():
+        if next(calls) == 2:
+            raise TrainingError("node 1 ended with code 1")
+
+    began = time.monotonic()
+    with pytest.raises(TrainingError, match="node 1 ended"):
+        follow_to_end("12", dict(os.environ), check)
+    assert time.monotonic() - began < 20
+
+
+def test_lines_of_a_log_have_time_and_name_and_no_colours(tmp_path):
+    """A server's own lines, those of Flower's programs, and those of the app, which are fedlora's too."""
+    log = tmp_path / "server.log"
+    script = r"""
+import sys, time
+from fedlora.console import log_lines, say
+from fedlora.flower.programs import Program, running
+lines = "print('\x1b[92mINFO \x1b[0m:      Starting'); print('2026-11-30 10:00:00 fedlora: round 1')"
+with log_lines("fedlora"), running([Program("superlink", [sys.executable, "-c", lines], {})]) as crew:
+    say("the server listens")
+    time.sleep(1)
+"""
+    with log.open("wb") as output:
+        subprocess.run([sys.executable, "-c", script], stderr=output, check=True, timeout=30)
+    lines = [re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)", line) for line in log.read_text().splitlines()]
+    assert all(lines), log.read_text()
+    expected = {"fedlora: the server listens", "superlink: INFO :      Starting", "fedlora: round 1"}
+    assert {line[2] for line in lines} == expected
+    assert "2026-11-30 10:00:00" in {line[1] for line in lines}
+
+
+def test_a_trial_keeps_no_state_of_an_earlier_one(made):
+    """A second `flower local` would otherwise meet the tasks and the nodes of one that was interrupted."""
+    trial = ServerConfig.make({"trial": "true"}, file=made / "server" / "server.yaml")
+    assert "--database" not in superlink_command(trial)
+    assert "--database" in superlink_command(ServerConfig.make({}, file=made / "server" / "server.yaml"))
+
+
+def test_local_starts_a_trial_and_ends_with_the_first_of_its_processes(tmp_path, monkeypatch, make_clients, capsys):
+    """Nodes are started once the server has their keys: it sends others away."""
+    commands, start = [], programs._start
+    lists = iter([[], [{"node-id": "1"}], [{"node-id": "1"}, {"node-id": "2"}]])
+
+    def end_if_a_node(program):
+        commands.append(program.command)
+        code = "import time; time.sleep(60)" if program.name == "server" else "import sys; sys.exit(3)"
+        return start(replace(program, command=[sys.executable, "-c", code]))
+
+    def call(arguments, environment):
+        assert len(commands) == 1 or arguments[0] != "supernode"
+        return {"nodes": next(lists)} if arguments[0] == "supernode" else {"run-id": "12"}
+
+    monkeypatch.setattr(programs, "_start", end_if_a_node)
+    monkeypatch.setattr("fedlora.flower.control.call_json", call)
+    monkeypatch.setattr("fedlora.flower.submit.call_json", call)
+    monkeypatch.setattr("fedlora.flower.following.flwr_command", lambda *arguments: ["sleep", "60"])
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    options = ["--nodes", "2", "--data_path", str(make_clients([2, 2])), "--model_dir", str(tmp_path / "models")]
+    code = cli.main(["flower", "local", "--folder", str(tmp_path / "federation"), "--port", port, *options])
+    assert code == 3
+    assert re.search(r"error: node \d ended with code 3", capsys.readouterr().err)
+    assert len(commands) == 3
+    assert all(command[command.index("--trial") + 1] == "true" for command in commands)
 
 
 CREW = """

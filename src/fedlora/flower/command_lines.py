@@ -46,7 +46,8 @@ def superlink_command(config: ServerConfig) -> list[str]:
         *("--ssl-certfile", str(folder.certificate), "--ssl-keyfile", str(folder.key)),
         "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
-        *("--database", str(folder.database)),
+        # in memory otherwise: no trial meets nodes and tasks of another
+        *(() if config.trial else ("--database", str(folder.database))),
         *("--isolation", "process", "--superexec-auth-secret-file", str(folder.secret)),
     ]
 

@@ -27,20 +27,20 @@ FLOWER_COMMANDS = {
         "fedlora.flower.submit:run",
     ),
     "flower status": (
-        "nodes and runs of a server",
+        "the nodes and runs of a server, with the round of each run",
         "fedlora.flower.flower_config:StatusConfig",
-        "fedlora.flower.submit:run_status",
+        "fedlora.flower.server_runs:run_status",
     ),
     "flower follow": (
         "show a run on the nodes until it ends",
         "fedlora.flower.flower_config:FollowConfig",
-        "fedlora.flower.submit:run_follow",
+        "fedlora.flower.server_runs:run_follow",
         "run",
     ),
     "flower stop": (
         "end a run on the nodes",
         "fedlora.flower.flower_config:StopConfig",
-        "fedlora.flower.submit:run_stop",
+        "fedlora.flower.server_runs:run_stop",
         "run",
     ),
     "flower local": (

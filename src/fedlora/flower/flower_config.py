@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 from fedlora.config.schema import Config, Names, OptionalInt, flag
 from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
+from fedlora.paths import is_number
 
 
 class InitConfig(Config):
@@ -35,6 +36,9 @@ class ServerConfig(Config):
     folder: Path = flag(Path("./federation/server"), "the server's folder, made by `fedlora flower init`")
     host: str = flag("127.0.0.1", "address to listen on: loopback, behind a proxy that forwards only /v1/fleet/")
     port: int = flag(9092, "port to listen on", ge=1, le=65535)
+    trial: bool = flag(
+        False, "keep the state of runs in memory and end when a process ends, as `flower local` needs it"
+    )
 
 
 class StatusConfig(Config):
@@ -57,14 +61,14 @@ def check_installed(config: TrainConfig) -> None:
 class OneRunConfig(Config):
     """A run of a server, on the machine that the server runs on."""
 
-    run: int = flag(0, "number of the run, which `flower run` and `flower status` tell", ge=0)
+    run: str = flag("", "number of the run, from `flower status`", if_none="the only run that is open")
     server: Path = flag(Path("./federation/server"), "the server's folder, on this machine")
 
     @field_validator("run")
     @classmethod
-    def _is_given(cls, value: int) -> int:
-        if not value:
-            raise ValueError("a run has a number, which `fedlora flower status` shows")
+    def _is_a_number(cls, value: str) -> str:
+        if value and not is_number(value):
+            raise ValueError("not the number of a run, which `fedlora flower status` lists")
         return value
 
 

@@ -9,17 +9,24 @@ from pathlib import Path
 from fedlora.console import say
 from fedlora.data.client_files import find_client_files
 from fedlora.errors import UsageError
-from fedlora.flower import init, submit
+from fedlora.flower import init
+from fedlora.flower.control import connect, wait_for_server
 from fedlora.flower.flower_config import InitConfig, LocalConfig, SubmitConfig
 from fedlora.flower.folders import NodeFolder, ServerFolder, client_folder
+from fedlora.flower.following import EndedRun
 from fedlora.flower.processes import check_port
 from fedlora.flower.programs import Program, running
+from fedlora.flower.submit import submit
 
 START_SECONDS = 120.0
 
 
-def run(config: LocalConfig) -> submit.EndedRun:
-    """Make the folders if they are not there, start everything, train, stop everything."""
+def run(config: LocalConfig) -> EndedRun:
+    """Make the folders if they are not there, start everything, train, stop everything.
+
+    The state of the server is in memory, so no earlier call has left a task or a node there. A process that ends before
+    the run does ends this command with the last lines of its log.
+    """
     files = find_client_files(config.data_path, config.nodes, chosen=config.chosen("nodes"))
     if len(files) != config.nodes:
         raise UsageError(f"{config.data_path}: {len(files)} clients, where there are {config.nodes} nodes")
@@ -32,21 +39,25 @@ def run(config: LocalConfig) -> submit.EndedRun:
         check_port("port", "127.0.0.1", port)
     server = ServerFolder(config.folder / "server")
     logs = config.folder / "logs"
-    programs = [Program("server", _command("server", server.settings), os.environ, logs / "server.log")]
+    watched = Program("server", _command("server", server.settings), os.environ, logs / "server.log")
+    nodes = []
     for client, file in enumerate(files):
         settings = NodeFolder(client_folder(config.folder, client)).settings
         listed = ["--federation_modes", config.federation_mode] if config.method.source else []
         more = [*listed, "--data_path", str(file.resolve()), "--runtime_port", str(config.port + 1 + client)]
         command = _command("node", settings, *more)
-        programs.append(Program(f"node {client}", command, os.environ, logs / f"node-{client}.log"))
+        nodes.append(Program(f"node {client}", command, os.environ, logs / f"node-{client}.log"))
     say(f"server and {config.nodes} nodes are started; their logs lie in {logs}")
-    with running(programs):
-        submit.wait_for_server(submit.connect(server.root), START_SECONDS)
+    with running([watched]) as crew:
+        # a node whose key is not registered is sent away, and would end
+        wait_for_server(connect(server.root), START_SECONDS, crew.check, nodes=config.nodes)
+        crew.add(nodes)
         fields = config.model_fields_set & SubmitConfig.model_fields.keys()
         values = {name: getattr(config, name) for name in fields}
         submitted = SubmitConfig.of(**{**values, "server": server.root, "num_clients": config.nodes})
-        return submit.run(submitted, stays=False)
+        return submit(submitted, stays=False, check=crew.check)
 
 
 def _command(name: str, settings: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "fedlora", "flower", name, "--config", str(settings.resolve()), *flags]
+    given = ["--config", str(settings.resolve()), "--trial", "true", *flags]
+    return [sys.executable, "-m", "fedlora", "flower", name, *given]

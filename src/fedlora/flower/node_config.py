@@ -50,6 +50,7 @@ class NodeConfig(Config):
     share_own_adapter: bool = flag(
         False, "let the adapter that belongs to this client alone (none, fedsa ...) leave it"
     )
+    trial: bool = flag(False, "end when one of this node's processes ends, as `flower local` needs it")
     keep_rounds: int = flag(3, "rounds before the last accepted one whose memory is kept", ge=1)
 
     @field_validator("base_models")

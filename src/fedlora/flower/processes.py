@@ -9,12 +9,12 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedlora.console import say
+from fedlora.console import log_lines, say
 from fedlora.errors import LockedError, StorageError, UsageError
 from fedlora.files import json_text, write_json, write_text
 from fedlora.flower.command_lines import (
@@ -26,12 +26,12 @@ from fedlora.flower.command_lines import (
     worker_command,
     write_connection,
 )
+from fedlora.flower.control import call_json, nothing_to_check, read_names, wait_for_server
 from fedlora.flower.flower_config import ServerConfig
 from fedlora.flower.folders import NodeFolder, ServerFolder, node_socket
 from fedlora.flower.guard import own_bundle_sha256
 from fedlora.flower.node_config import NodeConfig
 from fedlora.flower.programs import Program, running, supervise
-from fedlora.flower.submit import call_json, read_names, wait_for_server
 from fedlora.flower.worker import serve
 
 START_SECONDS = 60.0
@@ -46,6 +46,7 @@ def run_server(config: ServerConfig) -> None:
     if not folder.secret.is_file():
         raise UsageError(f"{folder.root}: no server's folder", hint="make one with `fedlora flower init`")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(log_lines("fedlora"))
         # one that is refused leaves the settings of the one that runs as they are
         stack.enter_context(_alone(folder.lock_file, "this server"))
         check_port("port", config.host, config.port)
@@ -56,10 +57,11 @@ def run_server(config: ServerConfig) -> None:
         ]
         crew = stack.enter_context(running(programs))
         keys = folder.public_keys()
-        _register(folder, keys, environment, START_SECONDS)
+        check = crew.check if config.trial else crew.look
+        _register(folder, keys, environment, START_SECONDS, check)
         say(f"the server listens on {config.host}:{config.port}")
         while True:
-            crew.look()
+            check()
             keys = _register_new(folder, keys, environment)
             time.sleep(0.5)
 
@@ -72,7 +74,7 @@ def run_node(config: NodeConfig) -> None:
             raise UsageError(f"{path}: no such file", hint="see folder and data_path in the node's configuration")
     if not config.base_models:
         raise UsageError("base_models is empty: no run could use this node", hint="name the models you allow")
-    with _alone(folder.lock_file, "this node"):
+    with _alone(folder.lock_file, "this node"), log_lines("fedlora"):
         check_port("runtime_port", "127.0.0.1", config.runtime_port)
         # the worker reads what this process was told, flags included, and again when it is started anew
         settings = folder.root / "worker.yaml"
@@ -83,7 +85,7 @@ def run_node(config: NodeConfig) -> None:
             Program("supernode", supernode_command(config), make_node_environment(config, allowed)),
         ]
         say(f"client {config.client_id} speaks with {config.server}, and tries again for as long as it is not let in")
-        supervise(programs)
+        supervise(programs, restarts=not config.trial)
 
 
 def run_worker(config: NodeConfig) -> None:
@@ -93,8 +95,9 @@ def run_worker(config: NodeConfig) -> None:
     parent = os.getppid()
     node = Node(config)
     socket = node_socket(config.state_dir.resolve())
-    say(f"the worker of client {config.client_id} listens on {socket}")
-    serve(socket, node.answer, config.max_message_mb << 20, until=lambda: os.getppid() != parent)
+    with log_lines("fedlora worker"):
+        say(f"the worker of client {config.client_id} listens on {socket}")
+        serve(socket, node.answer, config.max_message_mb << 20, until=lambda: os.getppid() != parent)
 
 
 def check_port(name: str, host: str, port: int) -> None:
@@ -135,21 +138,23 @@ def _register_new(folder: ServerFolder, known: Keys, environment: dict[str, str]
     new = {client: key for client, key in keys.items() if client not in known}
     try:
         if new:
-            _register(folder, new, environment, 0.0)
+            _register(folder, new, environment, 0.0, nothing_to_check)
     except StorageError as error:
         say(f"new keys wait for the SuperLink: {error}")
         return known
     return keys
 
 
-def _register(folder: ServerFolder, keys: Keys, environment: dict[str, str], seconds: float) -> None:
+def _register(
+    folder: ServerFolder, keys: Keys, environment: dict[str, str], seconds: float, check: Callable[[], None]
+) -> None:
     """Make keys known to the SuperLink, under the names that tell which client a node is.
 
-    A key that it refuses excludes only its node. StorageError when there is no
-    SuperLink for so many seconds.
+    A key that it refuses excludes only its node. StorageError when there is no SuperLink for so many seconds; meanwhile
+    `check` is called.
     """
     names = read_names(folder)
-    nodes = wait_for_server(environment, seconds)
+    nodes = wait_for_server(environment, seconds, check)
     known = {names[number] for node in nodes if (number := str(node.get("node-id"))) in names}
     for client, key in keys.items():
         name = f"client-{client}"

@@ -1,4 +1,4 @@
-"""Processes that belong together, started again when they end.
+"""Processes that belong together: started again when they end, or watched so that the first that ends ends all.
 
 A node that was killed is refused by the server for about a minute, so restarts are not limited: to stop a program, stop
 the process that watches it.
@@ -14,21 +14,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from fedlora.console import say
+from fedlora.console import pass_on, say, without_stamp
+from fedlora.errors import FedloraError, TrainingError, error_of
 
 RESTART_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 3.0
 """How long a process has to end by itself; less than what the command line allows for all of it."""
+_SHOWN_LINES, _SHOWN_BYTES = 8, 4096
+"""How much of the end of a log is shown in an error."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A command with its environment; what it prints goes to `log`, or where this process prints."""
+    """A command with its environment. Its output goes to the file `log`, or line by line, with time and name, to where
+    this process prints."""
 
     name: str
     command: Sequence[str]
@@ -42,6 +47,7 @@ class Crew:
     def __init__(self, programs: Sequence[Program]) -> None:
         self.programs = list(programs)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._readers: list[threading.Thread] = []
         self._not_before: dict[str, float] = {}
 
     def look(self) -> None:
@@ -54,7 +60,21 @@ class Crew:
                 del self._running[program.name]
                 self._not_before[program.name] = time.monotonic() + RESTART_SECONDS
             if program.name not in self._running and time.monotonic() >= self._not_before.get(program.name, 0.0):
-                self._running[program.name] = _start(program)
+                self._running[program.name] = process = _start(program)
+                if process.stdout is not None:
+                    self._readers.append(_read_in_thread(process.stdout, program.name))
+
+    def add(self, programs: Sequence[Program]) -> None:
+        """Start more."""
+        self.programs += programs
+        self.look()
+
+    def check(self) -> None:
+        """Raise an error with the end of its log for a program that has ended."""
+        for program in self.programs:
+            process = self._running.get(program.name)
+            if process is not None and process.poll() is not None:
+                raise _error_of(program, process.returncode)
 
     def stop(self) -> None:
         """End everything, those started last first."""
@@ -67,7 +87,10 @@ class Crew:
         for process in self._running.values():
             self._stop_group(process, signal.SIGKILL)
             process.wait()
-        self._running = {}
+        for reader in self._readers:
+            # what was printed last; a process that has left the group may hold its end open
+            reader.join(0.2)
+        self._running, self._readers = {}, []
 
     @staticmethod
     def _stop_group(process: subprocess.Popen[bytes], number: int) -> None:
@@ -88,11 +111,11 @@ def running(programs: Sequence[Program]) -> Iterator[Crew]:
             crew.stop()
 
 
-def supervise(programs: Sequence[Program], until: Callable[[], bool] = lambda: False) -> None:
-    """Keep programs running until `until()`, or an exception: a signal's, say."""
+def supervise(programs: Sequence[Program], *, restarts: bool = True) -> None:
+    """Keep programs running until an exception: a signal's, or without `restarts` that of a program that has ended."""
     with running(programs) as crew:
-        while not until():
-            crew.look()
+        while True:
+            crew.look() if restarts else crew.check()
             time.sleep(0.5)
 
 
@@ -112,7 +135,7 @@ def _undisturbed() -> Iterator[None]:
 
 def _start(program: Program) -> subprocess.Popen[bytes]:
     with contextlib.ExitStack() as stack:
-        output = None
+        output = subprocess.PIPE
         if program.log is not None:
             program.log.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(program.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -123,10 +146,38 @@ def _start(program: Program) -> subprocess.Popen[bytes]:
             env=dict(program.environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )
+
+
+def _read_in_thread(output: IO[bytes], name: str) -> threading.Thread:
+    """Pass on what a program prints, to its end."""
+
+    def read() -> None:
+        with output:
+            for line in output:
+                # a program must not wait for a log that nobody can write any more
+                with contextlib.suppress(OSError, ValueError):
+                    pass_on(line.decode(errors="replace").rstrip(), name)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return reader
+
+
+def _error_of(program: Program, code: int) -> FedloraError:
+    """The error of a program that has ended, with the last lines of its log."""
+    lines = []
+    if program.log is not None:
+        text = program.log.read_bytes()[-_SHOWN_BYTES:].decode(errors="replace")
+        lines = [without_stamp(line) for line in text.splitlines() if line.strip()][-_SHOWN_LINES:]
+    how = f"with code {code}" if code >= 0 else f"by signal {-code}"
+    place = f"; the end of {program.log}:" if lines else ""
+    message = "\n  ".join([f"{program.name} ended {how}{place}", *lines])
+    hint = f"all of it is in {program.log}" if program.log else "its last lines stand above"
+    return error_of(code if code > 0 else TrainingError.exit_code, message, hint)
 
 
 def _end_with_parent() -> None:

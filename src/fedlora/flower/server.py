@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.train import TrainConfig
+from fedlora.console import log_lines
 from fedlora.data.client_facts import ClientFacts, ClientFile
 from fedlora.data.records import read_rows
 from fedlora.engines.client_data import ClientExamples
@@ -57,7 +58,7 @@ def serve(grid: Any, request: str) -> None:
             raise UsageError("federation_mode names a file or module", hint="name an installed method")
         config, waits = TrainConfig.make(asked["config"]), asked["waits"]
         patience = Patience(absent=waits["absent"], wave=waits["wave"], again=waits["start"])
-        with remember_signals():
+        with remember_signals(), log_lines("fedlora"):
             paths = run(grid, config, Waits(start=waits["start"], wave=patience))
     except FedloraError as error:
         _tell(exit_line(error.exit_code, str(error), error.hint))
