@@ -99,12 +99,12 @@ class WhatIf:
                 left = len(sent - change.leave_out)
                 fault = self.strategy.find_cohort_fault(left) if left else None
                 if left < self.strategy.fewest_clients > 1:
-                    fault = f"it needs {self.strategy.fewest_clients} updates"
+                    fault = f"it needs {self.strategy.fewest_clients} updates and has {left}"
                 if fault:
                     without = f" without client {', '.join(map(str, sorted(change.leave_out)))}"
                     raise UsageError(
-                        f"federation_mode={self.target.federation_mode}: {fault}, and round {number} has {left}"
-                        f"{without if change.leave_out else ''}",
+                        f"federation_mode={self.target.federation_mode}, round {number}"
+                        f"{without if change.leave_out else ''}: {fault}",
                         hint="leave fewer clients out, change the method's own flags, or choose another method",
                     )
 
