@@ -165,6 +165,11 @@ def judge(config: PathLike | None = None, *, progress: bool = True, **keywords: 
 
     Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the endpoint refuses), BudgetError
     (`max_calls`), LockedError.
+
+    >>> verdicts = fl.judge(name="pair", is_base_model=True, proposed_file="pair/2/global_output.jsonl",
+    ...                     judge_url="http://127.0.0.1:8000/v1", judge_model="some-model", progress=False)
+    >>> verdicts.record["num_samples"]
+    1
     """
     from fedlora.stages import evaluate_llm as stage
 

@@ -42,7 +42,7 @@ def runs(folder: PathLike = "models", *, progress: bool = True) -> RunList:
     """The runs under `folder`, a line each: state, rounds done, best round, size in bytes.
 
     >>> [line.name for line in fl.runs("models").lines]
-    ['pair']
+    ['loop', 'pair']
     """
     from fedlora.stages import runs as stage
 
@@ -57,8 +57,8 @@ def verify(config: PathLike | None = None, *, progress: bool = True, **keywords:
     error lists everything that was checked.
 
     >>> print(fl.verify(name="pair", progress=False))
-    round 1: ok, 10 files, recomputed to the same bytes
-    round 2: ok, 10 files, recomputed to the same bytes
+    round 1: ok, 9 files, recomputed to the same bytes
+    round 2: ok, 9 files, recomputed to the same bytes
     metrics.jsonl: ok
     """
     from fedlora.stages import verify as stage
@@ -106,10 +106,10 @@ def compare(config: PathLike | None = None, *, progress: bool = True, **keywords
     Raises UsageError where no run of the comparison is possible, StorageError, LockedError. What is wrong with a single
     run is a note of the result.
 
-    >>> study = dict(name="study", model="smollm2-135m", methods=["homo", "fedprox"], seeds=[1], budget_steps=2)
-    >>> plan = fl.compare(**study, data={"num_clients": 2}, learning_rates=[1e-3], plan=True, progress=False)
-    >>> plan.record["runs"]
-    4
+    >>> study = dict(methods=["homo", "fedprox"], seeds=[1, 2], learning_rates=[1e-3], budget_steps=8)
+    >>> study |= dict(train={"base_model": "smollm2-135m"}, data={"train_per_cat": 8}, plan=True)
+    >>> fl.compare(name="study", **study, progress=False).record["runs"]
+    8
     """
     from fedlora.stages import compare as stage
 

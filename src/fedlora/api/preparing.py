@@ -22,6 +22,7 @@ def silos(
     folder: PathLike = "silos",
     *,
     overwrite: bool = False,
+    progress: bool = True,
 ) -> Path:
     """Write a folder with one file of rows per client, for `data` of `train`, and return it.
 
@@ -38,7 +39,7 @@ def silos(
     """
     from fedlora.data.silo_files import write_silos
 
-    with entered("silos", AllocateConfig, {}, progress=True):
+    with entered("silos", AllocateConfig, {}, progress=progress):
         return write_silos(clients, Path(folder), overwrite=overwrite)
 
 
