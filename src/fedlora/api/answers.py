@@ -17,7 +17,7 @@ from fedlora.results import Result
 from fedlora.types import Row
 
 if TYPE_CHECKING:
-    from fedlora.stages.evaluate_llm import Judgement
+    from fedlora.stages.evaluate_llm import Judgements
     from fedlora.stages.evaluate_rouge import Scores
 
 MOST_ROWS, MOST_LETTERS = 10, 60
@@ -112,12 +112,14 @@ def answer(
     from fedlora.runs.subjects import Subject, find_adapters, shown_names
     from fedlora.stages.answer import answer_rows
 
-    words = of.split(",") if isinstance(of, str) else [of] if isinstance(of, int) else list(of)
+    words = of.split(",") if isinstance(of, str) else list(of) if isinstance(of, list | tuple | range) else [of]
     given = {**keywords, "of": words}
     with entered("generate", GenerateConfig, given, progress=progress):
         made = make_config(GenerateConfig, None, given)
-        is_one = isinstance(questions, str | Mapping)
+        is_one = not isinstance(questions, list | tuple)
         rows = [_row_of(question) for question in ([questions] if is_one else questions)]
+        if not rows:
+            raise UsageError("no questions", hint="give text, a row, or a list of them")
         where = {"run": made.exp_name, "round_number": made.communication_rounds, "model_dir": made.model_dir}
         named: dict[str | int, Subject] = {}
         for word in words:
@@ -156,8 +158,8 @@ def score(config: PathLike | None = None, *, progress: bool = True, **keywords: 
 
 
 @takes(EvaluateLlmConfig)
-def judge(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Judgement:
-    """Let an OpenAI-compatible judge compare two sets of answers, each sample in both orders.
+def judge(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Judgements:
+    """Let an OpenAI-compatible judge compare the predictions of `of` with those of `against`, each row in both orders.
 
     The key comes from the environment (`api_key` or OPENAI_API_KEY) or from `api_key_file`. Verdicts are kept as they
     come, so a call that was interrupted is repeated to resume. Scores are 1 to 100; the win rate is in 0..1. Works
@@ -166,10 +168,10 @@ def judge(config: PathLike | None = None, *, progress: bool = True, **keywords: 
     Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the endpoint refuses), BudgetError
     (`max_calls`), LockedError.
 
-    >>> verdicts = fl.judge(name="pair", is_base_model=True, proposed_file="pair/2/global_output.jsonl",
+    >>> verdicts = fl.judge(name="pair", of="global", against="base",
     ...                     judge_url="http://127.0.0.1:8000/v1", judge_model="some-model", progress=False)
-    >>> verdicts.record["num_samples"]
-    1
+    >>> [(one.names, one.record["num_samples"]) for one in verdicts.judgements]
+    [(('global', 'base'), 1)]
     """
     from fedlora.stages import evaluate_llm as stage
 

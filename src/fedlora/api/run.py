@@ -101,8 +101,8 @@ class Run(Result):
 
     def answer(
         self,
-        questions: str | Mapping[str, str] | Sequence[str | Mapping[str, str]],
-        of: Sequence[str | int] | str | int = "global",
+        questions: str | Mapping[str, str] | list[str | Mapping[str, str]],
+        of: list[str | int] | str | int = "global",
         *,
         progress: bool = True,
         **keywords: Any,
