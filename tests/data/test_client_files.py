@@ -105,7 +105,7 @@ def test_a_chosen_count_that_differs_from_the_silos_is_refused_with_both_numbers
 
 def test_a_single_file_is_a_federation_only_when_one_client_is_asked_for(tmp_path: Path) -> None:
     _touch(tmp_path, "skills.json")
-    with pytest.raises(UsageError, match="one client is no federation"):
+    with pytest.raises(UsageError, match="a federation has at least two clients"):
         find_client_files(tmp_path, 8, chosen=False)
     assert find_client_files(tmp_path, 1, chosen=True) == [tmp_path / "skills.json"]
 

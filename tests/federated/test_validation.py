@@ -141,8 +141,8 @@ def test_nothing_is_cast(kind):
     [
         (torch.zeros(2, 5).to_sparse(), "is torch.sparse_coo on cpu"),
         (torch.zeros(2, 5, device="meta"), "is torch.strided on meta"),
-        ([[0.0] * 5] * 2, "is no tensor but list"),
-        (None, "is no tensor but NoneType"),
+        ([[0.0] * 5] * 2, "is not a tensor but list"),
+        (None, "is not a tensor but NoneType"),
     ],
 )
 def test_only_dense_tensors_in_memory_are_tensors(value, what):

@@ -59,7 +59,7 @@ def test_a_node_without_the_package_says_so(federation, tmp_path, monkeypatch, c
         request = ask_facts(federation.config("x", "part_way"))
     told = read_facts(Node(federation.policy(0, **LISTED)).answer(request))
     assert "cannot be loaded on this node" in told.reason
-    assert "is no method" in capsys.readouterr().err
+    assert "is not a method" in capsys.readouterr().err
 
 
 def test_a_method_of_a_file_is_refused_before_anything_is_sent(federation):

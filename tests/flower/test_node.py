@@ -95,7 +95,7 @@ def test_a_request_beyond_the_owner_s_bounds_is_refused_with_its_reason(federati
     [
         ({"client_id": 1}, "this node is client 0"),
         ({"rows_of": (0, 1)}, "trains only on this client"),
-        ({"number": 3}, "round 3 is none of the run's 2"),
+        ({"number": 3}, "round 3 is not one of the run's 2"),
         ({"accepted": 1}, "not before its own"),
         ({"client_id": 0.0}, "not whole ones"),
         ({"rows_of": (False,)}, "not whole ones"),

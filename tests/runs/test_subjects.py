@@ -116,7 +116,7 @@ def test_a_base_without_a_run_answers_for_round_20(adapters) -> None:
         ("?", "'?' is not in run", "archive, library, museum, 3"),
         ("4", "run prox has no client 4", "archive, library, museum, 3"),
         ("2-9", "run prox has no client 4", ""),
-        ("3-1", "'3-1' is no range", "0-3"),
+        ("3-1", "'3-1' is not a range", "0-3"),
         ("prox/global", "'prox/global' names no model", "NAME/ROUND/who"),
         ("prox/0/global", "'prox/0/global' names no model", "NAME/ROUND/who"),
         ("../x/1/global", "'../x/1/global' names no model", ""),

@@ -383,7 +383,7 @@ def test_one_base_serves_several_runs_and_changes_no_byte(tiny_model, make_clien
         ("budget: 3", "unknown field 'budget'"),
         ("modes: [homo]", "give budget_steps or budget_tokens, and not both"),
         ("{budget_steps: 1, budget_tokens: 1}", "give budget_steps or budget_tokens, and not both"),
-        ("{budget_steps: 1, modes: [homoo]}", "'homoo' is no method"),
+        ("{budget_steps: 1, modes: [homoo]}", "'homoo' is not a method"),
         ("{budget_steps: 1, modes: [homo, homo]}", "none twice"),
         ("{budget_steps: 1, modes: [{mode: homo, name: ../x}]}", "cannot be a folder name"),
         ("{budget_steps: 1, modes: [{mode: homo, lora: 3}]}", "unknown field 'lora' of homo"),

@@ -141,7 +141,7 @@ def test_predictions_have_fields_in_the_contracts_order(world):
 @pytest.mark.parametrize(
     ("program", "arguments", "code", "words"),
     [
-        ("train.py", ["--federation_mode", "fedfoo"], 2, ["federation_mode", "fedfoo", "is no method"]),
+        ("train.py", ["--federation_mode", "fedfoo"], 2, ["federation_mode", "fedfoo", "is not a method"]),
         ("train.py", ["--local_learning_rte", "1"], 2, ["local_learning_rte", "local_learning_rate"]),
         ("train.py", ["--data_path", "{world}/nowhere"], 2, ["nowhere", "fedlora data skills"]),
         ("train.py", ["--client_selection_frac", "0"], 2, ["client_selection_frac"]),

@@ -338,7 +338,7 @@ def test_what_cannot_be_asked_is_refused_with_the_reason(start, mode, fields, wh
         ({"weights": "more"}, "give examples, tokens, uniform"),
         ({"weights": "0:1,0:2"}, "named twice"),
         ({"weights": "0:1,1:0"}, "name that client in leave_out"),
-        ({"federation_mode": "best"}, "is no method"),
+        ({"federation_mode": "best"}, "is not a method"),
     ],
 )
 def test_flags_that_say_nothing_or_nonsense_are_refused(fields, what):

@@ -275,7 +275,7 @@ def test_wrong_input_stops_before_anything_is_written(train_mode, tmp_path):
     with pytest.raises(UsageError, match="cannot be loaded") as caught:
         train_mode("homo", base_model=str(tmp_path / "nowhere"))
     assert "smollm2-135m" in caught.value.hint
-    with pytest.raises(UsageError, match="is no method"):
+    with pytest.raises(UsageError, match="is not a method"):
         TrainConfig.of(federation_mode="fedavg")
     with pytest.raises(UsageError, match="cannot be a folder name"):
         train_mode("homo", name="../elsewhere")

@@ -59,12 +59,12 @@ def make_config(config: type[AnyConfig], file: PathLike | None, keywords: Mappin
     Keywords win over the file; None stands for the default.
     """
     if file is not None and not isinstance(file, str | os.PathLike):
-        raise UsageError(f"config={file!r} is no path", hint="give the path of a YAML file")
+        raise UsageError(f"config={file!r} is not a path", hint="give the path of a YAML file")
     fields = config.flat_fields()
     values = as_fields(keywords, fields)
     for name, value in values.items():
         if isinstance(value, bool) and name in fields and fields[name].annotation is not bool:
-            raise UsageError(f"{name}={value} is no value for this field", hint="see --help for what it takes")
+            raise UsageError(f"{name}={value} is not a value of this field", hint="see --help for what it takes")
     plain = {name: _plain(value, _holds_texts(fields, name)) for name, value in values.items()}
     return config.make(plain, file=Path(file) if file is not None else None)
 

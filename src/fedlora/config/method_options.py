@@ -58,7 +58,7 @@ class NamesMethod(Config):
         """`given` with the name of its method, and with the row of one from outside."""
         asked, row = given.get("federation_mode"), given.get("method_row")
         if row is not None and not isinstance(row, Method):
-            raise UsageError("method_row is no field to set", hint="name the method in federation_mode")
+            raise UsageError("method_row cannot be set", hint="name the method in federation_mode")
         if isinstance(asked, Method):
             row = locate(asked) if METHODS.get(asked.name) is not asked else asked
         elif isinstance(asked, str) and asked and (row is None or row.name != asked):
@@ -107,7 +107,7 @@ class MethodOptions(NamesMethod):
         gathered = {**(given.get("method_options") or {}), **flat}
         if unknown := sorted(gathered.keys() - known.keys()):
             hint = suggest(unknown[0], known) or "`fedlora methods NAME` lists the options of a method"
-            raise UsageError(f"{unknown[0]} is no option of a method", hint=hint)
+            raise UsageError(f"{unknown[0]} is not an option of a method", hint=hint)
         rest = {name: value for name, value in given.items() if name not in flat and name != "method_options"}
         read = {name: _read(known[name][0], value) for name, value in sorted(gathered.items())}
         options = {name: value for name, value in read.items() if value is not None}

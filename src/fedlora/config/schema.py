@@ -61,7 +61,9 @@ def _split_ranks(value: Any) -> Any:
     for part in parts:
         rank, _, count = part.partition("x") if isinstance(part, str) else (part, "", "")
         if count and not (count.isdecimal() and len(count) < 10 and 0 < int(count) <= MOST_RANKS - len(ranks)):
-            raise ValueError(f"{part!r} is no rank times a number of clients, of at most {MOST_RANKS} in all")
+            raise ValueError(
+                f"{part!r} is not a rank, or a rank times a number of clients, of at most {MOST_RANKS} in all"
+            )
         ranks += [rank] * int(count or 1)
     return tuple(ranks) or None
 
@@ -138,7 +140,9 @@ def _fields_of(file: Path, config: type[Config]) -> dict[str, Any]:
     for name, value in fields.items():
         known = config.flat_fields().get(name)
         if isinstance(value, bool) and known is not None and known.annotation is not bool:
-            raise UsageError(f"{file}: {name}={value} is no value for this field", hint="see --help for what it takes")
+            raise UsageError(
+                f"{file}: {name}={value} is not a value of this field", hint="see --help for what it takes"
+            )
     return fields
 
 

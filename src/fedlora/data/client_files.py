@@ -147,7 +147,7 @@ def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path
         )
     if not chosen and len(files) == 1:
         raise UsageError(
-            f"{files[0]} is the only file of {data_path}: one client is no federation",
+            f"{files[0]} is the only file of {data_path}: a federation has at least two clients",
             hint=f"split it among clients; `fedlora init {files[0]}` prints the `fedlora allocate` command for it; "
             "or set num_clients to 1",
         )

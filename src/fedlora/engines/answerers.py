@@ -122,6 +122,6 @@ def _read_training(recorded: Mapping[str, Any], paths: RunPaths) -> tuple[str, Q
     if template in get_args(Template) and quantization in get_args(Quantization) and type(cutoff_len) is int:
         return str(template), cast(Quantization, quantization), cutoff_len
     raise UsageError(
-        f"{paths.run_file}: damaged: prompt_template, quantization or cutoff_len is none that a run can have",
+        f"{paths.run_file}: damaged: prompt_template, quantization or cutoff_len has an impossible value",
         hint="restore the file, or train again with --overwrite",
     )

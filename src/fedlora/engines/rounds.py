@@ -203,8 +203,8 @@ class FederatedRun:
         )
         raise TrainingError(
             f"round {number}: {what}: {reasons}",
-            hint="the rounds before it are intact: mend the cause and give the same command again, or lower "
-            "--min_clients; a loss that is no number comes back until --local_learning_rate is lower, in a new run",
+            hint="the rounds before it are intact: fix the cause and give the same command again, or lower "
+            "--min_clients; a loss that is not a number recurs until --local_learning_rate is lower, in a new run",
         )
 
     def _make_tasks(self, context: RoundContext, wave: Wave) -> list[TrainTask]:

@@ -111,7 +111,7 @@ def _smaller_shapes(expected: Shapes, sent: AdapterState) -> Shapes:
 
 def _find_tensor_fault(key: str, value: Any, shape: tuple[int, ...]) -> str | None:
     if not isinstance(value, torch.Tensor):
-        return f"{key} is no tensor but {type(value).__name__}"
+        return f"{key} is not a tensor but {type(value).__name__}"
     if tuple(value.shape) != tuple(shape):
         return f"{key} has shape {tuple(value.shape)}, expected {tuple(shape)}"
     if value.dtype != torch.float32:

@@ -86,7 +86,7 @@ def read_update(payload: bytes, task: TrainTask, expected: Answer) -> ClientUpda
         return _clean(outcome, task.client_id)
     # True and 1.0 are equal to 1, and would name other folders
     if type(outcome.client_id) is not int or type(outcome.round) is not int:
-        raise ValueError("its client or its round is no whole number")
+        raise ValueError("its client or its round is not a whole number")
     if outcome.client_id != task.client_id:
         raise ValueError("it answers for another client")
     names = set(outcome.metrics)
@@ -117,7 +117,7 @@ def read_facts(payload: bytes) -> NodeFacts | ClientFailure:
     if "failure" in header:
         told = ClientFailure(**header["failure"])
         if type(told.client_id) is not int:
-            raise ValueError("its client is no whole number")
+            raise ValueError("its client is not a whole number")
         return _clean(told, told.client_id)
     told = header["facts"]
     counts = [field for field in fields(ClientFacts) if field.name.startswith("num_")]
@@ -125,7 +125,7 @@ def read_facts(payload: bytes) -> NodeFacts | ClientFailure:
     numbers = {one.name: told.get(one.name, one.default) if one.default == 0 else told[one.name] for one in counts}
     numbers["client_id"] = told["client_id"]
     if not all(type(value) is int and 0 <= value < 10**15 for value in numbers.values()):
-        raise ValueError("a count is none")
+        raise ValueError("a count is not a whole number")
     if not _is_hash(told["sha256"]) or not _is_hash(header["shapes"]) or type(header["dtype"]) is not str:
         raise ValueError("a field has another type than it must have")
     facts = ClientFacts(**numbers, file=f"node of client {numbers['client_id']}", sha256=told["sha256"], categories={})

@@ -102,6 +102,6 @@ def check_task(policy: NodeConfig, config: TrainConfig, task: TrainTask) -> None
     if task.client_id != policy.client_id or tuple(task.rows_of) != (policy.client_id,):
         raise Refusal(f"this node is client {policy.client_id} and trains only on this client's rows")
     if not 1 <= task.round <= config.num_communication_rounds:
-        raise Refusal(f"round {task.round} is none of the run's {config.num_communication_rounds}")
+        raise Refusal(f"round {task.round} is not one of the run's {config.num_communication_rounds}")
     if task.accepted is not None and not 1 <= task.accepted < task.round:
         raise Refusal("the task starts from a round that is not before its own")

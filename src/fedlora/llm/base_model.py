@@ -112,7 +112,7 @@ def choose_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise UsageError(f"device={wanted!r} is no device", hint="use auto, cpu, cuda or cuda:<n>") from None
+        raise UsageError(f"device={wanted!r} is not a device", hint="use auto, cpu, cuda or cuda:<n>") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={wanted!r}: no CUDA device is available", hint="use --device cpu or auto")
     if device.type not in ("cpu", "cuda"):

@@ -70,4 +70,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no size")
+    raise ValueError(f"{name} is not a size")

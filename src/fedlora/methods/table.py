@@ -39,7 +39,7 @@ def find_method(name: str) -> Method:
     known = [*METHODS, *installed_names()]
     near = f"did you mean {meant[0]}?" if meant else suggest(name, known)
     every = f"the methods are {', '.join(known)}; one in a file is named as file.py:name"
-    raise UsageError(f"federation_mode={name!r} is no method", hint=near or every)
+    raise UsageError(f"federation_mode={name!r} is not a method", hint=near or every)
 
 
 def find_recorded(mode: str, record: Any = None) -> Method:

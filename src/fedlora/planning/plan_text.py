@@ -112,7 +112,7 @@ def _time_text(record: Mapping[str, Any]) -> str:
 def _privacy_text(privacy: Mapping[str, Any]) -> str:
     most, unit = privacy["max_epsilon"], privacy["unit"]
     if privacy["epsilon"] is None:
-        return f"no {unit}-level promise, for there is no noise to speak of"
+        return f"no {unit}-level guarantee: the noise is too small"
     text = f"{unit}-level epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g} after all rounds"
     if most is not None and privacy["epsilon"] > most:
         return f"{text}: above max_epsilon={most:g}, the run ends before it gets there (exit code 8)"

@@ -47,7 +47,7 @@ class RunReader:
         # the rank and where an upload lies are younger than the record
         rank = facts.get("rank", rank_in(self.shapes))
         if type(rank) is not int or rank < 1:
-            raise StorageError(f"{place / UPDATE_NAME}: rank {rank!r} is none", hint="restore the file")
+            raise StorageError(f"{place / UPDATE_NAME}: rank {rank!r} is not a rank", hint="restore the file")
         adapter = load_adapter(place / BIN_NAME, shapes_at(self.shapes, rank))
         optimizer = safetensors.torch.load_file(place / OPTIMIZER_NAME) if facts["keeps_optimizer"] else None
         slots = load_groups(place / MEMORY_NAME) if facts["keeps_slots"] else {}

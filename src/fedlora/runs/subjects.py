@@ -196,7 +196,9 @@ class _Run:
             return None
         first, last = (int(end) for end in ends.groups())
         if not 0 <= last - first < _MOST:
-            raise UsageError(f"{who!r} is no range of clients", hint="give the first and the last number, such as 0-3")
+            raise UsageError(
+                f"{who!r} is not a range of clients", hint="give the first and the last number, such as 0-3"
+            )
         return list(range(first, last + 1))
 
     def _shown(self, output: OutputName) -> str:

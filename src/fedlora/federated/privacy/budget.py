@@ -158,7 +158,7 @@ def check_limit(coming: Spent, limit: float | None, round_number: int) -> None:
 def describe_spent(spent: Spent) -> str:
     """The state as a phrase for a message."""
     if spent["epsilon"] is None:
-        return f"no {spent['unit']}-level privacy (there is no noise to speak of)"
+        return f"no {spent['unit']}-level privacy (the noise is too small)"
     return f"{spent['unit']}-level epsilon {spent['epsilon']:.4g} at delta {spent['delta']:g}"
 
 
