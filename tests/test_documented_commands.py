@@ -15,6 +15,7 @@ from fedlora import __version__, cli
 from fedlora.config.compare import CompareConfig
 from fedlora.config.schema import read_yaml
 from fedlora.config.train import TrainConfig
+from fedlora.files import write_text
 from fedlora.flags import make_parser, read_flags
 from fedlora.flower.node_config import NodeConfig
 
@@ -50,7 +51,10 @@ def words_of(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_is_one(page):
+def test_every_command_of_a_page_is_one(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for client in ("north", "south"):
+        write_text(tmp_path / "silos" / f"{client}.csv", "instruction,response\nCapital of France?,Paris\n")
     for command in commands(page):
         words = words_of(command)
         name, rest = cli._split_command(words)
