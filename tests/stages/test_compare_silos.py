@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,9 @@ def test_silos_without_test_rows_and_experiments_without_a_run_are_errors(tmp_pa
     file.write_text(json.dumps({**given, "data": {"input_file": str(silos)}}))
     assert cli.main(["compare", str(file), "--plan"]) == 2
     assert f"give data={silos}" in capsys.readouterr().err
+    for nowhere in ("nowhere", "nowhere.csv"):
+        assert cli.main(["compare", str(file), "--data", nowhere, "--plan"]) == 2
+        assert re.search(f"no run: {nowhere}: no such (folder|file)", capsys.readouterr().err)
     assert cli.main(["compare", str(file), "--data", str(silos), "--test_share", "0.2", "--plan"]) == 0
     out = capsys.readouterr().out
     assert "north 7 + 1 + 2" in out
@@ -163,7 +167,6 @@ def test_silos_without_test_rows_and_experiments_without_a_run_are_errors(tmp_pa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data": "nowhere"}, "no such folder or file"),
         ({"train": {"data": "silos"}}, "data in train: compare decides it; give data of the comparison"),
         ({"train": {"data_path": "silos"}}, "data_path in train: compare decides it; give data"),
         ({"train": {"test": "x"}}, "test in train: compare decides it; give test of"),

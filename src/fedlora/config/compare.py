@@ -141,8 +141,6 @@ class CompareConfig(Config):
     @classmethod
     def _known_data(cls, value: dict[str, Any] | Path) -> dict[str, Any] | Path:
         if isinstance(value, Path):
-            if not value.exists():
-                raise ValueError("no such folder or file")
             return value
         fields = read_data_fields(value, "in data")
         if Path(folder := str(fields.get("input_file", ""))).is_dir() and folder:
@@ -195,8 +193,14 @@ class CompareConfig(Config):
 
     @property
     def silos(self) -> Path | None:
-        """The folder of the clients' files, None where allocate divides one file of rows."""
-        return self.data_path if isinstance(self.data_path, Path) and self.data_path.is_dir() else None
+        """The folder of the clients' files, None where allocate divides one file of rows.
+
+        A path that does not exist is taken for a folder unless it has a suffix.
+        """
+        given = self.data_path
+        if not isinstance(given, Path) or given.is_file() or (given.suffix and not given.is_dir()):
+            return None
+        return given
 
     @property
     def allocation(self) -> dict[str, Any]:

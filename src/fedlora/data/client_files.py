@@ -122,6 +122,8 @@ def find_silos(folder: Path) -> tuple[list[Path], list[Path]]:
 
     UsageError where there are none, where the folder holds allocated data, and for names that no client can have.
     """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder", hint=_MAKE_DATA)
     if _allocated_folders(folder):
         raise UsageError(
             f"{folder} holds allocated data, and no files of clients with names of their own",
