@@ -14,15 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md", "SECURITY.md")),
-    *(path for path in sorted(ROOT.glob("docs/**/*.md")) if path.name not in ("comparison.md", "commands.md")),
+    *(path for path in sorted(ROOT.glob("docs/**/*.md")) if path.name != "comparison.md"),
     *(path for path in sorted(ROOT.glob("deploy/*")) if path.is_file()),
 ]
 """Results of studies (comparison.md) are as they were printed at the commit that they name."""
-_LATER = {"compare.py", "what_if.py", "combinations.py"}
-SOURCES = [
-    path for path in sorted((ROOT / "src" / "fedlora").glob("**/*.py")) if path.name not in {"vocabulary.py", *_LATER}
-]
-
+SOURCES = [path for path in sorted((ROOT / "src" / "fedlora").glob("**/*.py")) if path.name != "vocabulary.py"]
+"""The words of the skills data are data."""
 
 INSTEAD = {
     r"\bdoors?\b": "entry point",

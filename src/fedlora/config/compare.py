@@ -208,7 +208,7 @@ class CompareConfig(Config):
         return {"input_file": self.data_path} if isinstance(self.data_path, Path) else self.data_path
 
     def contenders(self) -> tuple[Contender, ...]:
-        """The methods in their order, with the fixed rows behind them unless they are named."""
+        """The methods in their order, followed by the fixed rows unless they are named."""
         named = {contender.mode for contender in self.modes if not contender.fields}
         return (*self.modes, *(Contender(mode, mode) for mode in BASELINES if mode not in named))
 

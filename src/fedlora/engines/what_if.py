@@ -1,8 +1,8 @@
 """Aggregate the committed rounds of a run otherwise: without a client, with other weights, by another server.
 
 Every round starts from what the round before it really left, since that is what its updates were trained from: an
-answer holds for one round, not for a run that would have gone another way. A server that the run did not have
-remembers what it made of the rounds before, along the actual path; a server that it had starts from its own memory.
+answer holds for one round, not for a run that would have gone another way. A server that the run did not have keeps the
+state that it computed from the rounds before, along the actual path; the run's own server starts from its stored state.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class WhatIf:
     def _run(
         self, change: Change, state: ServerState, actual: AdapterState, ids: Sequence[ClientId], manifest: Manifest
     ) -> tuple[Outcome, Mapping[str, AdapterState]]:
-        """One round under one change, and what the server remembers after it."""
+        """One round under one change, and the state of the server after it."""
         number = manifest.round
         chosen = ChosenUpdates(self.reader, number, change, None if self.is_own else state.adapter)
         updates: Updates = chosen

@@ -1,7 +1,7 @@
 """What cannot be combined with a method, from the facts of its row: refused before a model is loaded, with the reason.
 
-No torch. Noise on the wrong sum, or steps that nobody counts, would give an epsilon that is not true; so a fact that a
-row does not state refuses whatever depends on it.
+No torch. Noise on the wrong sum, or steps that are not counted, would give a wrong epsilon; so everything that depends
+on a fact is refused if a row does not state it.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def _check_client_level(config: TrainConfig) -> None:
     if config.min_clients > 1:
         _refuse(
             f"min_clients={config.min_clients} with client-level privacy",
-            "a Poisson cohort has any size, and a run that stops at small ones tells of them",
+            "a Poisson cohort has any size, and a run that stops at small ones reveals them",
         )
 
 

@@ -2,7 +2,7 @@
 
 Every run goes through the stages allocate and train as the command line calls them, in this process and on one
 resident base. Learning rates are chosen on validation rows, which the test rows never touch; the test rows are scored
-once a method's learning rate is chosen. A run that fails is told of in the table and ends no other.
+once a method's learning rate is chosen. A run that fails is reported in the table and ends no other.
 """
 
 from __future__ import annotations
