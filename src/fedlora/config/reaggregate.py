@@ -35,7 +35,9 @@ class ReaggregateConfig(ReadingConfig, MethodOptions):
     model_dir: Path = flag(Path("./models"), "root folder of all runs")
     new_name: str = flag("", "folder under model_dir for the new adapters", if_none="<exp_name>-what-if")
     leave_out: Names = flag(
-        (), "clients to leave out, by name or number, such as library or 3,5; each: every one in turn", if_none="nobody"
+        (),
+        "clients to leave out, by name or number, such as library or 3,5; each: every one in turn",
+        if_none="no client",
     )
     weights: str = flag(
         "", "weights of the clients: examples, tokens, uniform, or one each: library:2,1:0.5", if_none="the run's"

@@ -20,7 +20,7 @@ class InitConfig(Config):
     """
 
     folder: Path = flag(Path("./federation"), "new folder for server/ and client-<i>/")
-    nodes: int = flag(3, "how many nodes", ge=1, le=1000)
+    nodes: int = flag(3, "number of nodes", ge=1, le=1000)
     hosts: Names = flag(("127.0.0.1", "localhost"), "names and addresses under which nodes reach the server")
     port: int = flag(9092, "port under which nodes reach the server", ge=1, le=65535)
     listen_port: OptionalInt = flag(
@@ -31,7 +31,7 @@ class InitConfig(Config):
 
 
 class ServerConfig(Config):
-    """Run the server: Flower's SuperLink and the process that trains, started again when they end."""
+    """Run the server: Flower's SuperLink and the process that trains; both are restarted when they end."""
 
     folder: Path = flag(Path("./federation/server"), "the server's folder, made by `fedlora flower init`")
     host: str = flag("127.0.0.1", "address to listen on: loopback, behind a proxy that forwards only /v1/fleet/")
@@ -83,7 +83,7 @@ class StopConfig(OneRunConfig):
 class SubmitConfig(TrainConfig):
     """Train on the connected nodes; takes the configuration of `train`, as a file, as flags, or both.
 
-    data_path is not used: where rows lie is each node's own configuration. model_dir lies on the server's machine.
+    data_path is not used: each node's configuration names its rows. model_dir is on the server's machine.
     """
 
     server: Path = flag(Path("./federation/server"), "the server's folder, on this machine")
@@ -106,5 +106,5 @@ class LocalConfig(SubmitConfig):
     """Try a federation across machines on this one: server, one node per client of data_path, and a run."""
 
     folder: Path = flag(Path("./federation"), "folder for keys, configurations and logs; made if it is not there")
-    nodes: int = flag(3, "how many nodes: client i has file i of data_path", ge=1, le=32)
+    nodes: int = flag(3, "number of nodes; client i has file i of data_path", ge=1, le=32)
     port: int = flag(9092, "first of the ports on the loopback that are used", ge=1, le=65000)

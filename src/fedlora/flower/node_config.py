@@ -22,17 +22,15 @@ Models = Annotated[Names, BeforeValidator(_names_of_mapping)]
 
 
 class NodeConfig(Config):
-    """What this node is, and what a run may ask of it."""
+    """Run one owner's node: its identity, its rows, and the limits of what a run may ask for."""
 
     folder: Path = flag(Path(), "folder of this node's key and certificate, made by `fedlora flower init`")
     server: str = flag("127.0.0.1:9092", "host:port of the server, or of the proxy in front of it")
-    runtime_port: int = flag(9094, "port on this machine's loopback that Flower's processes here speak over", ge=1)
-    bundles: Names = flag((), "SHA-256 of app bundles allowed besides that of this release of fedlora")
+    runtime_port: int = flag(9094, "port on this machine's loopback for Flower's processes", ge=1)
+    bundles: Names = flag((), "SHA-256 of app bundles that are allowed beside that of this release of fedlora")
     client_id: int = flag(0, "number of this client in the federation, from 0", ge=0, lt=100_000)
     data_path: Path = flag(Path("./train.json"), "file of this client's rows; no run can name another")
-    state_dir: Path = flag(
-        Path("./node"), "folder of what this client keeps between rounds, readable by the owner only"
-    )
+    state_dir: Path = flag(Path("./node"), "folder for this client's memory between rounds, readable by the owner only")
     base_models: Models = flag((), "base models that a run may name, as name or name=local folder")
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>")
 
@@ -42,16 +40,14 @@ class NodeConfig(Config):
     max_cutoff_len: int = flag(4096, "longest row in tokens that a run may ask for", ge=8)
     max_tokens_per_pass: int = flag(65_536, "largest tokens_per_pass that a run may set", ge=8)
     max_state_gb: float = flag(
-        50.0, "a new run is refused while state_dir holds more; no run's folder is deleted but by its owner", gt=0
+        50.0, "refuse a new run while state_dir is larger than this; only the owner deletes the folders of runs", gt=0
     )
     max_message_mb: int = flag(2048, "largest message that is read, in MiB", ge=1, le=4096)
-    min_examples: int = flag(1, "fewest rows to train on: with fewer this client takes no part", ge=1)
+    min_examples: int = flag(1, "fewest training rows; with fewer this client does not take part", ge=1)
     federation_modes: Names = flag((), "methods that a run may use", if_none="every built-in method and no other")
-    share_own_adapter: bool = flag(
-        False, "let the adapter that belongs to this client alone (none, fedsa ...) leave it"
-    )
+    share_own_adapter: bool = flag(False, "send this client's personal adapter to the server (none, fedsa, ditto ...)")
     trial: bool = flag(False, "end when one of this node's processes ends, as `flower local` needs it")
-    keep_rounds: int = flag(3, "rounds before the last accepted one whose memory is kept", ge=1)
+    keep_rounds: int = flag(3, "earlier rounds whose memory is kept, before the last accepted one", ge=1)
 
     @field_validator("base_models")
     @classmethod
