@@ -24,6 +24,13 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "init": Command(
+        "write a commented run.yaml for the rows in a folder",
+        "fedlora.config.init:InitRunConfig",
+        "fedlora.stages.init:run",
+        positional="data_path",
+        everyday=True,
+    ),
     "plan": Command(
         "time, memory, traffic and faults of the data, before training",
         "fedlora.config.plan:PlanConfig",

@@ -99,6 +99,17 @@ def find_client_files(data_path: Path, num_clients: int, *, chosen: bool) -> lis
     return _silo_files(data_path, num_clients, chosen=chosen)
 
 
+def find_counts(data_path: Path) -> list[Path]:
+    """The folders of allocated data at or below a folder, each named by its number of clients."""
+    return _allocated_folders(data_path) if data_path.is_dir() else []
+
+
+def list_rows(folder: Path) -> list[Path]:
+    """The files of rows directly in a folder, files of test rows left out; none where there is no folder."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((file for file in found if _is_silo(file) and not _is_test(file)), key=_natural)
+
+
 def _allocated_folders(data_path: Path) -> list[Path]:
     """Folders named by a count that hold client files, directly below `data_path` first."""
     return [

@@ -1,0 +1,82 @@
+"""Write a commented run.yaml for the rows in a folder, which plan and train take unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.init import InitRunConfig
+from fedlora.config.train import TrainConfig
+from fedlora.console import say
+from fedlora.data.client_facts import read_client_files
+from fedlora.data.client_files import find_client_files, find_counts, list_rows
+from fedlora.data.held_out import own_test_files
+from fedlora.data.records import read_rows
+from fedlora.errors import DataError, UsageError
+from fedlora.files import write_text
+from fedlora.planning.starting_point import Rows, command, run_yaml, split_steps
+from fedlora.results import Result
+
+
+@dataclass(frozen=True, repr=False)
+class WrittenConfiguration(Result):
+    """The file that was written, and the clients that it is for."""
+
+    file: Path
+    clients: dict[str, int]
+    """Name -> rows."""
+
+    def text(self) -> str:
+        """The file, and the commands that take it."""
+        counts = f"{len(self.clients)} clients, {sum(self.clients.values()):,} rows"
+        return f"{self.file}: {counts}\nnext: {command('plan', self.file)}\n      {command('train', self.file)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Where the file lies, and the rows of every client."""
+        return {"file": str(self.file), "clients": self.clients}
+
+
+def run(config: InitRunConfig) -> WrittenConfiguration:
+    """Look at the rows and write the file.
+
+    UsageError where the file exists, and where there is one file of rows: its hint has the commands that split it.
+    """
+    if config.config_file.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"config_file={config.config_file}: not a .yaml file", hint="name it run.yaml")
+    _refuse_one_file(config.data_path)
+    counts = find_counts(config.data_path)
+    if len(counts) > 1:
+        found = ", ".join(map(str, counts))
+        raise UsageError(
+            f"{config.data_path} holds allocated data for several numbers of clients: {found}",
+            hint=f"name one data set, for example `{command('init', counts[0].parent)}`",
+        )
+    count = int(counts[0].name) if counts else 0
+    files = find_client_files(config.data_path, count, chosen=bool(counts))
+    if config.config_file.exists() and not config.overwrite:
+        raise UsageError(f"{config.config_file}: exists", hint="give --overwrite to replace it, or --config_file NAME")
+    clients = read_client_files(dict(enumerate(files)), TrainConfig.of())
+    tests = {} if counts else {name: len(read_rows(file)) for name, file in own_test_files(files).items()}
+    rows = Rows(config.data_path, [client.facts for client in clients.values()], tests, allocated=bool(counts))
+    if not rows.smallest:
+        raise DataError(f"{config.data_path}: no row has a response", hint="give rows with instruction and response")
+    for name, facts in zip(rows.names, rows.clients, strict=True):
+        if not facts.num_examples:
+            say(f"warning: {name} has no row to train on and is never selected")
+    write_text(config.config_file, run_yaml(rows, config.base_model, config.config_file))
+    return WrittenConfiguration(
+        config.config_file, {name: one.num_examples for name, one in zip(rows.names, rows.clients, strict=True)}
+    )
+
+
+def _refuse_one_file(path: Path) -> None:
+    """UsageError with the commands that split it where there is one file of rows, and no allocated data."""
+    files = [path] if path.is_file() else list_rows(path)
+    if len(files) != 1 or (path.is_dir() and find_counts(path)):
+        return
+    first, second = split_steps(files[0], read_rows(files[0]))
+    raise UsageError(
+        f"{files[0]} is one file of rows; a federation has a file for each client",
+        hint=f"put a file for each client into a folder, or split this one: `{first}`, then `{second}`",
+    )
