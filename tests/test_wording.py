@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -54,24 +54,33 @@ INSTEAD = {
 }
 
 
+def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Lines that follow one another as one text, with the number of the first."""
+    start, words = 0, []
+    for number, line in [*lines, (0, "")]:
+        if line.strip():
+            start = start if words else number
+            words.append(line.strip())
+        elif words:
+            yield start, re.sub(r"`[^`]*`", "", " ".join(words))
+            words = []
+
+
 def prose_of_page(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a page without code; of a configuration file, its comments."""
-    fenced = False
+    """The paragraphs of a page without code; of a configuration file, its comments."""
+    lines, fenced = [], False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if path.suffix != ".md":
-            yield number, line.partition("#")[2]
-            continue
         fenced = fenced != line.startswith("```")
-        if not fenced and not line.startswith(("    ", "```")):
-            yield number, re.sub(r"`[^`]*`", "", line)
+        is_code = fenced or line.startswith(("    ", "```"))
+        lines.append((number, line.partition("#")[2] if path.suffix != ".md" else "" if is_code else line))
+    return paragraphs(lines)
 
 
 def prose_of_source(path: Path) -> Iterator[tuple[int, str]]:
-    """String constants with a space, docstrings and the parts of f-strings included."""
+    """The paragraphs of string constants with a space, docstrings and the parts of f-strings included."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-            for offset, line in enumerate(re.sub(r"`[^`]*`", "", node.value).splitlines()):
-                yield node.lineno + offset, line
+            yield from paragraphs(enumerate(node.value.splitlines(), node.lineno))
 
 
 def find_phrases(prose: Iterator[tuple[int, str]], place: Path) -> list[str]:
@@ -96,7 +105,10 @@ def test_help_texts_messages_and_docstrings_use_the_words_of_the_field():
 def test_a_phrase_is_found_in_prose_and_not_in_code():
     page = [(1, "The run goes on."), (2, "nothing")]
     assert find_phrases(iter(page), ROOT / "README.md") == ["README.md:1: 'goes on': write resumes, continues"]
-    assert list(find_phrases(iter([(1, re.sub(r"`[^`]*`", "", "the flag `modes`"))]), ROOT / "README.md")) == []
+    assert list(paragraphs([(1, "the flag"), (2, "`every mode`"), (3, ""), (4, "goes")])) == [
+        (1, "the flag "),
+        (4, "goes"),
+    ]
 
 
 def test_a_page_that_says_that_rows_stay_links_to_what_adapters_leak():

@@ -1,4 +1,4 @@
-"""Who gains from joining: each client under every method, and what `seq` forgets on its way.
+"""Which clients gain from joining, under every method, and what `seq` forgets between rounds.
 
 A client's column of categories is shown where it is the same client under every seed (the same mix of rows); where the
 deal differs from seed to seed, clients of one number have nothing in common, and only counts are given.
@@ -105,7 +105,8 @@ def forgetting(cell: Record) -> dict[str, Any] | None:
 
 
 def _swing(points: Sequence[Record]) -> float:
-    """How far a client's loss goes up and down inside a round, in the second half of the run: the teeth of the saw.
+    """How far a client's loss goes up and down inside a round, in the second half of the run: the size of the
+    saw-tooth.
 
     The mean over clients and rounds of the largest less the smallest loss after the hops of a round; 0 with one hop.
     """

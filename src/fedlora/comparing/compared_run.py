@@ -1,4 +1,4 @@
-"""One run of a comparison: trained, scored, and written down so that nothing is done twice.
+"""One run of a comparison: trained, scored, and recorded so that nothing is done twice.
 
 A record says what was measured, or why there is nothing to measure. It is written when a run is trained and scored on
 the validation rows, and again when its method has chosen it and it was scored on the test rows.
@@ -45,7 +45,7 @@ class Laboratory:
     base: ResidentBase
 
     def find(self, name: str) -> Record | None:
-        """What is known of a run; None when it must be done, because it was not or because it is to be tried again."""
+        """The record of a run; None when it must be trained, for the first time or as a retry."""
         file = self.paths.score_file(name)
         record = read_json(file) if file.is_file() else None
         return None if record is not None and record["state"] == FAILED and self.config.retry else record

@@ -196,7 +196,7 @@ def _sweep_table(sweeps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plan_of_runs_parts(plan: Mapping[str, Any]) -> list[str]:
-    """What will be done, before it is, as text."""
+    """The plan of a comparison, as text."""
     unit = "steps" if plan["config"]["budget_steps"] is not None else "tokens"
     heads = ["setting", "method", "learning rates", "rounds", unit]
     rows = [

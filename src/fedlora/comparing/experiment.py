@@ -1,4 +1,4 @@
-"""A comparison as runs: which data sets, which configurations, what each run is called.
+"""A comparison as runs: data sets, configurations and the names of runs.
 
 A run is named by a hash of everything it computes from, its data included. So an experiment that is changed keeps the
 runs that are still asked for, and what is the same under two settings (`pooled` where only privacy varies) is run
@@ -87,7 +87,7 @@ def allocation_of(config: CompareConfig, setting: Setting, seed: int, paths: Com
 
 
 def train_fields_of(config: CompareConfig, cell: Cell) -> dict[str, Any]:
-    """What the experiment says of a cell's training, later words over earlier: train, setting, method."""
+    """The training fields of a cell; later ones win: train, setting, method."""
     setting = {name: value for name, value in cell.setting.values.items() if name not in DATA_FIELDS}
     shared = {**config.train, **setting}
     if METHODS[cell.contender.mode].is_baseline:

@@ -1,4 +1,4 @@
-"""What a trained run is worth on held-out rows: the loss per category of every adapter it left.
+"""Score a trained run on held-out rows: the loss per category of every adapter it left.
 
 Losses are means per response token. Nothing here trains, and nothing is read but committed rounds.
 """

@@ -167,7 +167,7 @@ def _with_differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _remarks(plan: Record, cells: Sequence[Record], sweeps: Sequence[Record]) -> list[str]:
-    """What a reader must know before believing the table."""
+    """The remarks that a reader needs to judge the table."""
     remarks = silo_remarks(plan.get("silos"))
     for cell in cells:
         what = cell["method"] + (f" ({cell['setting']})" if cell["setting"] else "")
@@ -202,7 +202,7 @@ def _remarks(plan: Record, cells: Sequence[Record], sweeps: Sequence[Record]) ->
 
 
 def _remark_spending(plan: Record, what: str, cell: Record) -> list[str]:
-    """A run has whole rounds, so it may spend less than the budget; more it never does."""
+    """Remark on runs that spend less than the budget, because rounds are whole; none spends more."""
     unit = "steps" if plan["config"]["budget_steps"] is not None else "tokens"
     budget = plan["config"][f"budget_{unit}"]
     counted = [record for record in cell["runs"] if record["state"] != "failed" and not _is_private(record)]

@@ -1,1 +1,1 @@
-"""Who carries out the rounds."""
+"""The engines that carry out rounds."""

@@ -1,4 +1,4 @@
-"""What a server has made of a round's updates, before it is committed."""
+"""Check the server's result of a round before it is committed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who takes part in a round, and whether a run over these clients can be at all."""
+"""Choose the clients of a round, and check that a run over these clients is possible."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def choose_cohort(
 
 
 def resolve_method(config: TrainConfig, clients: Sequence[ClientId], recorded: RunRecord | None) -> LoadedMethod:
-    """The method of a run over the clients that have rows; UsageError and TrainingError where such a run cannot be.
+    """The method of a run over the clients that have rows; UsageError or TrainingError where such a run is impossible.
 
     No model is needed: a command asks this before it loads one, and passes the method on.
     """
@@ -67,7 +67,7 @@ def check_clients(config: TrainConfig, method: LoadedMethod, clients: Sequence[C
 def find_cohort_doubts(
     config: TrainConfig, method: LoadedMethod, clients: Sequence[ClientId]
 ) -> Iterator[tuple[str, str]]:
-    """What to hear about the cohorts of a run before its first round, each with what to do about it."""
+    """Warnings about the cohorts of a run before its first round, each with a hint."""
     if method.hyperparameters.get("is_guarded") is False:
         yield (
             f"the run was started when {method.name} could combine all clients, and continues so",
@@ -84,5 +84,5 @@ def find_cohort_doubts(
 
 
 def count_fewest(config: TrainConfig, method: LoadedMethod) -> int:
-    """How many usable updates a round needs: what the user asks for, and what the method cannot do without."""
+    """The fewest usable updates of a round: by the user's choice and by the method's need."""
     return 1 if method.pools_rows else max(config.min_clients, method.server.fewest_clients)

@@ -1,4 +1,4 @@
-"""A committed round as the loop once handed it on, for what was not yet measured when the run was interrupted."""
+"""The result of a committed round, for measurements that an interruption prevented."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def read_result(
     ids: Sequence[ClientId],
     private: PrivateRun | None = None,
 ) -> RoundResult:
-    """The result of a committed round of a run over the clients `ids`; StorageError when one of its files is not what
-    was written. The error meter needs the round before it too: without that its numbers are left out with a warning."""
+    """The result of a committed round of a run over the clients `ids`; StorageError when one of its files is
+    damaged. The error meter needs the round before it too: without that its numbers are left out with a warning."""
     paths, shapes = reader.paths, reader.shapes
     folder = paths.round_folder(round_number)
     manifest = read_manifest(folder)

@@ -1,4 +1,4 @@
-"""A process of its own for one further device: it loads a base once and trains what it is sent.
+"""A separate process for one further device: it loads a base once and trains the tasks that it receives.
 
 It reads the clients' files itself; tasks, memories and updates travel through a pipe as in `messages`.
 """
@@ -31,7 +31,7 @@ class WorkerLostError(Exception):
 
 
 class Worker:
-    """One further device: a process that trains what it is sent."""
+    """One further device: a process that trains the tasks that it receives."""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ Groups = Mapping[str, Mapping[str, Tensor] | None]
 
 
 class MissingAdditionsError(ValueError):
-    """A task stands on additions to the base that this side has not got."""
+    """A task needs additions to the base that this side does not have."""
 
 
 def pack(header: Mapping[str, Any], groups: Groups) -> bytes:
@@ -50,7 +50,7 @@ def pack(header: Mapping[str, Any], groups: Groups) -> bytes:
 
 
 def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, dict[str, Tensor] | None]]:
-    """What `pack` was given."""
+    """The arguments of `pack`."""
     line, _, body = message.partition(b"\n")
     facts = json.loads(line)
     groups: dict[str, dict[str, Tensor] | None] = {

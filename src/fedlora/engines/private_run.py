@@ -1,4 +1,4 @@
-"""What privacy changes in a run: who is drawn, what the strategy sees of the updates, what is spent.
+"""The part of a run that privacy changes: cohorts, what the strategy sees of the updates, and the privacy spent.
 
 A strategy sees one update, the noisy mean, instead of the clients'; so whatever it does with a mean is private, and no
 strategy knows of noise. The store keeps every client's own update as it came: the files of a run are the server's
@@ -122,7 +122,7 @@ def make_private_run(config: TrainConfig, sizes: Mapping[ClientId, int], secret:
 
 
 def find_doubts(config: TrainConfig, sizes: Mapping[ClientId, int]) -> Iterator[str]:
-    """What a user of privacy should hear before the first round, in plain words."""
+    """Warnings about a private run before its first round."""
     smallest = min(sizes.values(), default=1)
     if config.dp_noise_multiplier is not None:
         if len(sizes) < FEW_CLIENTS:

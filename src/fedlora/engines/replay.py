@@ -1,4 +1,4 @@
-"""A committed round computed once more from what its clients sent, by the very loop that trained it.
+"""A committed round recomputed from its clients' updates, by the loop that trained it.
 
 The pool answers each task with the update that lies in the round, and the store compares instead of writing, so no
 rule of the federation is written down a second time. Tensors come from files whose hashes hold; a round starts from
@@ -151,7 +151,7 @@ def replay_round(
     chain: BaseChain,
     private: PrivateRun | None = None,
 ) -> list[str]:
-    """In what a committed round, whose files and those before it are whole, is not what the run computes.
+    """The differences between a committed round, whose files are intact, and its recomputation.
 
     `chain` reads what the rounds before it added to the base; one for all rounds reads each only once.
     """

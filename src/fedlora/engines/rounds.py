@@ -135,7 +135,7 @@ class FederatedRun:
         return RoundResult(number, global_adapter, records, done.failures, metrics, self.spent, self.state.base)
 
     def _run_wave(self, context: RoundContext, wave: Wave, done: _Done) -> None:
-        """Train one wave and aggregate what is usable of it; what became of everybody is added to `done`."""
+        """Train one wave and aggregate what is usable of it; the outcome of each client is added to `done`."""
         config = self.config
         if not wave:
             # a Poisson cohort of nobody is a round of noise
@@ -229,7 +229,7 @@ class FederatedRun:
         return tasks
 
     def _find_kept(self, task: TrainTask) -> ClientUpdate | None:
-        """What this client committed to the open round before an interruption, if it answers this very task."""
+        """The update that this client committed to the open round before an interruption, if it answers this task."""
         kept = self.store.find_kept(task.round, task.client_id)
         return kept if kept is not None and kept.task_id == task.id else None
 
@@ -264,7 +264,7 @@ class FederatedRun:
 
 @dataclass
 class _Done:
-    """What has become of the members of a round so far."""
+    """The outcomes of a round's clients so far."""
 
     records: list[Mapping[str, Any]] = field(default_factory=list)
     failures: list[ClientFailure] = field(default_factory=list)

@@ -37,13 +37,13 @@ from fedlora.types import (
 
 
 class MemoryReader(Protocol):
-    """Where a client's memory lies between its tasks."""
+    """The place of a client's memory between its tasks."""
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory: ...
 
 
 class ExampleReader(Protocol):
-    """Who has something to train on, and a client's examples when its turn comes."""
+    """The clients that have examples, and a client's examples when its turn comes."""
 
     def clients(self) -> Sequence[ClientId]: ...
     def training(self, client_id: ClientId) -> list[Example]: ...

@@ -1,4 +1,4 @@
-"""What one device needs to train clients: the resident base with its LoRA layers, the trainer, the examples.
+"""One device that trains clients: the resident base with its LoRA layers, the trainer, the examples.
 
 The process of a run builds one, and so does every worker process of a further device, from the same
 configuration: where a client trains cannot change what comes out.

@@ -1,4 +1,4 @@
-"""Flower's programs as they are started here: with TLS and node keys, without installing or telling anybody anything.
+"""The command lines of Flower's programs: with TLS and node keys, without installations or telemetry.
 
 Flower's defaults are others: it reports usage and looks for updates over the network, installs what a bundle asks for,
 and keeps the state of runs in memory only.

@@ -1,4 +1,4 @@
-"""Which app bundles a node runs: those whose SHA-256 its owner allows, and no others.
+"""The guard of a node: it runs only app bundles whose SHA-256 its owner allows.
 
 A bundle is Python that anyone who reaches the server's Control API can send to every node. This replaces Flower's
 `flwr-clientapp` and refuses to install bundles that are not on the list; the check hangs on an inner name of Flower's,

@@ -36,7 +36,7 @@ def handle(message: Message, context: Context) -> Message:
 
 
 def reply(message: Message, ask_worker: Callable[[bytes], bytes], most_bytes: int) -> Message:
-    """The reply with the worker's answer; whatever goes wrong on the way is a failure without its words."""
+    """The reply with the worker's answer; an error on the way is a failure without its text."""
     try:
         answer = ask_worker(from_content(message.content, most_bytes))
     except Exception as error:  # its text may quote anything

@@ -1,4 +1,4 @@
-"""One owner's client as it answers a server: what it has, and an update for a task it agrees to.
+"""One owner's client: it answers a server with its facts, and with updates for tasks that it accepts.
 
 The base model stays loaded from one task to the next. What goes back is the upload, counts and metrics; whatever the
 client keeps is committed here first, with the update that it belongs to. The server hears which kind of thing went

@@ -1,4 +1,4 @@
-"""What a server asks a node and what it takes from its replies, in plain values: nothing here knows Flower.
+"""The requests of a server to a node, and the checked replies, in plain values: nothing here knows Flower.
 
 A reply comes from another machine. Its fields are taken one by one, each of the type it must have; who the client is,
 what travelled and in which wave are the server's own knowledge and overwrite whatever the reply says.
@@ -37,7 +37,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node says of itself: its client's counts, the shapes of its adapter as a hash, its base's type."""
+    """A node's facts: its client's counts, the shapes of its adapter as a hash, its base's type."""
 
     facts: ClientFacts
     shapes: str
@@ -112,7 +112,7 @@ def read_update(payload: bytes, task: TrainTask, expected: Answer) -> ClientUpda
 
 
 def read_facts(payload: bytes) -> NodeFacts | ClientFailure:
-    """What a node says of itself, or why it takes no part; ValueError for anything else."""
+    """A node's facts, or why it does not take part; ValueError for anything else."""
     header, _ = unpack(payload)
     if "failure" in header:
         told = ClientFailure(**header["failure"])

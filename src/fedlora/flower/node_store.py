@@ -1,4 +1,4 @@
-"""What one client keeps on its own machine: every update of a run as one file, its memory inside.
+"""A client's store on its own machine: every update of a run as one file, with its memory inside.
 
 One file is one commit: an update never exists without the memory that belongs to it. Each task names the round that the
 server accepted last, and the client starts from the memory of that round. So an update that was lost or refused never
@@ -42,7 +42,7 @@ class NodeStore:
         write_bytes(self.paths.update_file(update.round), content, mode=OWNER_ONLY)
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
-        """What the client kept with the update of round `accepted`; DataError when that is gone."""
+        """The client's memory with the update of round `accepted`; DataError when it is missing."""
         if accepted is None:
             return ClientMemory()
         update = self._read(accepted)
@@ -71,7 +71,7 @@ class NodeStore:
         return self._base
 
     def keep_base(self, base: BaseDelta | None) -> None:
-        """Commit the additions that a task stands on, so that the next one need not bring them again."""
+        """Commit the additions that a task needs, so that the next one need not send them again."""
         if base is None or not base.links or (self._base is not None and self._base.sha256 == base.sha256):
             return
         content = frame(pack({"links": [asdict(link) for link in base.links]}, {"base": base.background}))

@@ -1,4 +1,4 @@
-"""Whether a node does what a run asks: the node's own configuration has the last word.
+"""Decide by the node's configuration whether it accepts what a run asks for.
 
 A request is a configuration made elsewhere. Of it only the fields that decide the mathematics are taken; where rows
 lie, on which device they are trained and whose code may run are decided here.
@@ -19,7 +19,7 @@ from fedlora.types import TrainTask
 
 
 class Refusal(FedloraError):  # noqa: N818  (it is an answer, not a fault)
-    """What a node does not do; its text goes to the server and names nothing but the request and the bound."""
+    """A refused request; its text goes to the server and names only the request and the bound."""
 
     exit_code = 2
 

@@ -1,9 +1,10 @@
-"""Clients on other machines as a ClientPool: tasks go out over Flower's Grid, and what comes back is held at the gate.
+"""Clients on other machines as a ClientPool: tasks go out over Flower's Grid, and replies are checked before they are
+used.
 
-The loop is ours: Flower's own waits for ever for nodes, looks for replies every three seconds and calls a run
-completed whose rounds all ran out of time. Here every wait ends, and a client that is silent, sends an error or
-something that is no message of ours is a ClientFailure like any other. Nothing a node says of itself is believed that
-the server knows better: who it is, what its message may weigh, which metrics there are.
+The loop is ours: Flower's own waits for ever for nodes, looks for replies every three seconds and calls a run completed
+whose rounds all ran out of time. Here every wait ends, and a client that is silent, sends an error or something that is
+no message of ours is a ClientFailure like any other. Nothing a node says of itself is believed that the server knows
+better: who it is, what its message may weigh, which metrics there are.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ class _Wave:
         return ClientFailure(client, "lost", reason)
 
     def end(self) -> list[TrainTask]:
-        """Everything that is still open, which then is no more."""
+        """Close and return everything that is still open."""
         late = [*self.waiting.values(), *self.sent.values()]
         self.waiting, self.sent = {}, {}
         return late

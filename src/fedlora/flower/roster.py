@@ -1,4 +1,4 @@
-"""Which node is which client: asked once of every node that connects.
+"""The map from clients to nodes: every node that connects is asked once.
 
 A node's name, if the SuperLink knows one of the form `client-<i>`, was given with its key when it was registered, and
 wins over the node's own claim. One node takes a client's place; another that claims it is reported and left out as long
@@ -138,7 +138,7 @@ class Roster:
         return names.get(node) or f"node {node}"
 
     def _find_fault(self, node: NodeId, names: Mapping[NodeId, str], message: Message | None) -> str | None:
-        """Why a node is not the client it says it is; None once it is on the list."""
+        """Why a node is not accepted as the client that it claims to be; None once it is on the list."""
         if message is None:
             return "its answer cannot be unpacked"
         if message.has_error():

@@ -1,7 +1,7 @@
 """No federation: every client continues with its own adapter and nothing is shared.
 
-The row every comparison needs. A client continues from round to round, so it takes as many steps as under any other
-mode; the server only hands out the common starting point.
+The baseline of every comparison. A client continues from round to round, so it takes as many steps as under any other
+method; the server only hands out the common starting point.
 """
 
 from __future__ import annotations

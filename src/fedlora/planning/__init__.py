@@ -1,1 +1,1 @@
-"""What a run will take, before it is trained."""
+"""Forecast a run before it is trained."""

@@ -1,4 +1,4 @@
-"""What a run will do, counted before it begins: steps, tokens, passes, bytes on the way and on disk.
+"""Count a run before it starts: steps, tokens, passes, bytes that travel and bytes on disk.
 
 Nothing here is estimated: cohorts, steps and passes come from the functions that the run itself draws them with. Work
 is counted in the units by which passes are cut, padded tokens and what starting a pass costs, so that a probe of one

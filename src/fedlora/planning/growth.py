@@ -1,4 +1,4 @@
-"""What the rounds of a run will add to its base, counted before it begins: on the way, on disk, in memory.
+"""Count what the rounds of a run will add to its base: bytes that travel, bytes on disk, memory.
 
 Every round's increment and exported adapter is larger than the one before, up to the layers' own size. Counted for the
 cohorts as the run will draw them, at the most ranks that a method can add, and as if every update were usable.

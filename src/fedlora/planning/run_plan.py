@@ -1,4 +1,4 @@
-"""A plan: what a run will take and what is wrong with its data, as JSON values.
+"""The plan of a run as JSON values: its costs, and the faults of its data.
 
 It goes the way of `train` up to the first round, through the same functions, so that what `train` would refuse is
 refused here with the same words. Nothing is written; the token cache is neither read nor filled.
@@ -84,7 +84,7 @@ class Planning:
         self.train: TrainConfig = train
 
     def make_record(self) -> dict[str, Any]:
-        """Everything there is to say, as JSON values."""
+        """The whole plan, as JSON values."""
         bench, train = self.bench, self.train
         for client in bench.examples.facts:
             bench.examples.count_tokens(client)

@@ -1,4 +1,4 @@
-"""What a plan doubts about the run itself: memory, disk, clients that never come to train, a probe that failed."""
+"""Warnings of a plan about the run itself: memory, disk, clients that never train, a probe that failed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def examine_run(
 
 
 def examine_cohorts(doubts: Iterable[tuple[str, str]]) -> Iterator[Finding]:
-    """What is odd about the run's cohorts."""
+    """Warnings about the run's cohorts."""
     return (_finding("cohort", 1, *doubt) for doubt in doubts)
 
 

@@ -69,7 +69,7 @@ class Predictions(Result):
 
 @dataclass(frozen=True)
 class _Part:
-    """Everyone of one round of one run who answers, what decides their answers, and where these lie."""
+    """The adapters of one round of one run that answer, the settings of their answers, and the files."""
 
     answerers: Answerers
     facts: Mapping[OutputName, dict[str, Any]]

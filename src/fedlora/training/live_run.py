@@ -1,4 +1,4 @@
-"""One run in the process that trains it: what stands, the pool, the rounds, what is measured.
+"""One run in the process that trains it: its standing, the pool, the rounds, the measurements.
 
 It is a module apart because it imports torch: a start that is refused, or finds that another process trains the run,
 ends before that.
@@ -167,7 +167,7 @@ class Training:
             say(f"resuming in another environment: {change}")
 
     def _catch_up(self, metrics: RoundMetrics, standing: Standing | None, rows: Sequence[Mapping[str, Any]]) -> None:
-        """What an interrupted run had measured, and what it had not come to measure."""
+        """Read the measurements of an interrupted run, and make the missing ones."""
         closed = [row for row in rows if row["kind"] == "round"]
         for row in closed:
             metrics.remember(row)

@@ -1,4 +1,4 @@
-"""What a person reads of a finished round."""
+"""The message about a finished round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONG_UPDATE = 10
 
 
 def say_round(row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int) -> None:
-    """Losses, what privacy has cost, excluded clients and long updates."""
+    """Losses, epsilon, excluded clients and long updates."""
     held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
     loss = "empty cohort" if row["loss"] is None else f"training loss {row['loss']:.3f}"
     spent = f", {describe_spent(row['privacy'])}" if "privacy" in row else ""
