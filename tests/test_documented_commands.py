@@ -13,8 +13,8 @@ from crashtest import SECTIONS
 import fedlora
 from fedlora import __version__, cli
 from fedlora.config.compare import CompareConfig
-from fedlora.config.schema import read_yaml
 from fedlora.config.train import TrainConfig
+from fedlora.config.yaml_file import read_yaml
 from fedlora.files import write_text
 from fedlora.flags import make_parser, read_flags
 from fedlora.flower.node_config import NodeConfig

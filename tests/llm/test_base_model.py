@@ -6,7 +6,7 @@ import torch
 
 from fedlora.errors import UsageError
 from fedlora.llm import base_model, embedded_model
-from fedlora.llm.base_model import choose_device, choose_dtype, load_base_model
+from fedlora.llm.base_model import choose_device, choose_dtype, load_base_model, load_outline
 
 
 def test_a_hub_that_does_not_answer_is_found_out_at_once_and_the_error_names_the_embedded_model(monkeypatch):
@@ -118,3 +118,32 @@ def test_a_model_whose_logits_are_more_than_its_output_layer_goes_through_its_ow
         found = base.last_logits(input_ids=ids)
     torch.testing.assert_close(found, expected)
     assert float(found.abs().max()) <= 0.05
+
+
+@pytest.mark.parametrize("name", ["./model", "model/", "/models/llama", "~/llama", "models/llama/base", "..", "a\\b"])
+def test_a_local_path_that_is_missing_is_no_matter_of_the_hub(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if name == "..":
+        name = "../nowhere"
+    for load in (load_base_model, load_outline):
+        with pytest.raises(UsageError) as caught:
+            load(name)
+        assert str(caught.value) == f"base_model={name!r}: no such folder"
+        assert "hub" not in caught.value.hint
+
+
+def test_a_home_folder_that_was_not_written_out_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "llama").mkdir()
+    with pytest.raises(UsageError, match="no such folder") as caught:
+        load_base_model("~/llama")
+    assert caught.value.hint == f"write {tmp_path}/llama"
+
+
+@pytest.mark.parametrize("name", ["some-model", "meta-llama/Llama-3.2-1B", "a.b/c_d"])
+def test_a_name_that_a_hub_may_have_is_asked_there(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match="from the model hub, which may be out of reach, and there is no such folder"):
+        load_outline(name)

@@ -11,8 +11,8 @@ import pytest
 from fedlora import cli
 from fedlora.config.init import InitRunConfig
 from fedlora.config.plan import PlanConfig
-from fedlora.config.schema import read_yaml
 from fedlora.config.train import TrainConfig
+from fedlora.config.yaml_file import read_yaml
 from fedlora.data.client_facts import read_client_files
 from fedlora.data.client_files import client_files_of
 from fedlora.errors import DataError, UsageError

@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +14,11 @@ from fedlora.config.runs import RunsConfig
 from fedlora.config.train import TrainConfig
 from fedlora.errors import LockedError, StorageError
 from fedlora.paths import RunPaths
+from fedlora.runs import listing
 from fedlora.runs.checking import seal
 from fedlora.runs.lock import find_holder, hold_run
+from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.run_folder import read_run
 from fedlora.runs.space import SpaceNeed, estimate_round_bytes
 from fedlora.stages import runs, train
 
@@ -63,6 +68,53 @@ def test_every_run_is_listed_with_its_state(trained, tmp_path):
     assert "damaged: run.json" in lines["broken"]
     (done / "1/manifest.json").write_text("")
     assert "damaged: round 1" in listed(tmp_path / "models")["done"]
+
+
+def test_one_odd_folder_does_not_hide_the_other_runs(trained, tmp_path):
+    done, models = trained("done"), tmp_path / "models"
+    record = json.loads((done / "run.json").read_text())
+    foreign = {
+        "my run": record,
+        "other tool": {"name": "x"},
+        "no-rounds": {**record, "config": {}},
+        "what-if": {**record, "reaggregated_from": {}},
+        "a-list": [1, 2],
+        "text": "a",
+    }
+    for name, content in foreign.items():
+        (models / name).mkdir()
+        (models / name / "run.json").write_text(json.dumps(seal(content) if isinstance(content, dict) else content))
+    (models / "binary").mkdir()
+    (models / "binary/run.json").write_bytes(bytes(range(256)))
+    (models / "a-folder/run.json").mkdir(parents=True)
+    (models / "leads-out").symlink_to(tmp_path.parent)
+    shutil.copytree(done, models / "metrics")
+    MetricsLog(models / "metrics/metrics.jsonl").append({"kind": "round", "round": 1, "val_loss": None})
+    shutil.copytree(done, models / "metrics-folder")
+    (models / "metrics-folder/metrics.jsonl").unlink()
+    (models / "metrics-folder/metrics.jsonl").mkdir()
+    found = {line.name: line.state for line in runs.run(RunsConfig.of(model_dir=models)).lines}
+    assert found.pop("done") == found.pop("metrics") == found.pop("metrics-folder") == "finished"
+    assert found.keys() == {*foreign, "binary"}
+    assert all(state.startswith(("unreadable: ", "damaged: ")) for state in found.values()), found
+    assert "'my run' cannot be a folder name" in found["my run"]
+    table = runs.run(RunsConfig.of(model_dir=models)).text()
+    assert len(table.splitlines()) == 2 + 3 + len(found)
+
+
+def test_a_folder_that_may_not_be_read_is_listed_with_the_reason(trained, tmp_path, monkeypatch):
+    """As one of another user, which the file system refuses."""
+    done, other = trained("done"), trained("other")
+
+    def refuse(paths):
+        if paths.exp_name == "other":
+            raise PermissionError(errno.EACCES, "Permission denied", str(other / "run.json"))
+        return read_run(paths)
+
+    monkeypatch.setattr(listing, "read_run", refuse)
+    lines = listed(done.parent)
+    assert f"unreadable: {other}/run.json: Permission denied" in lines["other"]
+    assert "finished" in lines["done"]
 
 
 def test_a_run_that_is_trained_now_says_by_whom(trained, tmp_path):

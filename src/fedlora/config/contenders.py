@@ -105,6 +105,9 @@ def _known(given: Mapping[str, Any], spelled: Collection[str], known: Collection
             raise ValueError(f"{name} {where}: only the flag can set it")
         if name not in known:
             raise ValueError(f"unknown field {name!r} {where}")
+        stage = TrainConfig if name in TrainConfig.flat_fields() else AllocateConfig
+        if fault := stage.find_value_fault(name, fields[name]):
+            raise ValueError(f"{fault} ({where})")
     return fields
 
 

@@ -44,7 +44,7 @@ class NamesMethod(Config):
         super().check_file(fields, file)
         if ":" in str(fields.get("federation_mode", "")):
             raise UsageError(
-                f"{file}: federation_mode={fields['federation_mode']!r} names code, which a file must not choose",
+                f"federation_mode={fields['federation_mode']!r} names code, which a file must not choose",
                 hint="name it with --federation_mode; a file may name installed methods",
             )
 

@@ -55,14 +55,14 @@ def field_names(fields: Collection[str]) -> dict[str, str]:
     return {short_name(field, fields): field for field in fields} | {field: field for field in fields}
 
 
-def as_fields(given: Mapping[str, Any], fields: Collection[str], *, where: str = "") -> dict[str, Any]:
+def as_fields(given: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
     """`given` under the names of fields; unknown names are left as they are. UsageError for a field with two values."""
     known = field_names(fields)
     spelled: dict[str, str] = {}
     for name in given:
         field = known.get(name, name)
         if field in spelled:
-            raise UsageError(f"{where}{spelled[field]} and {name} are the same field", hint="keep one of the two")
+            raise UsageError(f"{spelled[field]} and {name} are the same field", hint="keep one of the two")
         spelled[field] = name
     return {field: given[name] for field, name in spelled.items()}
 

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from fedlora.config.names import as_fields, field_names, note_spelling
+from fedlora.config.yaml_file import find_place, read_yaml
 from fedlora.errors import UsageError
 from fedlora.nearest import nearest
 
@@ -92,23 +94,32 @@ class Config(BaseModel):
 
         None in `values` stands for the default, whatever the file has.
         """
-        from_file = _fields_of(file, cls) if file else {}
         values = as_fields(values, cls.flat_fields())
         unset = {name for name, value in values.items() if value is None}
-        if file:
-            cls.check_file(from_file, file)
         try:
+            from_file = _fields_of(file, cls) if file else {}
+            if file:
+                cls.check_file(from_file, file)
             given = {**from_file, **values}
             return cls.model_validate({name: value for name, value in given.items() if name not in unset})
         except ValidationError as error:
-            raise UsageError(_explain(error, cls), hint="see --help for the fields and what they take") from None
+            parts = []
+            for item in error.errors():
+                text = _explain(item, cls)
+                place = find_place(file, text, field=_field_of(item), overridden=values) if file else ""
+                parts.append(f"{place}{text}")
+            raise UsageError("; ".join(parts), hint="see --help for the fields and what they take") from None
+        except UsageError as error:
+            if file is None or str(error).startswith(str(file)):
+                raise
+            raise UsageError(f"{find_place(file, str(error), overridden=values)}{error}", hint=error.hint) from None
 
     @classmethod
     def check_file(cls, fields: Mapping[str, Any], file: Path) -> None:
         """UsageError for what a configuration file, which travels with data and models, must not decide."""
         if ONLY_BY_FLAG & fields.keys():
             raise UsageError(
-                f"{file}: trust_remote_code cannot be set in a file",
+                "trust_remote_code cannot be set in a file",
                 hint="give --trust_remote_code on the command line if you trust the model repository's code",
             )
 
@@ -122,6 +133,17 @@ class Config(BaseModel):
         """`make` for Python callers."""
         return cls.make(values)
 
+    @classmethod
+    def find_value_fault(cls, field: str, value: Any) -> str | None:
+        """Why a value cannot be that of a field, whatever the other fields are; None when it can."""
+        try:
+            cls.model_validate({field: value})
+        except ValidationError as error:
+            return next((_explain(item, cls) for item in error.errors() if _field_of(item) == field), None)
+        except UsageError as error:
+            return str(error) if str(error).startswith(f"{field}={value!r}: ") else None
+        return None
+
     def chosen(self, field: str) -> bool:
         """Whether the user set `field`, rather than its default applying."""
         return field in self.model_fields_set
@@ -133,72 +155,31 @@ def _fields_of(file: Path, config: type[Config]) -> dict[str, Any]:
     for key, value in read_yaml(file).items():
         name = key.replace("-", "_")
         if name in given:
-            raise UsageError(f"{file}: {name!r} is given twice", hint="keep one of the two")
+            raise UsageError(f"{name!r} is given twice", hint="keep one of the two")
         given[name] = value
     note_spelling(given)
-    fields = as_fields(given, config.flat_fields(), where=f"{file}: ")
+    fields = as_fields(given, config.flat_fields())
     for name, value in fields.items():
         known = config.flat_fields().get(name)
         if isinstance(value, bool) and known is not None and known.annotation is not bool:
-            raise UsageError(
-                f"{file}: {name}={value} is not a value of this field", hint="see --help for what it takes"
-            )
+            raise UsageError(f"{name}={value} is not a value of this field", hint="see --help for what it takes")
     return fields
 
 
-def _explain(error: ValidationError, config: type[Config]) -> str:
-    parts = []
-    for item in error.errors():
-        if not item["loc"]:
-            parts.append(item["msg"].removeprefix("Value error, "))
-            continue
-        name = str(item["loc"][0])
-        if item["type"] == "extra_forbidden":
-            close = nearest(name, field_names(config.flat_fields()))
-            parts.append(f"unknown field {name!r}" + (f" (did you mean {close}?)" if close else ""))
-        elif item["type"] == "missing":
-            parts.append(f"{name} is required")
-        else:
-            parts.append(f"{name}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
-    return "; ".join(parts)
+def _field_of(item: ErrorDetails) -> str:
+    """The field that is wrong; empty where several do not fit together."""
+    return str(item["loc"][0]) if item["loc"] else ""
 
 
-_YAML_HINT = "a configuration file is UTF-8 text with `field: value` lines"
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping with string keys; duplicate keys and anything else are refused, with the line."""
-    import yaml
-
-    from fedlora.files import read_text
-
-    class StrictLoader(yaml.SafeLoader):
-        pass
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = loader.construct_object(key_node)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise UsageError(f"{path}:{line}: {key!r} is given twice", hint="keep one of the two")
-            seen[key] = loader.construct_object(value_node, deep=True)
-        return seen
-
-    StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        # a SafeLoader subclass: plain values only, no Python objects
-        content = yaml.load(read_text(path), Loader=StrictLoader)  # noqa: S506
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"{path}: not a configuration ({type(error).__name__}: {str(error)[:80]})", hint=_YAML_HINT
-        ) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UsageError(f"{place}: not valid YAML", hint="check indentation and quotes") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageError(f"{path}: a configuration file holds `field: value` lines", hint="see docs for an example")
-    return content
+def _explain(item: ErrorDetails, config: type[Config]) -> str:
+    name, what = _field_of(item), item["msg"].removeprefix("Value error, ")
+    if not name:
+        return what
+    if item["type"] == "extra_forbidden":
+        close = nearest(name, field_names(config.flat_fields()))
+        return f"unknown field {name!r}" + (f" (did you mean {close}?)" if close else "")
+    if item["type"] == "missing":
+        return f"{name} is required"
+    # a mapping or a list is long, and the message quotes what is wrong in it
+    is_long = isinstance(item["input"], dict | list | tuple)
+    return f"{name}: {what}" if is_long else f"{name}={item['input']!r}: {what}"

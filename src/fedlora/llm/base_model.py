@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from fedlora.llm.allocator import keep_freed_memory
 from fedlora.llm.attention import use_batched_attention
 from fedlora.llm.quantization import check_checkpoint, loading_options, replace_layers
 
+_HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 HUB_PATIENCE = 5.0
 """Seconds a model hub has to accept a connection before the local cache is all there is."""
 
@@ -184,6 +186,11 @@ def _source(name: str, trust_remote_code: bool) -> Iterator[tuple[str, dict[str,
     """Where transformers finds a base, and how it may look; what it raises inside becomes a UsageError."""
     source = str(embedded_model.folder()) if name == embedded_model.NAME else name
     local = Path(source).is_dir()
+    if not local and _is_path(source):
+        written_out = Path(source).expanduser()
+        hint = f"write {written_out}" if written_out.is_dir() else f"give a local folder, or {embedded_model.NAME}"
+        what = "is a file, not a folder" if written_out.is_file() else "no such folder"
+        raise UsageError(f"base_model={name!r}: {what}", hint=hint)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": local or _is_offline()}
     try:
         with quiet_transformers():
@@ -191,11 +198,16 @@ def _source(name: str, trust_remote_code: bool) -> Iterator[tuple[str, dict[str,
             yield source, options
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        place = "folder" if local else "model hub, which may be out of reach"
+        place = "the folder" if local else "the model hub, which may be out of reach, and there is no such folder"
         raise UsageError(
-            f"base_model={name!r} cannot be loaded from the {place}: {reason}",
+            f"base_model={name!r} cannot be loaded from {place}: {reason}",
             hint=f"give a local folder, or use --base_model {embedded_model.NAME}; {embedded_model.INSTALL_HINT}",
         ) from error
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a local path: a hub id is a name, or owner/name."""
+    return _HUB_ID.fullmatch(name) is None
 
 
 def _refuse_adapter(name: str, source: str, local: bool) -> None:

@@ -32,17 +32,30 @@ class RunLine:
     rounds: int
     best_round: int | None
     best_loss: float | None
-    changed: float
+    changed: float | None
     """Seconds since 1970."""
-    num_bytes: int
+    num_bytes: int | None
 
 
 def list_runs(model_dir: Path) -> list[RunLine]:
-    """Every folder with a run.json, by name."""
+    """Every folder with a run.json, by name; one that cannot be looked at is listed with the reason."""
     if not model_dir.is_dir():
         return []
-    found = [entry.name for entry in model_dir.iterdir() if (entry / "run.json").is_file()]
-    return [describe_run(RunPaths(model_dir, name)) for name in sorted(found)]
+    found = (_look(RunPaths(model_dir, entry.name), entry) for entry in sorted(model_dir.iterdir()))
+    return [line for line in found if line is not None]
+
+
+def _look(paths: RunPaths, entry: Path) -> RunLine | None:
+    """The line of a folder, None of one that is no run's. Whatever lies in it, it must not hide the others."""
+    try:
+        return describe_run(paths) if (entry / "run.json").is_file() else None
+    except FedloraError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"{error.filename or entry}: {error.strerror}"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"its files are not those of a run ({type(error).__name__}: {error})"
+    return RunLine(entry.name, f"unreadable: {reason}", "", "", 0, 0, None, None, None, None)
 
 
 def describe_run(paths: RunPaths) -> RunLine:
@@ -88,7 +101,7 @@ def _find_best(paths: RunPaths) -> tuple[int | None, float | None]:
     measured = [
         (float(row["val_loss"]), row["round"])
         for row in MetricsLog(paths.metrics_file).rows()
-        if row["kind"] == "round" and row["round"] > 0 and "val_loss" in row
+        if row["kind"] == "round" and row["round"] > 0 and isinstance(row.get("val_loss"), float)
     ]
     if not measured:
         return None, None

@@ -41,8 +41,8 @@ def run(config: RunsConfig) -> RunList:
 
 def _cells(line: RunLine) -> Sequence[str]:
     best = NOTHING if line.best_loss is None else f"{line.best_loss:.3f} (round {line.best_round})"
-    changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.changed))
+    changed = NOTHING if line.changed is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(line.changed))
     rounds = f"{line.rounds_done} of {line.rounds}" if line.rounds else str(line.rounds_done)
-    size = f"{line.num_bytes / 1e6:,.1f} MB"
+    size = NOTHING if line.num_bytes is None else f"{line.num_bytes / 1e6:,.1f} MB"
     cells = (line.name, line.mode, line.base_model, line.state, rounds, best, changed, size)
     return [one_line(cell) or NOTHING for cell in cells]
