@@ -101,7 +101,7 @@ def test_the_first_bad_row_and_a_client_without_rows_are_errors(tmp_path):
     path.write_text(json.dumps(ROWS[0]) + "\nbad\n")
     with pytest.raises(DataError, match=r"rows\.jsonl:2:1: not valid JSON"):
         read_client_files({0: path}, TrainConfig.of())
-    with pytest.raises(DataError, match="local_val_set_size=1 leaves client 0 none of its 1 rows"):
+    with pytest.raises(DataError, match="local_val_set_size=1 leaves none of the client's 1 rows"):
         read_client_files({0: path}, TrainConfig.of(skip_bad=1, local_val_set_size=1))
     assert read_client_files({0: path}, TrainConfig.of(skip_bad=1))[0].facts.num_skipped == 1
 
@@ -162,7 +162,7 @@ def test_a_share_is_at_least_one_row_and_never_all_and_an_error_where_it_can_be_
         assert (len(split.training), len(split.test)) == (1, 1)
     with pytest.raises(DataError, match=r"one.jsonl: test_share=0.5 can hold out no row"):
         split_of(write_rows(tmp_path / "one.jsonl", ["a", "a"]), test_share=0.5)
-    with pytest.raises(DataError, match="local_val_set_size=1 leaves client 0 none"):
+    with pytest.raises(DataError, match="local_val_set_size=1 leaves none of the client's"):
         split_of(two, test_share=0.5, local_val_set_size=1)
 
 

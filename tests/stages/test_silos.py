@@ -12,7 +12,7 @@ import pytest
 from fedlora.config.evaluate import EvaluateRougeConfig, ReportConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
-from fedlora.errors import UsageError
+from fedlora.errors import TrainingError, UsageError
 from fedlora.stages import evaluate_rouge, generate, report, train
 
 CLIENTS = ("north", "south", "west")
@@ -152,3 +152,23 @@ def test_the_report_calls_clients_by_their_files_and_scores_each_on_its_rows(wor
     assert rows["north"]["own"] is not None
     # south has no test rows
     assert rows["south"]["own"] is None
+
+
+def test_messages_of_training_call_clients_by_their_files(world, tiny_model, tmp_path, capsys):
+    write_rows(tmp_path / "own" / "archive.jsonl", ["archive 1", "archive 2"])
+    write_rows(tmp_path / "own" / "library.jsonl", ["library 1"])
+    (tmp_path / "own" / "museum.jsonl").write_text('{"instruction": "x", "response": ""}\n')
+    with (tmp_path / "own" / "library.jsonl").open("a") as file:
+        file.write('{"instruction": "x", "response": ""}\n')
+    given = {"base_model": str(tiny_model), "base_dtype": "float32", "device": "cpu", "local_num_epochs": 1}
+    where = {"data_path": tmp_path / "own", "model_dir": tmp_path / "models", "num_communication_rounds": 1}
+    limits = {"max_update_norm": 1e-9, "norm_action": "quarantine", "client_selection_frac": 1.0}
+    config = TrainConfig.of(**given, **where, **limits)
+    with pytest.raises(TrainingError, match=r"no client gave a usable update: archive: .*; library: "):
+        train.run(config)
+    said = capsys.readouterr().err
+    assert "warning: museum (museum.jsonl) has no row to train on" in said
+    assert "library: 1 rows with an empty response are left out" in said
+    assert not re.search(r"client \d", said)
+    with pytest.raises(UsageError, match="no adapter of south"):
+        answer(world, "shared", "plain", of="south", communication_rounds=7)

@@ -158,7 +158,7 @@ def test_a_local_split_is_held_back_from_training(train_mode):
     facts = json.loads((run / "run.json").read_text())["clients"]
     assert [(client["num_examples"], client["num_validation"]) for client in facts] == [(3, 2), (2, 2)]
     assert "val_loss" in metrics(run)[0]
-    with pytest.raises(DataError, match="leaves client 1 none of its 2 rows"):
+    with pytest.raises(DataError, match="leaves none of the client's 2 rows"):
         train_mode("homo", sizes=(5, 2), name="small", local_val_set_size=2)
 
 

@@ -143,7 +143,7 @@ def _read_file(
         if on_row is not None:
             on_row(client, row)
     split = split_rows(rows, prompts, config, client)
-    _check_split(split, path, config, client)
+    _check_split(split, path, config)
     labelled = [category for category in split.training if category is not None]
     facts = ClientFacts(
         client_id=client,
@@ -159,11 +159,11 @@ def _read_file(
     return ClientFile(path, facts, frozenset(inputs))
 
 
-def _check_split(split: Split[str | None], path: Path, config: TrainConfig, client: ClientId) -> None:
+def _check_split(split: Split[str | None], path: Path, config: TrainConfig) -> None:
     """DataError where what is held back leaves nothing, or a share of the rows is no row."""
     if config.local_val_set_size and not split.training:
         raise DataError(
-            f"{path}: local_val_set_size={config.local_val_set_size} leaves client {client} none of its "
+            f"{path}: local_val_set_size={config.local_val_set_size} leaves none of the client's "
             f"{len(split.validation)} rows to train on",
             hint="lower --local_val_set_size",
         )

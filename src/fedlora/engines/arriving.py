@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from fedlora.console import say
+from fedlora.data.client_names import shown_client
 from fedlora.federated.adapters import Shapes, difference_norm
 from fedlora.federated.limits import Limits, cap_counts, clip_update
 from fedlora.federated.ranks import cut_like
@@ -59,6 +61,7 @@ class ArrivingUpdates:
         longest: float | None = None,
         keeps: Shapes | None = None,
         is_clipped: bool = False,
+        files: Mapping[ClientId, str] = MappingProxyType({}),
     ) -> None:
         self._kept: dict[ClientId, ClientUpdate] = dict(kept or {})
         self._downloads = {task.client_id: task.download.adapter for task in tasks}
@@ -71,6 +74,7 @@ class ArrivingUpdates:
         self._longest = longest
         self._keeps = keeps
         self._is_clipped = is_clipped
+        self._files = files
         self._round = tasks[0].round
         self._ahead = sorted(task.client_id for task in tasks)
         self._is_begun = False
@@ -142,7 +146,7 @@ class ArrivingUpdates:
             if attempt:
                 tasks = [task for task in tasks if self._fault_of(task).is_retryable]
                 for task in tasks:
-                    say(f"client {task.client_id} is asked again: {self._fault_of(task).reason}")
+                    say(f"{shown_client(task.client_id, self._files)} is asked again: {self._fault_of(task).reason}")
             if tasks:
                 yield from pool.train(tasks)
         for task in list(self._open.values()):

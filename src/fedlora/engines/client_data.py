@@ -44,6 +44,11 @@ class ClientExamples:
         for has_input in sorted({has_input for file in clients.values() for has_input in file.inputs}):
             encoder.check_cutoff(config.cutoff_len, has_input=has_input)
 
+    @property
+    def names(self) -> dict[ClientId, str]:
+        """The name of every client's file, for `shown_client`."""
+        return {client: facts.file for client, facts in self.facts.items()}
+
     def clients(self) -> list[ClientId]:
         """Clients that have something to train on."""
         return [client for client, facts in self.facts.items() if facts.num_examples]

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from fedlora.config.train import TrainConfig
+from fedlora.data.client_names import shown_client
 from fedlora.engines.aggregates import check_finite
 from fedlora.engines.arriving import ArrivingUpdates, LimitedUpdates, WaveStore
 from fedlora.engines.cohorts import check_clients, choose_cohort, count_fewest
@@ -71,6 +73,7 @@ class FederatedRun:
         *,
         start: Standing | None = None,
         private: PrivateRun | None = None,
+        files: Mapping[ClientId, str] = MappingProxyType({}),
     ) -> None:
         if config.is_private != (private is not None):
             raise ValueError("a run is private exactly when its configuration is")
@@ -78,6 +81,7 @@ class FederatedRun:
         self.pool = pool
         self.store = store
         self.config = config
+        self.files = files
         self.clients = tuple(pool.clients())
         self.expected = shapes_of(adapter)
         times = method.client.own_ranks
@@ -158,6 +162,7 @@ class FederatedRun:
             longest=config.max_update_norm if refuses_long else None,
             keeps=self.keeps,
             is_clipped=clips and bool(config.max_update_norm or config.max_update_norm_ratio),
+            files=self.files,
         )
         limited = None
         if clips:
@@ -195,7 +200,7 @@ class FederatedRun:
         if len(done.records) >= fewest or not (done.records or done.failures):
             # nobody was asked: only a private cohort can be empty
             return
-        reasons = "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in done.failures)
+        reasons = "; ".join(f"{shown_client(one.client_id, self.files)}: {one.reason}" for one in done.failures)
         what = (
             f"{len(done.records)} usable updates of the {fewest} that a round needs"
             if fewest > 1

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from fedlora.console import say
+from fedlora.data.client_names import shown_client
 from fedlora.errors import FedloraError, OutOfMemoryError, StorageError, TrainingError
 from fedlora.federated.adapters import difference_norm, fingerprint, num_bytes, pick_half, shapes_of
 from fedlora.federated.base_delta import count_missed, layer_sizes
@@ -86,7 +87,7 @@ class SimulatedClients:
             stop_if_asked()
             kind = _kind_of(error)
             if kind == "crashed":
-                say(f"client {task.client_id} failed:\n{traceback.format_exc()}")
+                say(f"{shown_client(task.client_id, self.data.names)} failed:\n{traceback.format_exc()}")
             hint = f" ({error.hint})" if isinstance(error, FedloraError) and error.hint else ""
             return ClientFailure(task.client_id, kind, f"{_describe(error)}{hint}")
 

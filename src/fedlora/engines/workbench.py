@@ -78,5 +78,5 @@ def make_workbench(
     lora = LoraModel(base.model, spec_of(config))
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
     examples = ClientExamples(clients, encoder, config, tokens)
-    book = LayoutBook(layout or plan_layout(base, lora, config), on_layout)
+    book = LayoutBook(layout or plan_layout(base, lora, config), on_layout, examples.names)
     return Workbench(base, encoder, lora, Trainer(base, lora, config, book, secret), examples)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
+
+from fedlora.types import ClientId
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,18 @@ class Layout:
 
 
 class LayoutBook:
-    """The layout in force; `on_change` is called with every reduction before the reduced step is done."""
+    """The layout in force; `on_change` is called with every reduction before the reduced step is done, and `files` has
+    the name of every client's file, by which messages call the client."""
 
-    def __init__(self, layout: Layout, on_change: Callable[[Layout], None] = lambda layout: None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        on_change: Callable[[Layout], None] = lambda layout: None,
+        files: Mapping[ClientId, str] = MappingProxyType({}),
+    ) -> None:
         self.layout = layout
         self.on_change = on_change
+        self.files = files
 
     def add(self, reduction: Reduction) -> None:
         """Keep one reduction; a repeated one changes nothing."""

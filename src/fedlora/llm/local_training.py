@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
+from fedlora.data.client_names import shown_client
 from fedlora.errors import TrainingError
 from fedlora.federated.adapters import pick_half
 from fedlora.federated.privacy.randomness import Secret
@@ -193,7 +194,8 @@ class Trainer:
         what = f"step {step + 1} of round {round_number}"
         loss, used = with_less_memory(attempt, planned, longest, what)
         if used < planned:
-            say(f"client {client_id}, {what}: out of memory with {planned} tokens in a pass; continuing with {used}")
+            name = shown_client(client_id, self.book.files)
+            say(f"{name}, {what}: out of memory with {planned} tokens in a pass; continuing with {used}")
             self.book.add(Reduction(round_number, client_id, step, used))
         return loss
 

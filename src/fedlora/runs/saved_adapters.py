@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedlora.data.client_names import shown_client
 from fedlora.errors import StorageError, UsageError
 from fedlora.files import read_json
 from fedlora.llm.adapter_config import load_spec
@@ -14,6 +15,7 @@ from fedlora.llm.lora import LoraSpec
 from fedlora.paths import OutputName, RunPaths, client_name, client_number, is_number
 from fedlora.runs.base_chain import load_base
 from fedlora.runs.checking import UPDATE_NAME, find_listed_fault, load_manifest
+from fedlora.runs.run_folder import read_run
 from fedlora.types import BaseDelta, ClientId
 
 
@@ -27,9 +29,14 @@ def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
     if name.client_id is not None:
         _check_is_here(paths, round_number, name.client_id)
     having = [number for number in paths.committed_rounds() if _exists(paths.round_folder(number), name)]
-    what = f"{name} adapter" if name.kind == "global" else f"adapter of client {name.client_id}"
+    what = f"{name} adapter" if name.kind == "global" else f"adapter of {_shown(paths, name.client_id)}"
     known = f"rounds {_ranges(having)} have one" if having else "no round has one"
     raise UsageError(f"{folder}: no {what}; {known}", hint="check --communication_rounds and --client_id")
+
+
+def _shown(paths: RunPaths, client_id: ClientId) -> str:
+    files = {facts.client_id: facts.file for facts in read_run(paths).clients} if paths.run_file.is_file() else {}
+    return shown_client(client_id, files)
 
 
 def _check_is_here(paths: RunPaths, round_number: int, client_id: ClientId) -> None:
@@ -39,7 +46,7 @@ def _check_is_here(paths: RunPaths, round_number: int, client_id: ClientId) -> N
     last = next((record for record in records if record.is_file()), None)
     if last is not None and read_json(last).get("adapter_stays"):
         raise UsageError(
-            f"the model of client {client_id} is personal and stays on its node",
+            f"the model of {_shown(paths, client_id)} is personal and stays on its node",
             hint="its owner may share it: share_own_adapter: true in the node's configuration; then train again",
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
 from fedlora.data.client_facts import ClientFile
+from fedlora.data.client_names import shown_client
 from fedlora.engines.cohorts import choose_cohort, find_cohort_doubts
 from fedlora.engines.committed import read_result
 from fedlora.engines.pools import open_pool
@@ -139,12 +140,13 @@ class Training:
             Progress(f"train {config.exp_name} ({config.federation_mode})", self._rows_ahead(done)) as progress,
             self._open_pool(method, reader, progress.advance) as pool,
         ):
-            federated = FederatedRun(method, pool, writer, config, self.adapter, start=standing, private=self.private)
+            how = {"start": standing, "private": self.private, "files": self.clients.names}
+            federated = FederatedRun(method, pool, writer, config, self.adapter, **how)
             self.space.check(done)
             began = time.monotonic()
             for result in federated.rounds():
                 row = metrics.record(result, time.monotonic() - began)
-                say_round(row, result.records, config.num_communication_rounds)
+                say_round(row, result.records, config.num_communication_rounds, self.clients.names)
                 self.space.check(result.round)
                 yield result.round
                 began = time.monotonic()
@@ -273,10 +275,11 @@ class Training:
             for doubt in find_doubts(self.config, self.sizes):
                 say(doubt)
         for client, facts in self.clients.facts.items():
+            name = shown_client(client, self.clients.names)
             if not facts.num_examples:
-                say(f"warning: client {client} ({facts.file}) has no row to train on and is never selected")
+                say(f"warning: {name} ({facts.file}) has no row to train on and is never selected")
             elif facts.num_empty:
-                say(f"client {client}: {facts.num_empty} rows with an empty response are left out")
+                say(f"{name}: {facts.num_empty} rows with an empty response are left out")
 
 
 def _find_secret(config: TrainConfig, recorded: RunRecord | None) -> Secret | None:

@@ -7,22 +7,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.console import say
+from fedlora.data.client_names import shown_client
 from fedlora.federated.privacy.budget import describe_spent
+from fedlora.types import ClientId
 
 LONG_UPDATE = 10
 """An update so many times as long as the cohort's median is reported."""
 
 
-def say_round(row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int) -> None:
-    """Losses, epsilon, excluded clients and long updates."""
+def say_round(
+    row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int, files: Mapping[ClientId, str]
+) -> None:
+    """Losses, epsilon, excluded clients and long updates; `files` has the name of every client's file."""
     held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
     loss = "empty cohort" if row["loss"] is None else f"training loss {row['loss']:.3f}"
     spent = f", {describe_spent(row['privacy'])}" if "privacy" in row else ""
     say(f"round {row['round']} of {rounds}: {loss}{held_out}{spent}, {row['seconds']:.0f} s")
     for failure in row["quarantined"]:
-        say(f"  client {failure['client_id']} is left out of the round: {failure['reason']}")
+        say(f"  {shown_client(failure['client_id'], files)} is left out of the round: {failure['reason']}")
     median = statistics.median([record["update_norm"] for record in records] or [0.0])
     for record in records:
         if record["update_norm"] > LONG_UPDATE * median and "clipped_to" not in record:
             times = f"{record['update_norm'] / median:.0f} times as long as the median" if median else "not zero"
-            say(f"  the update of client {record['client_id']} is {times}: --max_update_norm_ratio would limit it")
+            name = shown_client(record["client_id"], files)
+            say(f"  the update of {name} is {times}: --max_update_norm_ratio would limit it")
