@@ -16,7 +16,7 @@ FLOORS = [
     *("ground", "data", "federated", "methods", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"),
 ]
 DOORS = {"__init__", "api", "cli", "command_help", "command_table", "flags", "demo", "__main__"}
-FEATURES = {"comparing", "planning", "flower", "training"}
+FEATURES = {"comparing", "planning", "flower", "training", "laws"}
 """Folders of the stages' floor: a stage calls a feature, and a feature may run stages."""
 GROUND_INSIDE = {
     *("flower.commands", "flower.flower_config", "flower.node_config", "flower.folders"),
@@ -146,6 +146,9 @@ NAMED = {
     ("demo", "seq"): "the demo's list",
     ("demo", "none"): "the demo's list",
     ("demo", "pooled"): "the demo's list",
+    ("laws.run_laws", "pooled"): "the trainer that one step of all clients is compared with",
+    ("laws.run_laws", "none"): "a client keeps no factors",
+    ("laws.promises", "none"): "a client keeps no factors",
     ("paths", "pooled"): "the folder of the one trainer",
     ("reporting.markdown", "none"): "an adapter that is not there",
     ("reporting.rounds_figure", "none"): "matplotlib's edge colour",
@@ -253,6 +256,7 @@ FOREIGN = {
     "api.signatures": "signature and docstring of the public functions",
     "flags": "argparse's parsers",
     "flower.guard": "Flower's own modules, whose commands are narrowed",
+    "laws.linear_federation": "gradients of torch's parameters",
     "redaction": "records of the logging module",
     "stopping": "a timer's flag",
 }

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedlora import errors
     from fedlora.api.answers import Answers, generate, judge, score
+    from fedlora.api.checks import check_method
     from fedlora.api.looking import compare, open, reaggregate, report, runs, verify  # noqa: A004
     from fedlora.api.preparing import allocate, plan, silos
     from fedlora.api.run import Round, Run
@@ -33,6 +34,7 @@ __all__ = [
     "Run",
     "Scores",
     "allocate",
+    "check_method",
     "compare",
     "errors",
     "generate",
@@ -53,6 +55,7 @@ _PLACES = MappingProxyType(
     {
         **dict.fromkeys(("Answers", "generate", "judge", "score"), "fedlora.api.answers"),
         "Scores": "fedlora.stages.evaluate_rouge",
+        "check_method": "fedlora.api.checks",
         **dict.fromkeys(("compare", "open", "reaggregate", "report", "runs", "verify"), "fedlora.api.looking"),
         **dict.fromkeys(("allocate", "plan", "silos"), "fedlora.api.preparing"),
         **dict.fromkeys(("Round", "Run"), "fedlora.api.run"),

@@ -76,6 +76,12 @@ COMMANDS = {
         "fedlora.stages.methods:run",
         positional="federation_mode",
     ),
+    "methods check": Command(
+        "try the laws of federated methods on a method, also on your own",
+        "fedlora.config.method_check:MethodCheckConfig",
+        "fedlora.stages.methods_check:run",
+        positional="federation_mode",
+    ),
     "evaluate_llm": Command(
         "let an LLM judge compare two sets of answers",
         "fedlora.config.evaluate:EvaluateLlmConfig",

@@ -35,7 +35,7 @@ class DataError(FedloraError):
 
 
 class TrainingError(FedloraError):
-    """Too few usable updates in a round, or a loss that is not a number."""
+    """Too few usable updates in a round, a loss that is not a number, or a method that breaks a law."""
 
     exit_code = 4
 

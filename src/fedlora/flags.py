@@ -111,12 +111,14 @@ def completion_script(shell: str, commands: Mapping[str, tuple[str, type[Config]
     import shtab
 
     root = Parser(prog="fedlora")
+    parsers: dict[str, argparse.ArgumentParser] = {}
     groups = {"": root.add_subparsers()}
     for name, (summary, config, positional) in commands.items():
         group, _, last = name.rpartition(" ")
         if group not in groups:
-            groups[group] = groups[""].add_parser(group, help=f"{group} ...").add_subparsers()
-        parser = groups[group].add_parser(last, help=summary)
+            known = parsers.get(group) or groups[""].add_parser(group, help=f"{group} ...")
+            groups[group] = known.add_subparsers()
+        parser = parsers[name] = groups[group].add_parser(last, help=summary)
         file = parser.add_argument("words", nargs="*", help=positional or "configuration file")
         for action in [file, *_add_flags(parser, config)]:
             if action.metavar == "PATH" or action is file:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from federation_of_one_round import LAYERS, adapter
 
 from fedlora.federated.adapters import fingerprint, shapes_of
 from fedlora.federated.base_delta import append, count_held, count_missed, dense_key, is_dense, layer_sizes
+from fedlora.laws.federation_of_one_round import LAYERS, adapter
 from fedlora.types import BaseDelta
 
 SIZES = layer_sizes(shapes_of(adapter(0)))

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from federation_of_one_round import LAYERS, adapter, context, product, update
 
 from fedlora.federated.adapters import layer_pairs, pick_half
 from fedlora.federated.error_meter import ErrorMeter
 from fedlora.federated.measurement import merge_waves
 from fedlora.federated.products import norm_of_sum
+from fedlora.laws.federation_of_one_round import LAYERS, adapter, context, product, update
 from fedlora.methods.choosing import load_method
 from fedlora.methods.fedavg import FedAvg
 from fedlora.methods.one_factor import FedSvd, FfaLora, RoLora

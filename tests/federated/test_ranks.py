@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from federation_of_one_round import LAYERS, adapter, aggregate, close, context, product, update
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
@@ -21,6 +20,7 @@ from fedlora.federated.ranks import (
     tail_norm,
 )
 from fedlora.federated.validation import find_update_fault
+from fedlora.laws.federation_of_one_round import LAYERS, adapter, aggregate, close, context, product, update
 from fedlora.methods.choosing import choose_method
 from fedlora.methods.fedavg import FedAvg
 from fedlora.methods.hetlora import HetLora, PruneAndSend, TailPenalty

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from federation_of_one_round import aggregate, scalar
 
+from fedlora.laws.federation_of_one_round import aggregate, scalar
 from fedlora.methods.robust import Krum
 from fedlora.methods.strategy import Strategy
 from fedlora.types import ServerState

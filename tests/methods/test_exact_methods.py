@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from federation_of_one_round import LAYERS, adapter, close, product, update
 
 from fedlora.federated.base_delta import append, dense_key
 from fedlora.federated.export import export_model
+from fedlora.laws.federation_of_one_round import LAYERS, adapter, close, product, update
 from fedlora.methods.fedavg import FedAvg, TrainAndSend
 from fedlora.methods.fedex import FedEx
 from fedlora.methods.flora import FLora

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from federation_of_one_round import LAYERS, adapter, aggregate, close, context, product, update
 
 from fedlora.federated.adapters import pick_half, zeros_like
+from fedlora.laws.federation_of_one_round import LAYERS, adapter, aggregate, close, context, product, update
 from fedlora.methods.fedavg import FedAvg, TrainAndSend
 from fedlora.methods.fedprox import ProximalTraining
 from fedlora.methods.fedrot import FedRot, RotateAndSend, align_factors

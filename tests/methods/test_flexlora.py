@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from federation_of_one_round import LAYERS, adapter, aggregate, close, product
 
 from fedlora.federated.adapters import shapes_of
 from fedlora.federated.ranks import cut_rank, rank_of_adapter
+from fedlora.laws.federation_of_one_round import LAYERS, adapter, aggregate, close, product
 from fedlora.methods.fedavg import FedAvg
 from fedlora.methods.flexlora import FlexLora, decompose_mean, truncation_error
 from fedlora.types import ServerState

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import server_mutants as mutants
 import torch
-from federation_of_one_round import aggregate
-from identities import near
 
+from fedlora.laws.federation_of_one_round import aggregate
+from fedlora.laws.measures import near
 from fedlora.methods.fedavg import FedAvg
 from fedlora.methods.robust import CoordinateMedian, Krum, TrimmedMean
 from fedlora.methods.server_adaptive import FedAdagrad, FedAdam, FedYogi

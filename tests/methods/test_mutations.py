@@ -9,13 +9,12 @@ from typing import Any
 
 import base_mutants
 import client_mutants
-import identities
+import paper_laws
 import pytest
 import robust_mutants
-import run_laws
 import server_mutants
 import torch
-from method_properties import PROPERTIES, Properties
+from method_properties import PROPERTIES
 from published_values import (
     CLOSE_POINTS,
     CLOSE_SCORES,
@@ -28,6 +27,9 @@ from published_values import (
     assert_scores,
 )
 
+from fedlora.laws import aggregation_laws as laws
+from fedlora.laws import run_laws
+from fedlora.laws.promises import Promises
 from fedlora.methods import fedrot, one_factor
 from fedlora.methods.choosing import LoadedMethod, load_method
 
@@ -41,7 +43,7 @@ class Mutation:
 
     pitfall: str
     mode: str
-    check: Callable[[LoadedMethod, Properties], None]
+    check: Callable[[LoadedMethod, Promises], None]
     mutant: type | None = None
     patch: tuple[Any, str, Callable[..., Any]] | None = None
 
@@ -55,33 +57,33 @@ class Mutation:
         return replace(mode, **{half: self.mutant(**asdict(getattr(mode, half)))})
 
 
-def goes_where_published(mode: LoadedMethod, row: Properties) -> None:
+def goes_where_published(mode: LoadedMethod, row: Promises) -> None:
     name = next(name for name in PLACES if PROPERTIES[name] is row)
     assert_places(replace(mode.server, **OPTIONS[name]), PLACES[name])
 
 
-def scores_five_points(mode: LoadedMethod, row: Properties) -> None:
+def scores_five_points(mode: LoadedMethod, row: Promises) -> None:
     assert_scores(mode.server, POINTS, (2, 2, 2, 2, 343))
 
 
-def scores_close_points(mode: LoadedMethod, row: Properties) -> None:
+def scores_close_points(mode: LoadedMethod, row: Promises) -> None:
     assert_scores(mode.server, CLOSE_POINTS, CLOSE_SCORES)
 
 
-def trims_five_points(mode: LoadedMethod, row: Properties) -> None:
+def trims_five_points(mode: LoadedMethod, row: Promises) -> None:
     assert_point(mode.server, (2 / 3, 2 / 3))
 
 
-def trims_a_whole_number(mode: LoadedMethod, row: Properties) -> None:
+def trims_a_whole_number(mode: LoadedMethod, row: Promises) -> None:
     points = [(float(k * k), 0.0) for k in range(100)]
     assert_point(replace(mode.server, trimmed_share=0.29), (sum(k * k for k in range(29, 71)) / 42, 0.0), points)
 
 
-def halves_an_even_count(mode: LoadedMethod, row: Properties) -> None:
+def halves_an_even_count(mode: LoadedMethod, row: Promises) -> None:
     assert_point(mode.server, (1.5, 1.5), [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (10.0, 10.0)])
 
 
-def is_not_moved_by_one_far_away(mode: LoadedMethod, row: Properties) -> None:
+def is_not_moved_by_one_far_away(mode: LoadedMethod, row: Promises) -> None:
     assert_point(mode.server, (0.788675, 0.788675), [*POINTS[:4], (1e6, 1e6)], tolerance=2e-5)
 
 
@@ -106,22 +108,20 @@ def always_split(state):
 
 
 MUTATIONS = [
-    Mutation("only the first client is kept", "homo", identities.check_order, server_mutants.FirstClientOnly),
-    Mutation("the order of arrival weighs", "homo", identities.check_order, server_mutants.LaterCountsMore),
-    Mutation("rows do not weigh where they should", "homo", identities.check_weights, server_mutants.EvenMean),
-    Mutation("weights that do not sum to 1", "homo", identities.check_weights, server_mutants.FixedDenominator),
-    Mutation(
-        "weights on both factors (w squared)", "ffa", identities.check_equal_clients, server_mutants.SquaredShares
-    ),
-    Mutation("a sum in the order of a file's keys", "homo", identities.check_key_order, server_mutants.SumOfKeys),
-    Mutation("averaging in bfloat16", "homo", identities.check_combination, server_mutants.MeanOfBfloat16),
+    Mutation("only the first client is kept", "homo", laws.check_order, server_mutants.FirstClientOnly),
+    Mutation("the order of arrival weighs", "homo", laws.check_order, server_mutants.LaterCountsMore),
+    Mutation("rows do not weigh where they should", "homo", laws.check_weights, server_mutants.EvenMean),
+    Mutation("weights that do not sum to 1", "homo", laws.check_weights, server_mutants.FixedDenominator),
+    Mutation("weights on both factors (w squared)", "ffa", laws.check_equal_clients, server_mutants.SquaredShares),
+    Mutation("a sum in the order of a file's keys", "homo", laws.check_key_order, server_mutants.SumOfKeys),
+    Mutation("averaging in bfloat16", "homo", laws.check_combination, server_mutants.MeanOfBfloat16),
     Mutation(
         "the mean is rounded before the server's step",
         "diloco",
-        identities.check_one_rounding,
+        laws.check_one_rounding,
         server_mutants.RoundedFirst,
     ),
-    Mutation("an input is overwritten", "homo", identities.check_inputs_stay, server_mutants.AddsInPlace),
+    Mutation("an input is overwritten", "homo", laws.check_inputs_stay, server_mutants.AddsInPlace),
     Mutation(
         "momentum kept on the object, not in the state",
         "fedavgm",
@@ -133,7 +133,7 @@ MUTATIONS = [
     Mutation(
         "rows weigh in DiLoCo's uniform mean",
         "diloco",
-        identities.check_weights,
+        laws.check_weights,
         server_mutants.WeightedDiLoCo,
     ),
     Mutation("FedAdagrad from v = 0", "fedadagrad", goes_where_published, server_mutants.AdagradFromZero),
@@ -146,17 +146,22 @@ MUTATIONS = [
     Mutation(
         "controls averaged over the cohort, not all N",
         "scaffold",
-        run_laws.check_controls,
+        paper_laws.check_controls,
         client_mutants.OverTheCohort,
     ),
-    Mutation("the most steps allowed as E", "scaffold", run_laws.check_controls, client_mutants.MostStepsAsE),
+    Mutation("the most steps allowed as E", "scaffold", paper_laws.check_controls, client_mutants.MostStepsAsE),
     Mutation(
-        "the correction with the wrong sign", "scaffold", run_laws.check_controls, client_mutants.CorrectsBackwards
+        "the correction with the wrong sign", "scaffold", paper_laws.check_controls, client_mutants.CorrectsBackwards
     ),
-    Mutation("a client's control forgotten", "scaffold", run_laws.check_missed_rounds, client_mutants.ForgetsControl),
-    Mutation("a pull that matches no tensor", "fedprox", run_laws.check_pull, client_mutants.PullsNothing),
     Mutation(
-        "a pull to zero instead of the global adapter", "fedprox", run_laws.check_pull, client_mutants.PullsToZero
+        "a client's control forgotten",
+        "scaffold",
+        paper_laws.check_control_of_the_absent,
+        client_mutants.ForgetsControl,
+    ),
+    Mutation("a pull that matches no tensor", "fedprox", paper_laws.check_pull, client_mutants.PullsNothing),
+    Mutation(
+        "a pull to zero instead of the global adapter", "fedprox", paper_laws.check_pull, client_mutants.PullsToZero
     ),
     Mutation("another A for every client", "ffa", run_laws.check_waves, client_mutants.OwnA),
     Mutation("factors recognised by their shape", "ffa", run_laws.check_halves, client_mutants.FactorByShape),
@@ -167,26 +172,22 @@ MUTATIONS = [
         run_laws.check_nothing_leaks,
         client_mutants.GoesOnFromTheLast,
     ),
-    Mutation("a transposed product", "fedsvd", identities.check_combination, client_mutants.TransposedProduct),
-    Mutation(
-        "V taken for its transpose", "fedsvd", identities.check_combination, patch=(torch.linalg, "svd", v_for_vh)
-    ),
+    Mutation("a transposed product", "fedsvd", laws.check_combination, client_mutants.TransposedProduct),
+    Mutation("V taken for its transpose", "fedsvd", laws.check_combination, patch=(torch.linalg, "svd", v_for_vh)),
     Mutation(
         "a product of zero decomposed",
         "fedsvd",
-        identities.check_fixed_point,
+        laws.check_fixed_point,
         patch=(one_factor, "split_products", always_split),
     ),
-    Mutation("only A is turned", "fedrot", identities.check_one_client, client_mutants.TurnsAOnly),
+    Mutation("only A is turned", "fedrot", laws.check_one_client, client_mutants.TurnsAOnly),
     Mutation(
         "a reflection taken for a rotation",
         "fedrot",
-        identities.check_turns,
+        paper_laws.check_turns,
         patch=(fedrot, "_nearest_rotation", nearest_orthogonal),
     ),
-    Mutation(
-        "a mixed rotation that is none", "fedrot", identities.check_one_client, patch=(fedrot, "_mix", mixed_only)
-    ),
+    Mutation("a mixed rotation that is none", "fedrot", laws.check_one_client, patch=(fedrot, "_mix", mixed_only)),
     Mutation("a personal B that is sent", "fedsa", run_laws.check_halves, client_mutants.SendsBToo),
     Mutation("a personal B forgotten", "fedsa", run_laws.check_missed_rounds, client_mutants.ForgetsB),
     Mutation(
@@ -196,14 +197,14 @@ MUTATIONS = [
     Mutation("Krum by the Gram matrix in float32", "krum", scores_close_points, robust_mutants.GramInFloat32),
     Mutation("Krum counts the distance to itself", "krum", scores_five_points, robust_mutants.CountsItself),
     Mutation("Krum counts one neighbour more", "krum", scores_five_points, robust_mutants.OneNeighbourMore),
-    Mutation("Multi-Krum weighted by rows", "multi_krum", identities.check_weights, robust_mutants.ExampleWeightedKrum),
+    Mutation("Multi-Krum weighted by rows", "multi_krum", laws.check_weights, robust_mutants.ExampleWeightedKrum),
     Mutation("one more trimmed at each end", "trimmed_mean", trims_five_points, robust_mutants.TrimsOneMore),
     Mutation("a share of 0.29 of 100 cut to 28", "trimmed_mean", trims_a_whole_number, robust_mutants.TrimsByFloor),
     Mutation("the lower median of an even count", "median", halves_an_even_count, robust_mutants.LowerMedian),
     Mutation(
         "a rank spread over a larger one",
         "median",
-        identities.check_ranks,
+        laws.check_ranks,
         robust_mutants.SpreadsSmallRanks,
     ),
     Mutation(
@@ -215,16 +216,16 @@ MUTATIONS = [
     Mutation(
         "the residual without alpha / r",
         "fedex",
-        identities.check_combination,
+        laws.check_combination,
         base_mutants.NoScalingInResidual,
     ),
     Mutation(
         "the residual of clients that weigh the same",
         "fedex",
-        identities.check_combination,
+        laws.check_combination,
         base_mutants.ResidualOfEvenClients,
     ),
-    Mutation("a transposed residual", "fedex", identities.check_combination, base_mutants.TransposedResidual),
+    Mutation("a transposed residual", "fedex", laws.check_combination, base_mutants.TransposedResidual),
     Mutation(
         "a client that missed rounds lacks their residuals",
         "fedex",
@@ -234,26 +235,26 @@ MUTATIONS = [
     Mutation(
         "weights on both factors of a stack (w squared)",
         "flora",
-        identities.check_combination,
+        laws.check_combination,
         base_mutants.SharesOnBothFactors,
     ),
-    Mutation("a stack without alpha / r", "flora", identities.check_combination, base_mutants.NoScalingInStack),
+    Mutation("a stack without alpha / r", "flora", laws.check_combination, base_mutants.NoScalingInStack),
     Mutation(
         "stacked into the base, and kept as well",
         "flora",
-        identities.check_combination,
+        laws.check_combination,
         base_mutants.StacksAndGoesOn,
     ),
     Mutation(
         "the mean of factors is decomposed",
         "flexlora",
-        identities.check_combination,
+        laws.check_combination,
         base_mutants.MeanOfFactorsDecomposed,
     ),
-    Mutation("HetLoRA weighted by rows", "hetlora", identities.check_combination, base_mutants.RowsWeighInHetLora),
-    Mutation("a personal model that is sent", "ditto", run_laws.check_own_models, client_mutants.SendsItsOwnModel),
-    Mutation("Ditto pulled to where it starts", "ditto", run_laws.check_own_models, client_mutants.PulledToItself),
-    Mutation("factors mixed instead of outputs", "feddpa", run_laws.check_own_models, client_mutants.MixesFactors),
+    Mutation("HetLoRA weighted by rows", "hetlora", laws.check_combination, base_mutants.RowsWeighInHetLora),
+    Mutation("a personal model that is sent", "ditto", paper_laws.check_own_models, client_mutants.SendsItsOwnModel),
+    Mutation("Ditto pulled to where it starts", "ditto", paper_laws.check_own_models, client_mutants.PulledToItself),
+    Mutation("factors mixed instead of outputs", "feddpa", paper_laws.check_own_models, client_mutants.MixesFactors),
 ]
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from federation_of_one_round import adapter, close, product
 from torch import nn
 
 from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
+from fedlora.laws.federation_of_one_round import adapter, close, product
 from fedlora.llm.background import as_background
 from fedlora.llm.local_gradient import GradientTerms
 from fedlora.methods.choosing import choose_method, load_method

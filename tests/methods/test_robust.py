@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from federation_of_one_round import adapter, aggregate, close
 from published_values import CLOSE_POINTS, CLOSE_SCORES, POINTS, assert_scores, combined
 
+from fedlora.laws.federation_of_one_round import adapter, aggregate, close
 from fedlora.methods.fedavg import FedAvg
 from fedlora.methods.robust import CoordinateMedian, GeometricMedian, Krum, MultiKrum, TrimmedMean
 from fedlora.types import ServerState

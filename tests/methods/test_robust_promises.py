@@ -7,9 +7,9 @@ from itertools import product
 
 import pytest
 import torch
-from federation_of_one_round import adapter, aggregate, close, context, update
 
 from fedlora.federated.client_stacks import ClientStacks
+from fedlora.laws.federation_of_one_round import adapter, aggregate, close, context, update
 from fedlora.methods.choosing import load_method
 from fedlora.methods.robust import GeometricMedian, Krum, MultiKrum, RobustServer, TrimmedMean
 from fedlora.methods.table import METHODS

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from federation_of_one_round import adapter, aggregate, close
 from published_values import CHANGES, OPTIONS, PLACES, assert_places, follow
 
+from fedlora.laws.federation_of_one_round import adapter, aggregate, close
 from fedlora.methods.choosing import load_method
 from fedlora.methods.fedavg import FedAvg
 from fedlora.methods.server_adaptive import FedAdagrad, FedAdam, FedYogi

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import pytest
-from federation_of_one_round import LAYERS, adapter
 
 from fedlora.config.train import TrainConfig
 from fedlora.engines.cohorts import find_cohort_doubts
 from fedlora.errors import UsageError
+from fedlora.laws.federation_of_one_round import LAYERS, adapter
 from fedlora.methods.choosing import OF_THE_RUN, choose_method, load_method
 from fedlora.methods.combinations import (
     UNSTATED,

@@ -131,11 +131,14 @@ class Run(Result):
 
         return generate(progress=progress, **self._names(test=test, of=of, **keywords))
 
-    def verify(self, *, progress: bool = True) -> Verification:
-        """Recheck every hash and recompute every aggregate: `fedlora.verify` of this run."""
+    def verify(self, *, progress: bool = True, **keywords: Any) -> Verification:
+        """Recheck every hash and recompute every aggregate: `fedlora.verify` of this run.
+
+        Where the method is not installed, `method` names it once more: an object, or `file.py:name`.
+        """
         from fedlora.api.looking import verify
 
-        return verify(progress=progress, **self._names())
+        return verify(progress=progress, **self._names(**keywords))
 
     def report(self, folder: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Report:
         """Write the report of this run alone to `folder`, by default `reports/NAME`: `fedlora.report` of this run."""

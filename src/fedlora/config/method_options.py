@@ -139,6 +139,16 @@ def options_as_fields(methods: tuple[Method, ...]) -> dict[str, FieldInfo]:
     return fields
 
 
+def read_values(row: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a method's options, as their types; UsageError for an option that it does not have."""
+    for name in given:
+        if row.option(name) is None:
+            names = [option.name for option in row.options]
+            hint = suggest(name, names) or (f"its options are {', '.join(names)}" if names else "it has no options")
+            raise UsageError(f"method {row.name} has no option {name}", hint=hint)
+    return {option.name: _read(option, given[option.name]) for option in row.options if option.name in given}
+
+
 def _check_options(row: Method, config: type[Config]) -> None:
     """UsageError where an option of a method from outside has the name of a field, a flag or a keyword."""
     taken = {*field_names(config.model_fields), *KEYWORDS}

@@ -7,13 +7,13 @@ import statistics
 
 import pytest
 import torch
-from federation_of_one_round import LAYERS, adapter, aggregate, close, context, product, update
 
 from fedlora.engines.private_run import PrivateRun, find_doubts, make_private_run
 from fedlora.federated.adapters import combine, difference_norm, pick_half, zeros_like
 from fedlora.federated.privacy.budget import ClientBudget
 from fedlora.federated.privacy.mechanism import ClientMechanism, clip_change
 from fedlora.federated.privacy.randomness import Secret
+from fedlora.laws.federation_of_one_round import LAYERS, adapter, aggregate, close, context, product, update
 from fedlora.methods.choosing import load_method
 from fedlora.methods.combinations import why_not_client_level
 from fedlora.methods.table import METHODS

@@ -1,23 +1,23 @@
 """A federation that really trains, in float64 and without a language model: linear regression through LoRA layers.
 
-It obeys whatever a mode says (waves, downloads, phases, memories) as the engines do, with `s` other than 1, and adds to
-the gradient what `fedlora.llm.local_gradient` adds. Every wave is written down, so that a law can be held against it.
+It obeys whatever a method says (waves, downloads, phases, memories) as the engines do, with `s` other than 1, and adds
+to the gradient what `fedlora.llm.local_gradient` adds. Every wave is recorded, so that a law can be tried on it.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import torch
-from federation_of_one_round import LAYERS, adapter
 from torch import Tensor, nn
 
+from fedlora.engines.messages import pack, unpack
 from fedlora.federated.adapters import pick_half, zeros_like
 from fedlora.federated.base_delta import append
+from fedlora.laws.federation_of_one_round import LAYERS, adapter
 from fedlora.llm.local_gradient import GradientTerms
 from fedlora.methods.choosing import LoadedMethod
 from fedlora.paths import POOLED
@@ -112,7 +112,7 @@ def train(phase: Phase, owners: Sequence[int], setup: Setup, *, needs_gradient: 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one client did in one wave; of its phases the first is the one that the server hears of."""
+    """What one client did in one wave; the server sees the first of its phases."""
 
     download: Download
     phases: tuple[Phase, ...]
@@ -140,7 +140,7 @@ class WaveRecord:
 
 @dataclass
 class Federation:
-    """A run of one mode; `owner` says whose rows a client holds, `rows` how many it claims to have."""
+    """A run of one method; `owner` says whose rows a client holds, `rows` how many it claims to have."""
 
     mode: LoadedMethod
     setup: Setup = Setup()
@@ -150,10 +150,12 @@ class Federation:
     start: AdapterState = field(default_factory=fresh)
     backwards: bool = False
     waves: list[WaveRecord] = field(default_factory=list)
+    memories: dict[int, ClientMemory] = field(default_factory=dict)
+    resumed_from: ServerState | None = None
 
     def __post_init__(self) -> None:
-        self.state = self.mode.server.init(self.start, tuple(range(self.clients)))
-        self.memories: dict[int, ClientMemory] = {}
+        begun = self.mode.server.init(self.start, tuple(range(self.clients)))
+        self.state = begun if self.resumed_from is None else self.resumed_from
 
     def run(self, rounds: Sequence[int], cohort: Callable[[int], Sequence[int]] | None = None) -> Federation:
         """Several rounds; returns itself."""
@@ -190,28 +192,40 @@ class Federation:
 
     def saved(self) -> bytes:
         """State and memories as bytes: what a checkpoint holds."""
-        memories = {client: (memory.adapter, dict(memory.slots)) for client, memory in self.memories.items()}
-        buffer = io.BytesIO()
-        torch.save((dict(self.state.adapter), dict(self.state.slots), memories, self._increments()), buffer)
-        return buffer.getvalue()
+        groups: dict[str, AdapterState] = {"adapter": self.state.adapter}
+        groups |= {f"slot:{name}": group for name, group in self.state.slots.items()}
+        for client, memory in self.memories.items():
+            groups |= {f"memory:{client}:{name}": group for name, group in memory.slots.items()}
+            groups |= {f"own:{client}": memory.adapter} if memory.adapter is not None else {}
+        increments = self._increments()
+        groups |= {f"base:{number}": factors for number, factors in increments or []}
+        header = {"clients": sorted(self.memories), "has_base": increments is not None}
+        return pack(header, groups)
 
-    def _increments(self) -> list[tuple[int, dict[str, Tensor]]] | None:
+    def _increments(self) -> list[tuple[int, AdapterState]] | None:
         """What each round added to the base, None where the method never does."""
         if self.state.base is None:
             return None
         grown = [wave for wave in self.waves if _links(wave.after) > _links(wave.before)]
-        return [(wave.round, dict(wave.after.base.newest)) for wave in grown if wave.after.base]
+        return [(wave.round, wave.after.base.newest) for wave in grown if wave.after.base]
 
     def resumed(self, mode: LoadedMethod, saved: bytes) -> Federation:
-        """A run that goes on from a checkpoint and has never seen anything else."""
-        state, slots, memories, increments = torch.load(io.BytesIO(saved), weights_only=True)
-        other = replace(self, mode=mode, waves=[])
-        base = None if increments is None else BaseDelta()
-        for number, factors in increments or []:
-            base = append(base or BaseDelta(), number, factors)
-        other.state = ServerState(state, slots, base=base)
-        other.memories = {client: ClientMemory(kept, slots=slots) for client, (kept, slots) in memories.items()}
-        return other
+        """A run that resumes from a checkpoint and has never seen anything else."""
+        header, groups = unpack(saved)
+        base = BaseDelta() if header["has_base"] else None
+        for number, factors in _named("base", groups).items():
+            base = append(base or BaseDelta(), int(number), factors)
+        memories = {
+            client: ClientMemory(groups.get(f"own:{client}"), slots=_named(f"memory:{client}", groups))
+            for client in header["clients"]
+        }
+        state = ServerState(groups["adapter"] or {}, _named("slot", groups), base=base)
+        return replace(self, mode=mode, waves=[], memories=memories, resumed_from=state)
+
+
+def _named(kind: str, groups: Mapping[str, AdapterState | None]) -> dict[str, AdapterState]:
+    """Name -> group, of those that were saved as `kind:name`, in their order."""
+    return {name.removeprefix(f"{kind}:"): group or {} for name, group in groups.items() if name.startswith(f"{kind}:")}
 
 
 def _links(state: ServerState) -> int:

@@ -1,0 +1,1 @@
+"""The laws that a federated method keeps, tried without a language model."""
