@@ -6,7 +6,6 @@ both without the keys this process knows.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -18,7 +17,7 @@ from fedlora import __version__
 from fedlora.command_table import COMMANDS, Command
 from fedlora.config.names import spell, spelling
 from fedlora.console import printable
-from fedlora.errors import FedloraError, StorageError, UsageError
+from fedlora.errors import FedloraError, UsageError, refusal_of
 from fedlora.nearest import suggest
 from fedlora.openmp import limit_spinning
 from fedlora.redaction import redact
@@ -185,15 +184,8 @@ def _show(error: FedloraError) -> int:
 
 
 def _show_unexpected(error: Exception) -> int:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        hint = "take fewer tokens or rows at once (tokens_per_pass, batch sizes, cutoff_len), or a smaller model"
-        return _show(StorageError("out of memory", hint=hint))
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _show(StorageError(f"{error.filename or 'disk'}: no space left", hint="free space, then run again"))
-    refused = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG)
-    if isinstance(error, OSError) and error.errno in refused:
-        place = error.filename or "file system"
-        return _show(StorageError(f"{place}: {error.strerror}", hint="fix the path or its permissions, then run again"))
+    if (named := refusal_of(error)) is not None:
+        return _show(named)
     import traceback
 
     _print_error("".join(traceback.format_exception(error)).rstrip())

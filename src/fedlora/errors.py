@@ -5,6 +5,7 @@ A FedloraError is shown as one message and one hint, never as a traceback.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,3 +74,20 @@ def error_of(code: int, message: str, hint: str = "") -> FedloraError:
     kinds = [UsageError, DataError, TrainingError, StorageError, LockedError, JudgeError, BudgetError]
     kind = next((kind for kind in kinds if kind.exit_code == code), FedloraError)
     return kind(message, hint=hint)
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG)
+
+
+def refusal_of(error: Exception) -> FedloraError | None:
+    """What memory or the file system refused, as an error of ours; None for any other error."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        hint = "take fewer tokens or rows at once (tokens_per_pass, batch sizes, cutoff_len), or a smaller model"
+        return StorageError("out of memory", hint=hint)
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return StorageError(f"{error.filename or 'disk'}: no space left", hint="free space, then run again")
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        place = error.filename or "file system"
+        return StorageError(f"{place}: {error.strerror}", hint="fix the path or its permissions, then run again")
+    return None

@@ -19,7 +19,7 @@ from tiny_run import facts_of
 import fedlora as fl
 from fedlora import cli
 from fedlora.engines.simulation import SimulatedClients
-from fedlora.errors import DataError, FedloraError, LockedError, UsageError
+from fedlora.errors import DataError, FedloraError, LockedError, StorageError, UsageError
 from fedlora.runs.lock import find_holder
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
@@ -221,6 +221,15 @@ def test_spinning_is_limited_by_what_trains_before_torch_is_there_and_otherwise_
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
     assert done.stdout == "10000\n"
+
+
+def test_what_memory_or_the_disk_refuses_is_an_error_of_fedlora_too(wanted, monkeypatch):
+    for error in (MemoryError(), PermissionError(13, "no", "somewhere")):
+        monkeypatch.setattr(
+            "fedlora.stages.train.read_client_files", lambda *_, error=error: (_ for _ in ()).throw(error)
+        )
+        with pytest.raises(StorageError):
+            fl.train(**wanted, progress=False)
 
 
 def test_a_bad_row_keeps_its_error_class(wanted, tmp_path):

@@ -51,7 +51,7 @@ class Answers(Result):
         rows = list(zip(*columns, strict=True))
         table = table_text(("question", *self.texts), rows[:MOST_ROWS], left=range(len(columns)))
         left_out = len(rows) - MOST_ROWS
-        return [table, *([f"... and {left_out} rows more"] if left_out > 0 else []), *map(str, self.files.values())]
+        return [table, *([f"... and {left_out} rows more"] if left_out > 0 else []), *map(_shown, self.files.values())]
 
     def as_dict(self) -> dict[str, Any]:
         """Who answered, the file, and the texts, as JSON values."""
@@ -60,6 +60,11 @@ class Answers(Result):
                 {"name": name, "file": str(file), "texts": list(self.texts[name])} for name, file in self.files.items()
             ]
         }
+
+
+def _shown(file: Path) -> str:
+    here = Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
 def _cell(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from fedlora.config.names import as_fields, note_spelling, spell, spelling
 from fedlora.config.schema import Config
 from fedlora.console import collect_lines
-from fedlora.errors import FedloraError, UsageError
+from fedlora.errors import FedloraError, UsageError, refusal_of
 from fedlora.stopping import remember_signals
 
 Made = TypeVar("Made")
@@ -37,6 +37,10 @@ def entered(function: str, config: type[Config], keywords: Mapping[str, Any], *,
             yield
         except FedloraError as error:
             raise _respelled(error, function, config).with_traceback(error.__traceback__) from error.__cause__
+        except Exception as error:
+            if (named := refusal_of(error)) is None:
+                raise
+            raise _respelled(named, function, config) from error
 
 
 def call(
