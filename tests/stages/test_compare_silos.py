@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fedlora import cli
+from fedlora.comparing.data_sets import DataSets
 from fedlora.comparing.silo_data import make_silo_data
 from fedlora.config.compare import CompareConfig
 from fedlora.errors import DataError, UsageError
@@ -125,7 +126,7 @@ def test_test_rows_beside_the_clients_are_the_test_rows_and_a_client_without_is_
     assert data.shares == {"0": {"north": 1.0}, "2": {"west": 1.0}}
     assert set(data.validation_shares) == {"0", "1", "2"}
     assert data.silos.num_leaks == ("north 3" in parts["train"])
-    with pytest.raises(DataError, match=r"test_share=0.2, but .* holds test rows already: north.test.jsonl"):
+    with pytest.raises(UsageError, match=r"test_share=0.2, but .* holds test rows already: north.test.jsonl"):
         parts_of(tmp_path, silos, test_share=0.2)
 
 
@@ -176,7 +177,12 @@ def test_silos_without_test_rows_and_experiments_without_a_run_are_errors(tmp_pa
         ({"methods": [{"method": "homo", "mode": "seq"}]}, "mode and method are the same field"),
         ({"axes": {"partition": ["iid"]}}, "partition has no effect"),
         ({"test_per_cat": 3}, "test_per_cat has no effect"),
-        ({"data": {"num_clients": 3}, "test_share": 0.1}, "test_share has no effect"),
+        (
+            {"data": {"num_clients": 3}, "test_share": 0.1, "test_per_cat": 3},
+            "test_share or test_per_cat, and not both",
+        ),
+        ({"data": {"num_clients": 3}, "test": "test.jsonl"}, "test_file_path has no effect"),
+        ({"data": {"test_share": 0.1}}, "test_share in data: compare decides it; give test_share of"),
         ({"data": {"num_clients": 3}, "train": {"skip_bad": 1}}, "skip_bad has no effect"),
     ],
 )
@@ -196,3 +202,20 @@ def test_short_names_are_those_of_train_and_axes_are_called_as_they_are_typed(tm
         ("rank 4", {"lora_r": 4}),
     ]
     assert [(one.mode, dict(one.fields)) for one in config.modes] == [("homo", {}), ("fedprox", {"proximal_mu": 0.1})]
+
+
+def test_one_file_of_rows_is_divided_by_allocate_with_a_share_held_out(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [f"say {number}" for number in range(60)])
+    changes = {"data": {"input_file": str(tmp_path / "rows.jsonl"), "partition": "iid", "num_clients": 3}}
+    config = CompareConfig.of(**options(tmp_path, tmp_path, **changes, test_share=0.2))
+    data = DataSets(config, ComparisonPaths(tmp_path, "own")).find(config.settings()[0], 1)
+    parts = [
+        {json.loads(line)["instruction"] for line in file.read_text().splitlines()}
+        for file in (data.validation, data.test)
+    ]
+    assert [len(part) for part in parts] == [6, 6]
+    assert not parts[0] & parts[1]
+    assert CompareConfig.of(**options(tmp_path, tmp_path / "rows.jsonl")).silos is None
+    config = CompareConfig.of(**options(tmp_path, tmp_path, **changes, test_share=0.01))
+    with pytest.raises(DataError, match="holds out one row of a category"):
+        DataSets(config, ComparisonPaths(tmp_path, "own")).find(config.settings()[0], 1)

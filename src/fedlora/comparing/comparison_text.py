@@ -118,6 +118,12 @@ def _intro(result: Result) -> str:
 
 
 def _held_out(experiment: Mapping[str, Any]) -> str:
+    if share := experiment.get("test_share"):
+        return (
+            f"{share:.0%} of the rows of every category are held out: learning rates were chosen on at most "
+            f"{experiment['validation_per_cat']} of them per category and at most half, everything here is measured on "
+            "the others."
+        )
     return (
         f"learning rates were chosen on {experiment['validation_per_cat']} validation rows per category, everything "
         f"here is measured on {experiment['test_per_cat']} other rows per category."

@@ -6,6 +6,8 @@ are the same whatever the partition; the first of every category are for choosin
 
 from __future__ import annotations
 
+from collections import Counter
+
 from fedlora.comparing.experiment import DIGEST, DataSet, allocation_of
 from fedlora.comparing.silo_data import make_silo_data
 from fedlora.config.compare import CompareConfig
@@ -13,6 +15,7 @@ from fedlora.config.contenders import Setting
 from fedlora.config.data import AllocateConfig, SkillsConfig
 from fedlora.console import collect_lines
 from fedlora.data.records import read_rows
+from fedlora.errors import DataError
 from fedlora.files import json_lines, sha256_of_json, write_text
 from fedlora.paths import ComparisonPaths, DataPaths
 from fedlora.stages import allocate, data_skills
@@ -48,8 +51,8 @@ class DataSets:
                 data_skills.run(made)
             manifest = allocate.run(wanted).manifest
         place = DataPaths(wanted.output_root, wanted.dataset_name)
-        held_out = read_rows(place.test_file(wanted.test_per_cat))
-        validation, test = split_rows(held_out, self.config.validation_per_cat)
+        held_out = read_rows(place.test_file(None if wanted.test_share else wanted.test_per_cat))
+        validation, test = split_rows(held_out, self._count_validation(held_out))
         answered, _ = split_rows(test, self.config.answers_per_cat)
         for part, rows in (("validation", validation), ("test", test), ("answered", answered)):
             write_text(place.part_file(part), json_lines(row.as_dict() for row in rows))
@@ -61,6 +64,19 @@ class DataSets:
             num_clients=len(manifest["clients"]),
             digest=sha256_of_json([manifest, self.config.validation_per_cat])[:DIGEST],
         )
+
+    def _count_validation(self, held_out: list[Row]) -> int:
+        """Validation rows per category: of a share at most half of what it holds out; DataError where that is none."""
+        if not self.config.test_share:
+            return self.config.validation_per_cat
+        fewest = min(Counter(row.category for row in held_out).values())
+        if fewest < 2:
+            raise DataError(
+                f"test_share={self.config.test_share:g} holds out one row of a category, and learning rates are chosen "
+                "on other rows than those that are reported",
+                hint="raise test_share, or add rows",
+            )
+        return min(self.config.validation_per_cat, fewest // 2)
 
 
 def split_rows(rows: list[Row], first: int) -> tuple[list[Row], list[Row]]:

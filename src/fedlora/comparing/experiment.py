@@ -75,13 +75,16 @@ def cells_of(config: CompareConfig) -> list[Cell]:
 def allocation_of(config: CompareConfig, setting: Setting, seed: int, paths: ComparisonPaths) -> AllocateConfig:
     """How the data of a setting is dealt out under a seed; the held-out rows do not depend on how."""
     fields = {**config.allocation, **{name: value for name, value in setting.values.items() if name in DATA_FIELDS}}
-    held_out = config.validation_per_cat + config.test_per_cat
+    held_out: Any = config.validation_per_cat + config.test_per_cat
+    size: dict[str, Any] = {"test_per_cat": held_out}
+    if config.test_share:
+        size, held_out = {"test_share": config.test_share}, {"test_share": config.test_share}
     digest = sha256_of_json([{name: str(value) for name, value in fields.items()}, held_out])[:DIGEST]
     return AllocateConfig.of(
         **{"input_file": paths.rows_file(seed), **fields},
         output_root=paths.data_dir,
         dataset_name=f"{digest}-s{seed}",
-        test_per_cat=held_out,
+        **size,
         seed=seed,
     )
 

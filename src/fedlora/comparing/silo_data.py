@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from fedlora.comparing.experiment import DIGEST, DataSet, SiloFacts
 from fedlora.config.compare import CompareConfig
 from fedlora.config.reading import READING_FIELDS
-from fedlora.data.client_files import find_silos
+from fedlora.data.client_facts import UnusedFields
+from fedlora.data.client_files import check_test_share, find_silos
 from fedlora.data.client_names import name_of_file
 from fedlora.data.held_out import draw_rows, draw_test_rows, no_test_rows, own_test_files, prompt_key
-from fedlora.data.records import read_rows
+from fedlora.data.records import iter_rows, read_rows
 from fedlora.errors import DataError
 from fedlora.files import json_lines, sha256_of_json, write_text
 from fedlora.paths import ComparisonPaths, DataPaths
@@ -45,7 +46,7 @@ class _Silo:
 def make_silo_data(config: CompareConfig, seed: int, paths: ComparisonPaths) -> DataSet:
     """Divide the rows under a seed and write the parts. UsageError where nothing is held out, DataError where a
     client's rows are too few."""
-    silos = [_hold_out(silo, config, seed) for silo in _read_silos(config)]
+    silos = [_hold_out(silo, config, seed) for silo in _read_silos(config, seed)]
     if config.test_file_path is not None:
         rows = _labelled(read_rows(config.test_file_path, rules=_rules(config)))
         tests, shares, grouped_by = _group_shared(rows, silos)
@@ -97,21 +98,19 @@ def _rules(config: CompareConfig) -> ReadRules:
     return ReadRules(**{name: value for name, value in config.train.items() if name in READING_FIELDS})
 
 
-def _read_silos(config: CompareConfig) -> list[_Silo]:
+def _read_silos(config: CompareConfig, seed: int) -> list[_Silo]:
     rules = _rules(config)
     files, _ = find_silos(config.silos) if config.silos else ([], [])
     own = own_test_files(files) if config.test_file_path is None else {}
-    if own and config.test_share:
-        named = ", ".join(file.name for file in own.values())
-        raise DataError(
-            f"test_share={config.test_share:g}, but {config.silos} holds test rows already: {named}",
-            hint="leave test_share out, or move these files away",
-        )
-    silos = []
+    check_test_share(config.test_share, files)
+    silos, unused = [], UnusedFields()
     for file in files:
         name = name_of_file(file.name)
         test = _labelled(read_rows(own[name], rules=rules)) if name in own else []
-        silos.append(_Silo(name, read_rows(file, rules=rules, may_be_empty=True), test=test))
+        rows = iter_rows(file, rules=rules, may_be_empty=True, on_unused=unused.noted_in(file))
+        silos.append(_Silo(name, list(rows), test=test))
+    if seed == config.seeds[0]:
+        unused.report(len(files))
     return silos
 
 

@@ -71,7 +71,8 @@ class CompareConfig(Config):
     )
     test_share: float = flag(
         0.0,
-        "share of each client's rows that is held out as its test rows, with a folder of clients' files, in [0, 1)",
+        "share of each client's rows that is held out as its test rows, in [0, 1); of each category's where allocate "
+        "divides one file",
         everyday=True,
         ge=0,
         lt=1,
@@ -87,8 +88,8 @@ class CompareConfig(Config):
     )
     validation_per_cat: int = flag(
         16,
-        "examples on which learning rates are chosen: per category, or per client of a folder, at most a fifth of its "
-        "rows",
+        "examples on which learning rates are chosen: per category, at most half of a test_share; or per client of a "
+        "folder, at most a fifth of its rows",
         ge=1,
     )
     test_per_cat: int = flag(32, "examples per category of the test set that allocate holds out", ge=1)
@@ -168,7 +169,7 @@ class CompareConfig(Config):
             raise ValueError("give budget_steps or budget_tokens, and not both")
         if self.sweep_seeds > len(self.seeds):
             raise ValueError(f"sweep_seeds={self.sweep_seeds}, but there are {len(self.seeds)} seeds")
-        if not self.silos and self.answers_per_cat > self.test_per_cat:
+        if not self.silos and not self.test_share and self.answers_per_cat > self.test_per_cat:
             raise ValueError(f"answers_per_cat={self.answers_per_cat} is more than test_per_cat={self.test_per_cat}")
         if self.silos and self.test_share and self.test_file_path:
             raise ValueError("give test_share or test_file_path, and not both")
@@ -185,8 +186,10 @@ class CompareConfig(Config):
             where = f"data_path={self.silos} is a folder of clients' files, and allocate divides one file of rows"
         else:
             reading = sorted(READING_FIELDS & self.train.keys())
-            given = [*reading, *(name for name in ("test_share", "test_file_path") if getattr(self, name))]
-            where = "allocate reads and divides the rows" + (", see data" if reading else " and holds out test_per_cat")
+            given = [*reading, *(["test_file_path"] if self.test_file_path else [])]
+            where = "allocate reads and divides the rows" + (", see data" if reading else " and holds some of them out")
+            if self.test_share and self.chosen("test_per_cat"):
+                raise ValueError("give test_share or test_per_cat, and not both")
         if given:
             raise ValueError(f"{given[0]} has no effect: {where}")
         return self

@@ -68,22 +68,31 @@ class ClientFile:
     inputs: frozenset[bool] = frozenset()
 
 
+class UnusedFields:
+    """The names of fields that no row has use for, over several files, reported once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], list[str]] = {}
+
+    def noted_in(self, file: Path) -> Callable[[Collection[str]], None]:
+        """What `iter_rows` calls with the names in a file."""
+        return lambda names: self._found.setdefault(tuple(map(shown_name, names)), []).append(file.name)
+
+    def report(self, num_files: int) -> None:
+        """Say which names there are, and of which files where it is not all of them."""
+        for names, of in self._found.items():
+            where = "" if len(of) == num_files else f" in {', '.join(of[:3])}" + (", ..." if len(of) > 3 else "")
+            say(f"not used{where}: {', '.join(names)}")
+
+
 def read_client_files(
     files: Mapping[ClientId, Path], config: TrainConfig, *, on_row: Callable[[ClientId, Row], None] | None = None
 ) -> dict[ClientId, ClientFile]:
     """Read each file once; `on_row` is given every row. Each row that is left out is reported, and once the fields that
     are not used; raises what `read_rows` raises, and DataError when a client keeps no row to train on."""
-    unused: dict[tuple[str, ...], list[str]] = {}
-    read = {}
-    for client, path in files.items():
-
-        def note(names: Collection[str], file: str = path.name) -> None:
-            unused.setdefault(tuple(map(shown_name, names)), []).append(file)
-
-        read[client] = _read_file(client, path, config, on_row, note)
-    for names, of in unused.items():
-        where = "" if len(of) == len(files) else f" in {', '.join(of[:3])}" + (", ..." if len(of) > 3 else "")
-        say(f"not used{where}: {', '.join(names)}")
+    unused = UnusedFields()
+    read = {client: _read_file(client, path, config, on_row, unused.noted_in(path)) for client, path in files.items()}
+    unused.report(len(files))
     return read
 
 

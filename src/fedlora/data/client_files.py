@@ -32,13 +32,18 @@ def client_files_of(config: TrainConfig) -> list[Path]:
     files = find_client_files(config.data_path, config.num_clients, chosen=config.chosen("num_clients"))
     if config.val_data_path:
         check_no_client(Path(config.val_data_path), files, "val_data_path")
-    if config.test_share and (tests := find_test_files(files)):
+    check_test_share(config.test_share, files)
+    return files
+
+
+def check_test_share(test_share: float, files: Sequence[Path]) -> None:
+    """UsageError where a share of the rows would be held out of clients that have files of test rows."""
+    if test_share and (tests := find_test_files(files)):
         named = ", ".join(file.name for file in tests.values())
         raise UsageError(
-            f"test_share={config.test_share:g}, but {config.data_path} holds test rows already: {named}",
+            f"test_share={test_share:g}, but {files[0].parent} holds test rows already: {named}",
             hint="leave test_share out, or move these files away",
         )
-    return files
 
 
 def find_test_files(files: Sequence[Path]) -> dict[ClientId, Path]:

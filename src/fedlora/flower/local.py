@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fedlora.console import say
-from fedlora.data.client_files import find_client_files
+from fedlora.data.client_files import check_test_share, find_client_files
 from fedlora.errors import UsageError
 from fedlora.flower import init
 from fedlora.flower.control import connect, wait_for_server
@@ -28,6 +28,7 @@ def run(config: LocalConfig) -> EndedRun:
     the run does ends this command with the last lines of its log.
     """
     files = find_client_files(config.data_path, config.nodes, chosen=config.chosen("nodes"))
+    check_test_share(config.test_share, files)
     if len(files) != config.nodes:
         raise UsageError(f"{config.data_path}: {len(files)} clients, where there are {config.nodes} nodes")
     if not config.folder.exists():

@@ -134,11 +134,10 @@ def split_steps(file: Path, rows: Sequence[Row]) -> list[str]:
             f"{file}: {len(distinct)} rows with different prompts and a response are too few to split among clients",
             hint=f"give at least {2 * FEWEST_TO_SPLIT}",
         )
-    test = max(1, math.floor(TEST_SHARE * fewest))
     words = ["fedlora", "allocate", str(file), "--dataset_name", run_name(file.with_suffix(""))]
     if not by_category:
         words += ["--partition", "iid", "--num_clients", str(clients)]
-    words += ["--train_per_cat", str(fewest - test), "--test_per_cat", str(test)]
+    words += ["--test_share", f"{TEST_SHARE:g}"]
     return [shlex.join(words), command("init", Path("data") / run_name(file.with_suffix("")))]
 
 
