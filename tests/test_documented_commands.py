@@ -55,6 +55,7 @@ def test_every_command_of_a_page_is_one(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for client in ("north", "south"):
         write_text(tmp_path / "silos" / f"{client}.csv", "instruction,response\nCapital of France?,Paris\n")
+    write_text(tmp_path / "part_way.py", (ROOT / "examples" / "part_way.py").read_text(encoding="utf-8"))
     for command in commands(page):
         words = words_of(command)
         name, rest = cli._split_command(words)
@@ -124,3 +125,13 @@ def test_the_python_of_a_page_compiles_and_uses_public_names():
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fl"
             }
             assert all(hasattr(fedlora, name) for name in used), f"{page}: {used}"
+
+
+def test_the_files_that_a_page_names_are_there():
+    """Links are the site's business; here it is files in backticks, as `tools/relay.py`."""
+    name = re.compile(r"`((?:docs|src|tests|tools|studies|benchmarks|examples|deploy|script)/[\w/-]+\.\w+)")
+    made_by_the_reader = {"src/fedlora/methods/part_way.py"}
+    pages = [*PAGES, "CHANGELOG.md", "SECURITY.md"]
+    found = {file for page in pages for file in name.findall((ROOT / page).read_text(encoding="utf-8"))}
+    assert len(found) > 5
+    assert sorted(file for file in found - made_by_the_reader if not (ROOT / file).exists()) == []

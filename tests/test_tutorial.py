@@ -47,3 +47,17 @@ def test_the_tutorial_ends_with_an_answer(tiny_model, tmp_path, monkeypatch, cap
     follow("docs/get-started.md", tiny_model)
     assert (tmp_path / "models/silos/6/adapter_model.safetensors").is_file()
     assert "'global'" in capsys.readouterr().out
+
+
+@pytest.mark.thorough
+def test_the_guide_to_own_methods_ends_with_a_trained_run(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    silos = tmp_path / "silos"
+    silos.mkdir()
+    for client in ("north", "south"):
+        (silos / f"{client}.csv").write_text(
+            "instruction,response\n" + "".join(f"say {n},{client}\n" for n in range(4))
+        )
+    names = follow("docs/how-to/own-method.md", tiny_model)
+    assert names["run"].metrics()
