@@ -152,6 +152,16 @@ def test_rounds_are_yielded_as_they_are_committed_and_a_loop_that_ended_early_go
     }
 
 
+def test_a_loop_may_go_to_another_folder(wanted, tmp_path, monkeypatch):
+    relative = {**wanted, "data": wanted["data"].relative_to(tmp_path), "client_fraction": 0.3}
+    (tmp_path / "elsewhere").mkdir()
+    for done in fl.rounds(**relative, client_selection_strategy="round_robin", progress=False):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert done.metrics["cohort"] == [done.number - 1]
+    assert len(fl.open(tmp_path / "models" / "run")) == 2
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_new_call_takes_the_place_of_a_loop_that_was_left_standing(wanted):
     standing = fl.rounds(**wanted, progress=False)
     next(standing)

@@ -60,7 +60,11 @@ def rounds(config: PathLike | None = None, *, progress: bool = True, **keywords:
     with entered("rounds", TrainConfig, keywords, progress=progress):
         made = make_config(TrainConfig, config, keywords)
         run = _run_of(made)
-    return _iterate(made, run, "rounds", keywords, progress)
+    # a loop may leave this folder between two rounds
+    here: dict[str, Any] = {name: getattr(made, name).absolute() for name in ("model_dir", "data_path")}
+    if made.val_data_path:
+        here["val_data_path"] = str(Path(made.val_data_path).absolute())
+    return _iterate(made.model_copy(update=here), run, "rounds", keywords, progress)
 
 
 _held: dict[Path, Generator[int]] = {}
