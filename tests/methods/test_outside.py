@@ -197,7 +197,7 @@ def test_a_file_must_not_choose_code(tmp_path):
     yaml = tmp_path / "run.yaml"
     for line in (f"federation_mode: {PLACE}", f"method: {PLACE}", "method: some.module:row"):
         yaml.write_text(line)
-        with pytest.raises(UsageError, match="names code, which a file must not choose") as caught:
+        with pytest.raises(UsageError, match="names code; a file must not choose") as caught:
             TrainConfig.make({}, file=yaml)
         assert "--federation_mode" in caught.value.hint
     yaml.write_text("step: 0.3\n")

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from installed_method import EXAMPLE
 from lost_signals import lose_signal
 
 from fedlora.cli import main
 from fedlora.comparing.compared_run import _recording
 from fedlora.comparing.scoring import Scorer
 from fedlora.config.compare import CompareConfig
-from fedlora.errors import TrainingError
+from fedlora.config.contenders import Contender
+from fedlora.errors import TrainingError, UsageError
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.resident_base import ResidentBase
+from fedlora.methods.table import find_method
 from fedlora.stages import compare, train
 from fedlora.stopping import stop_on_signals
 
@@ -414,3 +417,46 @@ def test_an_experiment_none_of_whose_runs_can_be_is_an_error(tiny_model, tmp_pat
     with pytest.raises(Exception, match="this experiment has no run: a budget of 1 steps is less than one round"):
         compare.run(CompareConfig.of(**given))
     shutil.rmtree(tmp_path / "tiny")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_method_in_a_file_is_compared_by_its_source(tiny_model, tmp_path, monkeypatch):
+    code = Path(shutil.copy(EXAMPLE, tmp_path / "part_way.py"))
+    yaml, place = tmp_path / "study.yaml", f"{code}:part_way"
+    given = options(tiny_model, tmp_path, seeds=[1], learning_rates=[1e-2], budget_steps=4)
+    del given["modes"]
+    yaml.write_text(
+        json.dumps({**given, "output_dir": str(tmp_path), "methods": [{"method": "part_way", "step": 0.5}]})
+    )
+    with pytest.raises(UsageError, match="part_way"):
+        CompareConfig.make({}, file=yaml)
+    config = CompareConfig.make({"federation_mode": place}, file=yaml)
+    result = compare.run(config).record
+    assert [row["label"] for row in result["rows"]] == ["base", "part_way", "pooled", "none"]
+    (described, *_) = result["experiment"]["modes"]
+    assert (described["step"], described["source"]["from"]) == (0.5, "file")
+    names = [one["run"] for one in runs_of(tmp_path / "tiny", "part_way")]
+    monkeypatch.setattr(train, "run", lambda *run, **loading: pytest.fail("trained again"))
+    assert without_clock(compare.run(config).record) == without_clock(result)
+    code.write_text(code.read_text() + "# another version\n")
+    changed = CompareConfig.make({"federation_mode": place}, file=yaml)
+    plan = compare.run(changed.model_copy(update={"plan": True})).record
+    assert plan["runs"] - plan["done"] == len(names) == 1
+
+
+def test_methods_from_outside_are_rows_by_name_or_as_they_are(tmp_path):
+    place = f"{EXAMPLE}:part_way"
+    alone = CompareConfig.of(budget_steps=1, method=place)
+    assert [one.mode for one in alone.modes] == ["homo", "part_way"]
+    named = CompareConfig.of(budget_steps=1, method=place, methods=[{"method": "part_way", "step": 0.3}])
+    assert [(one.name, dict(one.fields), one.row.name) for one in named.modes] == [
+        ("part_way", {"step": 0.3}, "part_way")
+    ]
+    assert isinstance(CompareConfig.of(budget_steps=1, method=find_method(place)).modes[1], Contender)
+    yaml = tmp_path / "study.yaml"
+    for line in ("methods: [homo, a.py:b]", "methods: [{method: a.py:b}]", "method: a.py:b"):
+        yaml.write_text(f"budget_steps: 1\n{line}\n")
+        with pytest.raises(UsageError, match="names code"):
+            CompareConfig.make({}, file=yaml)
+    with pytest.raises(UsageError, match="step='much'"):
+        CompareConfig.of(budget_steps=1, modes=[{"mode": place, "step": "much"}])

@@ -240,8 +240,11 @@ class Comparing:
 
     def _describe(self) -> Mapping[str, Any]:
         """The experiment as asked for, in JSON values; where it lies and what a call only shows is left out."""
-        given = self.config.model_dump(mode="json", exclude={"output_dir", "plan", "retry", "keep_runs"})
+        left_out = {"output_dir", "plan", "retry", "keep_runs", "modes", "federation_mode"}
+        given = self.config.model_dump(mode="json", exclude=left_out)
         methods = [{"name": one.name, "mode": one.mode, **one.fields} for one in self.config.contenders()]
+        for described, one in zip(methods, self.config.contenders(), strict=True):
+            described |= {"source": one.method.source.record()} if one.method.source else {}
         given["data"] = given.pop("data_path")
         held_out = {name: value for name in ("test_share", "test_file_path") if (value := given.pop(name))}
         return {**given, **held_out, "modes": methods}

@@ -17,7 +17,6 @@ from fedlora.config.contenders import DATA_FIELDS, Contender, Setting
 from fedlora.config.data import AllocateConfig
 from fedlora.config.train import COMBINING_FIELDS, TrainConfig
 from fedlora.files import sha256_of_json
-from fedlora.methods.table import METHODS
 from fedlora.paths import ComparisonPaths
 
 DIGEST = 10
@@ -93,7 +92,7 @@ def train_fields_of(config: CompareConfig, cell: Cell) -> dict[str, Any]:
     """The training fields of a cell; later ones win: train, setting, method."""
     setting = {name: value for name, value in cell.setting.values.items() if name not in DATA_FIELDS}
     shared = {**config.train, **setting}
-    if METHODS[cell.contender.mode].is_baseline:
+    if cell.contender.method.is_baseline:
         shared = {name: value for name, value in shared.items() if name not in COMBINING_FIELDS}
     return {**shared, **cell.contender.fields}
 
@@ -105,7 +104,7 @@ def train_config_of(
     paths = ComparisonPaths(config.output_dir, config.name)
     made = TrainConfig.of(
         **train_fields_of(config, cell),
-        federation_mode=cell.contender.mode,
+        federation_mode=cell.contender.row or cell.contender.mode,
         seed=seed,
         local_learning_rate=rate,
         num_communication_rounds=rounds,
@@ -114,7 +113,10 @@ def train_config_of(
         model_dir=paths.model_dir,
         trust_remote_code=config.trust_remote_code,
     )
-    named = f"{cell.contender.mode}-s{seed}-lr{rate:g}-{digest_of(made.full_record(), data)}".replace("+", "")
+    source = made.method.source
+    record = made.full_record() | ({"method_files": dict(source.files)} if source is not None else {})
+    mode = made.federation_mode.replace("/", "-")
+    named = f"{mode}-s{seed}-lr{rate:g}-{digest_of(record, data)}".replace("+", "")
     return made.model_copy(update={"exp_name": named})
 
 

@@ -6,6 +6,7 @@ The data are a folder of silos, or one file of rows that `allocate` divides amon
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ from fedlora.config.contenders import (
     points_of,
     read_data_fields,
     read_train_fields,
+    split_text,
+    with_rows,
 )
+from fedlora.config.method_options import check_names_no_code
 from fedlora.config.names import note_spelling
 from fedlora.config.reading import READING_FIELDS
 from fedlora.config.schema import Config, Names, OptionalInt, flag
-from fedlora.methods.table import BASELINES
+from fedlora.methods.outside import locate
+from fedlora.methods.row import Method
+from fedlora.methods.table import BASELINES, find_method
 from fedlora.paths import check_name
 
 
@@ -43,6 +49,9 @@ class CompareConfig(Config):
         (Contender("homo", "homo"),),
         "methods; in a file also {method: fedprox, name: ..., proximal_mu: 1}",
         everyday=True,
+    )
+    federation_mode: Names = flag(
+        (), "methods from outside to compare too, which `methods` may name: file.py:name", if_none="those of `methods`"
     )
     seeds: Numbers = flag(
         (1, 2, 3), "seeds of data, adapters, cohorts and order; every method has the same", everyday=True
@@ -102,6 +111,23 @@ class CompareConfig(Config):
     retry: bool = flag(False, "repeat runs that failed")
     plan: bool = flag(False, "print the runs and their expected time, and stop", everyday=True)
     trust_remote_code: bool = flag(False, "run code from the model's repository; only this flag can allow it")
+
+    @classmethod
+    def check_file(cls, fields: Mapping[str, Any], file: Path) -> None:
+        super().check_file(fields, file)
+        for text in (fields.get("federation_mode", ""), *split_text(fields.get("modes", ()))):
+            check_names_no_code(text.get("mode", text.get("method")) if isinstance(text, Mapping) else text)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _find_methods(cls, given: Any) -> Any:
+        asked = given.get("federation_mode") if isinstance(given, Mapping) else None
+        if not asked:
+            return given
+        places = [asked] if isinstance(asked, Method) else split_text(asked)
+        rows = [locate(one) if isinstance(one, Method) else find_method(one) for one in places]
+        modes = with_rows(given.get("modes", "homo"), {row.name: row for row in rows})
+        return {**given, "federation_mode": tuple(row.name for row in rows), "modes": modes}
 
     @field_validator("name")
     @classmethod

@@ -15,12 +15,15 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from fedlora.config.data import AllocateConfig
+from fedlora.config.method_options import read_values
 from fedlora.config.names import SHORT_NAMES, as_fields, note_spelling
 from fedlora.config.reading import READING_FIELDS
 from fedlora.config.schema import ONLY_BY_FLAG
 from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
-from fedlora.methods.table import find_method
+from fedlora.methods.outside import locate
+from fedlora.methods.row import Method
+from fedlora.methods.table import METHODS, find_method
 from fedlora.paths import check_name
 
 INSTEAD = {
@@ -53,6 +56,13 @@ class Contender:
     mode: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     learning_rates: tuple[float, ...] = ()
+    row: Any = field(default=None, compare=False, repr=False)
+    """Of a method from outside."""
+
+    @property
+    def method(self) -> Method:
+        """The row of the method."""
+        return self.row or METHODS[self.mode]
 
     def __str__(self) -> str:
         return self.name
@@ -148,16 +158,36 @@ def _read_contender(entry: Any) -> Contender:
     named = [given.pop(key) for key in ("mode", "method", "federation_mode") if key in given]
     if len(named) > 1:
         raise ValueError("mode and method are the same field: keep one of the two")
-    mode = find_method(str(named[0] if named else None)).name
-    name = str(given.pop("name", mode))
+    asked = named[0] if named else None
+    row = locate(asked) if isinstance(asked, Method) else find_method(str(asked))
+    name = str(given.pop("name", row.name.replace("/", "-")))
     try:
         check_name(name, "name")
     except UsageError as error:
         raise ValueError(f"{error}; {error.hint}") from None
     if len(name) > 40:
         raise ValueError(f"name={name!r} is longer than 40 characters")
-    rates = given.pop("learning_rates", ())
-    return Contender(name, mode, read_train_fields(given, f"of {name}"), _read_rates(rates))
+    rates = _read_rates(given.pop("learning_rates", ()))
+    own = {key: given.pop(key) for key in list(given) if row.source is not None and row.option(key)}
+    try:
+        options = read_values(row, own)
+    except UsageError as error:
+        raise ValueError(f"{error} of {name}") from None
+    fields = read_train_fields(given, f"of {name}") | options
+    return Contender(name, row.name, fields, rates, row if row.source is not None else None)
+
+
+def with_rows(entries: Any, rows: Mapping[str, Method]) -> Any:
+    """`methods` with the rows that their names stand for; those that no entry names come after them."""
+    given = [{"mode": each} if isinstance(each, str) else each for each in split_text(entries)]
+    named = [dict(each) for each in given if isinstance(each, Mapping)]
+    for each in named:
+        for key in ("mode", "method", "federation_mode"):
+            if each.get(key) in rows:
+                each[key] = rows[each[key]]
+    used = {value.name for each in named for value in each.values() if isinstance(value, Method)}
+    kept = [each for each in given if not isinstance(each, Mapping)]
+    return [*kept, *named, *({"mode": row} for name, row in rows.items() if name not in used)]
 
 
 def _read_rates(value: Any) -> tuple[float, ...]:

@@ -42,11 +42,7 @@ class NamesMethod(Config):
     @classmethod
     def check_file(cls, fields: Mapping[str, Any], file: Path) -> None:
         super().check_file(fields, file)
-        if ":" in str(fields.get("federation_mode", "")):
-            raise UsageError(
-                f"federation_mode={fields['federation_mode']!r} names code, which a file must not choose",
-                hint="name it with --federation_mode; a file may name installed methods",
-            )
+        check_names_no_code(fields.get("federation_mode"))
 
     @model_validator(mode="before")
     @classmethod
@@ -112,6 +108,15 @@ class MethodOptions(NamesMethod):
         read = {name: _read(known[name][0], value) for name, value in sorted(gathered.items())}
         options = {name: value for name, value in read.items() if value is not None}
         return {**rest, "method_options": options} if options else rest
+
+
+def check_names_no_code(asked: Any) -> None:
+    """UsageError where a configuration file names a method by the place of its code."""
+    if ":" in str(asked):
+        raise UsageError(
+            f"federation_mode={asked!r} names code; a file must not choose which code runs",
+            hint="name it with --federation_mode; a file may name installed methods",
+        )
 
 
 def options_of(methods: tuple[Method, ...]) -> dict[str, list[Option]]:
