@@ -620,3 +620,21 @@ def test_a_judge_that_was_killed_leaves_no_lock_behind() -> None:
         process.kill()
         process.wait()
         assert run(server)["num_samples"] == 2
+
+
+def test_a_folder_of_silos_gives_the_references_and_results_are_by_client() -> None:
+    for client, row in (("north", "task 0"), ("south", "task 1")):
+        path = Path("silos") / f"{client}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"instruction": f"train {client}", "response": "x"}) + "\n")
+        path.with_name(f"{client}.test.jsonl").write_text(json.dumps({"instruction": row, "response": client}) + "\n")
+    for run_name, quality_of in (("base-1B", 20), ("homo-1B", 60)):
+        path = Path(f"predictions/{run_name}/3/global_output.jsonl")
+        path.parent.mkdir(parents=True)
+        rows = [{"instruction": f"task {n}", "input": "", "answer": f"quality {quality_of}"} for n in range(2)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serve(honest) as server:
+        result = run(server, target_file="silos")
+    assert {name: one["win"] for name, one in result["categories"].items()} == {"north": 1, "south": 1}
+    assert "north" in server.requests[0].user
+    assert result["files"]["target"]["path"] == "silos"

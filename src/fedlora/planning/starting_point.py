@@ -105,6 +105,11 @@ def _notes(rows: Rows, file: Path) -> list[str]:
         notes.append(f"Test rows, never trained on, have files of their own: {of}.")
     elif rows.allocated:
         notes.append("The test rows are in the file that allocate named.")
+    if not rows.allocated:
+        name, where = run_name(rows.folder), shlex.join(["--test", str(rows.folder)])
+        notes.append(
+            f"Then `fedlora generate {name} {where} --of base,global` and `fedlora score {name} {where} --of all`."
+        )
     return notes
 
 

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.console import Progress, say
+from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.errors import BudgetError, JudgeError, LockedError, StorageError
 from fedlora.evaluation.judge.completion import complete
 from fedlora.evaluation.judge.key import load_key
@@ -32,6 +33,7 @@ from fedlora.paths import ResultPaths
 from fedlora.redaction import redacted_logs
 from fedlora.results import Result
 from fedlora.runs.judged_pairs import Pair, find_pairs, recorded_stem
+from fedlora.runs.subjects import find_share
 
 if TYPE_CHECKING:
     from fedlora.evaluation.judge.client import Sleep
@@ -159,15 +161,24 @@ def _write_result(config: EvaluateLlmConfig, pair: Pair, target: ResultPaths, re
 
 def _read_comparison(config: EvaluateLlmConfig, pair: Pair) -> _Comparison:
     source = ResultPaths(config.prediction_dir, pair.baseline.run, pair.baseline.round_number)
-    files = ComparedFiles(source.predictions(pair.baseline.output), pair.proposed, config.target_file)
-    # unless one is chosen, the answer has either of the names that it may have in training
-    key = config.target_key if config.chosen("target_key") else None
-    samples = read_samples(files, prediction_key=config.prediction_key, target_key=key, rules=config.read_rules)
+    tests = _read_tests(config, pair)
+    files = ComparedFiles(source.predictions(pair.baseline.output), pair.proposed, config.target_file, tests)
+    samples = read_samples(files, prediction_key=config.prediction_key)
     host = urlsplit(config.base_url).hostname or ""
     questions = [
         tuple(make_question(sample, order, judge=config.gpt_model, host=host) for order in ORDERS) for sample in samples
     ]
     return _Comparison(pair, files, samples, questions)
+
+
+def _read_tests(config: EvaluateLlmConfig, pair: Pair) -> HeldOutRows | None:
+    """The rows with reference answers, None where none are named."""
+    if config.target_file is None:
+        return None
+    share = find_share([pair.baseline], config.model_dir) if config.target_file.is_dir() else None
+    # unless one is chosen, the answer has either of the names that it may have in training
+    key = config.target_key if config.chosen("target_key") else None
+    return read_test_rows(config.target_file, output_key=key, rules=config.read_rules, share=share)
 
 
 def _ask_open_questions(

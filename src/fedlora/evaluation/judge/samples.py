@@ -8,35 +8,37 @@ of the samples, else the baseline's do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedlora.data.records import read_rows
+from fedlora.data.held_out import HeldOutRows
 from fedlora.errors import DataError, UsageError
 from fedlora.evaluation.judge.protocol import Sample
 from fedlora.evaluation.matching import pair_rows, read_predictions
 from fedlora.files import sha256_of
-from fedlora.types import STRICT, ReadRules, Row
+from fedlora.types import Row
 
 
 @dataclass(frozen=True)
 class ComparedFiles:
-    """The two prediction files and, optionally, the rows with reference answers."""
+    """The two prediction files and, optionally, the rows with reference answers: a file, or a folder of silos."""
 
     baseline: Path
     proposed: Path
     target: Path | None
+    tests: HeldOutRows | None = None
+    """The rows of `target`."""
 
     def record(self) -> dict[str, dict[str, str] | None]:
         """Path and SHA-256 of each file, as a result keeps them."""
-        named = {"baseline": self.baseline, "proposed": self.proposed, "target": self.target}
-        return {name: path and {"path": str(path), "sha256": sha256_of(path)} for name, path in named.items()}
+        named = {"baseline": self.baseline, "proposed": self.proposed}
+        hashes = {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in named.items()}
+        target = {"path": str(self.target), "sha256": self.tests.sha256} if self.tests is not None else None
+        return {**hashes, "target": target}
 
 
-def read_samples(
-    files: ComparedFiles, *, prediction_key: str, target_key: str | None, rules: ReadRules = STRICT
-) -> list[Sample]:
-    """All samples, at least one; `rules` hold for the target file alone, which may be the user's own.
+def read_samples(files: ComparedFiles, *, prediction_key: str) -> list[Sample]:
+    """All samples, at least one. Where test rows have no category, the client whose rows they are takes its place.
 
     Raises UsageError for a missing file, DataError for rows that do not match.
     """
@@ -47,14 +49,17 @@ def read_samples(
             f"{files.proposed} would be compared with itself",
             hint="choose another baseline with --against, such as base, or another --of",
         )
-    if files.target is None:
+    if files.tests is None:
         pairs = pair_predictions(baseline, proposed, baseline_name=str(files.baseline), name=str(files.proposed))
         return [_make_sample(row, ours, theirs, None) for row, (theirs, ours) in enumerate(pairs, start=1)]
-    targets = read_rows(files.target, output_key=target_key, rules=rules)
+    targets = files.tests.rows
     theirs = pair_rows(baseline, targets, predictions_name=str(files.baseline), targets_name=str(files.target))
     ours = pair_rows(proposed, targets, predictions_name=str(files.proposed), targets_name=str(files.target))
-    triples = zip(ours, theirs, targets, strict=True)
-    return [_make_sample(row, mine[0], other[0], target.output) for row, (mine, other, target) in enumerate(triples, 1)]
+    matched = zip(ours, theirs, targets, files.tests.groups, strict=True)
+    return [
+        _make_sample(row, mine[0], replace(other[0], category=group), target.output)
+        for row, (mine, other, target, group) in enumerate(matched, 1)
+    ]
 
 
 def pair_predictions(
