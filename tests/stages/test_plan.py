@@ -302,8 +302,6 @@ def test_the_judge_is_planned_for_the_test_file_and_priced_when_prices_are_given
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"judge_price_in": 1}, "test_file_path"),
-        ({"gpt_model": "j"}, "test_file_path"),
         ({"test_file_path": "t", "judge_price_in": 1}, "judge_price_in and judge_price_out"),
         ({"test_file_path": "t", "judge_price_in": "nan", "judge_price_out": 1}, "judge_price_in"),
         ({"lora_r": 0}, "lora_r"),
@@ -312,6 +310,11 @@ def test_the_judge_is_planned_for_the_test_file_and_priced_when_prices_are_given
 def test_a_plan_that_makes_no_sense_is_refused(more, words):
     with pytest.raises(UsageError, match=words):
         PlanConfig.of(**more)
+
+
+def test_a_judge_without_test_rows_is_refused(world):
+    with pytest.raises(UsageError, match="gpt_model: the judge is planned for test rows, and there are none"):
+        plan.run(PlanConfig.of(**{**world(probe=False), "test_file_path": None, "gpt_model": "j"}))
 
 
 def test_only_what_was_chosen_reaches_train():

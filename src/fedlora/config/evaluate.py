@@ -26,7 +26,9 @@ class EvaluateRougeConfig(ReadingConfig):
     is_base_model: bool = flag(False, "score the base model's predictions")
     communication_rounds: WhichRound = flag(None, f"round of the predictions: {ROUNDS}", everyday=True, if_none=_LAST)
     target_file: Path = flag(
-        Path("./data/dataset1/dolly_test_200.jsonl"), "rows with the reference answers", everyday=True
+        Path("./data/dataset1/dolly_test_200.jsonl"),
+        "rows with the reference answers: a file, or a folder of clients' files",
+        everyday=True,
     )
     target_key: str = flag("output", "field of the reference answer; unless it is given, response is taken too")
     prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions", everyday=True)
@@ -72,7 +74,10 @@ class EvaluateLlmConfig(ReadingConfig):
     evaluation_dir: Path = flag(Path("./evaluations_llm"), "root folder of all judge results", everyday=True)
     model_dir: Path = flag(Path("./models"), _MODEL_DIR, everyday=True)
     target_file: Path | None = flag(
-        None, "rows with reference answers, shown to the judge", everyday=True, if_none="the judge sees no reference"
+        None,
+        "rows with reference answers, shown to the judge: a file, or a folder of clients' files",
+        everyday=True,
+        if_none="the judge sees no reference",
     )
     target_key: str = flag("output", "field of the reference answer; unless it is given, response is taken too")
     prediction_key: str = flag("answer", "field of the prediction")

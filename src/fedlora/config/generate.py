@@ -30,7 +30,11 @@ class GenerateConfig(ReadingConfig):
         everyday=True,
         if_none="the run's last; 20 for a base without a run",
     )
-    test_file_path: Path = flag(Path("./data/dataset1/dolly_test_200.jsonl"), "rows to answer", everyday=True)
+    test_file_path: Path = flag(
+        Path("./data/dataset1/dolly_test_200.jsonl"),
+        "rows to answer: a file, or a folder of clients' files",
+        everyday=True,
+    )
     prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions", everyday=True)
     batch_size: OptionalInt = flag(
         None, "most examples answered at once", ge=1, if_none="as many as tokens_per_pass allows"

@@ -18,7 +18,10 @@ class PlanConfig(TrainConfig):
     """
 
     test_file_path: Path | None = flag(
-        None, "test file: checked for training rows, and planned for the judge", everyday=True, if_none="no test file"
+        None,
+        "test rows: a file, or a folder of clients' files; checked for training rows, and planned for the judge",
+        everyday=True,
+        if_none="the clients' own test rows",
     )
     probe: bool = flag(
         True, "load the model and time two training steps; false: read only the model's configuration", everyday=True
@@ -46,14 +49,16 @@ class PlanConfig(TrainConfig):
         return value
 
     @model_validator(mode="after")
-    def _judge_needs_rows_and_both_prices(self) -> PlanConfig:
-        fields = [name for name in PlanConfig.model_fields if name.startswith("judge_") or name == "gpt_model"]
-        given = [name for name in fields if self.chosen(name)]
-        if given and self.test_file_path is None:
-            raise ValueError(f"{', '.join(given)}: the judge is planned for the rows of test_file_path")
+    def _both_prices(self) -> PlanConfig:
         if (self.judge_price_in is None) != (self.judge_price_out is None):
             raise ValueError("give judge_price_in and judge_price_out, or neither")
         return self
+
+    @property
+    def judge_fields(self) -> list[str]:
+        """The fields about the judge that were given: they need test rows."""
+        fields = [name for name in PlanConfig.model_fields if name.startswith("judge_") or name == "gpt_model"]
+        return [name for name in fields if self.chosen(name)]
 
     def training(self) -> TrainConfig:
         """The configuration that `train` would be called with."""

@@ -11,6 +11,7 @@ from fedlora.data.client_files import find_silos
 from fedlora.data.doctor import Silo
 from fedlora.data.held_out import Share, drawn_test_rows, no_test_rows, own_test_files
 from fedlora.data.records import read_rows
+from fedlora.errors import UsageError
 from fedlora.types import Row
 
 
@@ -35,4 +36,9 @@ def find_tests(
         rows = [row for silo in silos for row in drawn_test_rows(silo.rows, share)]
     if not rows and given is not None:
         raise no_test_rows(given)
+    if not rows and config.judge_fields:
+        raise UsageError(
+            f"{', '.join(config.judge_fields)}: the judge is planned for test rows, and there are none",
+            hint="give test_file_path, or test_share",
+        )
     return tests, rows
