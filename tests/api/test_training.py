@@ -196,8 +196,9 @@ def test_an_interrupt_that_torch_swallows_leaves_a_run_that_resumes_to_the_same_
 
     with monkeypatch.context() as patch:
         patch.setattr(SimulatedClients, "_train_one", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as stopped:
             fl.train(**wanted, progress=False)
+    assert "resumes" in stopped.value.__notes__[0]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run = fl.open("models/run")
     assert len(run) == 1

@@ -12,7 +12,7 @@ from fedlora.data.client_names import client_numbers, shown_client
 from fedlora.errors import UsageError
 from fedlora.nearest import suggest
 from fedlora.paths import OutputName, RunPaths
-from fedlora.plain_text import NOTHING, number_text, one_line, size_text, table_text
+from fedlora.plain_text import NOTHING, Table, number_text, one_line, size_text, table_text
 from fedlora.results import Result
 from fedlora.runs.listing import describe_run
 from fedlora.runs.metrics_log import MetricsLog
@@ -174,10 +174,16 @@ class Run(Result):
             f"{line.name}: {line.mode} on {line.base_model}, {line.state}, {line.rounds_done} of {line.rounds} rounds, "
             f"best held-out loss {best}"
         )
-        rounds = list(self)
-        shown = [table_text(COLUMNS, [each.cells() for each in rounds[-MOST_ROUNDS:]], left=(7,))] if rounds else []
+        rounds = self.paths.committed_rounds()
+        shown = [self._table(rounds[-MOST_ROUNDS:])] if rounds else []
         left_out = len(rounds) - MOST_ROUNDS
         return [head, *([f"... and {left_out} rounds before these"] if left_out > 0 else []), *shown]
+
+    def _table(self, numbers: Sequence[int]) -> Table:
+        measured = {row["round"]: row for row in self.metrics() if row["kind"] == "round"}
+        has_excluded = any(measured[number].get("quarantined") for number in numbers if number in measured)
+        files = self._files if has_excluded else {}
+        return table_text(COLUMNS, [_cells(number, measured.get(number, {}), files) for number in numbers], left=(7,))
 
     def as_dict(self) -> dict[str, Any]:
         """Name, folder, state and the line of every round, as JSON values."""
@@ -194,6 +200,20 @@ class Run(Result):
             return client
         hint = suggest(str(client), names) or f"its clients are {', '.join(names)}"
         raise UsageError(f"run {self.name} has no client {client!r}", hint=hint)
+
+
+def _cells(number: int, row: Mapping[str, Any], files: Mapping[int, str]) -> list[str]:
+    """A round as a row of the run's table."""
+    excluded = [shown_client(each["client_id"], files) for each in row.get("quarantined", ())]
+    return [
+        str(number),
+        str(len(row["cohort"])) if "cohort" in row else NOTHING,
+        number_text(row.get("loss")),
+        number_text(row.get("val_loss")),
+        *(size_text(row[name]) if name in row else NOTHING for name in ("bytes_down", "bytes_up")),
+        duration(row["seconds"]) if "seconds" in row else NOTHING,
+        one_line(", ".join(excluded)),
+    ]
 
 
 @dataclass(frozen=True, repr=False)
@@ -237,24 +257,9 @@ class Round(Result):
     def _rows(self) -> list[dict[str, Any]]:
         return [row for row in self.run.metrics() if row["round"] == self.number]
 
-    def cells(self) -> list[str]:
-        """The round as a row of the run's table."""
-        row = self.metrics
-        files = self.run._files
-        excluded = [shown_client(each["client_id"], files) for each in row.get("quarantined", ())]
-        return [
-            str(self.number),
-            str(len(row["cohort"])) if row else NOTHING,
-            number_text(row.get("loss")),
-            number_text(row.get("val_loss")),
-            *(size_text(row[name]) if row else NOTHING for name in ("bytes_down", "bytes_up")),
-            duration(row["seconds"]) if row else NOTHING,
-            one_line(", ".join(excluded)),
-        ]
-
     def parts(self) -> Sequence[str]:
         """The round's row."""
-        return [table_text(COLUMNS, [self.cells()], left=(7,))]
+        return [self.run._table([self.number])]
 
     def as_dict(self) -> dict[str, Any]:
         """The round's line and those of its clients, as JSON values."""

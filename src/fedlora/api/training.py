@@ -24,6 +24,10 @@ def train(config: PathLike | None = None, *, progress: bool = True, **keywords: 
     `config` is a YAML file; keywords win over it. Adapters and metrics are written to `model_dir/name`, the same bytes
     as by `fedlora train`. A call that was interrupted is repeated to resume. `progress=False` shows nothing.
 
+    `method` is a name, a place such as `part_way.py:part_way`, or a `fedlora.methods.Method`; the fields of its server
+    are keywords too. With several `devices` a script needs the guard `if __name__ == "__main__":`, because each further
+    device is a process.
+
     Raises UsageError (a keyword, a model, a folder), DataError (a row), TrainingError (no usable update), StorageError,
     LockedError (another process trains this run), BudgetError (`max_epsilon`).
 
@@ -92,6 +96,9 @@ def _iterate(
             if number is None:
                 return
             yield run[number]
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"run {run.name} was interrupted; the same call resumes it")
+        raise
     finally:
         if _held.get(folder) is steps:
             del _held[folder]
