@@ -254,6 +254,35 @@ def test_everything_else_that_ends_a_stage_has_its_exit_code(stage, capsys, erro
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("typed", "resumed"),
+    [
+        (["train", "run.yaml", "--name", "my run"], "fedlora train run.yaml --name 'my run'"),
+        (["train", "--overwrite", "run.yaml"], "fedlora train run.yaml"),
+        (["train", "--overwrite", "true", "--rounds", "3", "--overwrite=true"], "fedlora train --rounds 3"),
+        (["compare", "study.yaml"], "fedlora compare study.yaml"),
+        (["flower", "local", "--nodes", "3"], "fedlora flower local --nodes 3"),
+        (["report", "run"], None),
+        (["flower", "run"], None),
+        (["--help"], None),
+        ([], None),
+    ],
+)
+def test_an_interrupt_names_the_command_that_resumes(monkeypatch, capsys, typed, resumed):
+    """As it was typed, but for --overwrite, which would start anew."""
+    monkeypatch.setattr(cli, "_dispatch", lambda arguments: raiser(KeyboardInterrupt())())
+    assert cli.main(typed) == 130
+    expected = f"interrupted; to resume: {resumed}" if resumed else "interrupted"
+    assert capsys.readouterr().err == f"{expected}\n"
+
+
+def test_an_interrupt_of_a_program_names_the_program(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_dispatch", lambda arguments: raiser(KeyboardInterrupt())())
+    monkeypatch.setattr(sys, "argv", ["train.py", "--rounds", "3"])
+    assert cli.main(["train", "--rounds", "3"]) == 130
+    assert capsys.readouterr().err == "interrupted; to resume: python train.py --rounds 3\n"
+
+
 @pytest.mark.parametrize("variable", ["api_key", "OPENAI_API_KEY"])
 @pytest.mark.parametrize("error", [RuntimeError, errors.JudgeError])
 def test_keys_of_the_environment_are_taken_out_of_what_is_shown(stage, capsys, monkeypatch, variable, error):

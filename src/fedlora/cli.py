@@ -7,10 +7,12 @@ both without the keys this process knows.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from fedlora import __version__
@@ -45,7 +47,7 @@ def _end_of(arguments: list[str]) -> int:
     except FedloraError as error:
         return _show(error)
     except KeyboardInterrupt:
-        _print_error("interrupted")
+        _print_error(f"interrupted{_say_how_to_resume(arguments)}")
         return 128 + signal.SIGINT
     except SystemExit as stop:
         if not isinstance(stop.code, int):
@@ -57,6 +59,25 @@ def _end_of(arguments: list[str]) -> int:
     except Exception as error:
         return _show_unexpected(error)
     return 0
+
+
+def _say_how_to_resume(arguments: list[str]) -> str:
+    """The command that resumes what was interrupted, as it was typed, without --overwrite."""
+    try:
+        name, _ = _split_command(arguments)
+    except (UsageError, IndexError):
+        return ""
+    if name not in COMMANDS or not COMMANDS[name].resumes:
+        return ""
+    rest = list(arguments)
+    while "--overwrite" in rest:
+        at = rest.index("--overwrite")
+        del rest[at : at + (2 if rest[at + 1 : at + 2] in (["true"], ["false"]) else 1)]
+    rest = [word for word in rest if not word.startswith("--overwrite=")]
+    program = Path(sys.argv[0])
+    # one of the programs at the root of the repository
+    typed = ["python", str(program), *rest[1:]] if program.stem == rest[0] else ["fedlora", *rest]
+    return f"; to resume: {shlex.join(typed)}"
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -13,7 +13,8 @@ from fedlora.flower.commands import FLOWER_COMMANDS
 
 class Command(NamedTuple):
     """A line of the overview, `module:Config`, `module:function` that returns a Result, the field given without a flag,
-    a check that an extra is installed, and whether the overview lists it first."""
+    a check that an extra is installed, whether the overview lists it first, and whether the same command resumes what
+    was interrupted."""
 
     summary: str
     config: str
@@ -21,6 +22,7 @@ class Command(NamedTuple):
     positional: str = ""
     requires: str = ""
     everyday: bool = False
+    resumes: bool = False
 
 
 COMMANDS = {
@@ -42,6 +44,7 @@ COMMANDS = {
         "fedlora.config.train:TrainConfig",
         "fedlora.stages.train:run",
         everyday=True,
+        resumes=True,
     ),
     "generate": Command(
         "answer a test file with the base model, the global adapter or a client's",
@@ -49,6 +52,7 @@ COMMANDS = {
         "fedlora.stages.generate:run",
         positional="exp_name",
         everyday=True,
+        resumes=True,
     ),
     "score": Command(
         "score the answers with exact match and ROUGE",
@@ -69,6 +73,7 @@ COMMANDS = {
         "fedlora.config.compare:CompareConfig",
         "fedlora.stages.compare:run",
         everyday=True,
+        resumes=True,
     ),
     "methods": Command(
         "list the federated methods, or describe one",
@@ -87,6 +92,7 @@ COMMANDS = {
         "fedlora.config.evaluate:EvaluateLlmConfig",
         "fedlora.stages.evaluate_llm:run",
         positional="exp_name",
+        resumes=True,
     ),
     "evaluate_rouge": Command(
         "score, by the reference project's name",
@@ -117,7 +123,10 @@ COMMANDS = {
         "fedlora.stages.reaggregate:run",
         positional="exp_name",
     ),
-    **{name: Command(*row, requires="fedlora.flower.library:check_flower") for name, row in FLOWER_COMMANDS.items()},
+    **{
+        name: Command(*row, requires="fedlora.flower.library:check_flower", resumes=name == "flower local")
+        for name, row in FLOWER_COMMANDS.items()
+    },
     "data skills": Command(
         "write the skills data: short tasks with one right answer",
         "fedlora.config.data:SkillsConfig",

@@ -100,13 +100,17 @@ def duration(seconds: float) -> str:
 class Progress:
     """Progress of one task with an estimate of the time left; a context manager.
 
-    On a terminal a live bar, elsewhere a plain line at most every `interval` seconds.
+    On a terminal a live bar, elsewhere a plain line at most every `interval` seconds. `unit` is what is counted, as
+    `examples`; `done` is how many of them an earlier call has done.
     """
 
-    def __init__(self, label: str, total: int, *, interval: float = 10.0) -> None:
+    def __init__(self, label: str, total: int, unit: str, *, done: int = 0, interval: float = 10.0) -> None:
         self.label = label
         self.total = total
-        self.done = 0
+        self.unit = unit
+        self.done = self._earlier = done
+        self.note = ""
+        """Shown after the count."""
         self._interval = interval
         self._started = self._shown = time.monotonic()
         self._bar: Any = None
@@ -114,27 +118,40 @@ class Progress:
     def __enter__(self) -> Self:
         if sys.stderr.isatty() and _collected.get() is None:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
             # what a caller in Python prints between two rounds goes where the caller sends it
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
+            console = Console(stderr=True)
+            self._bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True, redirect_stdout=False)
             self._bar.start()
-            self._bar.add_task(self.label, total=self.total)
+            self._bar.add_task(self.label, total=self.total, completed=self.done, count=self._count())
         return self
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        """Count `amount` more as done; `note` is shown after the count."""
+    def advance(self, amount: int = 1, note: str | None = None) -> None:
+        """Count `amount` more as done; `note` is shown after the count from now on."""
         self.done += amount
+        if note is not None:
+            self.note = note
         if self._bar is not None:
-            self._bar.update(0, completed=self.done, description=f"{self.label} {note}".rstrip())
+            self._bar.update(0, completed=self.done, count=self._count())
             return
         now = time.monotonic()
-        if now - self._shown >= self._interval and self.done < self.total:
+        if now - self._shown >= self._interval and self._earlier < self.done < self.total:
             self._shown = now
-            left = (now - self._started) / self.done * (self.total - self.done)
-            say(f"{self.label}: {self.done} of {self.total} {note}".rstrip() + f", about {duration(left)} left")
+            left = (now - self._started) / (self.done - self._earlier) * (self.total - self.done)
+            say(f"{self.label}: {self._count()}, about {duration(left)} left")
+
+    def skip(self, amount: int) -> None:
+        """Count `amount` as done by an earlier call: no time was spent on it in this one."""
+        self._earlier += amount
+        self.advance(amount)
+
+    def _count(self) -> str:
+        """`1,400 of 27,000 examples`, and the note."""
+        count = f"{self.done:,} of {self.total:,} {self.unit}"
+        return f"{count}, {self.note}" if self.note else count
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -102,7 +102,7 @@ def test_the_server_app_is_killed_and_the_run_resumes_to_the_same_bytes(deployme
     assert deployment.finish_run() == 4
     done = deployment.run(file)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "resuming after round" in done.stderr
+    assert "resumes after round" in done.stderr
     assert_simulated(deployment, "serverapp", "homo", **options)
 
 
@@ -124,7 +124,7 @@ def test_a_run_can_be_left_followed_stopped_and_gone_on_with(deployment):
     assert not (run / "3").exists()
     done = deployment.run(file)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "resuming after round" in done.stderr
+    assert "resumes after round" in done.stderr
     assert_simulated(deployment, "left", "homo", **options)
     assert deployment.call("flower", "stop", number, *where).returncode == 5
 

@@ -18,6 +18,8 @@ from fedlora.llm.local_training import Trainer
 from fedlora.runs.checking import seal
 from fedlora.stages import train
 from fedlora.stopping import stop_on_signals
+from fedlora.training import live_run
+from fedlora.training.run_progress import RunProgress
 
 MODES = ("homo", "seq", "none", "pooled")
 
@@ -102,6 +104,40 @@ def measured(run: Path) -> list[dict]:
         for row in rows
         if row["kind"] != "update"
     ]
+
+
+def test_progress_resumes_its_count_inside_a_round(start, monkeypatch, capsys):
+    """All examples of the run are counted; those of committed rounds and of stored updates at once."""
+    told: list[tuple[int, int, str]] = []
+
+    class Seen(RunProgress):
+        def advance(self, amount: int = 1, note: str | None = None) -> None:
+            super().advance(amount, note)
+            told.append((self.done, self.total, self.note))
+
+    monkeypatch.setattr(live_run, "RunProgress", Seen)
+    train_one, calls = Trainer.train, itertools.count()
+
+    def crash_in_the_second_round(trainer, *arguments, **options):
+        if next(calls) == 4:
+            raise CrashError
+        return train_one(trainer, *arguments, **options)
+
+    options = {"client_selection_strategy": "all", "local_val_set_size": None, "local_num_epochs": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", crash_in_the_second_round)
+        with pytest.raises(CrashError):
+            start("models", **options)
+    assert told[-1][:2] == (2 * (12 + 5), 2 * 24)
+    first = len(told)
+    capsys.readouterr()
+    start("models", **options)
+    assert told[first][:2] == (2 * (12 + 5), 2 * 24), "12 examples of round 1, 5 of client 0"
+    assert told[first][2].startswith("loss ")
+    assert told[-1][0] == told[-1][1]
+    shown = capsys.readouterr()
+    assert "resumes after round 1 of 2" in shown.err
+    assert shown.out == ""
 
 
 def crash_at(monkeypatch, call: int) -> None:

@@ -109,7 +109,7 @@ class Answering:
             self.lora.set_adapter(states[0])
         began = time.monotonic()
         with Progress(
-            f"answers of {self.label} {', '.join(self.called[name] for name in names)}", len(requests)
+            f"generate {self.label} {', '.join(self.called[name] for name in names)}", len(requests), "answers"
         ) as progress:
             found = generate_answers(
                 self.base,

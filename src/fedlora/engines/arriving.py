@@ -7,7 +7,7 @@ repeats all others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -62,6 +62,7 @@ class ArrivingUpdates:
         keeps: Shapes | None = None,
         is_clipped: bool = False,
         files: Mapping[ClientId, str] = MappingProxyType({}),
+        on_update: Callable[[ClientUpdate], None] = lambda update: None,
     ) -> None:
         self._kept: dict[ClientId, ClientUpdate] = dict(kept or {})
         self._downloads = {task.client_id: task.download.adapter for task in tasks}
@@ -75,6 +76,7 @@ class ArrivingUpdates:
         self._keeps = keeps
         self._is_clipped = is_clipped
         self._files = files
+        self._on_update = on_update
         self._round = tasks[0].round
         self._ahead = sorted(task.client_id for task in tasks)
         self._is_begun = False
@@ -118,6 +120,7 @@ class ArrivingUpdates:
                 self._store.keep_update(update, self._complete(update))
                 # without its tensors: those of the update that is handed on are the only ones held
                 self._kept[update.client_id] = replace(update, upload=None, memory=ClientMemory(), extra={})
+                self._on_update(self._kept[update.client_id])
                 if self._ahead[0] == update.client_id:
                     self._ahead.pop(0)
                     yield update

@@ -8,7 +8,7 @@ the run and leaves the rounds before it as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -61,7 +61,10 @@ class UpdateStore(WaveStore, Protocol):
 
 
 class FederatedRun:
-    """State of one run between its rounds."""
+    """State of one run between its rounds.
+
+    `on_update` is called with every usable update, and with whether it was stored before an interruption.
+    """
 
     def __init__(
         self,
@@ -74,10 +77,12 @@ class FederatedRun:
         start: Standing | None = None,
         private: PrivateRun | None = None,
         files: Mapping[ClientId, str] = MappingProxyType({}),
+        on_update: Callable[[ClientUpdate, bool], None] = lambda update, is_kept: None,
     ) -> None:
         if config.is_private != (private is not None):
             raise ValueError("a run is private exactly when its configuration is")
         self.method = method
+        self.on_update = on_update
         self.pool = pool
         self.store = store
         self.config = config
@@ -147,6 +152,8 @@ class FederatedRun:
             return
         tasks = self._make_tasks(context, wave)
         kept = {task.client_id: update for task in tasks if (update := self._find_kept(task)) is not None}
+        for update in kept.values():
+            self.on_update(update, True)
         refuses_long = config.norm_action == "quarantine"
         # what nobody sends needs no limit
         clips = config.limits_clients and not refuses_long and tasks[0].download.shared is not None
@@ -163,6 +170,7 @@ class FederatedRun:
             keeps=self.keeps,
             is_clipped=clips and bool(config.max_update_norm or config.max_update_norm_ratio),
             files=self.files,
+            on_update=lambda update: self.on_update(update, False),
         )
         limited = None
         if clips:

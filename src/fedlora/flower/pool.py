@@ -172,7 +172,7 @@ class FlowerClients:
             return ClientFailure(client, "invalid", f"its reply cannot be read ({type(error).__name__})")
         if isinstance(outcome, ClientUpdate):
             self._is_behind.discard(client)
-            self.on_rows(outcome.num_examples * self.config.local_num_epochs)
+            self.on_rows(outcome.num_examples * self.config.local_num_epochs * self.config.method.num_trainings)
         return outcome
 
     def _most_bytes(self, task: TrainTask) -> int:

@@ -89,7 +89,7 @@ def _some_runs(plan: Mapping[str, Any]) -> Mapping[str, Any]:
 def _compare(comparing: Comparing, paths: ComparisonPaths) -> Comparison:
     plan = _some_runs(comparing.make_plan())
     say("\n".join(plan_of_runs_parts(plan)))
-    with Progress(f"compare {comparing.config.name}", plan["runs"]) as progress:
+    with Progress(f"compare {comparing.config.name}", plan["runs"], "runs") as progress:
         cells = comparing.do_runs(progress.advance)
     result = gather_comparison(plan, cells)
     figures = draw_comparison(result)

@@ -54,6 +54,11 @@ class _Comparison:
         every = {question.key: question for pair in self.questions for question in pair}
         return [question for question in every.values() if question.key not in log]
 
+    @property
+    def num_verdicts(self) -> int:
+        """How many verdicts there are once all are given."""
+        return len({question.key for pair in self.questions for question in pair})
+
     def left(self, log: VerdictLog) -> int:
         """Samples that lack a verdict in one order or both."""
         return sum(any(question.key not in log for question in pair) for pair in self.questions)
@@ -195,7 +200,7 @@ def _ask_open_questions(
     from fedlora.evaluation.judge.client import JudgeClient
     from fedlora.evaluation.judge.judging import Judging, make_batches
 
-    batches = make_batches(waiting, config.batch_size)
+    batches, total = make_batches(waiting, config.batch_size), comparison.num_verdicts
     say(_plan(config, comparison, len(waiting), len(batches)))
 
     async def ask_all(progress: Progress) -> tuple[dict[str, FailureKind], int]:
@@ -208,7 +213,7 @@ def _ask_open_questions(
             return judging.failures, client.calls
 
     try:
-        with redacted_logs(), Progress("judge", len(waiting)) as progress:
+        with redacted_logs(), Progress("judge", total, "verdicts", done=total - len(waiting)) as progress:
             return complete(ask_all(progress))
     except BudgetError as error:
         left = f"{comparison.left(log)} of {len(comparison.samples)} samples are left"
@@ -218,7 +223,7 @@ def _ask_open_questions(
 
 def _plan(config: EvaluateLlmConfig, comparison: _Comparison, waiting: int, requests: int) -> str:
     address = urlsplit(config.base_url)
-    total = len({question.key for pair in comparison.questions for question in pair})
+    total = comparison.num_verdicts
     text = (
         f"judge: {len(comparison.samples)} samples in both orders, {total - waiting} of {total} verdicts stored; "
         f"{requests} requests (more with repairs and retries) to {config.gpt_model} "

@@ -140,7 +140,7 @@ def _score(
 ) -> dict[Subject, dict[str, Any]]:
     scorer = AnswerScorer()
     results, unseen = {}, 0
-    with Progress(label, sum(map(len, pairs.values()))) as progress:
+    with Progress(label, sum(map(len, pairs.values())), "answers") as progress:
         for subject, rows in pairs.items():
             scores = []
             for (prediction, target), group in zip(rows, tests.groups, strict=True):

@@ -169,7 +169,7 @@ def _measure_each(
     files, sizes = _files_of(recorded), recorded.training_clients
     found: dict[ClientId, list[dict[str, Any]]] = {client: [] for client in sizes}
     rounds = what_if.reader.paths.committed_rounds()
-    with Progress(f"leave out each client of {config.exp_name}: rounds", len(rounds)) as progress:
+    with Progress(f"leave out each client of {config.exp_name}", len(rounds), "rounds") as progress:
         for outcomes in what_if.rounds(list(sizes)):
             loss = validate(outcomes[0].actual) if validate else None
             sent = {client for outcome in outcomes for client in outcome.counts}

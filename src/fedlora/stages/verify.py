@@ -59,7 +59,7 @@ def run(config: VerifyConfig) -> Verification:
     train = read_training(recorded, config.method_row or config.federation_mode, allow_drift=config.allow_drift)
     missing = _find_missing_secret(recorded)
     checked = []
-    with Progress(f"verify {config.exp_name}", len(paths.committed_rounds()) + 1) as progress:
+    with Progress(f"verify {config.exp_name}", len(paths.committed_rounds()) + 1, "checks") as progress:
         for what, found in _look(paths, recorded, train):
             checked.append((what, tuple(found)))
             progress.advance(note=what)

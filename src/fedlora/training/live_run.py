@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedlora.config.train import TrainConfig
-from fedlora.console import Progress, say
+from fedlora.console import say
 from fedlora.data.client_facts import ClientFile
 from fedlora.data.client_names import shown_client
 from fedlora.engines.cohorts import choose_cohort, find_cohort_doubts
@@ -26,7 +26,6 @@ from fedlora.federated.adapters import make_adapter, num_bytes
 from fedlora.federated.privacy.budget import describe_spent
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.federated.ranks import rank_of
-from fedlora.federated.sampling import cohort_size
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_config import make_peft_config
 from fedlora.llm.base_model import BaseModel, load_base_model
@@ -48,6 +47,7 @@ from fedlora.runs.standing import Standing, find_standing
 from fedlora.runs.writer import RunWriter
 from fedlora.training.round_metrics import RoundMetrics
 from fedlora.training.round_text import say_round
+from fedlora.training.run_progress import RunProgress
 from fedlora.types import AdapterState, ClientId, ClientPool, Row
 
 
@@ -137,11 +137,11 @@ class Training:
         metrics = RoundMetrics(self.trainer, self.clients, self.held_out, reader, log, has_personal=own)
         self._catch_up(metrics, standing, rows)
         with (
-            Progress(f"train {config.exp_name} ({config.federation_mode})", self._rows_ahead(done)) as progress,
+            RunProgress(config, method, list(self.sizes.values()), done=done, rows=rows) as progress,
             self._open_pool(method, reader, progress.advance) as pool,
         ):
             how = {"start": standing, "private": self.private, "files": self.clients.names}
-            federated = FederatedRun(method, pool, writer, config, self.adapter, **how)
+            federated = FederatedRun(method, pool, writer, config, self.adapter, **how, on_update=progress.count)
             self.space.check(done)
             began = time.monotonic()
             for result in federated.rounds():
@@ -178,9 +178,7 @@ class Training:
         if standing is None:
             return
         rounds = self.config.num_communication_rounds
-        say(
-            f"resuming after round {standing.number} of {rounds}" if standing.number < rounds else "all rounds are done"
-        )
+        say(f"resumes after round {standing.number} of {rounds}" if standing.number < rounds else "all rounds are done")
         for number in sorted(set(range(1, standing.number + 1)) - {row["round"] for row in closed}):
             ids = self.clients.clients()
             result = read_result(self.config, self.method, metrics.reader, number, metrics.log, ids, self.private)
@@ -227,17 +225,6 @@ class Training:
         traffic = measure_traffic(method, self.adapter)
         needed += traffic.state_bytes + len(members) * traffic.extra_bytes
         return SpaceNeed(self.paths, self.config.num_communication_rounds, needed, self.growth.disk)
-
-    def _rows_ahead(self, done: int) -> int:
-        """Rows the run will train on, about: cohorts are drawn round by round."""
-        sizes = [facts.num_examples for facts in self.clients.facts.values() if facts.num_examples]
-        config = self.config
-        share = 1.0
-        if sizes and config.client_selection_strategy != "all":
-            share = cohort_size(config.client_selection_frac, len(sizes)) / len(sizes)
-        ahead = range(done + 1, config.num_communication_rounds + 1)
-        rounds = sum(1.0 if self.method.server.asks_everybody(number) else share for number in ahead)
-        return max(1, round(sum(sizes) * rounds * config.local_num_epochs * self.method.num_trainings))
 
     def _describe(self) -> RunRecord:
         config, base = self.config, self.bench.base
