@@ -40,6 +40,7 @@ def start(tiny_model, tmp_path_factory):
 
     root = tmp_path_factory.mktemp("base_deltas")
     make_client_files(root / "data", [3, 2, 4, 3])
+    shutil.copyfile(root / "data/4/local_training_0.json", root / "held_out.json")
 
     def run(name: str, mode: str, **changes) -> Path:
         return train.run(config_of(name, mode, **changes)).root
@@ -51,7 +52,7 @@ def start(tiny_model, tmp_path_factory):
             "base_model": str(tiny_model),
             "base_dtype": "float32",
             "data_path": root / "data",
-            "val_data_path": str(root / "data/4/local_training_0.json"),
+            "val_data_path": str(root / "held_out.json"),
             "model_dir": root / "models",
             "client_selection_strategy": "round_robin",
             "client_selection_frac": 0.75,
