@@ -65,9 +65,8 @@ def test_the_share_that_a_run_held_out_is_found_again_and_was_not_trained_on(tmp
 
 def test_a_folder_without_test_rows_or_with_allocated_data_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "silos" / "north.jsonl", "a")
-    for share in (None, Share(0.0, 1)):
-        with pytest.raises(UsageError, match="holds no test rows"):
-            read_test_rows(tmp_path / "silos", rules=STRICT, share=share)
+    with pytest.raises(UsageError, match="holds no test rows"):
+        read_test_rows(tmp_path / "silos", rules=STRICT)
     (tmp_path / "dealt" / "2").mkdir(parents=True)
     (tmp_path / "dealt" / "2" / "local_training_0.json").write_text("[]")
     with pytest.raises(UsageError, match="holds allocated data") as caught:

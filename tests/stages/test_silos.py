@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from fedlora.config.evaluate import EvaluateRougeConfig, ReportConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
-from fedlora.errors import TrainingError, UsageError
+from fedlora.errors import DataError, TrainingError, UsageError
 from fedlora.stages import evaluate_rouge, generate, report, train
 
 CLIENTS = ("north", "south", "west")
@@ -100,7 +101,7 @@ def test_a_second_call_answers_nothing_and_other_rows_are_refused(world, capsys)
         answer(world, "alone", "plain", of="base")
 
 
-def test_the_rows_that_a_run_held_out_are_found_by_its_record_and_were_not_trained_on(world):
+def test_the_rows_that_a_run_held_out_are_found_by_its_record_and_were_not_trained_on(world, tmp_path):
     run = json.loads((world / "models" / "shared" / "run.json").read_text())
     assert run["config"]["test_share"] == 0.25
     assert [(one["file"], one["num_examples"], one["num_test"]) for one in run["clients"]] == [
@@ -110,6 +111,12 @@ def test_the_rows_that_a_run_held_out_are_found_by_its_record_and_were_not_train
     assert [line["client"] for line in lines_of(file)] == [name for name in CLIENTS for _ in range(2)]
     (scores,) = score(world, "shared", "plain").scores
     assert scores.num_rows == 6
+    with pytest.raises(UsageError, match=r"did not hold out the same test rows: shared 0.25 by seed 42, alone none"):
+        answer(world, "shared", "plain", of="global,alone/1/north")
+    shutil.copytree(world / "plain", tmp_path / "changed")
+    write_rows(tmp_path / "changed" / "south.jsonl", ["south 1"])
+    with pytest.raises(DataError, match=r"south.jsonl: not the file that the run was trained on"):
+        score(world, "shared", tmp_path / "changed")
     assert "test_share" not in json.loads((world / "models" / "alone" / "run.json").read_text())["config"]
 
 

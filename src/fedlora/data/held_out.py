@@ -18,7 +18,7 @@ from typing import Literal
 from fedlora.data.client_files import find_silos, find_test_files
 from fedlora.data.client_names import name_of_file
 from fedlora.data.records import read_rows
-from fedlora.errors import UsageError
+from fedlora.errors import DataError, UsageError
 from fedlora.files import sha256_of, sha256_of_json
 from fedlora.seeds import derive_seed
 from fedlora.types import ReadRules, Row
@@ -26,10 +26,12 @@ from fedlora.types import ReadRules, Row
 
 @dataclass(frozen=True)
 class Share:
-    """The share of every client's rows that a run held out, and the seed that drew them."""
+    """The share of every client's rows that a run held out, the seed that drew them, and name and SHA-256 of each
+    client's file."""
 
     test_share: float
     seed: int
+    files: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,16 @@ def read_test_rows(
     found: list[tuple[str, Row]] = []
     for name, file in own_test_files(files).items():
         found += [(name, row) for row in read_rows(file, rules=rules, output_key=output_key)]
-    if not found and share is not None and share.test_share:
+    if not found and share is not None:
         for file in files:
+            name = name_of_file(file.name)
+            if sha256_of(file) != dict(share.files).get(name, sha256_of(file)):
+                raise DataError(
+                    f"{file}: not the file that the run was trained on, so it is unknown which rows were held out",
+                    hint="restore the file, or give test rows in a file of their own",
+                )
             rows = read_rows(file, rules=rules, may_be_empty=True, output_key=output_key)
-            found += [(name_of_file(file.name), row) for row in drawn_test_rows(rows, share)]
+            found += [(name, row) for row in drawn_test_rows(rows, share)]
     if not found:
         raise no_test_rows(path)
     content = [[name, row.as_dict()] for name, row in found]

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedlora.config.who import WORDS, WhichRound, read_round
-from fedlora.data.client_names import client_numbers, shown_client
+from fedlora.data.client_names import client_numbers, name_of_file, shown_client
 from fedlora.data.held_out import Share
+from fedlora.data.streams import split_name
 from fedlora.errors import UsageError
 from fedlora.nearest import suggest
 from fedlora.paths import OutputName, ResultPaths, RunPaths, is_number
@@ -106,8 +107,13 @@ def find_share(subjects: Sequence[Subject], model_dir: Path) -> Share | None:
     runs = _Runs(model_dir)
     shares = {one.run: runs[one.run].share for one in subjects if runs[one.run].paths.run_file.is_file()}
     if len(set(shares.values())) > 1:
-        shown = ", ".join(f"{name} {one.test_share:g} by seed {one.seed}" for name, one in shares.items())
-        raise UsageError(f"the runs held out different test rows: {shown}", hint="take each run by itself")
+        shown = ", ".join(
+            f"{name} {one.test_share:g} by seed {one.seed}" if one else f"{name} none" for name, one in shares.items()
+        )
+        raise UsageError(
+            f"the runs did not hold out the same test rows: {shown}",
+            hint="take each run by itself, or give test rows in a file",
+        )
     return next(iter(shares.values()), None)
 
 
@@ -128,9 +134,13 @@ class _Run:
         return {facts.client_id: facts.file for facts in self.record.clients} if self.paths.run_file.is_file() else {}
 
     @property
-    def share(self) -> Share:
-        """The share of every client's rows that the run held out."""
-        return Share(self.record.config.get("test_share", 0.0), self.record.config["seed"])
+    def share(self) -> Share | None:
+        """The share of every client's rows that the run held out, and of which files; None where it held out none."""
+        config = self.record.config
+        # of a client on another machine neither the file's name nor its hash is known
+        here = [facts for facts in self.record.clients if split_name(Path(facts.file)) is not None]
+        files = tuple((name_of_file(facts.file), facts.sha256) for facts in here)
+        return Share(share, config["seed"], files) if (share := config.get("test_share")) else None
 
     def outputs(self, who: str) -> list[OutputName]:
         """Everyone that one word means, `all` apart."""
