@@ -74,7 +74,7 @@ def _default_of(field: FieldInfo, *, is_option: bool) -> Any:
 
 def _keywords_text(config: type[Config], fields: Mapping[str, FieldInfo]) -> str:
     """Every keyword with its help and its default, in the groups of the command's help."""
-    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
+    groups: dict[str, list[str]] = {}
     for name, field in fields.items():
         group = shown_of(field)["group"] or OTHER if name in config.model_fields else OF_METHODS
         default = repr(field.default) if isinstance(field.default, bool) else shown_default(field)
@@ -82,5 +82,5 @@ def _keywords_text(config: type[Config], fields: Mapping[str, FieldInfo]) -> str
             text = spell(f"{short_name(name, fields)}: {field.description} (default: {default})")
         lines = textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
         groups.setdefault(group, []).extend(lines)
-    named = {"keywords" if group == OTHER else group: lines for group, lines in groups.items() if lines}
+    named = {"keywords" if group == OTHER else group: lines for group, lines in groups.items()}
     return "\n\n".join(f"{group}:\n" + "\n".join(lines) for group, lines in named.items())
