@@ -18,11 +18,15 @@ def complete(coroutine: Coroutine[Any, Any, T]) -> T:
 
     An interrupt cancels it, and is raised when it has ended.
     """
+    return _complete_in_thread(coroutine) if _is_in_a_loop() else asyncio.run(coroutine)
+
+
+def _is_in_a_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(coroutine)
-    return _complete_in_thread(coroutine)
+        return False
+    return True
 
 
 def _complete_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
