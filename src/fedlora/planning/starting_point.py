@@ -77,7 +77,7 @@ def run_yaml(rows: Rows, base_model: str, file: Path) -> str:
         ("local_val_set_size", held_back, "rows that each client holds back to measure every round"),
         ("seed", 42, "of every random draw"),
         ("method", method, f"{METHODS[method].summary}; `fedlora methods` lists all"),
-        ("rounds", 10, "more can be added later"),
+        ("rounds", 5, "a finished run takes more: --rounds 10"),
         ("client_fraction", 1, "every client takes part in every round"),
         ("batch_size", batch, "examples per optimizer step"),
         ("epochs", epochs, "of a client in a round"),
