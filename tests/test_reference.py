@@ -88,6 +88,7 @@ def test_the_schema_of_json_output_names_what_commands_print(tiny_model, make_cl
         "train": run,
         "generate": ["run", "--test", "test.jsonl", "--max_new_tokens", "2"],
         "score": ["run", "--test", "test.jsonl"],
+        "loss": ["run", "--test", "test.jsonl"],
         "report": ["run", "--round", "1"],
         "runs": [],
         "verify": ["run"],

@@ -61,6 +61,12 @@ COMMANDS = {
         positional="exp_name",
         everyday=True,
     ),
+    "loss": Command(
+        "measure the loss of the base model, the global adapter or a client's, without training",
+        "fedlora.config.loss:LossConfig",
+        "fedlora.stages.loss:run",
+        positional="exp_name",
+    ),
     "report": Command(
         "put several runs side by side: tables and plots",
         "fedlora.config.evaluate:ReportConfig",

@@ -5,7 +5,6 @@ Losses are means per response token. Nothing here trains, and nothing is read bu
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +12,14 @@ from typing import Any
 
 from fedlora.config.train import TrainConfig
 from fedlora.data.records import read_rows
-from fedlora.engines.workbench import spec_of
-from fedlora.federated.ranks import shapes_at
-from fedlora.llm.adapter_config import load_spec
-from fedlora.llm.adapter_files import CONFIG_NAME, load_adapter
-from fedlora.llm.background import as_background
+from fedlora.engines.losses import Groups, Losses, LossMeter
 from fedlora.llm.base_model import BaseModel
-from fedlora.llm.examples import Example, encode_rows
-from fedlora.llm.layout import LayoutBook
-from fedlora.llm.local_training import Trainer
-from fedlora.llm.lora import LoraModel
-from fedlora.llm.memory import plan_layout
-from fedlora.llm.prompts import PromptEncoder
 from fedlora.methods.table import find_recorded
 from fedlora.paths import OutputName, RunPaths
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.run_folder import read_run
 from fedlora.runs.saved_adapters import adapter_file, find_personal
 from fedlora.types import AdapterState
-
-Losses = dict[str, float]
-"""Category -> mean loss per response token."""
 
 
 @dataclass(frozen=True)
@@ -50,30 +36,17 @@ class Scorer:
     """One base with the LoRA layers of a configuration, measuring adapters of their shape."""
 
     def __init__(self, base: BaseModel, config: TrainConfig) -> None:
-        self.lora = LoraModel(base.model, spec_of(config))
-        self.encoder = PromptEncoder(base.tokenizer, config.prompt_template)
-        self.trainer = Trainer(base, self.lora, config, LayoutBook(plan_layout(base, self.lora, config)))
+        self.meter = LossMeter(base, config)
         self.config = config
-        self._groups: dict[Path, Mapping[str, list[Example]]] = {}
+        self._groups: dict[Path, Groups] = {}
 
-    def losses(
-        self, adapter: AdapterState | None, rows_file: Path, *, background: AdapterState | None = None
-    ) -> Losses:
-        """The loss on every category of a file; None is the base model, and a background is added to either."""
-        groups = self._read(rows_file)
-        return {
-            category: self.trainer.validate(adapter, [examples], background=background)
-            for category, examples in groups.items()
-        }
+    def losses(self, adapter: AdapterState | None, rows_file: Path) -> Losses:
+        """The loss on every category of a file; None is the base model."""
+        return self.meter.measure(adapter, self._read(rows_file))
 
     def score_file(self, file: Path, rows_file: Path) -> Losses:
         """`losses` of a stored adapter."""
-        spec = load_spec(file.with_name(CONFIG_NAME))
-        adapter = load_adapter(file, shapes_at(self.lora.shapes(), spec.r))
-        if spec.r > self.lora.spec.r:
-            # a stack of two does not fit into the layers, and is the same beside them
-            return self.losses(None, rows_file, background=as_background(adapter, spec.scaling))
-        return self.losses(adapter, rows_file)
+        return self.meter.measure_file(file, self._read(rows_file))
 
     def score_run(self, paths: RunPaths, rows_file: Path) -> dict[str, Any]:
         """Losses of what a run's last round left: of the global adapter, if there is one, and of the clients' own."""
@@ -97,14 +70,10 @@ class Scorer:
             for hop in find_hops(paths)
         ]
 
-    def _read(self, rows_file: Path) -> Mapping[str, list[Example]]:
+    def _read(self, rows_file: Path) -> Groups:
         if rows_file not in self._groups:
-            rows = defaultdict(list)
-            for row in read_rows(rows_file):
-                rows[row.category].append(row)
-            cutoff = self.config.cutoff_len
-            groups = {name: encode_rows(rows[name], self.encoder, cutoff=cutoff).examples for name in sorted(rows)}
-            self._groups[rows_file] = groups
+            rows = read_rows(rows_file)
+            self._groups[rows_file] = self.meter.encode(rows, [row.category for row in rows])
         return self._groups[rows_file]
 
 
