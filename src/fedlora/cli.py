@@ -47,7 +47,7 @@ def _end_of(arguments: list[str]) -> int:
     except FedloraError as error:
         return _show(error)
     except KeyboardInterrupt:
-        _print_error(f"interrupted{_say_how_to_resume(arguments)}")
+        _print_message(f"interrupted{_say_how_to_resume(arguments)}")
         return 128 + signal.SIGINT
     except SystemExit as stop:
         if not isinstance(stop.code, int):
@@ -108,10 +108,19 @@ def _run_command(arguments: list[str]) -> None:
     if command.requires:
         load(command.requires)()
     try:
-        _print_result(load(command.run)(config), as_json=given.as_json)
+        result = load(command.run)(config)
+        _print_result(result, as_json=given.as_json)
     except FedloraError as error:
         _print_result(error.result, as_json=given.as_json)
         raise
+    following = result.next_command
+    if same := result.next_with_same_flags:
+        from fedlora.config.command_line import repeated
+
+        following = repeated(same, load(COMMANDS[same].config), config, given.values, given.file)
+    if following:
+        # not in the names that were typed: it is typed as it stands
+        _print_message(f"next: {following}")
 
 
 def _help(name: str, command: Command, arguments: list[str]) -> str:
@@ -200,7 +209,7 @@ def _print_completion(arguments: list[str]) -> None:
 
 
 def _show(error: FedloraError) -> int:
-    _print_error(spell(f"error: {error}" + (f"\n  hint: {error.hint}" if error.hint else "")))
+    _print_message(spell(f"error: {error}" + (f"\n  hint: {error.hint}" if error.hint else "")))
     return error.exit_code
 
 
@@ -209,11 +218,11 @@ def _show_unexpected(error: Exception) -> int:
         return _show(named)
     import traceback
 
-    _print_error("".join(traceback.format_exception(error)).rstrip())
+    _print_message("".join(traceback.format_exception(error)).rstrip())
     return 1
 
 
-def _print_error(text: str) -> None:
+def _print_message(text: str) -> None:
     print(printable(redact(text)), file=sys.stderr, flush=True)
 
 

@@ -17,8 +17,18 @@ class Result:
     """Base of the results: one text, shown alike by the command line, a prompt and a notebook.
 
     A subclass is a frozen dataclass with `repr=False`. It writes `as_dict`, and either `text` or, where there are
-    tables in it, `parts`.
+    tables in it, `parts`. The text ends with the place of the files.
     """
+
+    @property
+    def next_command(self) -> str:
+        """What to type next on the command line, complete; empty where nothing follows."""
+        return ""
+
+    @property
+    def next_with_same_flags(self) -> str:
+        """The command that takes next what this one was given; empty where none does."""
+        return ""
 
     def parts(self) -> Sequence[str]:
         """The text in pieces, each of which begins a line; tables are pieces of their own."""

@@ -191,9 +191,9 @@ def spoil(monkeypatch):
 def reported(name: str, folder: Path) -> Findings:
     """What the report says of a run; its pictures are another test's."""
     config = ReportConfig.of(exp_names=name, communication_rounds=1, model_dir=folder / "models")
-    experiment = load_experiment(config, name)
+    experiment = load_experiment(config, name, 1)
     assert experiment is not None
-    return gather_findings([experiment], [])
+    return gather_findings(config, [experiment], [])
 
 
 def adapter_files(paths, number: int = 1) -> dict[str, str]:

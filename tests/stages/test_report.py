@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
+import shutil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 
+from fedlora.cli import load
+from fedlora.command_table import COMMANDS
 from fedlora.config.evaluate import ReportConfig
 from fedlora.errors import UsageError
+from fedlora.flags import make_parser, read_flags
+from fedlora.reporting.experiments import find_round
 from fedlora.reporting.main_table import main_table_parts
 from fedlora.stages.report import run
 
@@ -36,7 +42,13 @@ class World:
     def config(self, *names: str, **fields: Any) -> ReportConfig:
         folders = {field: self.root / field for field in ("model_dir", "prediction_dir", "rouge_dir", "llm_dir")}
         return ReportConfig.of(
-            exp_names=names, communication_rounds=ROUNDS, report_dir=self.root / "reports", **folders, **fields
+            **{
+                "exp_names": names,
+                "communication_rounds": ROUNDS,
+                "report_dir": self.root / "reports",
+                **folders,
+                **fields,
+            }
         )
 
     def train(self, mode: str, *, name: str = "", steps: int = 4, rounds: int = ROUNDS, **changes: Any) -> str:
@@ -300,13 +312,13 @@ def test_missing_scores_leave_dashes_and_name_the_commands_that_make_them(world:
     assert row_of(findings, "none mean").costs.steps == 24
     gaps = {gap.text: gap.commands for gap in findings.gaps}
     assert list(gaps) == [
-        "none client 0 (capitals), none client 2 (sums): no predictions (shown for the first of them)",
+        "none client 0 (capitals), none client 2 (sums): no predictions",
         "seq: not scored",
     ]
     generate, score = gaps[next(iter(gaps))]
-    assert generate.startswith("fedlora generate --exp_name none --communication_rounds 2 --is_global_model false")
-    assert "--client_id 0" in generate
-    assert score.startswith("fedlora evaluate_rouge --exp_name none --communication_rounds 2")
+    folders = f"--prediction_dir {world.root}/prediction_dir --model_dir {world.root}/model_dir"
+    assert generate == f"fedlora generate none --of 0,2 --round 2 {folders}"
+    assert score == f"fedlora score none --of 0,2 --round 2 {folders} --evaluation_dir {world.root}/rouge_dir"
     assert len(gaps["seq: not scored"]) == 1
     assert f"`{generate}`" in markdown
     assert generate in text
@@ -317,21 +329,22 @@ def test_a_run_that_has_not_reached_the_round_shows_no_costs_and_says_so(world: 
     findings, _, _ = report_of(world, *ALL)
     seq = row_of(findings, "seq")
     assert (seq.costs, seq.held_out_loss) == (None, None)
-    assert [gap.text for gap in findings.gaps] == ["seq: trained 1 of 2 rounds"]
+    (gap,) = findings.gaps
+    assert gap.text.startswith("seq: trained 1 of 2 rounds; its train command with --rounds 2")
 
 
 def test_a_name_without_a_run_gets_a_row_of_dashes_and_a_command(world: World) -> None:
     findings, _, _ = report_of(world, "homo", "absent")
     line = next(line for line in "\n".join(main_table_parts(findings)).splitlines() if line.startswith("absent"))
     assert set(line.split()[1:]) == {"-"}
-    assert findings.gaps[0].commands == ("fedlora train --exp_name absent --num_communication_rounds 2",)
+    assert findings.gaps[0].commands == (f"fedlora runs --model_dir {world.root}/model_dir",)
 
 
 def test_nothing_at_all_is_a_usage_error_and_leaves_no_file(tmp_path: Path) -> None:
     world = World(tmp_path)
     with pytest.raises(UsageError, match="homo or none") as caught:
         run(world.config("homo", "none"))
-    assert "fedlora train" in caught.value.hint
+    assert f"`fedlora runs --model_dir {tmp_path}/model_dir`" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
@@ -370,6 +383,60 @@ def test_two_experiments_of_one_mode_are_told_apart_by_name(world: World) -> Non
     assert [row.label for row in findings.rows] == ["base", "seq", "homo", "homo-r4"]
     assert stored["config_differences"] == {"lora_r": {"homo": 8, "homo-r4": 4, "seq": 8}}
     assert r"| lora\_r | 8 | 4 | 8 |" in markdown
+
+
+def test_commands_in_a_report_can_be_pasted_and_replace_nothing(world: World) -> None:
+    for stage in ("prediction_dir", "rouge_dir"):
+        shutil.rmtree(world.root / stage / "none")
+    world.train("seq", rounds=1)
+    findings, markdown, _ = report_of(world, *ALL, "absent")
+    commands = [command for gap in findings.gaps for command in gap.commands]
+    assert {shlex.split(command)[1] for command in commands} == {"generate", "score", "runs"}
+    assert len(commands) == 3
+    for command in commands:
+        words = shlex.split(command)
+        row = COMMANDS[words[1]]
+        config = load(row.config)
+        given = read_flags(make_parser(words[1], config), words[2:], config, row.positional)
+        config.make(given.values, file=given.file)
+        assert command in markdown
+    assert "--overwrite" not in markdown
+
+
+def test_a_round_that_is_not_named_is_the_last_with_scores(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, rounds in (("homo", (1, 3, 7)), ("seq", (3, 5))):
+        for number in rounds:
+            file = world.root / "rouge_dir" / name / str(number) / "global_output_rouge.json"
+            write(file, {"overall": {}, "fedlora": {}})
+    asked = [(("homo", "seq"), 3), (("homo",), 7), (("seq", "absent"), 5)]
+    for names, expected in asked:
+        for which in (None, "last", ""):
+            config = world.config(*names, communication_rounds=which)
+            assert find_round(config) == expected
+    assert find_round(world.config("homo", communication_rounds=2)) == 2
+    shutil.rmtree(world.root / "rouge_dir")
+    for name, rounds in (("homo", (1, 2)), ("seq", (1, 2, 3))):
+        for number in rounds:
+            (world.root / "model_dir" / name / str(number)).mkdir(exist_ok=True)
+    assert find_round(world.config("homo", "seq", communication_rounds=None)) == 2
+    run(world.config("homo", "seq", communication_rounds=None))
+    assert "comparing round 2" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="takes a number or last"):
+        world.config("homo", communication_rounds="best")
+
+
+def test_every_pair_of_a_judge_is_in_the_report(world: World) -> None:
+    world.judge("none", "client_1")
+    folder = world.root / "llm_dir" / "none" / str(ROUNDS)
+    result = json.loads((folder / "client_1_results.json").read_text())
+    write(folder / "pairs" / "homo.2.global--client_1.json", result)
+    result["files"]["proposed"]["path"] = "seq/2/global_output.jsonl"
+    write(folder / "pairs" / "seq.2.global--client_1.json", result)
+    findings, _, _ = report_of(world, *ALL)
+    assert [(one.baseline, one.proposed) for one in findings.judgements] == [
+        ("none client_1", "homo/2/global_output.jsonl"),
+        ("none client_1", "seq/2/global_output.jsonl"),
+    ]
 
 
 def test_the_judge_gets_a_table_of_its_own_where_it_was_asked(world: World) -> None:

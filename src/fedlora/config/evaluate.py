@@ -151,10 +151,19 @@ class ReportConfig(Config):
     """Put runs side by side: tables and plots over methods that share data and rounds."""
 
     exp_names: Names = flag(("homo-1B", "seq-1B", "none-1B"), "runs, comma separated")
-    communication_rounds: int = flag(20, "round whose results are compared", ge=1)
+    communication_rounds: WhichRound = flag(
+        None, "round whose results are compared: a number or last", if_none="the last that has scores"
+    )
     model_dir: Path = flag(Path("./models"), "root folder of all runs")
     prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions")
     rouge_dir: Path = flag(Path("./evaluations_rouge"), "root folder of all ROUGE results")
     llm_dir: Path = flag(Path("./evaluations_llm"), "root folder of all judge results")
     report_dir: Path = flag(Path("./reports"), "root folder of all reports")
     report_name: str = flag("report", "folder of this report under report_dir")
+
+    @field_validator("communication_rounds")
+    @classmethod
+    def _one_round_for_all(cls, value: object) -> object:
+        if value == "best":
+            raise ValueError("runs are compared after one round: takes a number or last")
+        return value

@@ -21,6 +21,9 @@ from fedlora.types import ClientId
 TEST = ".test"
 """Ends the stem of a client's file of test rows: `library.test.csv`."""
 
+_TEST_FILES = ("dolly_test_*.jsonl", "test_rows.jsonl")
+"""What allocation calls its test file."""
+
 _MAKE_DATA = (
     "make rows with `fedlora data skills` (or `fedlora data dolly`) and split them with client_data_allocation.py, "
     "or give a folder with one file per client (.json, .jsonl, .csv, also as .gz, or .parquet)"
@@ -56,6 +59,22 @@ def find_test_files(files: Sequence[Path]) -> dict[ClientId, Path]:
         for client, file in enumerate(files)
         if (name := f"{name_of_file(file.name)}{TEST}") in found
     }
+
+
+def known_test_rows(data_path: Path, num_clients: int, *, has_share: bool) -> Path | None:
+    """Where the test rows for a folder of clients lie: an allocation's test file, or the folder of silos itself.
+
+    None where there are none, or several; `has_share` says whether training held out a share of the silos' rows.
+    """
+    if not data_path.is_dir():
+        return None
+    allocated = _allocated_folders(data_path)
+    if not allocated:
+        own = has_share or any(map(_is_test, data_path.iterdir()))
+        return data_path if own else None
+    folders = {folder.parent for folder in allocated if folder.name == str(num_clients)}
+    files = [file for folder in folders for name in _TEST_FILES for file in folder.glob(name)]
+    return files[0] if len(files) == 1 else None
 
 
 def check_no_client(file: Path, files: Sequence[Path], field: str) -> None:

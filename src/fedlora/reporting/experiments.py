@@ -7,19 +7,23 @@ close it. A file that is there and cannot be read is an error.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.config.evaluate import ReportConfig
+from fedlora.config.command_line import command_line
+from fedlora.config.evaluate import EvaluateRougeConfig, ReportConfig
+from fedlora.config.generate import GenerateConfig
+from fedlora.config.runs import RunsConfig
 from fedlora.data.client_names import shown_client
 from fedlora.errors import UsageError
 from fedlora.files import read_json, read_text, sha256_of
 from fedlora.methods.row import Method
 from fedlora.methods.table import find_recorded
 from fedlora.paths import OutputName, ResultPaths, RunPaths
+
+NO_PREDICTIONS = "no predictions"
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,12 @@ class Answers:
 
     rouge: Mapping[str, Any] | None
     meta: Mapping[str, Any] | None
-    judge: Mapping[str, Any] | None
+    judged: tuple[Mapping[str, Any], ...]
+    """Every judged pair whose baseline it is."""
     doubts: tuple[str, ...]
     """Why the scores may not be those of the adapter that is there now."""
     missing: str
-    """What is missing of the scores ("" when nothing is), ..."""
-    commands: tuple[str, ...]
-    """... and the commands that write it."""
+    """What is missing of the scores ("" when nothing is): `no predictions` or `not scored`."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,20 @@ class Experiment:
         return max((row["round"] for row in self.round_rows), default=0)
 
 
-def load_experiment(config: ReportConfig, exp_name: str) -> Experiment | None:
+def find_round(config: ReportConfig) -> int:
+    """The round to compare: the one named, else the last that all runs with scores have scores of, else the last that
+    one has. Without any scores it is the last that all runs have trained.
+    """
+    if isinstance(config.communication_rounds, int):
+        return config.communication_rounds
+    scored = [rounds for name in config.exp_names if (rounds := set(ResultPaths(config.rouge_dir, name, 0).rounds))]
+    if scored:
+        return max(set.intersection(*scored) or set.union(*scored))
+    trained = [RunPaths(config.model_dir, name).committed_rounds() for name in config.exp_names]
+    return min((rounds[-1] for rounds in trained if rounds), default=1)
+
+
+def load_experiment(config: ReportConfig, exp_name: str, round_number: int) -> Experiment | None:
     """The experiment `exp_name`, or None when it has no run.json. UsageError when a file cannot be read."""
     paths = RunPaths(config.model_dir, exp_name)
     if not paths.run_file.is_file():
@@ -92,21 +108,38 @@ def load_experiment(config: ReportConfig, exp_name: str) -> Experiment | None:
             f"{paths.root}: a what-if of {run['reaggregated_from']['exp_name']}, which took no steps of its own",
             hint="compare it by the table of `fedlora reaggregate`, or by evaluate_rouge",
         )
-    rows = [row for row in _read_metrics(paths.metrics_file) if row["round"] <= config.communication_rounds]
+    rows = [row for row in _read_metrics(paths.metrics_file) if row["round"] <= round_number]
     names = [OutputName("base"), *_subjects(run)]
     return Experiment(
         name=exp_name,
-        round_number=config.communication_rounds,
+        round_number=round_number,
         run=run,
         client_rows=[row for row in rows if row["kind"] == "client"],
         round_rows=[row for row in rows if row["kind"] == "round"],
-        answers={str(name): _load_answers(config, exp_name, name) for name in names},
+        answers={str(name): _load_answers(config, exp_name, round_number, name) for name in names},
     )
 
 
-def train_command(exp_name: str, rounds: int) -> str:
-    """How an experiment gets to round `rounds`."""
-    return f"fedlora train --exp_name {exp_name} --num_communication_rounds {rounds}"
+def runs_command(config: ReportConfig) -> str:
+    """How to see which runs there are."""
+    return command_line("runs", RunsConfig, {"model_dir": config.model_dir})
+
+
+def answer_commands(
+    config: ReportConfig, experiment: Experiment, names: Sequence[str], missing: str
+) -> tuple[str, ...]:
+    """What writes the scores of `names` (`global`, `client_0`) that are missing, and their predictions before that."""
+    asked = {
+        "exp_name": experiment.name,
+        "of_subjects": tuple(name.removeprefix("client_") for name in names),
+        "communication_rounds": experiment.round_number,
+        "prediction_dir": config.prediction_dir,
+        "model_dir": config.model_dir,
+    }
+    generate = command_line("generate", GenerateConfig, asked, positional="exp_name")
+    scored = {**asked, "evaluation_dir": config.rouge_dir}
+    score = command_line("score", EvaluateRougeConfig, scored, positional="exp_name")
+    return (generate, score) if missing == NO_PREDICTIONS else (score,)
 
 
 def _subjects(run: Mapping[str, Any]) -> list[OutputName]:
@@ -136,30 +169,27 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _load_answers(config: ReportConfig, exp_name: str, name: OutputName) -> Answers:
-    predicted = ResultPaths(config.prediction_dir, exp_name, config.communication_rounds)
-    scored = ResultPaths(config.rouge_dir, exp_name, config.communication_rounds).rouge(name)
-    judged = ResultPaths(config.llm_dir, exp_name, config.communication_rounds).judge(name)
+def _load_answers(config: ReportConfig, exp_name: str, round_number: int, name: OutputName) -> Answers:
+    predicted = ResultPaths(config.prediction_dir, exp_name, round_number)
+    scored = ResultPaths(config.rouge_dir, exp_name, round_number).rouge(name)
+    judged = ResultPaths(config.llm_dir, exp_name, round_number)
     predictions = predicted.predictions(name)
-    rouge = _read_result(scored, "fedlora", "fedlora evaluate_rouge")
+    rouge = _read_result(scored, "fedlora", "fedlora score")
     meta = _read_result(predicted.predictions_meta(name), "adapter_sha256", "fedlora generate")
     doubts = []
     if rouge and predictions.is_file() and sha256_of(predictions) != rouge["fedlora"]["predictions_sha256"]:
         doubts.append("predictions changed after they were scored")
-    if meta and _adapter_was_replaced(config, exp_name, meta["adapter_sha256"]):
+    if meta and _adapter_was_replaced(config, exp_name, round_number, meta["adapter_sha256"]):
         doubts.append("predictions were made with another adapter than the run has now")
-    missing, commands = "", []
-    if rouge is None:
-        missing, commands = "not scored", [_command(config, "evaluate_rouge", exp_name, name)]
-        if not predictions.is_file():
-            missing, commands = "no predictions", [_command(config, "generate", exp_name, name), *commands]
-    judge = _read_result(judged, "win", "fedlora evaluate_llm")
-    return Answers(rouge, meta, judge, tuple(doubts), missing, tuple(commands))
+    missing = "" if rouge else "not scored" if predictions.is_file() else NO_PREDICTIONS
+    results = [_read_result(file, "win", "fedlora evaluate_llm") for file in (judged.judge(name), *judged.pairs(name))]
+    pairs = [result for number, result in enumerate(results) if result is not None and result not in results[:number]]
+    return Answers(rouge, meta, tuple(pairs), tuple(doubts), missing)
 
 
-def _adapter_was_replaced(config: ReportConfig, exp_name: str, adapter_sha256: str | None) -> bool:
+def _adapter_was_replaced(config: ReportConfig, exp_name: str, round_number: int, adapter_sha256: str | None) -> bool:
     """Whether the round was trained again since: it holds another adapter than the one that answered."""
-    manifest = RunPaths(config.model_dir, exp_name).round_folder(config.communication_rounds) / "manifest.json"
+    manifest = RunPaths(config.model_dir, exp_name).round_folder(round_number) / "manifest.json"
     if adapter_sha256 is None or not manifest.is_file():
         return False
     return adapter_sha256 not in {file["sha256"] for file in read_json(manifest)["files"].values()}
@@ -174,16 +204,3 @@ def _read_result(path: Path, key: str, command: str) -> dict[str, Any] | None:
     if not isinstance(result, dict) or key not in result:
         raise UsageError(f"{path}: not written by fedlora ({key!r} is missing)", hint=f"run `{command}` again")
     return result
-
-
-def _command(config: ReportConfig, stage: str, exp_name: str, name: OutputName) -> str:
-    words = ["fedlora", stage, "--exp_name", exp_name, "--communication_rounds", str(config.communication_rounds)]
-    if name.kind == "base":
-        words += ["--is_base_model", "true"]
-    elif name.kind == "client":
-        words += ["--is_global_model", "false", "--client_id", str(name.client_id)]
-    own_root = ("--model_dir", "model_dir") if stage == "generate" else ("--evaluation_dir", "rouge_dir")
-    for flag, field in (("--prediction_dir", "prediction_dir"), own_root):
-        if config.chosen(field):
-            words += [flag, str(getattr(config, field))]
-    return shlex.join(words)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedlora.config.evaluate import ReportConfig
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.fairness import answer_sources, config_differences, find_notes, find_warnings
 from fedlora.reporting.summary import (
@@ -87,7 +88,7 @@ class Findings:
         }
 
 
-def gather_findings(experiments: Sequence[Experiment], absent: Sequence[str]) -> Findings:
+def gather_findings(config: ReportConfig, experiments: Sequence[Experiment], absent: Sequence[str]) -> Findings:
     """Compare `experiments` (at least one); `absent` names those that were asked for and have no run."""
     round_number = experiments[0].round_number
     rows = make_rows(experiments, absent)
@@ -95,16 +96,16 @@ def gather_findings(experiments: Sequence[Experiment], absent: Sequence[str]) ->
     return Findings(
         round_number=round_number,
         rows=rows,
-        gaps=find_gaps(experiments, absent, rows),
+        gaps=find_gaps(config, experiments, absent, rows),
         warnings=find_warnings(experiments, rows),
         notes=find_notes(experiments, rows),
         titles=titles,
         curves={one.name: loss_curves(one) for one in in_report_order(experiments)},
         judgements=[
-            _judgement(f"{titles[one.name]} {name}" if name != "base" else f"base ({one.name})", answers.judge)
+            _judgement(f"{titles[one.name]} {name}" if name != "base" else f"base ({one.name})", result)
             for one in experiments
             for name, answers in one.answers.items()
-            if answers.judge is not None
+            for result in answers.judged
         ],
         quarantined=[text for one in experiments for text in _quarantined(one)],
         limited=[text for one in experiments for text in _limited(one)],

@@ -30,7 +30,7 @@ def main_table_parts(findings: Findings) -> tuple[str, str]:
 
 def remarks_text(findings: Findings) -> str:
     """Warnings, gaps and notes, one a line."""
-    gaps = [f"'{NOTHING}' {gap.text}; run {', then '.join(gap.commands)}" for gap in findings.gaps]
+    gaps = [f"'{NOTHING}' {gap.text}{gap.remedy()}" for gap in findings.gaps]
     lines = [*(f"warning: {text}" for text in findings.warnings), *gaps, *(f"note: {text}" for text in findings.notes)]
     return "\n".join(one_line(line) for line in lines)
 

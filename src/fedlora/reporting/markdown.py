@@ -44,9 +44,7 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
     parts = [f"# Federated LoRA: the models after round {findings.round_number}", _headline(findings)]
     parts += [f"> **Warning:** {escape(text)}" for text in findings.warnings]
     parts.append(markdown_table(COLUMNS, map(main_cells, findings.rows)))
-    remarks = [
-        f"- `{NOTHING}` {escape(gap.text)}; run {', then '.join(map(_code, gap.commands))}" for gap in findings.gaps
-    ]
+    remarks = [f"- `{NOTHING}` {escape(gap.text)}{gap.remedy(_code)}" for gap in findings.gaps]
     remarks += [f"- {escape(text)}" for text in findings.notes]
     parts.append("\n".join(remarks))
     if "rounds.png" in pictures:

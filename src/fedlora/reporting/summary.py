@@ -9,13 +9,14 @@ they compare with the totals of homo, seq and pooled.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
+from fedlora.config.evaluate import ReportConfig
 from fedlora.data.client_names import name_of_file
-from fedlora.reporting.experiments import Experiment, train_command
+from fedlora.reporting.experiments import Experiment, answer_commands, runs_command
 from fedlora.reporting.statistics import macro_interval, share_interval
 
 COSTS_ARE_TOTALS = " (costs: total)"
@@ -62,10 +63,14 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class Gap:
-    """Why cells are empty, and the commands that fill them."""
+    """Why cells are empty, and the commands that fill them where these are known."""
 
     text: str
     commands: tuple[str, ...]
+
+    def remedy(self, shown: Callable[[str], str] = str) -> str:
+        """The commands, each as `shown` writes it, to follow the text; nothing where none is known."""
+        return f"; run {', then '.join(map(shown, self.commands))}" if self.commands else ""
 
 
 def make_rows(experiments: Sequence[Experiment], absent: Sequence[str]) -> list[ModelRow]:
@@ -85,31 +90,29 @@ def make_rows(experiments: Sequence[Experiment], absent: Sequence[str]) -> list[
     return [*rows, *(ModelRow(name, name, "", "absent") for name in absent)]
 
 
-def find_gaps(experiments: Sequence[Experiment], absent: Sequence[str], rows: Sequence[ModelRow]) -> list[Gap]:
-    """One gap for each thing that is missing; clients of one experiment that miss the same share one."""
-    rounds = experiments[0].round_number
-    gaps = [Gap(f"{name}: no run of that name", (train_command(name, rounds),)) for name in absent]
-    groups: defaultdict[tuple[str, str], list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
+def find_gaps(
+    config: ReportConfig, experiments: Sequence[Experiment], absent: Sequence[str], rows: Sequence[ModelRow]
+) -> list[Gap]:
+    """One gap for each thing that is missing; models of one experiment that miss the same share one."""
+    gaps = [Gap(f"{name}: no run of that name", (runs_command(config),)) for name in absent]
+    groups: defaultdict[tuple[str, str], list[ModelRow]] = defaultdict(list)
     known = {experiment.name: experiment for experiment in experiments}
     for row in rows:
-        if row.subject in ("mean", "absent"):
-            continue
-        answers = known[row.experiment].answers[_output_name(row)]
-        if answers.missing:
-            groups[row.experiment, answers.missing].append((row.label, answers.commands))
-    for (_, missing), members in groups.items():
-        text = f"{', '.join(label for label, _ in members)}: {missing}"
-        more = " (shown for the first of them)" if len(members) > 1 else ""
-        gaps.append(Gap(text + more, members[0][1]))
+        if row.subject not in ("mean", "absent") and (
+            missing := known[row.experiment].answers[_output_name(row)].missing
+        ):
+            groups[row.experiment, missing].append(row)
+    for (name, missing), members in groups.items():
+        text = f"{', '.join(row.label for row in members)}: {missing}"
+        gaps.append(Gap(text, answer_commands(config, known[name], list(map(_output_name, members)), missing)))
     for experiment in experiments:
-        done = experiment.rounds_done
+        done, rounds = experiment.rounds_done, experiment.round_number
         if done < rounds:
-            gaps.append(
-                Gap(f"{experiment.name}: trained {done} of {rounds} rounds", (train_command(experiment.name, rounds),))
-            )
+            text = f"trained {done} of {rounds} rounds; its train command with --rounds {rounds} trains the others"
+            gaps.append(Gap(f"{experiment.name}: {text}", ()))
         elif any(row.held_out_loss is None and row.experiment == experiment.name for row in rows):
-            command = f"fedlora train --exp_name {experiment.name} --val_data_path FILE --overwrite"
-            gaps.append(Gap(f"{experiment.name}: no held-out loss, as nothing was held out", (command,)))
+            text = "no held-out loss: it was trained without --val_data_path and --local_val_set_size"
+            gaps.append(Gap(f"{experiment.name}: {text}", ()))
     return gaps
 
 

@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedlora.config.command_line import command_line
+from fedlora.config.evaluate import ReportConfig
 from fedlora.config.who import WORDS, WhichRound, read_round
 from fedlora.data.client_names import client_numbers, name_of_file, shown_client
 from fedlora.data.held_out import Share
@@ -268,3 +270,22 @@ def shown_names(subjects: Sequence[Subject]) -> list[str]:
     """What a table calls each of them: with run and round where these differ."""
     alike = len({(one.run, one.round_number) for one in subjects}) == 1
     return [one_line(one.name if alike else f"{one.run}/{one.round_number}/{one.name}") for one in subjects]
+
+
+def round_to_name(subjects: Sequence[Subject], root: Path) -> int | None:
+    """The round of `subjects` where it is one and not the last that `root` has results of, which is meant anyway."""
+    rounds = {one.round_number for one in subjects}
+    last = ResultPaths(root, subjects[0].run, 0).rounds[-1:]
+    return None if len(rounds) > 1 or rounds == set(last) else rounds.pop()
+
+
+def report_command(subjects: Sequence[Subject], root: Path, *, model_dir: Path, **folders: Path) -> str:
+    """How the results of `subjects`, below `root`, become a report; empty where none of their runs is there."""
+    names = dict.fromkeys(one.run for one in subjects)
+    asked = {
+        "exp_names": tuple(name for name in names if RunPaths(model_dir, name).run_file.is_file()),
+        "communication_rounds": round_to_name(subjects, root),
+        "model_dir": model_dir,
+        **folders,
+    }
+    return command_line("report", ReportConfig, asked, positional="exp_names") if asked["exp_names"] else ""

@@ -16,20 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.config.data import AllocateConfig
+from fedlora.config.command_line import command_line
+from fedlora.config.data import AllocateConfig, ModelConfig
+from fedlora.config.plan import PlanConfig
 from fedlora.config.reading import READING_FIELDS
-from fedlora.console import printable, say
+from fedlora.console import say
+from fedlora.data.allocation_text import allocation_parts
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, StorageError, UsageError
 from fedlora.federated.partition import Deal, label_skew, partition_rows
 from fedlora.files import json_lines, json_text, read_json, sha256_of, write_text
 from fedlora.paths import DataPaths
-from fedlora.plain_text import one_line, table_text
 from fedlora.results import Result
 from fedlora.seeds import derive_seed
 from fedlora.types import Row
-
-_SHOWN_CLIENTS, _SHOWN_CATEGORIES = 32, 3
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,21 @@ class AllocatedData(Result):
     paths: DataPaths
     test_per_cat: int | None
 
+    @property
+    def next_command(self) -> str:
+        """What a run on the data takes, with the embedded model."""
+        asked = {
+            "data_path": self.paths.folder,
+            "num_clients": len(self.manifest["clients"]),
+            "base_model": ModelConfig.model_fields["name"].default,
+            "client_selection_frac": 1,
+            "test_file_path": self.paths.test_file(self.test_per_cat),
+        }
+        return command_line("plan", PlanConfig, asked)
+
     def parts(self) -> Sequence[str]:
         """Who holds how much of what, what was left out, and the files."""
-        return _summary(self.manifest, self.paths, self.test_per_cat)
+        return allocation_parts(self.manifest, self.paths, self.test_per_cat)
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest, and where the data lies."""
@@ -270,29 +282,3 @@ def _remove(path: Path) -> None:
         path.unlink()
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}", hint="fix its permissions, then run again") from error
-
-
-def _summary(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat: int | None) -> list[str]:
-    clients = manifest["clients"]
-    silos = [(str(client["client_id"]), client) for client in clients[:_SHOWN_CLIENTS]]
-    silos.append(("test", manifest["test"]))
-    rows = [(name, str(silo["num_examples"]), one_line(_mix(silo["categories"]))) for name, silo in silos]
-    if len(clients) > _SHOWN_CLIENTS:
-        rows.insert(-1, ("...", "", f"and {len(clients) - _SHOWN_CLIENTS} clients more, see the manifest"))
-    dropped = manifest["duplicates"]
-    return [
-        table_text(("client", "rows", "categories"), rows, left=(2,), rules=()),
-        f"input: {manifest['input']['num_rows']} rows, {manifest['num_empty']} without an answer left out, "
-        f"{dropped['dropped']} repeated prompts dropped ({dropped['under_another_category']} under another category)",
-        *([f"bad rows left out: {manifest['num_skipped']}"] if "num_skipped" in manifest else []),
-        f"label skew: {manifest['label_skew']:.3f} (0 is the pool's mix at every client)",
-        printable(f"clients: {paths.client_file(len(clients), 0).parent}"),
-        printable(f"test set: {paths.test_file(test_per_cat)}"),
-    ]
-
-
-def _mix(counts: Mapping[str, int]) -> str:
-    largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{category or '(none)'} {count}" for category, count in largest[:_SHOWN_CATEGORIES])
-    more = len(largest) - _SHOWN_CATEGORIES
-    return shown + (f" and {more} more" if more > 0 else "")

@@ -52,6 +52,10 @@ class PlanOfRuns(Result):
 
     record: Mapping[str, Any]
 
+    @property
+    def next_with_same_flags(self) -> str:
+        return "compare"
+
     def parts(self) -> Sequence[str]:
         """The table of methods, and the runs that are left."""
         return plan_of_runs_parts(self.record)

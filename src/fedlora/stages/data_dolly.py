@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.config.data import DollyConfig
+from fedlora.config.command_line import command_line
+from fedlora.config.data import AllocateConfig, DollyConfig
 from fedlora.data.array_file import refuse_existing, write_array
 from fedlora.data.records import read_rows
 from fedlora.errors import UsageError
@@ -21,6 +22,11 @@ class DollyRows(Result):
 
     file: Path
     num_rows: int
+
+    @property
+    def next_command(self) -> str:
+        """How to split the rows."""
+        return command_line("allocate", AllocateConfig, {"input_file": self.file})
 
     def text(self) -> str:
         """One line."""

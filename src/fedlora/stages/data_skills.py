@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.config.data import SkillsConfig
+from fedlora.config.command_line import command_line
+from fedlora.config.data import AllocateConfig, SkillsConfig
 from fedlora.console import say
 from fedlora.data.array_file import array_text, refuse_existing
 from fedlora.data.skills import SKILLS, make_skill_rows
@@ -21,6 +22,12 @@ class SkillRows(Result):
     file: Path
     rows_per_category: int
     written: bool
+
+    @property
+    def next_command(self) -> str:
+        """How to split the rows."""
+        asked = {"input_file": self.file, "test_share": 0.2}
+        return command_line("allocate", AllocateConfig, asked)
 
     @property
     def num_rows(self) -> int:

@@ -33,7 +33,7 @@ from fedlora.paths import ResultPaths
 from fedlora.redaction import redacted_logs
 from fedlora.results import Result
 from fedlora.runs.judged_pairs import Pair, find_pairs, recorded_stem
-from fedlora.runs.subjects import find_share
+from fedlora.runs.subjects import find_share, report_command
 
 if TYPE_CHECKING:
     from fedlora.evaluation.judge.client import Sleep
@@ -83,6 +83,15 @@ class Judgements(Result):
     """What the judge said of every pair that was asked for."""
 
     judgements: tuple[Judgement, ...]
+    config: EvaluateLlmConfig
+
+    @property
+    def next_command(self) -> str:
+        """How the results become a report; empty where there is no run."""
+        config = self.config
+        baselines = [one.pair.baseline for one in self.judgements]
+        folders = {"model_dir": config.model_dir, "prediction_dir": config.prediction_dir}
+        return report_command(baselines, config.evaluation_dir, llm_dir=config.evaluation_dir, **folders)
 
     def parts(self) -> Sequence[str]:
         """Of one pair the table by category, of several a row each; then where the results lie."""
@@ -123,7 +132,7 @@ def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> Judgement
                 failures, calls = _ask_open_questions(config, comparison, log, sleep, calls)
                 result = _make_result(config, comparison, log, failures)
                 found.append(Judgement(comparison.pair, result, _write_result(config, comparison.pair, target, result)))
-    return Judgements(tuple(found))
+    return Judgements(tuple(found), config)
 
 
 @contextlib.contextmanager

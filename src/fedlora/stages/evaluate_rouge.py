@@ -21,7 +21,7 @@ from fedlora.files import sha256_of, write_json
 from fedlora.paths import ResultPaths
 from fedlora.plain_text import Table, one_line, table_text
 from fedlora.results import Result
-from fedlora.runs.subjects import Subject, find_answers, find_share, shown_names
+from fedlora.runs.subjects import Subject, find_answers, find_share, report_command, shown_names
 from fedlora.types import Row
 
 MOST_CLIENTS = 12
@@ -63,6 +63,16 @@ class Scores(Result):
     """The scores of everyone who was asked for, in that order."""
 
     scores: tuple[SubjectScores, ...]
+    config: EvaluateRougeConfig
+
+    @property
+    def next_command(self) -> str:
+        """How the scores become a report; empty where there is no run."""
+        config = self.config
+        folders = {"model_dir": config.model_dir, "prediction_dir": config.prediction_dir}
+        return report_command(
+            [one.subject for one in self.scores], config.evaluation_dir, rouge_dir=config.evaluation_dir, **folders
+        )
 
     def __getitem__(self, name: str) -> SubjectScores:
         """The scores of one subject, by the name in the table. Raises UsageError for another name."""
@@ -132,7 +142,7 @@ def run(config: EvaluateRougeConfig) -> Scores:
         file = ResultPaths(config.evaluation_dir, one.run, one.round_number).rouge(one.output)
         write_json(file, result)
         scores.append(SubjectScores(one, result, file))
-    return Scores(tuple(scores))
+    return Scores(tuple(scores), config)
 
 
 def _score(

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedlora.config.command_line import command_line
+from fedlora.config.evaluate import EvaluateRougeConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.console import say
 from fedlora.data.held_out import HeldOutRows, read_test_rows
@@ -26,7 +28,7 @@ from fedlora.llm.resident_base import ResidentBase
 from fedlora.paths import OutputName, ResultPaths
 from fedlora.results import Result
 from fedlora.runs.environment import library_versions
-from fedlora.runs.subjects import Subject, find_adapters, find_share
+from fedlora.runs.subjects import Subject, find_adapters, find_share, round_to_name
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,21 @@ class Predictions(Result):
     """The answers that the chosen adapters have now, each in a file."""
 
     answers: tuple[SubjectAnswers, ...]
+    config: GenerateConfig
+
+    @property
+    def next_command(self) -> str:
+        """How the answers are scored against the same file."""
+        config = self.config
+        asked = {
+            "exp_name": config.exp_name,
+            "of_subjects": None if config.words == ("global",) else config.words,
+            "communication_rounds": round_to_name([one.subject for one in self.answers], config.prediction_dir),
+            "target_file": config.test_file_path,
+            "prediction_dir": config.prediction_dir,
+            "model_dir": config.model_dir,
+        }
+        return command_line("score", EvaluateRougeConfig, asked, positional="exp_name")
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -107,7 +124,10 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] | None = None)
                 for name in group:
                     _write_answers(parts[place].results, name, tests, answers, parts[place].facts[name])
     return Predictions(
-        tuple(SubjectAnswers(one, parts[one.run, one.round_number].results.predictions(one.output)) for one in subjects)
+        tuple(
+            SubjectAnswers(one, parts[one.run, one.round_number].results.predictions(one.output)) for one in subjects
+        ),
+        config,
     )
 
 

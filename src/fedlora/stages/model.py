@@ -17,6 +17,11 @@ class InstalledModel(Result):
 
     folder: Path
 
+    @property
+    def next_command(self) -> str:
+        """Rows to train it on."""
+        return "fedlora data skills"
+
     def text(self) -> str:
         """The folder."""
         return str(self.folder)

@@ -24,6 +24,10 @@ class Plan(Result):
 
     record: Mapping[str, Any]
 
+    @property
+    def next_with_same_flags(self) -> str:
+        return "train"
+
     def parts(self) -> Sequence[str]:
         """The clients, the run, what it takes, and the warnings."""
         return plan_parts(self.record)

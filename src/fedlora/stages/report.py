@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.evaluate import ReportConfig
+from fedlora.console import say
 from fedlora.errors import UsageError
 from fedlora.files import json_text, write_bytes, write_text
 from fedlora.paths import report_file
 from fedlora.reporting.categories_figure import draw_categories
 from fedlora.reporting.drift_figure import draw_drift
-from fedlora.reporting.experiments import load_experiment, train_command
+from fedlora.reporting.experiments import find_round, load_experiment, runs_command
 from fedlora.reporting.findings import Findings, gather_findings
 from fedlora.reporting.main_table import main_table_parts
 from fedlora.reporting.markdown import markdown_report
@@ -31,6 +32,11 @@ class Report(Result):
 
     findings: Findings
     file: Path
+
+    @property
+    def next_command(self) -> str:
+        """The first command that fills a gap."""
+        return next((command for gap in self.findings.gaps for command in gap.commands), "")
 
     def parts(self) -> Sequence[str]:
         """The main table, what is to be said about it, and the page."""
@@ -46,14 +52,17 @@ def run(config: ReportConfig) -> Report:
 
     Raises UsageError when none of the experiments has a run, or a file of one cannot be read.
     """
-    loaded = {name: load_experiment(config, name) for name in dict.fromkeys(config.exp_names)}
+    round_number = find_round(config)
+    loaded = {name: load_experiment(config, name, round_number) for name in dict.fromkeys(config.exp_names)}
     experiments = [experiment for experiment in loaded.values() if experiment is not None]
     if not experiments:
         raise UsageError(
             f"no run under {config.model_dir} is named {' or '.join(config.exp_names) or 'in exp_names'}",
-            hint=f"name runs with --exp_names, or train: `{train_command('NAME', config.communication_rounds)}`",
+            hint=f"`{runs_command(config)}` lists the runs there are",
         )
-    findings = gather_findings(experiments, [name for name, one in loaded.items() if one is None])
+    if not isinstance(config.communication_rounds, int):
+        say(f"comparing round {round_number}; choose another with --communication_rounds")
+    findings = gather_findings(config, experiments, [name for name, one in loaded.items() if one is None])
     markdown = report_file(config.report_dir, config.report_name, ".md")
     pictures = {"rounds.png": draw_rounds(findings)}
     if findings.categories:

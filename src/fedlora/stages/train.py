@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedlora.config.command_line import command_line
+from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
 from fedlora.data.client_facts import read_client_files
-from fedlora.data.client_files import client_files_of
+from fedlora.data.client_files import client_files_of, known_test_rows
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError
 from fedlora.paths import RunPaths
@@ -31,15 +33,28 @@ class TrainedRun(Result):
     """A run whose rounds are all done."""
 
     paths: RunPaths
+    config: TrainConfig
 
     @property
     def root(self) -> Path:
         """The folder of the run."""
         return self.paths.root
 
+    @property
+    def next_command(self) -> str:
+        """How the run answers the test rows that lie with its data; FILE where none is known."""
+        config = self.config
+        tests = known_test_rows(config.data_path, config.num_clients, has_share=bool(config.test_share))
+        asked = {
+            "exp_name": config.exp_name,
+            "test_file_path": tests or config.val_data_path or "FILE",
+            "model_dir": config.model_dir,
+        }
+        return command_line("generate", GenerateConfig, asked, positional="exp_name")
+
     def text(self) -> str:
-        """Nothing: every round was reported when it was done."""
-        return ""
+        """The folder; every round was reported when it was done."""
+        return str(self.root)
 
     def as_dict(self) -> dict[str, Any]:
         """The folder, and every round's line of metrics.jsonl."""
@@ -54,7 +69,7 @@ def run(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> Train
     """
     for _ in rounds(config, load=load):
         pass
-    return TrainedRun(RunPaths(config.model_dir, config.exp_name))
+    return TrainedRun(RunPaths(config.model_dir, config.exp_name), config)
 
 
 def rounds(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> Generator[int]:
