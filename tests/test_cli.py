@@ -22,6 +22,7 @@ from fedlora.config.runs import VerifyConfig
 from fedlora.config.schema import Config, Names, OptionalInt, flag
 from fedlora.config.train import TrainConfig
 from fedlora.flags import make_parser, read_flags
+from fedlora.results import Result
 
 
 class FakeConfig(Config):
@@ -504,12 +505,23 @@ def test_a_command_that_swallows_the_signal_is_ended(tmp_path):
 
 
 def test_a_result_is_printed_and_one_without_text_is_not(stage, capsys):
-    stage.act = lambda: SimpleNamespace(text=lambda: "a table\nand a path")
+    class Told(Result):
+        def text(self) -> str:
+            return "a table\nand a path"
+
+        @property
+        def next_command(self) -> str:
+            return "fedlora next --exp_name modes"
+
+    stage.act = Told
+    # whatever the user calls a field, a command is shown as it is typed
+    assert cli.main(["fake_stage", "--rows", "1"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("a table\nand a path\n", "next: fedlora next --exp_name modes\n")
+    stage.act = lambda: type("Silent", (Result,), {"text": lambda self: ""})()
     assert cli.main(["fake_stage"]) == 0
-    assert capsys.readouterr().out == "a table\nand a path\n"
-    stage.act = lambda: SimpleNamespace(text=lambda: "")
-    assert cli.main(["fake_stage"]) == 0
-    assert capsys.readouterr().out == ""
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")
 
 
 def test_what_was_found_before_an_error_is_printed_before_it(stage, capsys):

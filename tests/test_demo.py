@@ -20,7 +20,7 @@ def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatc
 
     def record(stage: str, config: object) -> SimpleNamespace:
         asked.append((stage, config))
-        return SimpleNamespace(text=lambda: f"text of {stage}", folder=Path("/models/smollm2"))
+        return SimpleNamespace(parts=lambda: [f"text of {stage}"], folder=Path("/models/smollm2"))
 
     stages = {
         "data_skills": "run",
@@ -35,13 +35,17 @@ def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatc
     assert f"/models/homo/{rounds}')" in shown
     said = capsys.readouterr()
     assert said.out == "", "the command line prints the result"
-    assert [f"text of {stage}" in said.err for stage in ("allocate", "generate", "report")] == [True, True, False]
+    assert said.err.splitlines() == [
+        "1. model and data: eight clients, one skill each",
+        f"2. training: homo, seq, none, pooled, {rounds} rounds each",
+        "3. answers to the test rows",
+        "4. scores and report",
+    ]
     trained = [config for stage, config in asked if stage == "train"]
     assert [config.federation_mode for config in trained] == MODES
     assert {config.num_communication_rounds for config in trained} == {rounds}
-    assert [config.exp_name for stage, config in asked if stage == "generate"] == MODES
-    # none: the base model and eight clients
-    assert sum(stage == "evaluate_rouge" for stage, _ in asked) == len(MODES) + 8
+    everyone = tuple(f"{mode}/{rounds}/{'all' if mode == 'none' else 'global'}" for mode in MODES)
+    assert [config.words for stage, config in asked if stage in ("generate", "evaluate_rouge")] == [everyone] * 2
     (reported,) = [config for stage, config in asked if stage == "report"]
     assert list(reported.exp_names) == MODES
     readme = (Path(__file__).parents[1] / "README.md").read_text()

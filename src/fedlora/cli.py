@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedlora import __version__
 from fedlora.command_table import COMMANDS, Command
@@ -25,6 +25,10 @@ from fedlora.openmp import limit_spinning
 from fedlora.redaction import redact
 from fedlora.results import Result
 from fedlora.stopping import stop_on_signals
+
+if TYPE_CHECKING:
+    from fedlora.config.schema import Config
+    from fedlora.flags import Given
 
 SHELLS = ("bash", "zsh", "tcsh")
 HELP = {"-h", "--help"}
@@ -113,14 +117,19 @@ def _run_command(arguments: list[str]) -> None:
     except FedloraError as error:
         _print_result(error.result, as_json=given.as_json)
         raise
-    following = result.next_command
+    if result is not None:
+        _print_next(result, config, given)
+
+
+def _print_next(result: Result, config: Config, given: Given) -> None:
+    """The command to type next, to standard error; as it is typed, so its names are not those that were typed."""
+    command = result.next_command
     if same := result.next_with_same_flags:
         from fedlora.config.command_line import repeated
 
-        following = repeated(same, load(COMMANDS[same].config), config, given.values, given.file)
-    if following:
-        # not in the names that were typed: it is typed as it stands
-        _print_message(f"next: {following}")
+        command = repeated(same, load(COMMANDS[same].config), config, given.values, given.file)
+    if command:
+        _print_message(f"next: {command}")
 
 
 def _help(name: str, command: Command, arguments: list[str]) -> str:

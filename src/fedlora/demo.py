@@ -17,7 +17,7 @@ from fedlora.config.demo import DemoConfig
 from fedlora.config.evaluate import EvaluateRougeConfig, ReportConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
-from fedlora.console import duration, say
+from fedlora.console import collect_lines, duration, say
 from fedlora.paths import DataPaths, RunPaths
 from fedlora.results import Result
 
@@ -59,15 +59,14 @@ class Demonstration(Result):
 
 
 def run(config: DemoConfig) -> Demonstration:
-    """Allocate, train four modes, generate, score, report; what each stage found is a message on the way."""
-    from fedlora.stages import allocate, data_skills, report, train
+    """Allocate, train four methods, generate, score, report, with the progress of what takes time."""
+    from fedlora.stages import allocate, data_skills, evaluate_rouge, generate, report, train
     from fedlora.stages import model as model_stage
 
     began = time.monotonic()
     root = config.output_dir
+    say("1. model and data: eight clients, one skill each")
     model = model_stage.run(ModelConfig())
-    _tell(model)
-    say(f"\n1. data: eight clients, one skill each, under {root / 'data'}")
     rows_file = root / "data" / "skills.json"
     skills = SkillsConfig.of(
         output_file=rows_file,
@@ -75,7 +74,6 @@ def run(config: DemoConfig) -> Demonstration:
         seed=config.seed,
         overwrite=True,
     )
-    _tell(data_skills.run(skills))
     data = DataPaths(root / "data", DATASET)
     allocation = AllocateConfig.of(
         input_file=rows_file,
@@ -86,23 +84,21 @@ def run(config: DemoConfig) -> Demonstration:
         seed=config.seed,
         overwrite=True,
     )
-    _tell(allocate.run(allocation))
+    with collect_lines():
+        data_skills.run(skills)
+        allocate.run(allocation)
     test_file = data.test_file(config.test_per_cat)
-    say(f"\n2. training: {', '.join(MODES)}, {config.rounds} rounds each")
+    say(f"2. training: {', '.join(MODES)}, {config.rounds} rounds each")
     for mode in MODES:
         train.run(_train_config(config, mode, str(test_file)))
-    say("\n3. answers to the test rows and their scores")
-    for mode in MODES:
-        _answer_and_score(config, mode)
-    say("\n4. report")
-    written = report.run(_report_config(config))
+    say("3. answers to the test rows")
+    generate.run(_generate_config(config, test_file))
+    say("4. scores and report")
+    with collect_lines():
+        evaluate_rouge.run(_score_config(config, test_file))
+        written = report.run(_report_config(config))
     adapter = RunPaths(root / "models", "homo").round_folder(config.rounds).resolve()
     return Demonstration(written, adapter, model.folder, time.monotonic() - began)
-
-
-def _tell(result: Result) -> None:
-    if text := result.text():
-        say(text)
 
 
 def _train_config(config: DemoConfig, mode: str, test_file: str) -> TrainConfig:
@@ -128,32 +124,31 @@ def _train_config(config: DemoConfig, mode: str, test_file: str) -> TrainConfig:
     )
 
 
-def _answer_and_score(config: DemoConfig, mode: str) -> None:
+def _subjects(config: DemoConfig) -> list[str]:
     """`none` answers with the base model and every client, the other methods with their global adapter."""
-    from fedlora.stages import evaluate_rouge, generate
+    return [f"{mode}/{config.rounds}/{'all' if mode == 'none' else 'global'}" for mode in MODES]
 
-    where = {
-        "exp_name": mode,
-        "communication_rounds": config.rounds,
-        "model_dir": config.output_dir / "models",
-        "prediction_dir": config.output_dir / "predictions",
-    }
-    test_file = DataPaths(config.output_dir / "data", DATASET).test_file(config.test_per_cat)
-    asked = GenerateConfig.of(
-        **where,
-        all=mode == "none",
+
+def _generate_config(config: DemoConfig, test_file: Path) -> GenerateConfig:
+    return GenerateConfig.of(
+        of_subjects=_subjects(config),
+        model_dir=config.output_dir / "models",
+        prediction_dir=config.output_dir / "predictions",
         test_file_path=test_file,
         max_new_tokens=MAX_NEW_TOKENS,
         device=config.device,
         overwrite=True,
     )
-    _tell(generate.run(asked))
-    subjects = [{"is_base_model": True}, *({"is_global_model": False, "client_id": client} for client in range(8))]
-    for subject in subjects if mode == "none" else [{}]:
-        scored = EvaluateRougeConfig.of(
-            **where, **subject, target_file=test_file, evaluation_dir=config.output_dir / "evaluations_rouge"
-        )
-        _tell(evaluate_rouge.run(scored))
+
+
+def _score_config(config: DemoConfig, test_file: Path) -> EvaluateRougeConfig:
+    return EvaluateRougeConfig.of(
+        of_subjects=_subjects(config),
+        model_dir=config.output_dir / "models",
+        prediction_dir=config.output_dir / "predictions",
+        evaluation_dir=config.output_dir / "evaluations_rouge",
+        target_file=test_file,
+    )
 
 
 def _report_config(config: DemoConfig) -> ReportConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fedlora import cli
 from fedlora.config.evaluate import EvaluateRougeConfig
 from fedlora.errors import DataError, UsageError
 from fedlora.stages import evaluate_rouge
@@ -128,6 +129,16 @@ def test_several_are_scored_in_one_call_as_alone_and_shown_in_one_table(root: Pa
     both = evaluate_rouge.run(make_config(root, of="global,other/last/base")).text().splitlines()
     assert [line.split()[0] for line in both[2:4]] == ["homo-1B/3/global", "other/1/base"]
     assert both[4:] == [str(root / "rouge" / "homo-1B" / "3"), str(root / "rouge" / "other" / "1")]
+
+
+def test_a_name_and_a_file_stand_without_flags(root: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(root)
+    write_lines(root / "predictions" / "homo-1B" / "3" / "base_output.jsonl", predictions())
+    (root / "score.yaml").write_text("of: all\ntest: test.jsonl\nname: other\n")
+    for words in (["homo-1B", "score.yaml"], ["score.yaml", "homo-1B", "--round", "last"]):
+        assert cli.main(["score", *words]) == 0
+        table = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in table[2:]] == ["base", "global", "evaluations_rouge/homo-1B/3"]
 
 
 def test_nothing_is_written_where_one_of_several_does_not_fit(root: Path) -> None:

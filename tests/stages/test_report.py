@@ -421,7 +421,7 @@ def test_a_round_that_is_not_named_is_the_last_with_scores(world: World, capsys:
     assert find_round(world.config("homo", "seq", communication_rounds=None)) == 2
     run(world.config("homo", "seq", communication_rounds=None))
     assert "comparing round 2" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="takes a number or last"):
+    with pytest.raises(UsageError, match="takes a number from 1 or last"):
         world.config("homo", communication_rounds="best")
 
 

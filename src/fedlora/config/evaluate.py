@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Config, Names, OptionalInt, flag
-from fedlora.config.who import ROUNDS, WORDS, Subjects, WhichRound, contract_words, refuse_both
+from fedlora.config.who import ROUNDS, WORDS, LastRound, Subjects, WhichRound, contract_words, refuse_both
 
 _LAST = "the last that holds the predictions"
 _BASELINE = ("is_base_model", "is_global_model", "client_id")
@@ -55,12 +55,15 @@ class EvaluateLlmConfig(ReadingConfig):
     The key comes from the environment (`api_key` or OPENAI_API_KEY) or from api_key_file, never from a flag.
     """
 
-    exp_name: str = flag("fedavg-1B", "run that of and against are about", everyday=True)
+    exp_name: str = flag("fedavg-1B", "run whose predictions are compared", everyday=True)
     of_subjects: Subjects = flag(
-        None, f"who is judged: {WORDS}", everyday=True, if_none="global with against, else proposed_file"
+        None, f"who is judged: {WORDS}", everyday=True, if_none="global with against; else proposed_file"
     )
     against_subjects: Subjects = flag(
-        None, "the baseline, as in of", everyday=True, if_none="base with of, else what is_global_model says"
+        None,
+        "the baseline, as in of",
+        everyday=True,
+        if_none="base with of; else is_base_model, is_global_model and client_id choose",
     )
     is_global_model: bool = flag(True, "baseline: the global adapter's predictions; false: those of client_id")
     client_id: int = flag(0, "number of the baseline client, where is_global_model is false", ge=0)
@@ -151,7 +154,7 @@ class ReportConfig(Config):
     """Put runs side by side: tables and plots over methods that share data and rounds."""
 
     exp_names: Names = flag(("homo-1B", "seq-1B", "none-1B"), "runs, comma separated")
-    communication_rounds: WhichRound = flag(
+    communication_rounds: LastRound = flag(
         None, "round whose results are compared: a number or last", if_none="the last that has scores"
     )
     model_dir: Path = flag(Path("./models"), "root folder of all runs")
@@ -160,10 +163,3 @@ class ReportConfig(Config):
     llm_dir: Path = flag(Path("./evaluations_llm"), "root folder of all judge results")
     report_dir: Path = flag(Path("./reports"), "root folder of all reports")
     report_name: str = flag("report", "folder of this report under report_dir")
-
-    @field_validator("communication_rounds")
-    @classmethod
-    def _one_round_for_all(cls, value: object) -> object:
-        if value == "best":
-            raise ValueError("runs are compared after one round: takes a number or last")
-        return value

@@ -29,6 +29,13 @@ def read_round(value: Any) -> Any:
     raise ValueError("takes a number from 1, last or best")
 
 
+def _read_last(value: Any) -> Any:
+    """As `read_round`, without `best`: for what is about several runs."""
+    if value == "best":
+        raise ValueError("each run has its own best round: takes a number from 1 or last")
+    return read_round(value)
+
+
 def _read_words(value: Any) -> Any:
     """`base,library` or a list of names and numbers; nothing for None."""
     parts = split_names(value)
@@ -40,6 +47,7 @@ def _read_words(value: Any) -> Any:
 
 
 WhichRound = Annotated[int | Literal["last", "best"] | None, BeforeValidator(read_round)]
+LastRound = Annotated[int | Literal["last"] | None, BeforeValidator(_read_last)]
 Subjects = Annotated[tuple[str, ...] | None, BeforeValidator(_read_words)]
 
 
