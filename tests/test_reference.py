@@ -94,6 +94,7 @@ def test_the_schema_of_json_output_names_what_commands_print(tiny_model, make_cl
         "verify": ["run"],
         "reaggregate": ["run", "--leave_out", "1"],
         "methods": [],
+        "methods check": ["homo"],
         "data skills": ["--rows_per_category", "4"],
         "allocate": ["--input_file", "data/skills.json", "--train_per_cat", "2", "--test_per_cat", "1"],
     }

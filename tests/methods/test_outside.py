@@ -260,8 +260,8 @@ def test_a_package_that_has_changed_is_another_source(tmp_path, monkeypatch):
     assert not now.find_changes(now.record())
 
 
-def test_a_class_of_a_cell_is_known_by_its_text(tmp_path):
-    """As in a notebook, classes belong to `__main__`."""
+def test_a_class_of_a_cell_is_known_by_its_code_and_that_of_the_functions_it_calls(tmp_path):
+    """As in a notebook, classes belong to `__main__` and have no file."""
     script = tmp_path / "cell.py"
     script.write_text(
         textwrap.dedent(
@@ -270,17 +270,34 @@ def test_a_class_of_a_cell_is_known_by_its_text(tmp_path):
             from fedlora.config.train import TrainConfig
             from fedlora.methods import FedAvg, Method
 
+            FIRST = '''
+            def grow(value):
+                return value + 1
+
             @dataclass(frozen=True)
             class Cell(FedAvg):
                 step: float = 1.0
+                def aggregate(self, state, updates, context):
+                    return grow(state) if {"a", "b", "c"} else self
+            '''
+            SAME = "\\n\\n# a comment\\n" + FIRST
+            OTHERS = [FIRST.replace(*change) for change in (("+ 1", "+ 2"), ("1.0", "0.5"), ("grow(state)", "state"))]
 
-            source = TrainConfig.of(federation_mode=Method("cell", server=Cell())).method.source
-            print(source.kind, source.place == "", sorted(source.files), len(source.files["Cell"]))
+            def files(cell):
+                exec(cell, globals())
+                source = TrainConfig.of(federation_mode=Method("cell", server=Cell())).method.source
+                assert (source.kind, source.place, list(source.files)) == ("session", "", ["Cell"])
+                return source.files["Cell"]
+
+            assert files(FIRST) == files(SAME)
+            assert len({files(cell) for cell in (FIRST, *OTHERS)}) == 4
+            print(files(FIRST))
             """
         )
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["session", "True", "['Cell']", "64"]
+    runs = [subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True) for _ in "ab"]
+    # as after a restart of the kernel
+    assert runs[0].stdout == runs[1].stdout
 
 
 def test_the_public_names_are_loaded_when_they_are_used():
@@ -288,3 +305,17 @@ def test_the_public_names_are_loaded_when_they_are_used():
         "import sys, fedlora.methods as m; m.Method; m.Option; assert 'torch' not in sys.modules; m.FedAvg; m.combine"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_no_method_at_all_is_named(tmp_path):
+    for given, what, hint in (
+        (Careful(), "is of type Careful", "Method"),
+        ("part_way.py", "is not a method", "name the method in the file: part_way.py:NAME"),
+    ):
+        with pytest.raises(UsageError, match=what) as caught:
+            TrainConfig.of(federation_mode=given)
+        assert hint in caught.value.hint
+    (tmp_path / "apart.py").write_text("from . import more")
+    with pytest.raises(UsageError, match="ImportError") as caught:
+        find_method(f"{tmp_path / 'apart.py'}:row")
+    assert "a method of several files is a package" in caught.value.hint

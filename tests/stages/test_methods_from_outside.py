@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fedlora.config.runs import RunsConfig, VerifyConfig
 from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
 from fedlora.federated.adapters import fingerprint
+from fedlora.methods import FedAvg, Method
 from fedlora.methods.table import find_recorded
 from fedlora.stages import methods, reaggregate, report, runs, train, verify
 
@@ -158,3 +160,51 @@ def test_a_method_in_a_file_is_described_like_any_other(options):
     assert "--set step=VALUE" in told.text()
     assert told.as_dict()["combines_with"]["privacy by client"]
     assert told.as_dict()["source"]["from"] == "file"
+
+
+@dataclass(frozen=True)
+class Half(FedAvg):
+    share: float = 0.5
+
+
+def test_a_method_of_this_process_alone_resumes_with_the_same_code_and_facts(options, monkeypatch):
+    monkeypatch.setattr(Half, "__module__", "__main__")
+    half = Method("half", server=Half(), server_sees="mean", bound_to_length=False)
+    given = {**options, "federation_mode": half}
+    root = train.run(TrainConfig.of(**given)).root
+    where = {"exp_name": "run", "model_dir": options["model_dir"]}
+    assert "recomputed" in verify.run(VerifyConfig.of(**where, federation_mode=half)).text()
+    with pytest.raises(UsageError) as caught:
+        verify.run(VerifyConfig.of(**where))
+    assert caught.value.hint == "give --federation_mode file.py:name"
+    longer = {**given, "num_communication_rounds": 3}
+    train.run(TrainConfig.of(**longer))
+    assert (root / "3").is_dir()
+    claims = replace(half, server_sees="single updates")
+    with pytest.raises(UsageError, match="server_sees: mean -> single updates"):
+        train.run(TrainConfig.of(**{**longer, "federation_mode": claims}))
+    monkeypatch.setattr(Half, "weight_of", lambda self, update: 2.0)
+    with pytest.raises(UsageError, match=r"Half: \w+ -> \w+"):
+        train.run(TrainConfig.of(**longer))
+
+
+def test_a_row_that_states_no_length_says_why_a_run_gets_no_more_rounds(options):
+    short = Method("short", server=Half())
+    train.run(TrainConfig.of(**{**options, "federation_mode": short}))
+    with pytest.raises(UsageError, match="num_communication_rounds: 2 -> 3") as caught:
+        train.run(TrainConfig.of(**{**options, "federation_mode": short, "num_communication_rounds": 3}))
+    assert "bound_to_length=False" in caught.value.hint
+
+
+def test_a_mistyped_option_of_a_method_from_outside_is_named(options):
+    with pytest.raises(UsageError, match="unknown field 'stpe'") as caught:
+        TrainConfig.of(**options, stpe=0.3)
+    assert caught.value.hint == "did you mean step?"
+
+
+def test_privacy_by_client_takes_a_method_whose_server_sees_the_mean(options):
+    private = {"dp_noise_multiplier": 1.0, "dp_clip": 1.0}
+    root = train.run(TrainConfig.of(**options, **private)).root
+    assert json.loads((root / "2" / "manifest.json").read_text())["privacy"]
+    with pytest.raises(UsageError, match="client-level privacy"):
+        TrainConfig.of(**{**options, "federation_mode": Method("silent", server=Half())}, **private)

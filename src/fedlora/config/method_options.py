@@ -59,6 +59,11 @@ class NamesMethod(Config):
             row = locate(asked) if METHODS.get(asked.name) is not asked else asked
         elif isinstance(asked, str) and asked and (row is None or row.name != asked):
             row = find_method(asked)
+        elif asked is not None and not isinstance(asked, str):
+            raise UsageError(
+                f"federation_mode is of type {type(asked).__name__}, not a name or a Method",
+                hint='give a name, or fedlora.methods.Method("name", server=..., client=...)',
+            )
         rest = {name: value for name, value in given.items() if name not in ("federation_mode", "method_row")}
         if row is None:
             return rest if asked is None else {**rest, "federation_mode": asked}
@@ -105,6 +110,11 @@ class MethodOptions(NamesMethod):
             hint = suggest(unknown[0], known) or "`fedlora methods NAME` lists the options of a method"
             raise UsageError(f"{unknown[0]} is not an option of a method", hint=hint)
         rest = {name: value for name, value in given.items() if name not in flat and name != "method_options"}
+        if own and (unknown := sorted(rest.keys() - cls.model_fields.keys())):
+            hint = suggest(unknown[0], [*field_names(cls.flat_fields()), *(option.name for option in own[0].options)])
+            raise UsageError(
+                f"unknown field {unknown[0]!r}", hint=hint or "see --help for the fields and what they take"
+            )
         read = {name: _read(known[name][0], value) for name, value in sorted(gathered.items())}
         options = {name: value for name, value in read.items() if value is not None}
         return {**rest, "method_options": options} if options else rest

@@ -77,6 +77,15 @@ def record_method(row: Method) -> dict[str, Any] | None:
     return {"name": row.name, **row.source.record(), "facts": {name: getattr(row, name) for name in sorted(_RECORDED)}}
 
 
+def find_other_facts(row: Method, record: Any) -> list[str]:
+    """`fact: then -> now` for each fact that a run recorded and that the row states otherwise now."""
+    told = record.get("facts") if isinstance(record, Mapping) else None
+    then = told if isinstance(told, Mapping) else {}
+    now = {name: list(value) if isinstance(value := getattr(row, name), tuple) else value for name in _RECORDED}
+    stated = [name for name in sorted(_RECORDED) if then.get(name) is not None and then[name] != now[name]]
+    return [f"{name}: {then[name]} -> {now[name]}" for name in stated]
+
+
 def read_recorded(mode: str, record: Any) -> Method:
     """A method from outside as its run recorded it, without its code: a fact that is missing is unstated."""
     told = record.get("facts") if isinstance(record, Mapping) else None
@@ -250,6 +259,7 @@ def _failed(place: str, error: BaseException) -> UsageError:
     if isinstance(error, SyntaxError) and error.filename == place:
         line = error.lineno
     where = f"{place}:{line}" if line else place
-    return UsageError(
-        f"{where}: {type(error).__name__}: {error}", hint="the file of a method must import without an error"
-    )
+    hint = "the file of a method must import without an error"
+    if isinstance(error, ImportError):
+        hint += ": a method of several files is a package, named as package.module:name"
+    return UsageError(f"{where}: {type(error).__name__}: {error}", hint=hint)

@@ -7,12 +7,11 @@ and Python's.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Literal
 
 from fedlora.errors import UsageError
@@ -89,15 +88,48 @@ def hash_files(halves: tuple[Any, ...], module: ModuleType | None) -> dict[str, 
 
 
 def hash_session(halves: tuple[Any, ...]) -> dict[str, str]:
-    """The same for classes of a notebook cell, by their text; an empty hash where Python does not know it."""
+    """The same for classes of a notebook cell or a prompt, by their compiled code, with the functions that they call.
+
+    No file has it, and Python does not keep its text everywhere.
+    """
     found = {}
     for kind in _classes_of(halves):
         if kind.__module__ == "__main__":
-            try:
-                found[kind.__name__] = hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
-            except (OSError, TypeError):
-                found[kind.__name__] = ""
+            digest = hashlib.sha256()
+            for line in _describe_class(kind, set()):
+                digest.update(line.encode())
+            found[kind.__name__] = digest.hexdigest()
     return found
+
+
+def _describe_class(kind: type, seen: set[str]) -> Iterator[str]:
+    fields = getattr(kind, "__dataclass_fields__", {})
+    yield f"{[(name, str(each.type), repr(each.default)) for name, each in fields.items()]}"
+    for name, value in sorted(vars(kind).items()):
+        function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+        code = getattr(function, "__code__", None)
+        # what @dataclass writes follows from the fields
+        if code is not None and not (name.startswith("__") and code.co_filename == "<string>"):
+            yield from _describe_code(name, code, seen)
+        elif code is None and not name.startswith("__") and isinstance(value, int | float | str | tuple | None):
+            yield f"{name}={value!r}"
+
+
+def _describe_code(name: str, code: CodeType, seen: set[str]) -> Iterator[str]:
+    plain = [_describe_constant(one) for one in code.co_consts if not isinstance(one, CodeType)]
+    yield f"{name}:{code.co_code.hex()}:{plain}:{code.co_names}:{code.co_varnames}"
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _describe_code(inner.co_name, inner, seen)
+    for called in code.co_names:
+        function = vars(sys.modules["__main__"]).get(called)
+        if called not in seen and isinstance(function, FunctionType) and function.__module__ == "__main__":
+            seen.add(called)
+            yield from _describe_code(called, function.__code__, seen)
+
+
+def _describe_constant(value: Any) -> str:
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
 def _classes_of(halves: tuple[Any, ...]) -> Iterator[type]:

@@ -38,6 +38,7 @@ def find_method(name: str) -> Method:
     meant = [row.name for row in ROWS if row.summary.lower().startswith(f"{name.lower()}:")]
     known = [*METHODS, *installed_names()]
     near = f"did you mean {meant[0]}?" if meant else suggest(name, known)
+    near = f"name the method in the file: {name}:NAME" if name.endswith(".py") else near
     every = f"the methods are {', '.join(known)}; one in a file is named as file.py:name"
     raise UsageError(f"federation_mode={name!r} is not a method", hint=near or every)
 

@@ -13,6 +13,7 @@ from fedlora.console import printable, say
 from fedlora.errors import StorageError, UsageError
 from fedlora.files import read_json, write_json
 from fedlora.llm.layout import Layout
+from fedlora.methods.outside import find_other_facts
 from fedlora.methods.row import Method
 from fedlora.methods.table import METHODS
 from fedlora.paths import RunPaths, is_number
@@ -119,9 +120,11 @@ def check_same(paths: RunPaths, config: TrainConfig) -> None:
     recorded = read_run(paths)
     check_trained(paths, recorded)
     if differences := find_differences(recorded.config, config):
+        hint = "choose another --exp_name, or give --overwrite to delete it and start again"
+        if config.method.bound_to_length is None and "num_communication_rounds" in differences[0]:
+            hint = f"{hint}; a run can get more rounds where the method's row states bound_to_length=False"
         raise UsageError(
-            f"{paths.root}: a run of this name exists with another configuration ({'; '.join(differences)})",
-            hint="choose another --exp_name, or give --overwrite to delete it and start again",
+            f"{paths.root}: a run of this name exists with another configuration ({'; '.join(differences)})", hint=hint
         )
     check_source(recorded, config.method, allow_drift=config.allow_drift)
 
@@ -158,7 +161,7 @@ def check_source(recorded: RunRecord, method: Method, *, allow_drift: bool) -> N
     allowed."""
     if method.source is None:
         return
-    changes = method.source.find_changes(recorded.method or {})
+    changes = [*method.source.find_changes(recorded.method or {}), *find_other_facts(method, recorded.method)]
     if changes and not allow_drift:
         raise UsageError(
             f"method {method.name}: its source is not the one that run {recorded.exp_name} was started with "
