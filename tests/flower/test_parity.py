@@ -125,6 +125,17 @@ def test_rows_held_back_are_validated_where_they_lie(federation):
     assert all(row["val_loss_before"] != row["val_loss_after"] for row in told)
 
 
+@pytest.mark.thorough
+def test_a_share_of_the_rows_is_held_out_on_the_nodes_as_in_a_simulation(federation):
+    here, there = federation.simulate("here", test_share=0.4), federation.serve("there", test_share=0.4)
+    assert shared(adapters(there)) == shared(adapters(here))
+    counts = [
+        [(client["num_examples"], client.get("num_test", 0)) for client in json.loads(file.read_text())["clients"]]
+        for file in (here / "run.json", there / "run.json")
+    ]
+    assert counts[0] == counts[1] == [(2, 1), (1, 1), (2, 2)]
+
+
 @pytest.fixture
 def heard(federation):
     """Client -> what its training requests brought of the additions to the base: versions, or "all"."""
