@@ -139,6 +139,8 @@ def test_one_test_file_for_all_is_measured_by_category_where_it_has_all_of_the_c
     write_rows(tmp_path / "test.jsonl", ["x 1", "x 2"], category="b")
     data, _ = parts_of(tmp_path, silos, test=tmp_path / "test.jsonl")
     assert (data.silos.grouped_by, data.shares["1"]) == ("file", {"all test rows": 1.0})
+    with pytest.raises(UsageError, match="its folder takes this file for a client"):
+        parts_of(tmp_path, silos, test=silos / "north.jsonl")
     with pytest.raises(UsageError, match="test_share or test_file_path, and not both"):
         CompareConfig.of(**options(tmp_path, silos, test=tmp_path / "test.jsonl", test_share=0.1))
 

@@ -466,3 +466,5 @@ def test_a_plan_of_silos_calls_clients_by_their_files_and_knows_their_test_rows(
     assert [client["num_examples"] for client in made.record["clients"]] == [9, 9, 9]
     with pytest.raises(UsageError, match="holds no test rows"):
         plan.run(PlanConfig.of(**silos(probe=False, test_file_path=tmp_path / "silos")))
+    with pytest.raises(UsageError, match="its folder takes this file for a client"):
+        plan.run(PlanConfig.of(**silos(probe=False, test_file_path=tmp_path / "silos" / "north.json")))

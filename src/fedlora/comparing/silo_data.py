@@ -14,7 +14,7 @@ from fedlora.comparing.experiment import DIGEST, DataSet, SiloFacts
 from fedlora.config.compare import CompareConfig
 from fedlora.config.reading import READING_FIELDS
 from fedlora.data.client_facts import UnusedFields
-from fedlora.data.client_files import check_test_share, find_silos
+from fedlora.data.client_files import check_no_client, check_test_share, find_silos
 from fedlora.data.client_names import name_of_file
 from fedlora.data.held_out import draw_rows, draw_test_rows, no_test_rows, own_test_files, prompt_key
 from fedlora.data.records import iter_rows, read_rows
@@ -103,6 +103,8 @@ def _read_silos(config: CompareConfig, seed: int) -> list[_Silo]:
     files, _ = find_silos(config.silos) if config.silos else ([], [])
     own = own_test_files(files) if config.test_file_path is None else {}
     check_test_share(config.test_share, files)
+    if config.test_file_path is not None:
+        check_no_client(config.test_file_path, files, "test_file_path")
     silos, unused = [], UnusedFields()
     for file in files:
         name = name_of_file(file.name)

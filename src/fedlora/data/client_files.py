@@ -24,6 +24,8 @@ TEST = ".test"
 _TEST_FILES = ("dolly_test_*.jsonl", "test_rows.jsonl")
 """What allocation calls its test file."""
 
+SHOWN = 12
+"""Files that a message lists."""
 _MAKE_DATA = (
     "make rows with `fedlora data skills` (or `fedlora data dolly`) and split them with client_data_allocation.py, "
     "or give a folder with one file per client (.json, .jsonl, .csv, also as .gz, or .parquet)"
@@ -189,10 +191,14 @@ def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path
             "or set num_clients to 1",
         )
     say(
-        f"taking the {len(files)} files of {data_path} as one client each: {', '.join(file.name for file in files)}"
-        + (f"; test rows: {', '.join(file.name for file in tests)}" if tests else "")
+        f"taking the {len(files)} files of {data_path} as one client each: {_first(files)}"
+        + (f"; test rows: {_first(tests)}" if tests else "")
     )
     return files
+
+
+def _first(files: Sequence[Path]) -> str:
+    return ", ".join(file.name for file in files[:SHOWN]) + (", ..." if len(files) > SHOWN else "")
 
 
 def check_client_names(rows: Sequence[Path]) -> None:
