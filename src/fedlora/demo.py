@@ -19,6 +19,7 @@ from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import collect_lines, duration, say
 from fedlora.paths import DataPaths, RunPaths
+from fedlora.plain_text import counted
 from fedlora.results import Result
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def run(config: DemoConfig) -> Demonstration:
         data_skills.run(skills)
         allocate.run(allocation)
     test_file = data.test_file(config.test_per_cat)
-    say(f"2. training: {', '.join(MODES)}, {config.rounds} rounds each")
+    say(f"2. training: {', '.join(MODES)}, {counted(config.rounds, 'round')} each")
     for mode in MODES:
         train.run(_train_config(config, mode, str(test_file)))
     say("3. answers to the test rows")

@@ -47,6 +47,12 @@ def table_text(
     return Table("\n".join(line.rstrip() for line in shown), heads, rows, left)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 file`, `2 files`, `1,400 rows`; `plural` where it is more than an s."""
+    regular = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural or regular}"
+
+
 def number_text(value: float | None, digits: int = 3) -> str:
     """A share or a loss; `-` when it was not measured."""
     return NOTHING if value is None else f"{value:.{digits}f}"

@@ -101,7 +101,7 @@ def test_the_first_bad_row_and_a_client_without_rows_are_errors(tmp_path):
     path.write_text(json.dumps(ROWS[0]) + "\nbad\n")
     with pytest.raises(DataError, match=r"rows\.jsonl:2:1: not valid JSON"):
         read_client_files({0: path}, TrainConfig.of())
-    with pytest.raises(DataError, match="local_val_set_size=1 leaves none of the client's 1 rows"):
+    with pytest.raises(DataError, match="local_val_set_size=1 leaves none of the client's 1 row"):
         read_client_files({0: path}, TrainConfig.of(skip_bad=1, local_val_set_size=1))
     assert read_client_files({0: path}, TrainConfig.of(skip_bad=1))[0].facts.num_skipped == 1
 

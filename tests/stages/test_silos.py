@@ -175,7 +175,7 @@ def test_messages_of_training_call_clients_by_their_files(world, tiny_model, tmp
         train.run(config)
     said = capsys.readouterr().err
     assert "warning: museum (museum.jsonl) has no row to train on" in said
-    assert "library: 1 rows with an empty response are left out" in said
+    assert "library: 1 row left out, with an empty response" in said
     assert not re.search(r"client \d", said)
     with pytest.raises(UsageError, match="no adapter of south"):
         answer(world, "shared", "plain", of="south", communication_rounds=7)

@@ -12,7 +12,7 @@ from fedlora.api.signatures import takes
 from fedlora.config.evaluate import EvaluateLlmConfig, EvaluateRougeConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.errors import UsageError
-from fedlora.plain_text import one_line, table_text
+from fedlora.plain_text import counted, one_line, table_text
 from fedlora.results import Result
 from fedlora.types import Row
 
@@ -51,7 +51,11 @@ class Answers(Result):
         rows = list(zip(*columns, strict=True))
         table = table_text(("question", *self.texts), rows[:MOST_ROWS], left=range(len(columns)))
         left_out = len(rows) - MOST_ROWS
-        return [table, *([f"... and {left_out} rows more"] if left_out > 0 else []), *map(_shown, self.files.values())]
+        return [
+            table,
+            *([f"... and {counted(left_out, 'row')} more"] if left_out > 0 else []),
+            *map(_shown, self.files.values()),
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Who answered, the file, and the texts, as JSON values."""

@@ -12,7 +12,7 @@ from fedlora.data.client_names import client_numbers, shown_client
 from fedlora.errors import UsageError
 from fedlora.nearest import suggest
 from fedlora.paths import OutputName, RunPaths
-from fedlora.plain_text import NOTHING, Table, number_text, one_line, size_text, table_text
+from fedlora.plain_text import NOTHING, Table, counted, number_text, one_line, size_text, table_text
 from fedlora.results import Result
 from fedlora.runs.listing import describe_run
 from fedlora.runs.metrics_log import MetricsLog
@@ -171,13 +171,14 @@ class Run(Result):
         line = describe_run(self.paths)
         best = NOTHING if line.best_loss is None else f"{line.best_loss:.3f} after round {line.best_round}"
         head = one_line(
-            f"{line.name}: {line.mode} on {line.base_model}, {line.state}, {line.rounds_done} of {line.rounds} rounds, "
+            f"{line.name}: {line.mode} on {line.base_model}, {line.state}, {line.rounds_done} of "
+            f"{counted(line.rounds, 'round')}, "
             f"best held-out loss {best}"
         )
         rounds = self.paths.committed_rounds()
         shown = [self._table(rounds[-MOST_ROUNDS:])] if rounds else []
         left_out = len(rounds) - MOST_ROUNDS
-        return [head, *([f"... and {left_out} rounds before these"] if left_out > 0 else []), *shown]
+        return [head, *([f"... and {counted(left_out, 'round')} before these"] if left_out > 0 else []), *shown]
 
     def _table(self, numbers: Sequence[int]) -> Table:
         measured = {row["round"]: row for row in self.metrics() if row["kind"] == "round"}

@@ -12,7 +12,7 @@ from fedlora.comparing.silo_text import OWN, own_losses_parts, silo_intro, silo_
 from fedlora.comparing.tables import MARK, METRICS
 from fedlora.console import duration
 from fedlora.methods.table import BASELINES
-from fedlora.plain_text import NOTHING, size_text, table_text
+from fedlora.plain_text import NOTHING, counted, size_text, table_text
 from fedlora.reporting.markdown import escape, markdown_table
 
 Result = Mapping[str, Any]
@@ -125,8 +125,9 @@ def _held_out(experiment: Mapping[str, Any]) -> str:
             "the others."
         )
     return (
-        f"learning rates were chosen on {experiment['validation_per_cat']} validation rows per category, everything "
-        f"here is measured on {experiment['test_per_cat']} other rows per category."
+        f"learning rates were chosen on {counted(experiment['validation_per_cat'], 'validation row')} per "
+        f"category, everything "
+        f"here is measured on {counted(experiment['test_per_cat'], 'other row')} per category."
     )
 
 
@@ -221,7 +222,7 @@ def plan_of_runs_parts(plan: Mapping[str, Any]) -> list[str]:
     if plan.get("silos"):
         lines.append(silo_plan(plan["silos"]))
     lines += [f"no run: {one['method']} {one['setting']}: {one['reason']}" for one in plan["refused"]]
-    lines.append(f"{plan['runs']} runs of at most {budget:,} {unit} each, {plan['done']} of them done")
+    lines.append(f"{counted(plan['runs'], 'run')} of at most {budget:,} {unit} each, {plan['done']} of them done")
     if plan["seconds_per_run"] is not None:
         each = plan["seconds_per_run"]
         lines.append(

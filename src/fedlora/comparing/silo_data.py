@@ -21,6 +21,7 @@ from fedlora.data.records import iter_rows, read_rows
 from fedlora.errors import DataError
 from fedlora.files import json_lines, sha256_of_json, write_text
 from fedlora.paths import ComparisonPaths, DataPaths
+from fedlora.plain_text import counted
 from fedlora.types import ReadRules, Row
 
 VALIDATION_SHARE = 5
@@ -125,7 +126,7 @@ def _hold_out(silo: _Silo, config: CompareConfig, seed: int) -> _Silo:
     silo = _move(silo, draw_rows(prompts, min(config.validation_per_cat, most), seed, "validation_rows"), "validation")
     if silo.labelled and not silo.validation:
         raise DataError(
-            f"client {silo.name}: its {len(silo.labelled)} rows leave none for validation",
+            f"client {silo.name}: of its {counted(len(silo.labelled), 'row')} none is left for validation",
             hint="give it at least three rows with different prompts, or leave it out",
         )
     return silo

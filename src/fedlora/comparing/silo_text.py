@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedlora.plain_text import NOTHING, one_line, table_text
+from fedlora.plain_text import NOTHING, counted, one_line, table_text
 
 Silos = Mapping[str, Any]
 
@@ -28,8 +28,8 @@ def silo_plan(silos: Silos) -> str:
         f"{one_line(name)} {training} + {validation} + {test}"
         for name, (training, validation, test) in list(silos["rows"].items())[:MOST]
     ]
-    more = f" and {len(silos['rows']) - MOST} clients more" if len(silos["rows"]) > MOST else ""
-    shared = "" if silos["grouped_by"] == "client" else f"; {silos['num_test']:,} test rows for all"
+    more = f" and {counted(len(silos['rows']) - MOST, 'client')} more" if len(silos["rows"]) > MOST else ""
+    shared = "" if silos["grouped_by"] == "client" else f"; {counted(silos['num_test'], 'test row')} for all"
     return f"rows (training + validation + test): {', '.join(shown)}{more}{shared}"
 
 
@@ -38,8 +38,9 @@ def silo_intro(silos: Silos) -> str:
     validation = sum(rows[1] for rows in silos["rows"].values())
     whose = "of the clients" if silos["grouped_by"] == "client" else "of one file for all clients"
     return (
-        f"learning rates were chosen on {validation:,} validation rows of the {len(silos['rows'])} clients, everything "
-        f"here is measured on {silos['num_test']:,} other rows {whose}."
+        f"learning rates were chosen on {counted(validation, 'validation row')} of the "
+        f"{counted(len(silos['rows']), 'client')}, everything "
+        f"here is measured on {counted(silos['num_test'], 'other row')} {whose}."
     )
 
 
@@ -50,7 +51,8 @@ def silo_remarks(silos: Silos | None) -> list[str]:
     remarks = []
     if silos["num_leaks"]:
         remarks.append(
-            f"{silos['num_leaks']} of {silos['num_test']} test rows have a prompt that a client trains on: losses on "
+            f"{silos['num_leaks']} of {counted(silos['num_test'], 'test row')} have a prompt that a client "
+            f"trains on: losses on "
             "them measure memory; `fedlora plan` names the rows"
         )
     without = [name for name, rows in silos["rows"].items() if not rows[2]]

@@ -13,6 +13,7 @@ from typing import Any
 from fedlora.comparing.client_tables import client_table, forgetting
 from fedlora.comparing.silo_text import silo_remarks
 from fedlora.evaluation.own_loss import own_losses
+from fedlora.plain_text import counted
 from fedlora.reporting.statistics import seed_interval
 
 Record = Mapping[str, Any]
@@ -178,7 +179,8 @@ def _remarks(plan: Record, cells: Sequence[Record], sweeps: Sequence[Record]) ->
                 remarks.append(f"{what}, seed {record['seed']} failed: {record['reason']}")
             elif record["spent"]["quarantined"]:
                 remarks.append(
-                    f"{what}, seed {record['seed']}: {record['spent']['quarantined']} updates could not be used"
+                    f"{what}, seed {record['seed']}: {counted(record['spent']['quarantined'], 'update')} "
+                    f"could not be used"
                 )
         if _is_tuned_privately(cell):
             remarks.append(

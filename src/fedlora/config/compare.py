@@ -35,6 +35,7 @@ from fedlora.methods.outside import locate
 from fedlora.methods.row import Method
 from fedlora.methods.table import BASELINES, find_method
 from fedlora.paths import check_name
+from fedlora.plain_text import counted
 
 
 class CompareConfig(Config):
@@ -194,7 +195,7 @@ class CompareConfig(Config):
         if (self.budget_steps is None) == (self.budget_tokens is None):
             raise ValueError("give budget_steps or budget_tokens, and not both")
         if self.sweep_seeds > len(self.seeds):
-            raise ValueError(f"sweep_seeds={self.sweep_seeds}, but there are {len(self.seeds)} seeds")
+            raise ValueError(f"sweep_seeds={self.sweep_seeds}, but there are {counted(len(self.seeds), 'seed')}")
         if not self.silos and not self.test_share and self.answers_per_cat > self.test_per_cat:
             raise ValueError(f"answers_per_cat={self.answers_per_cat} is more than test_per_cat={self.test_per_cat}")
         if self.silos and self.test_share and self.test_file_path:

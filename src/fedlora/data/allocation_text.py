@@ -7,7 +7,7 @@ from typing import Any
 
 from fedlora.console import printable
 from fedlora.paths import DataPaths
-from fedlora.plain_text import one_line, table_text
+from fedlora.plain_text import counted, one_line, table_text
 
 _SHOWN_CLIENTS, _SHOWN_CATEGORIES = 32, 3
 
@@ -19,11 +19,11 @@ def allocation_parts(manifest: Mapping[str, Any], paths: DataPaths, test_per_cat
     silos.append(("test", manifest["test"]))
     rows = [(name, str(silo["num_examples"]), one_line(_mix(silo["categories"]))) for name, silo in silos]
     if len(clients) > _SHOWN_CLIENTS:
-        rows.insert(-1, ("...", "", f"and {len(clients) - _SHOWN_CLIENTS} clients more, see the manifest"))
+        rows.insert(-1, ("...", "", f"and {counted(len(clients) - _SHOWN_CLIENTS, 'client')} more, see the manifest"))
     dropped = manifest["duplicates"]
     return [
         table_text(("client", "rows", "categories"), rows, left=(2,), rules=()),
-        f"input: {manifest['input']['num_rows']} rows, {manifest['num_empty']} without an answer left out, "
+        f"input: {counted(manifest['input']['num_rows'], 'row')}, {manifest['num_empty']} without an answer left out, "
         f"{dropped['dropped']} repeated prompts dropped ({dropped['under_another_category']} under another category)",
         *([f"bad rows left out: {manifest['num_skipped']}"] if "num_skipped" in manifest else []),
         f"label skew: {manifest['label_skew']:.3f} (0 is the pool's mix at every client)",

@@ -20,6 +20,7 @@ from fedlora.data.fields import shown_name
 from fedlora.data.held_out import draw_test_rows, prompt_key
 from fedlora.data.records import iter_rows
 from fedlora.errors import DataError
+from fedlora.plain_text import counted
 from fedlora.seeds import derive_seed
 from fedlora.typed_json import to_json
 from fedlora.types import ClientId, Row
@@ -173,7 +174,7 @@ def _check_split(split: Split[str | None], path: Path, config: TrainConfig) -> N
     if config.local_val_set_size and not split.training:
         raise DataError(
             f"{path}: local_val_set_size={config.local_val_set_size} leaves none of the client's "
-            f"{len(split.validation)} rows to train on",
+            f"{counted(len(split.validation), 'row')} to train on",
             hint="lower --local_val_set_size",
         )
     if config.test_share and not split.test and any(category is not None for category in split.training):

@@ -16,6 +16,7 @@ from fedlora.console import say
 from fedlora.data.client_names import RESERVED, name_of_file
 from fedlora.data.streams import split_name
 from fedlora.errors import UsageError
+from fedlora.plain_text import counted
 from fedlora.types import ClientId
 
 TEST = ".test"
@@ -113,13 +114,13 @@ def find_client_files(data_path: Path, num_clients: int, *, chosen: bool) -> lis
     if matching:
         names = ", ".join(map(str, matching))
         raise UsageError(
-            f"{data_path} holds several data sets for {num_clients} clients: {names}",
+            f"{data_path} holds several data sets for {counted(num_clients, 'client')}: {names}",
             hint=f"name one, for example --data_path {matching[0].parent}",
         )
     if allocated:
         names = ", ".join(map(str, allocated))
         raise UsageError(
-            f"{data_path} holds no data for {num_clients} clients, only {names}",
+            f"{data_path} holds no data for {counted(num_clients, 'client')}, only {names}",
             hint="set num_clients to one of these, or allocate again with client_data_allocation.py",
         )
     return _silo_files(data_path, num_clients, chosen=chosen)
@@ -181,7 +182,7 @@ def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path
         say(f"not clients, and ignored: {', '.join(others)}")
     if chosen and len(files) != num_clients:
         raise UsageError(
-            f"num_clients={num_clients}, but {data_path} holds {len(files)} client files",
+            f"num_clients={num_clients}, but {data_path} holds {counted(len(files), 'client file')}",
             hint="leave num_clients out: own files set it by their count",
         )
     if not chosen and len(files) == 1:
@@ -191,7 +192,7 @@ def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path
             "or set num_clients to 1",
         )
     say(
-        f"taking the {len(files)} files of {data_path} as one client each: {_first(files)}"
+        f"taking the {counted(len(files), 'file')} of {data_path} as one client each: {_first(files)}"
         + (f"; test rows: {_first(tests)}" if tests else "")
     )
     return files

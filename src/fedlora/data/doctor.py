@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.data.duplicates import NEAR, Repeat, find_repeats
+from fedlora.plain_text import counted
 from fedlora.types import ClientId, Row
 
 PLACES = 3
@@ -85,7 +86,8 @@ def examine_shortened(silo: Silo, count: int, rows: Iterable[int], cutoff: int) 
         "shortened",
         silo.client,
         count,
-        f"{silo.name}: {count} of {len(silo.rows)} rows are longer than cutoff_len={cutoff} and are shortened",
+        f"{silo.name}: {count} of {counted(len(silo.rows), 'row')} are longer than cutoff_len={cutoff} and "
+        f"are shortened",
         _first(silo.place(row) for row in rows),
         "raise --cutoff_len, or split long inputs; the input gives way first, a response is cut last",
     )
@@ -112,12 +114,12 @@ def _sizes(clients: Sequence[Silo]) -> Iterator[Finding]:
     for silo in clients:
         count, place = counts[silo.client], (str(silo.file),)
         if not count:
-            what = f"{silo.name} has no row to train on ({len(silo.rows)} rows, none with a response)"
+            what = f"{silo.name} has no row to train on ({counted(len(silo.rows), 'row')}, none with a response)"
             yield Finding(
                 "empty_client", silo.client, len(silo.rows), what, place, "give it rows, or leave its file out"
             )
         elif count < TINY_SHARE * usual or (count < TINY_ROWS and count < usual / 2):
-            what = f"{silo.name} is tiny: {count} rows to train on, the median client has {usual:g}"
+            what = f"{silo.name} is tiny: {counted(count, 'row')} to train on, the median client has {usual:g}"
             advice = "join it with another client, or give it more rows: its steps are noisy and its weight is small"
             yield Finding("tiny_client", silo.client, count, what, place, advice)
 
@@ -126,7 +128,7 @@ def _unlabelled(silo: Silo) -> Finding | None:
     rows = [number for number, row in enumerate(silo.rows) if not row.output.strip()]
     if not rows:
         return None
-    what = f"{silo.name}: {len(rows)} of {len(silo.rows)} rows have an empty response"
+    what = f"{silo.name}: {len(rows)} of {counted(len(silo.rows), 'row')} have an empty response"
     advice = "fill the responses in, or delete the rows; training leaves them out"
     if silo.client is None:
         advice = "fill the responses in, or delete the rows: no score can be right on them"
@@ -154,7 +156,7 @@ def _repeats(silos: Sequence[Silo]) -> Iterator[Finding]:
             f"{where}_{kind}",
             silo.client,
             len(repeats),
-            f"{silo.name}: {len(repeats)} of {len(silo.rows)} rows {_KINDS[kind]} {earlier}",
+            f"{silo.name}: {len(repeats)} of {counted(len(silo.rows), 'row')} {_KINDS[kind]} {earlier}",
             _first(f"{silo.place(one.row)}, as {_origin(one, silos)}" for one in repeats),
             advice,
         )
@@ -201,7 +203,8 @@ def _marked(silo: Silo, marks: Sequence[str]) -> Finding | None:
         "control_text",
         silo.client,
         len(rows),
-        f"{silo.name}: {len(rows)} of {len(silo.rows)} rows hold text that looks like a control token or a part of "
+        f"{silo.name}: {len(rows)} of {counted(len(silo.rows), 'row')} hold text that looks like a control "
+        f"token or a part of "
         f"the prompt: {names}",
         _first(map(silo.place, rows)),
         "remove what another format left in the text; it is read as plain text and controls nothing, but it is learnt",

@@ -9,6 +9,7 @@ from fedlora.errors import TrainingError, UsageError
 from fedlora.federated.sampling import draw_cohort
 from fedlora.methods.choosing import LoadedMethod, choose_method
 from fedlora.methods.table import METHODS
+from fedlora.plain_text import counted
 from fedlora.runs.run_records import RunRecord
 from fedlora.types import ClientId
 
@@ -46,14 +47,15 @@ def check_clients(config: TrainConfig, method: LoadedMethod, clients: Sequence[C
     size, fewest = len(choose_cohort(config, method, clients, 1)), count_fewest(config, method)
     if config.max_client_weight * size < 1:
         raise UsageError(
-            f"max_client_weight={config.max_client_weight:g} is not possible: the largest of {size} clients has at "
+            f"max_client_weight={config.max_client_weight:g} is not possible: the largest of "
+            f"{counted(size, 'client')} has at "
             f"least 1/{size} of the weights",
             hint=f"raise it to {1 / size:.3g} or more",
         )
     if not method.pools_rows and size < fewest:
         asks = f"min_clients={fewest}" if fewest == config.min_clients else f"{config.federation_mode} needs {fewest}"
         raise UsageError(
-            f"{asks}, but a cohort has {size} of the {len(clients)} clients",
+            f"{asks}, but a cohort has {size} of the {counted(len(clients), 'client')}",
             hint="raise --client_selection_frac, or lower what is asked for",
         )
     if fault := method.server.find_cohort_fault(size):
@@ -77,7 +79,8 @@ def find_cohort_doubts(
     if is_single and method.combines and method.order == "parallel":
         chains = " or ".join(row.name for row in METHODS.values() if row.order == "chain")
         yield (
-            f"a cohort is one of {len(clients)} clients (client_selection_frac={config.client_selection_frac:g}), so "
+            f"a cohort is one of {counted(len(clients), 'client')} "
+            f"(client_selection_frac={config.client_selection_frac:g}), so "
             f"federation_mode={config.federation_mode} has nothing to combine",
             f"raise --client_selection_frac, or use --federation_mode {chains}",
         )

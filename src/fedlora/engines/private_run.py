@@ -16,6 +16,7 @@ from fedlora.federated.adapters import pick_half
 from fedlora.federated.privacy.budget import Budget, Spent, check_limit, make_budget, make_mechanism
 from fedlora.federated.privacy.mechanism import ClientMechanism
 from fedlora.federated.privacy.randomness import Secret
+from fedlora.plain_text import counted
 from fedlora.types import (
     ClientFailure,
     ClientId,
@@ -127,7 +128,8 @@ def find_doubts(config: TrainConfig, sizes: Mapping[ClientId, int]) -> Iterator[
     if config.dp_noise_multiplier is not None:
         if len(sizes) < FEW_CLIENTS:
             yield (
-                f"warning: client-level privacy over {len(sizes)} clients: below {FEW_CLIENTS} either epsilon is too "
+                f"warning: client-level privacy over {counted(len(sizes), 'client')}: below {FEW_CLIENTS} "
+                f"either epsilon is too "
                 "large to promise anything, or the noise is larger than what the clients say"
             )
         if config.dp_delta * len(sizes) >= 1:
@@ -142,5 +144,5 @@ def find_doubts(config: TrainConfig, sizes: Mapping[ClientId, int]) -> Iterator[
     elif config.dp_example_delta * smallest >= 1:
         yield (
             f"warning: dp_example_delta={config.dp_example_delta:g} is at least 1/{smallest}: the guarantee would "
-            f"allow revealing one of the {smallest} rows of the smallest client"
+            f"allow revealing one of the {counted(smallest, 'row')} of the smallest client"
         )

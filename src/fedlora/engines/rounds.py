@@ -29,6 +29,7 @@ from fedlora.federated.measurement import Measurement, merge_waves
 from fedlora.federated.ranks import rank_in, shapes_at
 from fedlora.files import sha256_of_json
 from fedlora.methods.choosing import LoadedMethod, Wave
+from fedlora.plain_text import counted
 from fedlora.runs.base_chain import describe_additions, measure_additions
 from fedlora.runs.standing import Standing
 from fedlora.types import (
@@ -210,7 +211,7 @@ class FederatedRun:
             return
         reasons = "; ".join(f"{shown_client(one.client_id, self.files)}: {one.reason}" for one in done.failures)
         what = (
-            f"{len(done.records)} usable updates of the {fewest} that a round needs"
+            f"{counted(len(done.records), 'usable update')} of the {fewest} that a round needs"
             if fewest > 1
             else ("no client gave a usable update")
         )

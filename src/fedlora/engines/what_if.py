@@ -25,6 +25,7 @@ from fedlora.methods.combinations import why_not_reaggregated, why_not_server_of
 from fedlora.methods.row import Method
 from fedlora.methods.table import METHODS
 from fedlora.paths import client_name
+from fedlora.plain_text import counted
 from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.reader import RunReader
 from fedlora.runs.run_records import Manifest
@@ -99,7 +100,7 @@ class WhatIf:
                 left = len(sent - change.leave_out)
                 fault = self.strategy.find_cohort_fault(left) if left else None
                 if left < self.strategy.fewest_clients > 1:
-                    fault = f"it needs {self.strategy.fewest_clients} updates and has {left}"
+                    fault = f"it needs {counted(self.strategy.fewest_clients, 'update')} and has {left}"
                 if fault:
                     without = f" without client {', '.join(map(str, sorted(change.leave_out)))}"
                     raise UsageError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from fedlora.console import printable
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
+from fedlora.plain_text import counted
 from fedlora.types import Row
 
 _NAMED = 3
@@ -59,7 +60,9 @@ def pair_rows(
 
     faults = []
     if missing:
-        faults.append(f"{len(missing)} of {len(targets)} rows have no prediction: {_first(map(_excerpt, missing))}")
+        faults.append(
+            f"{len(missing)} of {counted(len(targets), 'row')} have no prediction: {_first(map(_excerpt, missing))}"
+        )
     if surplus:
         faults.append(f"{len(surplus)} of {len(predictions)} predictions have no row: {_first(map(_excerpt, surplus))}")
     if faults:
@@ -76,7 +79,7 @@ def _check_categories(pairs: Sequence[tuple[Row, Row]], predictions_name: str, t
         if prediction.category != target.category
     ]
     if wrong:
-        what = f"{len(wrong)} of {len(pairs)} rows have another category: {_first(wrong)}"
+        what = f"{len(wrong)} of {counted(len(pairs), 'row')} have another category: {_first(wrong)}"
         hint = "score predictions against the test file they were made from"
         raise DataError(f"{predictions_name} does not match {targets_name}: {what}", hint=hint)
 

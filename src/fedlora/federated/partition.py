@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedlora.errors import UsageError
+from fedlora.plain_text import counted
 from fedlora.seeds import derive_seed
 
 Parts = list[list[int]]
@@ -83,15 +84,16 @@ def _by_category(categories: Sequence[str], deal: Deal) -> Parts:
     groups = _rows_by_category(categories)
     if deal.num_clients > len(groups) and deal.num_clients % len(groups):
         raise UsageError(
-            f"num_clients={deal.num_clients} cannot share {len(groups)} categories evenly",
-            hint=f"use at most {len(groups)} clients or a multiple of {len(groups)}, or another partition",
+            f"num_clients={deal.num_clients} cannot share {counted(len(groups), 'category')} evenly",
+            hint=f"use at most {counted(len(groups), 'client')} or a multiple of {len(groups)}, or another partition",
         )
     parts: Parts = [[] for _ in range(deal.num_clients)]
     for number, group in enumerate(groups):
         owners = range(number % deal.num_clients, deal.num_clients, len(groups))
         if len(owners) > len(group):
             raise UsageError(
-                f"{len(owners)} clients cannot share the {len(group)} rows of category {categories[group[0]]!r}",
+                f"{counted(len(owners), 'client')} cannot share the {counted(len(group), 'row')} of "
+                f"category {categories[group[0]]!r}",
                 hint="use fewer clients or a larger train_per_cat",
             )
         for turn, row in enumerate(group):
@@ -167,7 +169,7 @@ def _shards(categories: Sequence[str], deal: Deal) -> Parts:
     num_shards = deal.num_clients * deal.shards_per_client
     if num_shards > len(categories):
         raise UsageError(
-            f"{num_shards} shards ({deal.num_clients} clients times {deal.shards_per_client}) "
+            f"{counted(num_shards, 'shard')} ({counted(deal.num_clients, 'client')} times {deal.shards_per_client}) "
             f"cannot be cut from {len(categories)} training rows",
             hint="lower shards_per_client or num_clients, or raise train_per_cat",
         )

@@ -14,6 +14,7 @@ from fedlora.files import read_json
 from fedlora.flower.command_lines import CONNECTION, flwr_command, write_connection
 from fedlora.flower.flower_config import ServerConfig
 from fedlora.flower.folders import ServerFolder
+from fedlora.plain_text import counted
 
 
 def nothing_to_check() -> None:
@@ -40,7 +41,9 @@ def wait_for_server(
             found = call_json(["supernode", "list", CONNECTION], environment).get("nodes", [])
             if len(found) >= nodes:
                 return found
-            reason = StorageError(f"the server has registered {len(found)} of {nodes} nodes", hint="see its log")
+            reason = StorageError(
+                f"the server has registered {len(found)} of {counted(nodes, 'node')}", hint="see its log"
+            )
         except StorageError as error:
             reason = error
         if time.monotonic() > until:

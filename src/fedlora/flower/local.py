@@ -17,6 +17,7 @@ from fedlora.flower.following import EndedRun
 from fedlora.flower.processes import check_port
 from fedlora.flower.programs import Program, running
 from fedlora.flower.submit import submit
+from fedlora.plain_text import counted
 
 START_SECONDS = 120.0
 
@@ -30,7 +31,9 @@ def run(config: LocalConfig) -> EndedRun:
     files = find_client_files(config.data_path, config.nodes, chosen=config.chosen("nodes"))
     check_test_share(config.test_share, files)
     if len(files) != config.nodes:
-        raise UsageError(f"{config.data_path}: {len(files)} clients, where there are {config.nodes} nodes")
+        raise UsageError(
+            f"{config.data_path}: {counted(len(files), 'client')}, where there are {counted(config.nodes, 'node')}"
+        )
     if not config.folder.exists():
         model = config.base_model
         models = (str(Path(model).resolve()),) if Path(model).is_dir() else (model,)
@@ -48,7 +51,7 @@ def run(config: LocalConfig) -> EndedRun:
         more = [*listed, "--data_path", str(file.resolve()), "--runtime_port", str(config.port + 1 + client)]
         command = _command("node", settings, *more)
         nodes.append(Program(f"node {client}", command, os.environ, logs / f"node-{client}.log"))
-    say(f"server and {config.nodes} nodes are started; their logs lie in {logs}")
+    say(f"server and {counted(config.nodes, 'node')} are started; their logs lie in {logs}")
     with running([watched]) as crew:
         # a node whose key is not registered is sent away, and would end
         wait_for_server(connect(server.root), START_SECONDS, crew.check, nodes=config.nodes)

@@ -36,6 +36,7 @@ from fedlora.llm.layout import Layout
 from fedlora.llm.lora import is_fan_in_fan_out
 from fedlora.llm.memory import is_out_of_memory
 from fedlora.methods.choosing import choose_method
+from fedlora.plain_text import counted
 from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState, ClientFailure, ClientMemory, ClientUpdate, FailureKind, TrainTask
 
@@ -120,7 +121,9 @@ class Node:
         outcome = self._validate(run, task, outcome)
         run.store.keep(outcome)
         self._leave_model(run, outcome)
-        say(f"round {task.round}: trained on {outcome.num_examples} rows, loss {outcome.metrics['loss']:.3f}")
+        say(
+            f"round {task.round}: trained on {counted(outcome.num_examples, 'row')}, loss {outcome.metrics['loss']:.3f}"
+        )
         return self._for_server(outcome)
 
     @staticmethod

@@ -22,6 +22,7 @@ from fedlora.errors import TrainingError
 from fedlora.flower.codec import from_content
 from fedlora.flower.node_replies import NodeFacts, ask_facts, read_facts
 from fedlora.flower.post import NodeId, connected, pull, push
+from fedlora.plain_text import counted
 from fedlora.stopping import stop_if_asked
 from fedlora.types import ClientFailure, ClientId
 
@@ -85,7 +86,8 @@ class Roster:
             elif is_late:
                 missing = sorted(set(range(count)) - self.facts.keys())
                 raise TrainingError(
-                    f"{len(self.facts)} of {count} clients are there after {seconds:g} s; missing: {missing}",
+                    f"{len(self.facts)} of {counted(count, 'client')} are there after {seconds:g} s; "
+                    f"missing: {missing}",
                     hint="start their nodes (their own logs say what they wait for), or lower --num_clients",
                 )
             else:

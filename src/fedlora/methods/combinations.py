@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fedlora.errors import UsageError
 from fedlora.methods.row import Method, ServerSees
 from fedlora.methods.table import METHODS
+from fedlora.plain_text import counted
 
 if TYPE_CHECKING:
     from fedlora.config.train import TrainConfig
@@ -43,7 +44,8 @@ def check_ranks(config: TrainConfig) -> None:
     """UsageError where there are not as many ranks as clients; `num_clients` is that of the data."""
     if config.client_ranks is not None and len(config.client_ranks) != config.num_clients:
         raise UsageError(
-            f"client_ranks names {len(config.client_ranks)} ranks, but there are {config.num_clients} clients",
+            f"client_ranks names {counted(len(config.client_ranks), 'rank')}, but there are "
+            f"{counted(config.num_clients, 'client')}",
             hint="give one rank a client, in the order of their numbers; 4x3 stands for 4,4,4",
         )
 

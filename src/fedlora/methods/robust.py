@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedlora.federated.client_stacks import HELD_BYTES, ClientStacks, Stack
 from fedlora.methods.fedavg import FedAvg
+from fedlora.plain_text import counted
 from fedlora.types import ClientUpdate, RoundContext, ServerState, Updates
 
 
@@ -110,7 +111,10 @@ class Krum(RobustServer):
         most = size - self.num_hostile
         if self.krum_selected is None or self.krum_selected <= most or not self.is_guarded:
             return None
-        return f"krum_selected={self.krum_selected} of {size} clients is more than the {most} that are not hostile"
+        return (
+            f"krum_selected={self.krum_selected} of {counted(size, 'client')} is more than the {most} "
+            f"that are not hostile"
+        )
 
     def combine_changes(self, stack: Stack) -> Mapping[str, Tensor]:
         chosen = self.choose(stack)

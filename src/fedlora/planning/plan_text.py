@@ -11,7 +11,7 @@ from typing import Any
 from fedlora.console import duration, printable
 from fedlora.data.client_names import name_of_file, shown_client
 from fedlora.data.doctor import PLACES
-from fedlora.plain_text import NOTHING, one_line, size_text, table_text
+from fedlora.plain_text import NOTHING, counted, one_line, size_text, table_text
 
 COLUMNS = ("client", "file", "rows", "train", "empty", "cut", "prompt tok", "response tok", "rounds", "steps")
 MOST_CLIENTS = 20
@@ -27,14 +27,15 @@ def plan_parts(record: Mapping[str, Any]) -> list[str]:
     table = table_text((*COLUMNS, "categories"), [_client_cells(client) for client in clients[:MOST_CLIENTS]])
     more = len(clients) - MOST_CLIENTS
     intro = one_line(
-        f"plan of {record['exp_name']}: {record['mode']}, {record['rounds']} rounds of {record['base_model']} "
+        f"plan of {record['exp_name']}: {record['mode']}, {counted(record['rounds'], 'round')} of "
+        f"{record['base_model']} "
         f"({record['base_dtype']} on {record['device']})"
     )
     # an empty line stands between the pieces
     return [
         f"{intro}\n",
         table,
-        *([f"... and {more} clients more, in --plan_file"] if more > 0 else []),
+        *([f"... and {counted(more, 'client')} more, in --plan_file"] if more > 0 else []),
         "\n" + "\n".join(printable(line) for line in _run_lines(record)),
         "\n" + "\n".join(_warning_lines(record["warnings"])),
     ]
@@ -69,7 +70,7 @@ def _run_lines(record: Mapping[str, Any]) -> Iterator[str]:
     if record["label_skew"] is not None:
         yield f"label skew   {record['label_skew']:.2f} (0: every client has the pool's mix)"
     if record["test"] is not None:
-        yield f"test rows    {record['test']['num_rows']:,} rows ({record['test']['file']})"
+        yield f"test rows    {counted(record['test']['num_rows'], 'row')} ({record['test']['file']})"
     amounts = [f"{run[name]:,}" for name in ("num_steps", "num_tokens", "num_updates")]
     yield "steps        {} optimizer steps, {} tokens, {} updates".format(*amounts)
     yield (
@@ -77,7 +78,7 @@ def _run_lines(record: Mapping[str, Any]) -> Iterator[str]:
         f".safetensors {size_text(adapter['safetensors_bytes'])}"
     )
     yield (
-        f"a round      at most {run['most_updates']} updates, {size_text(run['bytes_down'])} down and "
+        f"a round      at most {counted(run['most_updates'], 'update')}, {size_text(run['bytes_down'])} down and "
         f"{size_text(run['bytes_up'])} up"
     )
     yield f"disk         {size_text(run['disk_bytes'])} for all rounds, {size_text(record['disk_free_bytes'])} free"
@@ -121,7 +122,8 @@ def _privacy_text(privacy: Mapping[str, Any]) -> str:
 
 def _judge_text(judge: Mapping[str, Any]) -> str:
     text = (
-        f"{judge['num_calls']:,} calls to {judge['model']} for each comparison of {judge['num_samples']:,} answers in "
+        f"{counted(judge['num_calls'], 'call')} to {judge['model']} for each comparison of "
+        f"{counted(judge['num_samples'], 'answer')} in "
         f"both orders, about {judge['tokens_in']:,} tokens in and {judge['tokens_out']:,} out"
     )
     if judge["cost"] is None:

@@ -11,7 +11,7 @@ from fedlora.data.doctor import Finding
 from fedlora.errors import FedloraError
 from fedlora.llm.footprint import Footprint
 from fedlora.llm.layout import Layout
-from fedlora.plain_text import size_text
+from fedlora.plain_text import counted, size_text
 from fedlora.planning.forecast import RunForecast
 from fedlora.planning.probe import Probe
 from fedlora.types import ClientId
@@ -53,7 +53,8 @@ def examine_run(
         yield _finding(
             "never_drawn",
             len(idle),
-            f"{len(idle)} of {len(names)} clients never train in the {config.num_communication_rounds} rounds "
+            f"{len(idle)} of {counted(len(names), 'client')} never train in the "
+            f"{counted(config.num_communication_rounds, 'round')} "
             f"({shown})",
             "raise --client_selection_frac or --num_communication_rounds, or use --client_selection_strategy "
             "round_robin",

@@ -22,7 +22,7 @@ from fedlora.errors import UsageError
 from fedlora.llm.embedded_model import NAME
 from fedlora.methods.table import METHODS
 from fedlora.paths import check_name
-from fedlora.plain_text import one_line
+from fedlora.plain_text import counted, one_line
 from fedlora.types import Row
 
 LARGEST_BATCH, STEPS_PER_ROUND, MOST_EPOCHS = 16, 8, 4
@@ -136,7 +136,8 @@ def split_steps(file: Path, rows: Sequence[Row]) -> list[str]:
     clients = min(SPLIT_CLIENTS, len(distinct) // FEWEST_TO_SPLIT)
     if not by_category and (clients < 2 or fewest < 2):
         raise UsageError(
-            f"{file}: {len(distinct)} rows with different prompts and a response are too few to split among clients",
+            f"{file}: {counted(len(distinct), 'row')} with different prompts and a response are too few to "
+            f"split among clients",
             hint=f"give at least {2 * FEWEST_TO_SPLIT}",
         )
     words = ["fedlora", "allocate", str(file), "--dataset_name", run_name(file.with_suffix(""))]
@@ -149,7 +150,7 @@ def split_steps(file: Path, rows: Sequence[Row]) -> list[str]:
 def _count_text(rows: Rows) -> str:
     """How many rows which client has; clients without a name of their own are only counted."""
     counts = [facts.num_examples for facts in rows.clients]
-    text = f"{len(counts)} clients, {sum(counts):,} rows"
+    text = f"{counted(len(counts), 'client')}, {counted(sum(counts), 'row')}"
     if rows.allocated:
         return text
     shown = ", ".join(f"{name} {count}" for name, count in list(zip(rows.names, counts, strict=True))[:SHOWN])

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedlora.config.evaluate import ReportConfig
+from fedlora.plain_text import counted
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.fairness import answer_sources, config_differences, find_notes, find_warnings
 from fedlora.reporting.summary import (
@@ -149,5 +150,5 @@ def _limited(experiment: Experiment) -> list[str]:
         if "clipped_to" in row:
             texts.append(f"{place}: update of norm {row['norm']:.4g} clipped to {row['clipped_to']:.4g}")
         if "counted_as" in row:
-            texts.append(f"{place}: {row['num_examples']} rows counted as {row['counted_as']}")
+            texts.append(f"{place}: {counted(row['num_examples'], 'row')} counted as {row['counted_as']}")
     return texts

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fedlora.plain_text import counted
 from fedlora.reporting.drawing import BASE_COLOUR, FAINT, clip, experiment_colours, house_style, png_bytes, scored_rows
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.main_table import short_label
@@ -111,7 +112,9 @@ def _named_bars(rows: Sequence[ModelRow]) -> dict[int, str]:
     if sum(map(len, clients.values())) <= _LABELLED_CLIENTS:
         return {id(row): clip(short_label(row)) for row in rows}
     others = {id(row): clip(short_label(row)) for row in rows if row.subject != "client"}
-    return others | {id(group[len(group) // 2]): f"each of {len(group)} clients" for group in clients.values()}
+    return others | {
+        id(group[len(group) // 2]): f"each of {counted(len(group), 'client')}" for group in clients.values()
+    }
 
 
 def _draw_bar(axes: Axes, row: ModelRow, centre: float, height: float, colour: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.data.client_names import name_of_file
+from fedlora.plain_text import counted
 from fedlora.reporting.experiments import Experiment, answer_commands, runs_command
 from fedlora.reporting.statistics import macro_interval, share_interval
 
@@ -108,7 +109,10 @@ def find_gaps(
     for experiment in experiments:
         done, rounds = experiment.rounds_done, experiment.round_number
         if done < rounds:
-            text = f"trained {done} of {rounds} rounds; its train command with --rounds {rounds} trains the others"
+            text = (
+                f"trained {done} of {counted(rounds, 'round')}; its train command with --rounds {rounds} "
+                f"trains the others"
+            )
             gaps.append(Gap(f"{experiment.name}: {text}", ()))
         elif any(row.held_out_loss is None and row.experiment == experiment.name for row in rows):
             text = "no held-out loss: it was trained without --val_data_path and --local_val_set_size"

@@ -11,6 +11,7 @@ from fedlora.config.data import AllocateConfig, DollyConfig
 from fedlora.data.array_file import refuse_existing, write_array
 from fedlora.data.records import read_rows
 from fedlora.errors import UsageError
+from fedlora.plain_text import counted
 from fedlora.results import Result
 
 _REPOSITORY, _FILE = "databricks/databricks-dolly-15k", "databricks-dolly-15k.jsonl"
@@ -30,7 +31,7 @@ class DollyRows(Result):
 
     def text(self) -> str:
         """One line."""
-        return f"{self.file}: {self.num_rows} rows of {_REPOSITORY} (CC BY-SA 3.0)"
+        return f"{self.file}: {counted(self.num_rows, 'row')} of {_REPOSITORY} (CC BY-SA 3.0)"
 
     def as_dict(self) -> dict[str, Any]:
         return {"file": str(self.file), "num_rows": self.num_rows}

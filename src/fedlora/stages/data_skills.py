@@ -12,6 +12,7 @@ from fedlora.console import say
 from fedlora.data.array_file import array_text, refuse_existing
 from fedlora.data.skills import SKILLS, make_skill_rows
 from fedlora.files import write_text
+from fedlora.plain_text import counted
 from fedlora.results import Result
 
 
@@ -38,7 +39,7 @@ class SkillRows(Result):
         """One line; empty when the file was there."""
         if not self.written:
             return ""
-        return f"{self.file}: {self.num_rows} rows, {self.rows_per_category} of each of {len(SKILLS)} skills"
+        return f"{self.file}: {counted(self.num_rows, 'row')}, {self.rows_per_category} of each of {len(SKILLS)} skills"
 
     def as_dict(self) -> dict[str, Any]:
         return {"file": str(self.file), "num_rows": self.num_rows, "written": self.written}

@@ -30,6 +30,7 @@ from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
 from fedlora.evaluation.judge.verdict_log import VerdictLog
 from fedlora.files import json_text, make_folder, read_json, write_json
 from fedlora.paths import ResultPaths
+from fedlora.plain_text import counted
 from fedlora.redaction import redacted_logs
 from fedlora.results import Result
 from fedlora.runs.judged_pairs import Pair, find_pairs, recorded_stem
@@ -201,7 +202,10 @@ def _ask_open_questions(
     """Ask what has no verdict yet; the kinds of the failures by question key, and the `calls` made up to now."""
     waiting = comparison.open_questions(log)
     if not waiting:
-        say(f"judge: all verdicts on {len(comparison.samples)} samples are stored in {log.path}; nothing to ask")
+        say(
+            f"judge: all verdicts on {counted(len(comparison.samples), 'sample')} are stored in {log.path}; "
+            f"nothing to ask"
+        )
         return {}, calls
     key = load_key(config.api_key_file, os.environ)
 
@@ -218,14 +222,14 @@ def _ask_open_questions(
             try:
                 await judging.run(batches, config.concurrency)
             finally:
-                say(f"judge: {client.calls} calls in this run")
+                say(f"judge: {counted(client.calls, 'call')} in this run")
             return judging.failures, client.calls
 
     try:
         with redacted_logs(), Progress("judge", total, "verdicts", done=total - len(waiting)) as progress:
             return complete(ask_all(progress))
     except BudgetError as error:
-        left = f"{comparison.left(log)} of {len(comparison.samples)} samples are left"
+        left = f"{comparison.left(log)} of {counted(len(comparison.samples), 'sample')} are left"
         hint = "verdicts so far are kept: run again, with a higher --max_calls if need be"
         raise BudgetError(f"{error}; {left}", hint=hint) from None
 
@@ -234,8 +238,9 @@ def _plan(config: EvaluateLlmConfig, comparison: _Comparison, waiting: int, requ
     address = urlsplit(config.base_url)
     total = comparison.num_verdicts
     text = (
-        f"judge: {len(comparison.samples)} samples in both orders, {total - waiting} of {total} verdicts stored; "
-        f"{requests} requests (more with repairs and retries) to {config.gpt_model} "
+        f"judge: {counted(len(comparison.samples), 'sample')} in both orders, {total - waiting} of "
+        f"{counted(total, 'verdict')} stored; "
+        f"{counted(requests, 'request')} (more with repairs and retries) to {config.gpt_model} "
         f"at {address.scheme}://{address.netloc}{address.path}"
     )
     if config.max_calls is not None and config.max_calls < requests:

@@ -15,6 +15,7 @@ from fedlora.data.held_out import own_test_files
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
 from fedlora.files import write_text
+from fedlora.plain_text import counted
 from fedlora.planning.starting_point import Rows, command, run_yaml, split_steps
 from fedlora.results import Result
 
@@ -29,7 +30,7 @@ class WrittenConfiguration(Result):
 
     def text(self) -> str:
         """The file, and the commands that take it."""
-        counts = f"{len(self.clients)} clients, {sum(self.clients.values()):,} rows"
+        counts = f"{counted(len(self.clients), 'client')}, {counted(sum(self.clients.values()), 'row')}"
         return f"{self.file}: {counts}\nnext: {command('plan', self.file)}\n      {command('train', self.file)}"
 
     def as_dict(self) -> dict[str, Any]:

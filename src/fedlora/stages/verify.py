@@ -22,6 +22,7 @@ from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_files import BIN_NAME, GLOBAL_BIN_NAME, read_shapes
 from fedlora.methods.choosing import LoadedMethod, choose_method
 from fedlora.paths import RunPaths
+from fedlora.plain_text import counted
 from fedlora.results import Result
 from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_round_faults
 from fedlora.runs.base_chain import BaseChain
@@ -154,5 +155,5 @@ def _describe_round(paths: RunPaths, number: int, faults: Sequence[str]) -> str:
     if faults:
         return f"round {number}: its files are whole, but they are not what the run computes"
     manifest = load_manifest(paths.round_folder(number))
-    left_out = f", {len(manifest.quarantined)} clients left out" if manifest.quarantined else ""
-    return f"round {number}: ok, {len(manifest.files)} files, recomputed to the same bytes{left_out}"
+    left_out = f", {counted(len(manifest.quarantined), 'client')} left out" if manifest.quarantined else ""
+    return f"round {number}: ok, {counted(len(manifest.files), 'file')}, recomputed to the same bytes{left_out}"

@@ -35,6 +35,7 @@ from fedlora.llm.lora import is_fan_in_fan_out
 from fedlora.methods.choosing import LoadedMethod
 from fedlora.methods.outside import record_method
 from fedlora.paths import RunPaths
+from fedlora.plain_text import counted
 from fedlora.planning.forecast import draw_waves, measure_traffic
 from fedlora.planning.growth import forecast_growth
 from fedlora.runs.environment import check_environment, describe_environment, library_versions
@@ -258,7 +259,7 @@ class Training:
         if self.private:
             rounds = self.config.num_communication_rounds
             planned = self.private.budget.forecast(rounds, list(self.sizes))
-            say(f"privacy after {rounds} rounds: at most {describe_spent(planned)}")
+            say(f"privacy after {counted(rounds, 'round')}: at most {describe_spent(planned)}")
             for doubt in find_doubts(self.config, self.sizes):
                 say(doubt)
         for client, facts in self.clients.facts.items():
@@ -266,7 +267,7 @@ class Training:
             if not facts.num_examples:
                 say(f"warning: {name} ({facts.file}) has no row to train on and is never selected")
             elif facts.num_empty:
-                say(f"{name}: {facts.num_empty} rows with an empty response are left out")
+                say(f"{name}: {counted(facts.num_empty, 'row')} left out, with an empty response")
 
 
 def _find_secret(config: TrainConfig, recorded: RunRecord | None) -> Secret | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedlora.evaluation.judge.verdict_log import StoredVerdict
-from fedlora.plain_text import Table, one_line, table_text
+from fedlora.plain_text import Table, counted, one_line, table_text
 
 Outcome = Literal["win", "tie", "loss"]
 OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")
@@ -101,7 +101,7 @@ def results_parts(result: Mapping[str, Any]) -> list[str]:
     rows = [_cells(one_line(name), values) for name, values in result["categories"].items()]
     table = table_text(("category", *_HEADS), [*rows, _cells("overall", _overall(result))], rules=(len(rows),))
     footer = (
-        f"judged {result['num_samples']} of {result['total_in_files']} samples in both orders; "
+        f"judged {result['num_samples']} of {counted(result['total_in_files'], 'sample')} in both orders; "
         f"win rate {result['win_rate']:.3f}, position flips {result['position_flip_rate']:.3f}"
     )
     lines: list[str] = [table, footer]
