@@ -130,6 +130,18 @@ def test_test_rows_beside_the_clients_are_the_test_rows_and_a_client_without_is_
         parts_of(tmp_path, silos, test_share=0.2)
 
 
+def test_rows_are_read_as_the_fields_of_train_say(tmp_path):
+    silos = make_silos(tmp_path / "silos")
+    with (silos / "north.jsonl").open("a") as file:
+        file.write("no row\n")
+    with pytest.raises(DataError, match=r"north.jsonl:11:1: not valid JSON"):
+        parts_of(tmp_path, silos, test_share=0.2)
+    lenient = {**options(tmp_path, silos)["train"], "skip_bad": "1"}
+    assert parts_of(tmp_path, silos, test_share=0.2, train=lenient)[0].silos.rows["north"] == [7, 1, 2]
+    with pytest.raises(UsageError, match="skip_bad"):
+        parts_of(tmp_path, silos, test_share=0.2, train={**lenient, "skip_bad": "many"})
+
+
 def test_one_test_file_for_all_is_measured_by_category_where_it_has_all_of_the_clients(tmp_path):
     silos = make_silos(tmp_path / "silos", category="a")
     write_rows(tmp_path / "test.jsonl", ["x 1", "x 2"], category="a")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from fedlora.comparing.experiment import DIGEST, DataSet, SiloFacts
 from fedlora.config.compare import CompareConfig
-from fedlora.config.reading import READING_FIELDS
+from fedlora.config.reading import READING_FIELDS, ReadingConfig
 from fedlora.data.client_facts import UnusedFields
 from fedlora.data.client_files import check_no_client, check_test_share, find_silos
 from fedlora.data.client_names import name_of_file
@@ -96,7 +96,8 @@ def _labelled(rows: Sequence[Row]) -> list[Row]:
 
 
 def _rules(config: CompareConfig) -> ReadRules:
-    return ReadRules(**{name: value for name, value in config.train.items() if name in READING_FIELDS})
+    """How strictly rows are read, as the fields of train say."""
+    return ReadingConfig.of(**{name: config.train[name] for name in READING_FIELDS & config.train.keys()}).read_rules
 
 
 def _read_silos(config: CompareConfig, seed: int) -> list[_Silo]:
