@@ -58,8 +58,8 @@ def test_the_commands_lead_from_rows_to_a_report(follow, tiny_model) -> None:
     assert follow(command) == ""
     Path("evaluations_rouge/first/2/base_output_rouge.json").unlink()
     command = follow(command)
-    assert command == "fedlora score first --of base --round 2 --prediction_dir said --model_dir runs"
-    follow(command, "--test", rows)
+    assert command == (f"fedlora score first --of base --round 2 --prediction_dir said --model_dir runs --test {rows}")
+    follow(command)
     assert Path("evaluations_rouge/first/2/base_output_rouge.json").is_file()
     # an earlier round than the last that has answers is named
     earlier = f"--round 1 --test {rows} --prediction_dir said --model_dir runs"

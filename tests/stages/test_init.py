@@ -45,7 +45,8 @@ def written(folder: str = "silos", **more: str) -> TrainConfig:
 def test_the_file_names_the_rows_and_is_taken_by_plan_and_train(tmp_path, tiny_model):
     make_silos(tmp_path / "silos", library=24, museum=40)
     result = init.run(InitRunConfig.of(data="silos", model=str(tiny_model)))
-    assert result.text() == "run.yaml: 2 clients, 64 rows\nnext: fedlora plan run.yaml\n      fedlora train run.yaml"
+    assert result.text() == "run.yaml: 2 clients, 64 rows"
+    assert result.next_command == "fedlora plan run.yaml"
     text = Path("run.yaml").read_text()
     assert "2 clients, 64 rows: library 24, museum 40" in text
     assert "written by `fedlora init silos`" in text

@@ -126,9 +126,12 @@ def runs_command(config: ReportConfig) -> str:
 
 
 def answer_commands(
-    config: ReportConfig, experiment: Experiment, names: Sequence[str], missing: str
+    config: ReportConfig, experiment: Experiment, names: Sequence[str], missing: str, test_path: Path | None
 ) -> tuple[str, ...]:
-    """What writes the scores of `names` (`global`, `client_0`) that are missing, and their predictions before that."""
+    """What writes the scores of `names` (`global`, `client_0`) that are missing, and their predictions before that.
+
+    `test_path` is the test file, where it is known.
+    """
     asked = {
         "exp_name": experiment.name,
         "of_subjects": tuple(name.removeprefix("client_") for name in names),
@@ -136,8 +139,8 @@ def answer_commands(
         "prediction_dir": config.prediction_dir,
         "model_dir": config.model_dir,
     }
-    generate = command_line("generate", GenerateConfig, asked, positional="exp_name")
-    scored = {**asked, "evaluation_dir": config.rouge_dir}
+    generate = command_line("generate", GenerateConfig, {**asked, "test_file_path": test_path}, positional="exp_name")
+    scored = {**asked, "target_file": test_path, "evaluation_dir": config.rouge_dir}
     score = command_line("score", EvaluateRougeConfig, scored, positional="exp_name")
     return (generate, score) if missing == NO_PREDICTIONS else (score,)
 

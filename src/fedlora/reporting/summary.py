@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -98,6 +99,8 @@ def find_gaps(
     gaps = [Gap(f"{name}: no run of that name", (runs_command(config),)) for name in absent]
     groups: defaultdict[tuple[str, str], list[ModelRow]] = defaultdict(list)
     known = {experiment.name: experiment for experiment in experiments}
+    metas = [answers.meta for experiment in experiments for answers in experiment.answers.values() if answers.meta]
+    test_path = next((Path(meta["test_path"]) for meta in metas if "test_path" in meta), None)
     for row in rows:
         if row.subject not in ("mean", "absent") and (
             missing := known[row.experiment].answers[_output_name(row)].missing
@@ -105,7 +108,8 @@ def find_gaps(
             groups[row.experiment, missing].append(row)
     for (name, missing), members in groups.items():
         text = f"{', '.join(row.label for row in members)}: {missing}"
-        gaps.append(Gap(text, answer_commands(config, known[name], list(map(_output_name, members)), missing)))
+        outputs = list(map(_output_name, members))
+        gaps.append(Gap(text, answer_commands(config, known[name], outputs, missing, test_path)))
     for experiment in experiments:
         done, rounds = experiment.rounds_done, experiment.round_number
         if done < rounds:
@@ -115,7 +119,7 @@ def find_gaps(
             )
             gaps.append(Gap(f"{experiment.name}: {text}", ()))
         elif any(row.held_out_loss is None and row.experiment == experiment.name for row in rows):
-            text = "no held-out loss: it was trained without --val_data_path and --local_val_set_size"
+            text = "no held-out loss: no rows were held out; fedlora loss measures that of stored adapters"
             gaps.append(Gap(f"{experiment.name}: {text}", ()))
     return gaps
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedlora.config.command_line import command_line
+from fedlora.config.generate import GenerateConfig
 from fedlora.console import printable
 from fedlora.data.client_names import name_of_file, shown_client
 from fedlora.paths import RunPaths
@@ -40,6 +42,12 @@ class Reaggregated(Result):
     def root(self) -> Path:
         """The folder of the what-ifs."""
         return self.paths.root
+
+    @property
+    def next_command(self) -> str:
+        """How the what-ifs answer test rows."""
+        asked = {"exp_name": self.paths.exp_name, "test_file_path": "FILE", "model_dir": self.paths.model_dir}
+        return command_line("generate", GenerateConfig, asked, positional="exp_name")
 
     def as_dict(self) -> dict[str, Any]:
         return {"folder": str(self.root), "origin": dict(self.origin), "rounds": list(map(dict, self.rounds))}

@@ -122,7 +122,7 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] | None = None)
         if answerers.adapters:
             for group, answers in answerers.answer(config, tests.rows, load):
                 for name in group:
-                    _write_answers(parts[place].results, name, tests, answers, parts[place].facts[name])
+                    _write_answers(parts[place], name, tests, answers, config.test_file_path)
     return Predictions(
         tuple(
             SubjectAnswers(one, parts[one.run, one.round_number].results.predictions(one.output)) for one in subjects
@@ -181,10 +181,12 @@ def _is_answered(results: ResultPaths, name: OutputName, facts: dict[str, Any], 
     )
 
 
-def _write_answers(
-    results: ResultPaths, name: OutputName, tests: HeldOutRows, answers: Answers, facts: dict[str, Any]
-) -> None:
-    """One file of answers and its sidecar; the sidecar, which vouches for the file, comes last."""
+def _write_answers(part: _Part, name: OutputName, tests: HeldOutRows, answers: Answers, test_path: Path) -> None:
+    """One file of answers and its sidecar; the sidecar, which vouches for the file, comes last.
+
+    `test_path` is where the test rows lie now: it decides no answer.
+    """
+    results, facts = part.results, part.facts[name]
     lines = [
         {"instruction": row.instruction, "input": row.input, "answer": text, "category": row.category}
         for row, text in zip(tests.rows, answers.texts[name], strict=True)
@@ -196,6 +198,7 @@ def _write_answers(
     sidecar = {
         **facts,
         **answers.how,
+        "test_path": str(test_path),
         "num_new_tokens": answers.num_new_tokens[name],
         "predictions_sha256": sha256_of(file),
     }

@@ -29,9 +29,14 @@ class WrittenConfiguration(Result):
     """Name -> rows."""
 
     def text(self) -> str:
-        """The file, and the commands that take it."""
+        """The file, and what it is for."""
         counts = f"{counted(len(self.clients), 'client')}, {counted(sum(self.clients.values()), 'row')}"
-        return f"{self.file}: {counts}\nnext: {command('plan', self.file)}\n      {command('train', self.file)}"
+        return f"{self.file}: {counts}"
+
+    @property
+    def next_command(self) -> str:
+        """What training from the file takes."""
+        return command("plan", self.file)
 
     def as_dict(self) -> dict[str, Any]:
         """Where the file lies, and the rows of every client."""
