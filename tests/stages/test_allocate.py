@@ -221,6 +221,14 @@ def test_a_write_that_fails_leaves_no_manifest(tmp_path: Path, monkeypatch: pyte
     assert len(list((tmp_path / "data").rglob("manifest.json"))) == 1
 
 
+def test_a_folder_is_no_file_of_rows_and_needs_no_allocation(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a folder; allocate divides one file") as caught:
+        allocate.run(AllocateConfig.of(input_file=tmp_path))
+    assert f"fedlora train --data {tmp_path}" in caught.value.hint
+    with pytest.raises(UsageError, match="a folder, and one file of rows is read here"):
+        read_rows(tmp_path)
+
+
 def test_rows_without_categories_are_dealt_out_at_random_and_only_so(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("instruction,output\n" + "".join(f"say {number},{number}\n" for number in range(20)))

@@ -42,6 +42,8 @@ def find_format(path: Path) -> tuple[str, bool]:
 
     Raises UsageError when there is no such file, DataError when its suffix is no format's.
     """
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder, and one file of rows is read here", hint="name a file in it")
     if not path.is_file():
         raise UsageError(f"{path}: no such file", hint="check the path, or run the stage that writes it")
     named = split_name(path)

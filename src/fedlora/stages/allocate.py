@@ -91,6 +91,11 @@ def run(config: AllocateConfig) -> AllocatedData:
 
     Raises UsageError (input or flags), DataError (a row, a category that is too small), StorageError.
     """
+    if config.input_file.is_dir():
+        raise UsageError(
+            f"{config.input_file}: a folder; allocate divides one file of rows among clients",
+            hint=f"with one file per client nothing is divided: `fedlora train --data {config.input_file}`",
+        )
     if not config.input_file.is_file():
         raise UsageError(
             f"{config.input_file}: no such file",
