@@ -10,7 +10,7 @@ from fedlora.api.entrance import PathLike, entered, make_config
 from fedlora.config.evaluate import ReportConfig
 from fedlora.errors import UsageError
 from fedlora.files import write_bytes
-from fedlora.reporting.experiments import load_experiment
+from fedlora.reporting.experiments import find_round, load_experiment
 from fedlora.reporting.findings import gather_findings
 from fedlora.reporting.rounds_figure import draw_rounds
 
@@ -36,8 +36,8 @@ def draw_run(keywords: dict[str, Any]) -> Picture:
     """The figure of rounds that a report on these runs has."""
     with entered("report", ReportConfig, keywords, progress=True):
         config = make_config(ReportConfig, None, keywords)
-        loaded = [load_experiment(config, name) for name in config.exp_names]
+        loaded = [load_experiment(config, name, find_round(config)) for name in config.exp_names]
         experiments = [experiment for experiment in loaded if experiment is not None]
         if not experiments:
             raise UsageError(f"no run under {config.model_dir} is named {' or '.join(config.exp_names)}")
-        return Picture("rounds", draw_rounds(gather_findings(experiments, [])))
+        return Picture("rounds", draw_rounds(gather_findings(config, experiments, [])))
