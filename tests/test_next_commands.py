@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,8 +17,10 @@ from fedlora.config.generate import GenerateConfig
 from fedlora.config.plan import PlanConfig
 from fedlora.config.train import TrainConfig
 from fedlora.data.client_files import known_test_rows
-from fedlora.paths import OutputName
+from fedlora.paths import OutputName, RunPaths
+from fedlora.reporting.what_ifs import Reaggregated
 from fedlora.runs.subjects import Subject, report_command
+from fedlora.stages.train import TrainedRun
 
 
 @pytest.fixture
@@ -137,6 +140,18 @@ def test_test_rows_are_known_where_they_lie_with_the_data(make_clients, tmp_path
     (silos / "north.test.csv").touch()
     assert known_test_rows(silos, 8, has_share=False) == silos
     assert known_test_rows(tmp_path / "nowhere", 8, has_share=True) is None
+
+
+def test_a_run_without_a_global_adapter_is_answered_by_all(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("fedlora.stages.train.read_run", lambda paths: SimpleNamespace(has_global_model=False))
+    config = TrainConfig.of(method="none", name="alone", data=tmp_path, val_data_path="held.jsonl", model_dir="runs")
+    trained = TrainedRun(RunPaths(config.model_dir, config.exp_name), config)
+    assert trained.next_command == "fedlora generate alone --of all --test held.jsonl --model_dir runs"
+
+
+def test_what_ifs_lead_to_their_answers() -> None:
+    found = Reaggregated(RunPaths(Path("models"), "prox-what-if"), {}, (), {})
+    assert found.next_command == "fedlora generate prox-what-if --test FILE"
 
 
 def test_scores_without_a_run_lead_to_no_report(tmp_path) -> None:

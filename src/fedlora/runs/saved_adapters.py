@@ -31,7 +31,8 @@ def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
     having = [number for number in paths.committed_rounds() if _exists(paths.round_folder(number), name)]
     what = f"{name} adapter" if name.kind == "global" else f"adapter of {_shown(paths, name.client_id)}"
     known = f"rounds {_ranges(having)} have one" if having else "no round has one"
-    raise UsageError(f"{folder}: no {what}; {known}", hint="check --communication_rounds and --client_id")
+    hint = "choose one of these rounds" if having else "name who answers with --of, or --of all"
+    raise UsageError(f"{folder}: no {what}; {known}", hint=hint)
 
 
 def _shown(paths: RunPaths, client_id: ClientId) -> str:

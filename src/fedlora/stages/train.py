@@ -47,6 +47,7 @@ class TrainedRun(Result):
         tests = known_test_rows(config.data_path, config.num_clients, has_share=bool(config.test_share))
         asked = {
             "exp_name": config.exp_name,
+            "of_subjects": ("all",) if read_run(self.paths).has_global_model is False else None,
             "test_file_path": tests or config.val_data_path or "FILE",
             "model_dir": config.model_dir,
         }
