@@ -153,6 +153,7 @@ def test_a_run_of_a_built_in_method_says_nothing_of_a_source(options):
 def test_a_run_whose_record_says_little_is_read_as_one_that_states_nothing(record):
     row = find_recorded("unheard_of", record)
     assert (row.name, row.order, row.server_sees, row.source) == ("unheard_of", "parallel", None, None)
+    assert find_recorded([mode := "homo"], record).name == f"{[mode]}"
 
 
 def test_a_method_in_a_file_is_described_like_any_other(options):

@@ -43,10 +43,10 @@ def find_method(name: str) -> Method:
     raise UsageError(f"federation_mode={name!r} is not a method", hint=near or every)
 
 
-def find_recorded(mode: str, record: Any = None) -> Method:
+def find_recorded(mode: Any, record: Any = None) -> Method:
     """The row of a run that is read: `record` is what its run.json has under `method`. No code is loaded."""
-    if mode in METHODS:
+    if isinstance(mode, str) and mode in METHODS:
         return METHODS[mode]
     from fedlora.methods.outside import read_recorded
 
-    return read_recorded(mode, record)
+    return read_recorded(str(mode), record)
