@@ -117,7 +117,8 @@ def _cell(text: str) -> str:
 
 def make_exit_codes() -> str:
     """The classes of errors by exit code."""
-    classes = [found for _, found in inspect.getmembers(errors, inspect.isclass) if issubclass(found, Exception)]
+    found_there = inspect.getmembers(errors, inspect.isclass)
+    classes = [found for _, found in found_there if issubclass(found, errors.FedloraError)]
     rows = sorted(
         (found.exit_code, found.__name__, inspect.getdoc(found) or "") for found in classes if found.exit_code > 1
     )

@@ -57,10 +57,10 @@ def read_flags(parser: Parser, arguments: Sequence[str], config: type[Config], p
     if flags := [word for word in others if word.startswith("-")]:
         raise _unknown_flag(parser, flags[0])
     given = vars(known)
+    as_json = bool(given.pop("json", False))
     settings = _read_settings(given.pop("set", ()))
     values = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
     values |= {"method_options": settings} if settings else {}
-    as_json = values.pop("json", False)
     files = [*filter(None, [values.pop("config", None)]), *(word for word in others if word.endswith(FILE_ENDINGS))]
     if len(files) > 1:
         raise UsageError(f"two configuration files: {files[0]} and {files[1]}", hint="give one")
@@ -112,7 +112,7 @@ def completion_script(shell: str, commands: Mapping[str, tuple[str, type[Config]
 
     root = Parser(prog="fedlora")
     parsers: dict[str, argparse.ArgumentParser] = {}
-    groups = {"": root.add_subparsers()}
+    groups: dict[str, Any] = {"": root.add_subparsers()}
     for name, (summary, config, positional) in commands.items():
         group, _, last = name.rpartition(" ")
         if group not in groups:

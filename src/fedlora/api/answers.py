@@ -133,7 +133,8 @@ def answer(
         named: dict[str | int, Subject] = {}
         for word in words:
             found = find_adapters([str(word)], **where)
-            named |= {word: found[0]} if len(found) == 1 else dict(zip(shown_names(found), found, strict=True))
+            shown = [word] if len(found) == 1 else shown_names(found)
+            named.update(zip(shown, found, strict=True))
         texts = answer_rows(made, list(dict.fromkeys(named.values())), rows)
         return {word: texts[one][0] if is_one else texts[one] for word, one in named.items()}
 

@@ -17,8 +17,8 @@ from fedlora.paths import RunPaths
 from fedlora.runs.run_folder import read_run
 
 if TYPE_CHECKING:
+    from fedlora.reporting.what_ifs import LeftOutEach, Reaggregated
     from fedlora.stages.compare import Comparison, PlanOfRuns
-    from fedlora.stages.reaggregate import Reaggregated
     from fedlora.stages.report import Report
     from fedlora.stages.runs import RunList
     from fedlora.stages.verify import Verification
@@ -81,7 +81,9 @@ def report(config: PathLike | None = None, *, progress: bool = True, **keywords:
 
 
 @takes(ReaggregateConfig)
-def reaggregate(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Reaggregated:
+def reaggregate(
+    config: PathLike | None = None, *, progress: bool = True, **keywords: Any
+) -> Reaggregated | LeftOutEach:
     """Combine the stored updates of a run by another server, other weights or without some clients; nothing is trained.
 
     Every round starts from where the run really stood, so each line is a what-if of one round. The adapters are written

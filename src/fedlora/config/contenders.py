@@ -180,7 +180,7 @@ def _read_contender(entry: Any) -> Contender:
 def with_rows(entries: Any, rows: Mapping[str, Method]) -> Any:
     """`methods` with the rows that their names stand for; those that no entry names come after them."""
     given = [{"mode": each} if isinstance(each, str) else each for each in split_text(entries)]
-    named = [dict(each) for each in given if isinstance(each, Mapping)]
+    named: list[dict[str, Any]] = [dict(each) for each in given if isinstance(each, Mapping)]
     for each in named:
         for key in ("mode", "method", "federation_mode"):
             if each.get(key) in rows:

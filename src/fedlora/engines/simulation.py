@@ -8,7 +8,7 @@ which keeps what it has committed.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -44,8 +44,10 @@ class MemoryReader(Protocol):
 
 
 class ExampleReader(Protocol):
-    """The clients that have examples, and a client's examples when its turn comes."""
+    """The clients that have examples, their files, and a client's examples when its turn comes."""
 
+    @property
+    def names(self) -> Mapping[ClientId, str]: ...
     def clients(self) -> Sequence[ClientId]: ...
     def training(self, client_id: ClientId) -> list[Example]: ...
 

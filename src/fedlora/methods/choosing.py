@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar, cast
 
 from fedlora.config.train import TrainConfig
 from fedlora.methods.combinations import check_ranks
+from fedlora.methods.fedavg import FedAvg, TrainAndSend
 from fedlora.methods.own_options import OF_THE_RUN, make_half
 from fedlora.methods.row import Method
 from fedlora.methods.strategy import ClientRule, Strategy
@@ -34,8 +35,8 @@ _RECORDED = ("client_ranks", "is_guarded")
 class LoadedMethod(Method):
     """A row whose halves are instances, with a value for every option."""
 
-    server: Strategy
-    client: ClientRule
+    server: Strategy = field(default_factory=FedAvg)
+    client: ClientRule = field(default_factory=TrainAndSend)
     has_global_model: bool = True
     keeps_personal_model: bool = False
 

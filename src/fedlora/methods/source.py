@@ -143,7 +143,7 @@ def _classes_of(halves: tuple[Any, ...]) -> Iterator[type]:
 def _modules_of(halves: tuple[Any, ...], module: ModuleType | None) -> list[ModuleType]:
     names = sorted({kind.__module__ for kind in _classes_of(halves)})
     modules = [sys.modules[name] for name in names if name in sys.modules]
-    return modules + [module] * (module is not None and module not in modules)
+    return modules if module is None or module in modules else [*modules, module]
 
 
 def _short(digest: Any) -> str:

@@ -89,7 +89,9 @@ class LeftOutEach(Result):
 def _table(lines: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[Sequence[str]]]:
     heads = ["round", "clients", "distance / step"]
     has_losses = "val_loss" in lines[0]
-    cells = [[str(line["round"]), str(len(line["counts"])), *_measured_cells(line, has_losses)] for line in lines]
+    cells: list[Sequence[str]] = [
+        [str(line["round"]), str(len(line["counts"])), *_measured_cells(line, has_losses)] for line in lines
+    ]
     return heads + list(LOSS_HEADS if has_losses else ()), cells
 
 

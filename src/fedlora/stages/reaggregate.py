@@ -95,7 +95,7 @@ def _make_changes(config: ReaggregateConfig, recorded: RunRecord) -> list[Change
 def _find_client(name: str, files: Mapping[ClientId, str], ids: Sequence[ClientId]) -> ClientId:
     """The client of this name, or of this number; UsageError when it did not train in the run."""
     client = client_numbers(files).get(name, int(name) if is_number(name) else None)
-    if client not in ids:
+    if client is None or client not in ids:
         known = ", ".join(name_of_file(files[client]) for client in ids)
         raise UsageError(f"the run has no client {name!r} that trained", hint=f"its clients are {known}")
     return client
