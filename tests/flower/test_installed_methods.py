@@ -1,5 +1,7 @@
 """A method of an installed package over Flower: nodes load it by its name, if the owner lists it and has the same."""
 
+import json
+
 import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
@@ -8,10 +10,12 @@ from installed_method import EXAMPLE, forget, install
 from small_federation import SIZES, Federation, adapters
 
 from fedlora.config.runs import VerifyConfig
+from fedlora.config.train import TrainConfig
 from fedlora.errors import UsageError
 from fedlora.flower.flower_config import SubmitConfig
 from fedlora.flower.node import Node
 from fedlora.flower.node_replies import ask_facts, read_facts
+from fedlora.flower.request import make_request
 from fedlora.flower.server import serve
 from fedlora.stages import verify
 
@@ -71,3 +75,14 @@ def test_a_method_of_a_file_is_refused_before_anything_is_sent(federation):
         federation.serve("there", place)
     with pytest.raises(UsageError, match="names a file or module"):
         serve(None, f'{{"config": {{"federation_mode": "{place}"}}, "waits": {{}}}}')
+
+
+def test_what_is_submitted_names_the_method_and_carries_no_code(federation, tmp_path, monkeypatch):
+    install(tmp_path / "site", monkeypatch)
+    asked = SubmitConfig.of(federation_mode="part_way", step=0.3, num_clients=3).training()
+    fields = json.loads(make_request(asked, start=1.0, absent=1.0, wave=1.0))["config"]
+    assert "method_row" not in fields
+    made = TrainConfig.make(fields)
+    assert (made.federation_mode, made.method_options, made.method.source) == (
+        *("part_way", {"step": 0.3}, asked.method.source),
+    )
