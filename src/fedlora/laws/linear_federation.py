@@ -55,7 +55,8 @@ def rows_of(owners: tuple[int, ...], layer: str) -> tuple[Tensor, Tensor]:
         x, y = (torch.cat(part) for part in zip(*(rows_of((owner,), layer) for owner in owners), strict=True))
         return x, y
     d_out, d_in = LAYERS[layer]
-    draw = torch.Generator().manual_seed(1000 * owners[0] + sum(map(ord, layer)))
+    (owner,) = owners
+    draw = torch.Generator().manual_seed(1000 * owner + sum(map(ord, layer)))
     x = torch.randn(10, d_in, generator=draw, dtype=torch.float64)
     return x, x @ torch.randn(d_in, d_out, generator=draw, dtype=torch.float64)
 
@@ -106,7 +107,8 @@ def train(phase: Phase, owners: Sequence[int], setup: Setup, *, needs_gradient: 
         terms.add()
         terms.count()
         for factor in factors.values():
-            factor.sub_(factor.grad, alpha=setup.rate)
+            if factor.grad is not None:
+                factor.sub_(factor.grad, alpha=setup.rate)
     return LocalResult({key: value.detach().clone() for key, value in place.items()}, terms.mean())
 
 

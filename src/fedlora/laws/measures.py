@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -63,9 +63,10 @@ def near_results(found: ServerState, wanted: ServerState, what: str, row: Promis
         near_states(found, wanted, what)
 
 
-def same_bits(found: AdapterState, wanted: AdapterState, what: str) -> None:
-    """BrokenLawError unless two groups of tensors are equal to the bit."""
-    hold(fingerprint(found) == fingerprint(wanted), what)
+def same_bits(found: AdapterState, wanted: AdapterState, what: str, keys: Collection[str] | None = None) -> None:
+    """BrokenLawError unless two groups of tensors, or those of these keys, are equal to the bit."""
+    groups = [{key: one[key] for key in (one if keys is None else keys)} for one in (found, wanted)]
+    hold(fingerprint(groups[0]) == fingerprint(groups[1]), what)
 
 
 def products(state: AdapterState) -> dict[str, Tensor]:
@@ -136,11 +137,11 @@ def begin(mode: LoadedMethod, start: AdapterState | None = None) -> ServerState:
 
 def send(
     mode: LoadedMethod, state: ServerState, row: Promises, seeds: Sequence[int], number: int = 1
-) -> tuple[list[AdapterState], list[AdapterState]]:
+) -> tuple[Sequence[AdapterState], Sequence[AdapterState]]:
     """What clients have after training from `state` (by chance, one seed each), and what they send of it."""
     download = mode.server.broadcast(state, 0, number)
     half = row.of_round(row.trains, number)
-    trained: list[AdapterState] = [{**download.adapter, **pick_half(adapter(seed), half)} for seed in seeds]
+    trained = [{**download.adapter, **pick_half(adapter(seed), half)} for seed in seeds]
     return trained, [hand_in(mode, download, one) for one in trained]
 
 

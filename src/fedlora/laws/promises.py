@@ -6,16 +6,15 @@ method adds little more than `combines`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from fedlora.config.method_check import Combines
 from fedlora.laws.federation_of_one_round import adapter
 from fedlora.methods.choosing import LoadedMethod
 from fedlora.types import Half
 
-Value = TypeVar("Value")
 ROUNDS = (1, 2, 3, 4)
 
 Alone = Literal["factors", "product", "A", "nothing"]
@@ -70,7 +69,7 @@ class Promises:
     settings: Mapping[str, Any] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(default_factory=dict)
 
-    def of_round(self, halves: tuple[Value, ...], number: int) -> Value:
+    def of_round(self, halves: Sequence[Half | None], number: int) -> Half | None:
         """The entry of `trains`, `shares` or `travels` for a round."""
         return halves[(number - 1) % len(halves)]
 

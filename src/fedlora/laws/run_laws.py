@@ -95,19 +95,18 @@ def check_halves(mode: LoadedMethod, row: Promises) -> None:
             hold(found == (trains, shares, travels), f"round {wave.round} trains, shares and sends {found}")
             start, end = turn.start, turn.trained
             idle = start.keys() - pick_half(start, trains).keys()
-            same_bits(*({key: one[key] for key in idle} for one in (start, end)), "a factor that is not trained moved")
+            same_bits(start, end, "a factor that is not trained moved", idle)
             wanted = pick_half(start, shares).keys() if row.combines != "nothing" else set()
             sent = (turn.update.upload or {}).keys()
             hold(sent == wanted, f"round {wave.round} sends {len(sent)} tensors, {len(wanted)} are shared")
         before, after = wave.before.adapter, wave.after.adapter
         still = before.keys() - pick_half(before, shares).keys()
         if not row.server_rewrites:
-            same_bits(*({key: one[key] for key in still} for one in (before, after)), "a factor not shared moved")
+            same_bits(before, after, "a factor that is not shared moved", still)
         # who has a factor already must have the one that the server means
         absent = before.keys() - pick_half(before, travels).keys()
         if row.has_global and not row.draws_anew:
-            known = [{key: one[key] for key in absent} for one in (federation.start, before)]
-            same_bits(*known, "a factor that is not sent has changed")
+            same_bits(federation.start, before, "a factor that is not sent has changed", absent)
 
 
 def check_everybody_starts_alike(mode: LoadedMethod, row: Promises) -> None:
@@ -118,7 +117,7 @@ def check_everybody_starts_alike(mode: LoadedMethod, row: Promises) -> None:
             near(turn.download.adapter, handed, "clients are handed different adapters", 0.0)
             own = {} if row.keeps == "none" or row.keeps is None else pick_half(turn.start, row.keeps)
             common = turn.start.keys() - own.keys()
-            same_bits(*({key: one[key] for key in common} for one in (turn.start, handed)), "another start")
+            same_bits(turn.start, handed, "another start", common)
 
 
 def check_missed_rounds(mode: LoadedMethod, row: Promises) -> None:
