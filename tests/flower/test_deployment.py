@@ -102,7 +102,7 @@ def test_real_nodes_give_the_bytes_of_a_simulation(deployment):
     assert adapters(there) == adapters(here)
     assert len(adapters(here)) >= 6
     verify.run(VerifyConfig.of(exp_name="homo", model_dir=there.parent))
-    assert " (homo): finished:completed\n" in online(deployment)
+    assert " (homo): finished:completed, round 2 of 2 is done\n" in online(deployment)
 
 
 @pytest.mark.parametrize("modes", OTHERS, ids=" ".join)
