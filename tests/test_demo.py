@@ -10,6 +10,7 @@ import pytest
 
 from fedlora import demo
 from fedlora.config.demo import DemoConfig
+from fedlora.plain_text import counted
 
 MODES = ["homo", "seq", "none", "pooled"]
 
@@ -37,7 +38,7 @@ def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatc
     assert said.out == "", "the command line prints the result"
     assert said.err.splitlines() == [
         "1. model and data: eight clients, one skill each",
-        f"2. training: homo, seq, none, pooled, {rounds} rounds each",
+        f"2. training: homo, seq, none, pooled, {counted(rounds, 'round')} each",
         "3. answers to the test rows",
         "4. scores and report",
     ]
