@@ -28,8 +28,8 @@ name and leaves the same files. Each flag of the command is a keyword, under its
 `config="run.yaml"` reads a file, and keywords win over it. Functions print nothing but progress, and nothing with
 `progress=False`. Errors are classes of [`fedlora.errors`](exit-codes.md).
 
-A result prints as a table, in a terminal and in a notebook; `as_dict()` gives it as [JSON values](json.md). The notebook
-`examples/quickstart.ipynb` of the repository goes from rows to a comparison.
+A result prints as a table, in a terminal and in a notebook; `as_dict()` gives it as [JSON values](json.md). The
+notebook `examples/quickstart.ipynb` of the repository goes from rows to a comparison.
 
 """
 KEYWORD_HEADINGS = {f"{heading}:" for heading in (*GROUPS, OF_METHODS, OTHER, "keywords")}
