@@ -55,7 +55,7 @@ def rows_of(owners: tuple[int, ...], layer: str) -> tuple[Tensor, Tensor]:
         x, y = (torch.cat(part) for part in zip(*(rows_of((owner,), layer) for owner in owners), strict=True))
         return x, y
     d_out, d_in = LAYERS[layer]
-    (owner,) = owners
+    owner = next(iter(owners))
     draw = torch.Generator().manual_seed(1000 * owner + sum(map(ord, layer)))
     x = torch.randn(10, d_in, generator=draw, dtype=torch.float64)
     return x, x @ torch.randn(d_in, d_out, generator=draw, dtype=torch.float64)

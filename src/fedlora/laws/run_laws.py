@@ -89,7 +89,8 @@ def check_halves(mode: LoadedMethod, row: Promises) -> None:
     """Clients train, send and get the factors that broadcast names; the others stay to the bit."""
     federation = Federation(mode).run((1, 2, 3, 4))
     for wave in federation.waves:
-        trains, shares, travels = (row.of_round(half, wave.round) for half in (row.trains, row.shares, row.travels))
+        trains, shares = row.of_round(row.trains, wave.round), row.of_round(row.shares, wave.round)
+        travels = row.of_round(row.travels, wave.round)
         for turn in wave.turns.values():
             found = (turn.download.trainable, turn.download.shared, turn.download.travels)
             hold(found == (trains, shares, travels), f"round {wave.round} trains, shares and sends {found}")
