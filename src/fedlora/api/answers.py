@@ -121,7 +121,8 @@ def answer(
     from fedlora.runs.subjects import Subject, find_adapters, shown_names
     from fedlora.stages.answer import answer_rows
 
-    words = of.split(",") if isinstance(of, str) else list(of) if isinstance(of, list | tuple | range) else [of]
+    several = of.split(",") if isinstance(of, str) else of if isinstance(of, list | tuple | range) else [of]
+    words: list[Any] = list(several)
     given = {**keywords, "of": words}
     with entered("generate", GenerateConfig, given, progress=progress):
         made = make_config(GenerateConfig, None, given)
@@ -133,7 +134,7 @@ def answer(
         named: dict[str | int, Subject] = {}
         for word in words:
             found = find_adapters([str(word)], **where)
-            shown = [word] if len(found) == 1 else shown_names(found)
+            shown: list[Any] = [word] if len(found) == 1 else list(shown_names(found))
             named.update(zip(shown, found, strict=True))
         texts = answer_rows(made, list(dict.fromkeys(named.values())), rows)
         return {word: texts[one][0] if is_one else texts[one] for word, one in named.items()}

@@ -20,7 +20,7 @@ from fedlora.runs.run_folder import read_run
 from fedlora.runs.run_records import RunRecord
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # pyright: ignore[reportMissingImports]
     import torch
 
     from fedlora.api.answers import Answers
@@ -80,7 +80,7 @@ class Run(Result):
     def frame(self) -> pandas.DataFrame:
         """`metrics()` as a pandas.DataFrame, a row per line. Raises UsageError where pandas is not installed."""
         try:
-            import pandas
+            import pandas  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise UsageError("pandas is not installed", hint="`pip install pandas`, or use metrics()") from None
         return pandas.DataFrame(self.metrics())
