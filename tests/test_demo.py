@@ -50,4 +50,4 @@ def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatc
     (reported,) = [config for stage, config in asked if stage == "report"]
     assert list(reported.exp_names) == MODES
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert "(`homo`, `seq`, `none`, `pooled`;" in readme
+    assert "(`homo`, `seq`, `none`, `pooled`)" in readme

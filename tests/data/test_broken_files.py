@@ -160,5 +160,5 @@ def test_a_file_that_is_not_there_is_a_usage_error(tmp_path: Path, name: str) ->
     with pytest.raises(UsageError, match="no such file"):
         read_rows(tmp_path / name)
     (tmp_path / name).mkdir()
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="a folder, and one file of rows is read here"):
         read_rows(tmp_path / name)
