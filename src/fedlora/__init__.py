@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedlora import errors
-    from fedlora.api.answers import Answers, generate, judge, score
+    from fedlora.api.answers import Answers, generate, judge, loss, score
     from fedlora.api.checks import check_method
     from fedlora.api.looking import compare, open, reaggregate, report, runs, verify  # noqa: A004
     from fedlora.api.preparing import allocate, plan, silos
@@ -39,6 +39,7 @@ __all__ = [
     "errors",
     "generate",
     "judge",
+    "loss",
     "open",
     "plan",
     "reaggregate",
@@ -53,7 +54,7 @@ __all__ = [
 
 _PLACES = MappingProxyType(
     {
-        **dict.fromkeys(("Answers", "generate", "judge", "score"), "fedlora.api.answers"),
+        **dict.fromkeys(("Answers", "generate", "judge", "loss", "score"), "fedlora.api.answers"),
         "Scores": "fedlora.stages.evaluate_rouge",
         "check_method": "fedlora.api.checks",
         **dict.fromkeys(("compare", "open", "reaggregate", "report", "runs", "verify"), "fedlora.api.looking"),

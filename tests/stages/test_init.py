@@ -52,7 +52,7 @@ def test_the_file_names_the_rows_and_is_taken_by_plan_and_train(tmp_path, tiny_m
     assert "written by `fedlora init silos`" in text
     made = plan.run(PlanConfig.make({"probe": False}, file=Path("run.yaml")))
     assert [client["num_test"] for client in made.record["clients"]] == [5, 8]
-    assert made.record["rounds"] == 5
+    assert made.record["rounds"] == 6
     assert cli.main(["train", "run.yaml", "--rounds", "1", "--device", "cpu", "--token_cache", "false"]) == 0
     assert (tmp_path / "models" / "silos" / "1" / "manifest.json").is_file()
 

@@ -1,4 +1,4 @@
-"""`fedlora.generate`, `score` and `judge`: answers of a run's adapters, and what they are worth."""
+"""`fedlora.generate`, `score`, `loss` and `judge`: answers of a run's adapters, and what they are worth."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fedlora.api.entrance import PathLike, call, entered, make_config
 from fedlora.api.signatures import takes
 from fedlora.config.evaluate import EvaluateLlmConfig, EvaluateRougeConfig
 from fedlora.config.generate import GenerateConfig
+from fedlora.config.loss import LossConfig
 from fedlora.errors import UsageError
 from fedlora.plain_text import counted, one_line, table_text
 from fedlora.results import Result
@@ -19,6 +20,7 @@ from fedlora.types import Row
 if TYPE_CHECKING:
     from fedlora.stages.evaluate_llm import Judgements
     from fedlora.stages.evaluate_rouge import Scores
+    from fedlora.stages.loss import MeasuredLosses
 
 MOST_ROWS, MOST_LETTERS = 10, 60
 """What a table of answers shows of them."""
@@ -166,6 +168,22 @@ def score(config: PathLike | None = None, *, progress: bool = True, **keywords: 
     from fedlora.stages import evaluate_rouge as stage
 
     return call("score", EvaluateRougeConfig, stage.run, config, keywords, progress=progress)
+
+
+@takes(LossConfig)
+def loss(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> MeasuredLosses:
+    """Measure the loss of stored adapters on the rows in the file `test`, without training.
+
+    Losses are in nats per response token. `losses` of the result has an entry per subject, with its loss overall and by
+    category or client. Raises UsageError (a run, a round, a client), DataError (a row).
+
+    >>> measured = fl.loss(name="pair", test="tests/questions.jsonl", of=["base", "global"], progress=False)
+    >>> [one.overall.loss > 0 for one in measured.losses]
+    [True, True]
+    """
+    from fedlora.stages import loss as stage
+
+    return call("loss", LossConfig, stage.run, config, keywords, progress=progress)
 
 
 @takes(EvaluateLlmConfig)

@@ -25,7 +25,8 @@ from fedlora.paths import check_name
 from fedlora.plain_text import counted, one_line
 from fedlora.types import Row
 
-LARGEST_BATCH, STEPS_PER_ROUND, MOST_EPOCHS = 16, 8, 4
+LARGEST_BATCH, STEPS_PER_ROUND, MOST_EPOCHS, ROUNDS = 16, 12, 4, 6
+"""Three silos of 32 rows learn their answers with these in under 4 minutes on two cores: see examples/silos.yaml."""
 TEST_SHARE = 0.2
 FEWEST_TO_SPLIT = 5
 """Rows of the smallest client from which on a share is held out."""
@@ -59,7 +60,7 @@ def run_yaml(rows: Rows, base_model: str, file: Path) -> str:
     kept = rows.smallest - (math.ceil(TEST_SHARE * rows.smallest) if shares else 0)
     held_back = kept // 8
     training = kept - held_back
-    batch = max(size for size in (1, 2, 4, 8, LARGEST_BATCH) if size <= max(1, training // 4))
+    batch = max(size for size in (1, 2, 4, 8, LARGEST_BATCH) if size <= max(1, training // 3))
     epochs = min(MOST_EPOCHS, max(1, round(STEPS_PER_ROUND / math.ceil(training / batch))))
     embedded = base_model == NAME
     method = TrainConfig.model_fields["federation_mode"].default
@@ -77,12 +78,12 @@ def run_yaml(rows: Rows, base_model: str, file: Path) -> str:
         ("local_val_set_size", held_back, "rows that each client holds back to measure every round"),
         ("seed", 42, "of every random draw"),
         ("method", method, f"{METHODS[method].summary}; `fedlora methods` lists all"),
-        ("rounds", 5, "a finished run takes more: --rounds 10"),
+        ("rounds", ROUNDS, "a finished run takes more: --rounds 10"),
         ("client_fraction", 1, "every client takes part in every round"),
         ("batch_size", batch, "examples per optimizer step"),
         ("epochs", epochs, "of a client in a round"),
         ("learning_rate", 2e-3 if embedded else 3e-4, "if the loss rises, try a third of it"),
-        ("rank", 8, "of the adapters"),
+        ("rank", 16, "of the adapters"),
         ("dropout", 0.0, ""),
         ("target_modules", "all-linear", "the adapted layers; fewer: [q_proj, v_proj]"),
     ]
