@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md", "SECURITY.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md", "SECURITY.md")),
     *(path for path in sorted(ROOT.glob("docs/**/*.md")) if path.name != "comparison.md"),
     *(path for path in sorted(ROOT.glob("deploy/*")) if path.is_file()),
 ]

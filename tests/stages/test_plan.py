@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedlora import cli
+from fedlora.config.names import note_spelling, spelling
 from fedlora.config.plan import PlanConfig
 from fedlora.engines import workbench
 from fedlora.errors import FedloraError, TrainingError, UsageError
@@ -257,6 +258,16 @@ def test_a_cohort_of_a_single_client_is_a_warning_where_a_method_combines_client
     assert ("cohort" in kinds(record)) == (mode in ("homo", "fedsa"))
     record = make_plan(world(federation_mode=mode, client_selection_frac=0.5), probe=False)
     assert "cohort" not in kinds(record)
+
+
+def test_a_warning_names_flags_as_they_were_typed(world):
+    with spelling():
+        note_spelling(["client_fraction"])
+        warnings = make_plan(world(client_selection_frac=0.1), probe=False)["warnings"]
+    (warning,) = [each for each in warnings if each["kind"] == "cohort"]
+    assert "client_fraction=0.1" in warning["what"]
+    assert "--client_fraction" in warning["advice"]
+    assert "--method" in warning["advice"]
 
 
 def test_a_disk_that_is_too_small_is_a_warning(world, monkeypatch):

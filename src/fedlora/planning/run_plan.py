@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedlora.config.names import spell
 from fedlora.config.plan import PlanConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
@@ -123,7 +124,7 @@ class Planning:
             "seconds": clock.seconds,
             "privacy": self._privacy_record(),
             "judge": self._judge_record(),
-            "warnings": [finding.record() for finding in findings],
+            "warnings": [_spelled(finding.record()) for finding in findings],
         }
 
     def _measure(self, client: ClientId, rows_of: Sequence[ClientId]) -> Work:
@@ -258,3 +259,8 @@ class Planning:
         if config.judge_price_in is not None and config.judge_price_out is not None:
             cost = judging.cost(config.judge_price_in, config.judge_price_out)
         return {**asdict(judging), "model": config.gpt_model, "cost": cost}
+
+
+def _spelled(warning: dict[str, Any]) -> dict[str, Any]:
+    """A warning in the names that the user typed."""
+    return {**warning, **{name: spell(warning[name]) for name in ("what", "advice")}}
