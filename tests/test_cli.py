@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -509,6 +510,9 @@ def test_a_result_is_printed_and_one_without_text_is_not(stage, capsys):
         def text(self) -> str:
             return "a table\nand a path"
 
+        def as_dict(self) -> dict[str, str]:
+            return {"a": "table"}
+
         @property
         def next_command(self) -> str:
             return "fedlora next --exp_name modes"
@@ -518,6 +522,8 @@ def test_a_result_is_printed_and_one_without_text_is_not(stage, capsys):
     assert cli.main(["fake_stage", "--rows", "1"]) == 0
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("a table\nand a path\n", "next: fedlora next --exp_name modes\n")
+    assert cli.main(["fake_stage", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"a": "table"}
     stage.act = lambda: type("Silent", (Result,), {"text": lambda self: ""})()
     assert cli.main(["fake_stage"]) == 0
     shown = capsys.readouterr()

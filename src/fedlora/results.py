@@ -7,13 +7,14 @@ reads its fields.
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from fedlora.plain_text import Table
 
 
-class Result:
+class Result(ABC):
     """Base of the results: one text, shown alike by the command line, a prompt and a notebook.
 
     A subclass is a frozen dataclass with `repr=False`. It writes `as_dict`, and either `text` or, where there are
@@ -38,9 +39,9 @@ class Result:
         """What the command line prints on standard output; empty when the messages on the way have said everything."""
         return "\n".join(part for part in self.parts() if part)
 
+    @abstractmethod
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON values: what `--json` prints. docs/reference/json.md has the schema."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return self.text() or f"{type(self).__name__}({self.as_dict()})"

@@ -69,7 +69,7 @@ def run_status(config: StatusConfig) -> ServerStatus:
 
 
 def run_follow(config: FollowConfig) -> EndedRun:
-    """Show a run to its end; raises what it ended with, StorageError when there is none of this number."""
+    """Show a run to its end. Raises the error that it ended with, and StorageError for an unknown number."""
     environment = connect(config.server)
     number = _find_run(config, environment, may_have_ended=True)
     read_status(number, environment)
@@ -77,7 +77,7 @@ def run_follow(config: FollowConfig) -> EndedRun:
 
 
 def run_stop(config: StopConfig) -> None:
-    """End a run; StorageError when there is none of this number, or it has ended."""
+    """End a run. Raises StorageError for an unknown number and for a run that has ended."""
     environment = connect(config.server)
     number = _find_run(config, environment, may_have_ended=False)
     call_json(["stop", number, CONNECTION], environment)

@@ -170,7 +170,7 @@ class Federation:
 
     def _run_wave(self, context: RoundContext, wave: Any) -> None:
         before = self.state
-        # whoever trains first has nothing from whoever trains later, and the other way round
+        # the order in which clients train must not reach a result, so no client sees another's draws
         turns = {client: self._train(client, rows_of, context) for client, rows_of in self._in_order(wave)}
         updates = [turns[client].update for client in sorted(turns)]
         self.state = self.mode.server.aggregate(before, updates, context)
