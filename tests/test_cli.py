@@ -524,7 +524,7 @@ def test_a_result_is_printed_and_one_without_text_is_not(stage, capsys):
     assert (shown.out, shown.err) == ("a table\nand a path\n", "next: fedlora next --exp_name modes\n")
     assert cli.main(["fake_stage", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"a": "table"}
-    stage.act = lambda: type("Silent", (Result,), {"text": lambda self: ""})()
+    stage.act = lambda: type("Silent", (Result,), {"text": lambda self: "", "as_dict": lambda self: {}})()
     assert cli.main(["fake_stage"]) == 0
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")
