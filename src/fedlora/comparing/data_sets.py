@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fedlora.comparing.experiment import DIGEST, DataSet, allocation_of
+from fedlora.comparing.experiment import DIGEST, DataSet, allocation_of, split_rows
 from fedlora.comparing.silo_data import make_silo_data
 from fedlora.config.compare import CompareConfig
 from fedlora.config.contenders import Setting
@@ -77,13 +77,3 @@ class DataSets:
                 hint="raise test_share, or add rows",
             )
         return min(self.config.validation_per_cat, fewest // 2)
-
-
-def split_rows(rows: list[Row], first: int) -> tuple[list[Row], list[Row]]:
-    """The first so many rows of every category, and all others."""
-    seen: dict[str, int] = {}
-    parts: tuple[list[Row], list[Row]] = ([], [])
-    for row in rows:
-        seen[row.category] = seen.get(row.category, 0) + 1
-        parts[seen[row.category] > first].append(row)
-    return parts

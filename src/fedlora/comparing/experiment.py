@@ -18,6 +18,7 @@ from fedlora.config.data import AllocateConfig
 from fedlora.config.train import COMBINING_FIELDS, TrainConfig
 from fedlora.files import sha256_of_json
 from fedlora.paths import ComparisonPaths
+from fedlora.types import Row
 
 DIGEST = 10
 
@@ -129,3 +130,13 @@ def base_name_of(train: TrainConfig, data: DataSet) -> str:
 def digest_of(record: Mapping[str, Any], data: DataSet) -> str:
     """The beginning of a hash over a configuration, without its name, and the data."""
     return sha256_of_json([{k: v for k, v in record.items() if k != "exp_name"}, data.digest])[:DIGEST]
+
+
+def split_rows(rows: Sequence[Row], first: int) -> tuple[list[Row], list[Row]]:
+    """The first so many rows of every category, and all others."""
+    seen: dict[str, int] = {}
+    parts: tuple[list[Row], list[Row]] = ([], [])
+    for row in rows:
+        seen[row.category] = seen.get(row.category, 0) + 1
+        parts[seen[row.category] > first].append(row)
+    return parts

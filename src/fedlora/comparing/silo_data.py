@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedlora.comparing.experiment import DIGEST, DataSet, SiloFacts
+from fedlora.comparing.experiment import DIGEST, DataSet, SiloFacts, split_rows
 from fedlora.config.compare import CompareConfig
 from fedlora.config.reading import READING_FIELDS, ReadingConfig
 from fedlora.data.client_facts import UnusedFields
@@ -62,7 +62,7 @@ def make_silo_data(config: CompareConfig, seed: int, paths: ComparisonPaths) -> 
     parts = {
         "validation": json_lines(row.as_dict() for row in validation),
         "test": json_lines(row.as_dict() for row in tests),
-        "answered": json_lines(row.as_dict() for row in _first_of_each(tests, config.answers_per_cat)),
+        "answered": json_lines(row.as_dict() for row in split_rows(tests, config.answers_per_cat)[0]),
     }
     digest = sha256_of_json([list(texts.items()), parts["validation"], parts["test"]])[:DIGEST]
     place = DataPaths(paths.data_dir, f"{digest}-s{seed}")
@@ -155,16 +155,6 @@ def _group_shared(
         of = [row.category for row in silos[int(number)].labelled]
         shares[number] = {category: of.count(category) / len(of) for category in sorted(set(of))}
     return list(rows), shares, "category"
-
-
-def _first_of_each(rows: Sequence[Row], count: int) -> list[Row]:
-    seen: dict[str, int] = {}
-    found = []
-    for row in rows:
-        seen[row.category] = seen.get(row.category, 0) + 1
-        if seen[row.category] <= count:
-            found.append(row)
-    return found
 
 
 def _count_leaks(tests: Sequence[Row], silos: Sequence[_Silo]) -> int:
