@@ -16,7 +16,7 @@ from fedlora.data.skills import make_skill_rows
 from fedlora.files import write_json
 from fedlora.llm.examples import Example, encode_rows
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.types import Row
+from fedlora.rows import Row
 
 CUTOFF = 512
 TEMPLATE = "alpaca"

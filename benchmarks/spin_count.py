@@ -30,7 +30,8 @@ def train_for_a_while() -> None:
     from fedlora.llm.local_training import Trainer
     from fedlora.llm.lora import LoraModel, LoraSpec
     from fedlora.llm.prompts import PromptEncoder
-    from fedlora.types import Phase, Row
+    from fedlora.rows import Row
+    from fedlora.types import Phase
 
     base = load_base_model("smollm2-135m", device="cpu")
     lora = LoraModel(base.model, LoraSpec(8, 16, 2.0, 0.0, ("all-linear",)))

@@ -160,6 +160,8 @@ def _shape(field: FieldInfo) -> dict[str, Any]:
         return {"nargs": "?", "const": "true", "metavar": "true|false"}
     if get_origin(annotation) in (tuple, list):
         return {"nargs": "+", "metavar": "NAME"}
+    if get_origin(annotation) is dict:
+        return {"nargs": "+", "metavar": "NAME=VALUE"}
     names = {int: "INT", float: "FLOAT", Path: "PATH"}
     kinds = (annotation, *get_args(annotation))
     if choices := [str(each) for kind in kinds if get_origin(kind) is Literal for each in get_args(kind)]:

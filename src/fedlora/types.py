@@ -25,50 +25,6 @@ RETRYABLE: frozenset[FailureKind] = frozenset({"out_of_memory", "lost"})
 
 
 @dataclass(frozen=True)
-class Row:
-    """One example as stored: text only."""
-
-    instruction: str
-    input: str
-    output: str
-    category: str
-
-    @property
-    def prompt(self) -> tuple[str, str]:
-        """What the model sees; two rows with the same prompt are duplicates."""
-        return (self.instruction, self.input)
-
-    def as_dict(self) -> dict[str, str]:
-        return {
-            "instruction": self.instruction,
-            "input": self.input,
-            "output": self.output,
-            "category": self.category,
-        }
-
-
-@dataclass(frozen=True)
-class ReadRules:
-    """How rows are read from a file: what is tolerated, and what is mended rather than refused.
-
-    `skip_bad` is how many bad rows of a file are left out, each named, before one is an error.
-    """
-
-    max_record_bytes: int = 4 << 20
-    skip_bad: int = 0
-    numbers_as_text: bool = False
-    surrogates: Literal["refuse", "replace"] = "refuse"
-
-    def record(self) -> dict[str, Any]:
-        """The rules that differ from the default, as JSON values: what decides the rows besides the file."""
-        return {name: value for name, value in vars(self).items() if value != getattr(ReadRules, name)}
-
-
-STRICT = ReadRules()
-"""Every row counts and nothing is mended."""
-
-
-@dataclass(frozen=True)
 class BaseLink:
     """One increment of the base without its tensors: made in round `version`, of rank `ranks[layer]`.
 

@@ -13,7 +13,7 @@ import pytest
 
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
-from fedlora.types import ReadRules
+from fedlora.rows import ReadRules
 
 GOOD = '{"instruction": "i", "input": "x", "output": "o", "category": "c"}'
 HEADER = "instruction,input,output,category"

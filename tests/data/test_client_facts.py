@@ -16,7 +16,7 @@ from fedlora.data.held_out import prompt_key
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError
 from fedlora.methods.table import METHODS
-from fedlora.types import Row
+from fedlora.rows import Row
 
 DRAW = random.Random(0)
 # more than any buffer on the way holds, in any format: readers go back, and leave gaps

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.data.doctor import Silo, examine_rows, examine_shortened, examine_skew
-from fedlora.types import Row
+from fedlora.rows import Row
 
 MARKS = ["### Response:", "<|im_end|>"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedlora.data import duplicates
 from fedlora.data.duplicates import NEAR, find_repeats, split_words
-from fedlora.types import Row
+from fedlora.rows import Row
 
 
 def row(instruction: str, output: str = "yes", input: str = "") -> Row:

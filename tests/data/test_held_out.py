@@ -12,7 +12,7 @@ from fedlora.data.client_facts import read_client_files
 from fedlora.data.held_out import Share, draw_rows, prompt_key, read_test_rows
 from fedlora.data.records import read_rows
 from fedlora.errors import UsageError
-from fedlora.types import STRICT, Row
+from fedlora.rows import STRICT, Row
 
 
 def write(path: Path, *prompts: str, category: str = "") -> Path:

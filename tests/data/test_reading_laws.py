@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fedlora.data import json_source, streams
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError
-from fedlora.types import ReadRules, Row
+from fedlora.rows import ReadRules, Row
 
 COLUMNS = ("instruction", "input", "output", "category")
 TRICKY = (

@@ -15,7 +15,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.data import streams
 from fedlora.data.records import iter_rows, read_rows
 from fedlora.errors import DataError
-from fedlora.types import STRICT, ReadRules, Row
+from fedlora.rows import STRICT, ReadRules, Row
 
 GOOD = '{"instruction": "i", "output": "o"}'
 BAD = '{"instruction": "i"}'

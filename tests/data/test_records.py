@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
-from fedlora.types import Row
+from fedlora.rows import Row
 
 GOOD = '{"instruction": "i", "input": "x", "output": "o", "category": "c"}'
 DOLLY = '{"instruction": "i", "context": "x", "response": "o", "category": "c", "id": 7}'

@@ -10,7 +10,7 @@ import pytest
 
 from fedlora.errors import DataError, UsageError
 from fedlora.evaluation.matching import pair_rows, read_predictions
-from fedlora.types import Row
+from fedlora.rows import Row
 
 
 def row(instruction: str, output: str = "", *, input: str = "", category: str = "x") -> Row:

@@ -17,7 +17,8 @@ from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.types import Phase, Row
+from fedlora.rows import Row
+from fedlora.types import Phase
 
 CPU = torch.device("cpu")
 ROWS = [Row("ask " + "x" * (37 * i % 101), "", "yes" * (1 + i % 5), "c") for i in range(8)]

@@ -18,8 +18,9 @@ from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.prompts import PromptEncoder
+from fedlora.rows import Row
 from fedlora.stopping import stop_on_signals
-from fedlora.types import Phase, Row
+from fedlora.types import Phase
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.loss import backward_loss
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.methods.scaffold import CONTROL, ControlledTraining
+from fedlora.rows import Row
 from fedlora.stopping import stop_on_signals
-from fedlora.types import ClientMemory, Download, LocalResult, Phase, Row
+from fedlora.types import ClientMemory, Download, LocalResult, Phase
 
 ROWS = [Row("ask " + "x" * (7 * i % 40), "", "yes" * (1 + i % 5), "c") for i in range(12)]
 DEFAULTS = {"local_batch_size": 5, "local_num_epochs": 2, "local_learning_rate": 1e-2, "lora_dropout": 0.0}

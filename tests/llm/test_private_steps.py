@@ -20,7 +20,8 @@ from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.loss import backward_loss
 from fedlora.llm.private_steps import PrivateSteps
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.types import Phase, Row
+from fedlora.rows import Row
+from fedlora.types import Phase
 
 SECRET = Secret(bytes(range(32)))
 ROWS = [Row("ask " + "x" * (7 * i % 40), "", "yes" * (1 + i % 5), "c") for i in range(8)]

@@ -5,7 +5,7 @@ import pytest
 from fedlora.errors import UsageError
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.types import Row
+from fedlora.rows import Row
 
 EOS = 2
 

@@ -21,7 +21,8 @@ from fedlora.llm.local_gradient import GradientTerms
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.types import Phase, Row
+from fedlora.rows import Row
+from fedlora.types import Phase
 
 ROWS = [Row("ask " + "x" * (7 * i % 20), "", "yes" * (1 + i % 3), "c") for i in range(7)]
 TARGETS = {"llama": ("q_proj", "v_proj", "down_proj"), "gpt2": ("c_attn", "c_proj", "c_fc")}

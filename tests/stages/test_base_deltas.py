@@ -254,7 +254,7 @@ def test_the_held_out_loss_is_that_of_the_whole_model(trained, tiny_model):
     from fedlora.llm.layout import Layout, LayoutBook
     from fedlora.llm.local_training import Trainer
     from fedlora.llm.prompts import PromptEncoder
-    from fedlora.types import Row
+    from fedlora.rows import Row
 
     run = trained["flora"]
     facts = json.loads((run.parent.parent / "data/4/local_training_0.json").read_text())

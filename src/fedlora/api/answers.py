@@ -15,7 +15,7 @@ from fedlora.config.loss import LossConfig
 from fedlora.errors import UsageError
 from fedlora.plain_text import counted, one_line, table_text
 from fedlora.results import Result
-from fedlora.types import Row
+from fedlora.rows import Row
 
 if TYPE_CHECKING:
     from fedlora.stages.evaluate_llm import Judgements

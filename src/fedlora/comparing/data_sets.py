@@ -18,8 +18,8 @@ from fedlora.data.records import read_rows
 from fedlora.errors import DataError
 from fedlora.files import json_lines, sha256_of_json, write_text
 from fedlora.paths import ComparisonPaths, DataPaths
+from fedlora.rows import Row
 from fedlora.stages import allocate, data_skills
-from fedlora.types import Row
 
 
 class DataSets:

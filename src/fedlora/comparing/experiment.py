@@ -18,7 +18,7 @@ from fedlora.config.data import AllocateConfig
 from fedlora.config.train import COMBINING_FIELDS, TrainConfig
 from fedlora.files import sha256_of_json
 from fedlora.paths import ComparisonPaths
-from fedlora.types import Row
+from fedlora.rows import Row
 
 DIGEST = 10
 

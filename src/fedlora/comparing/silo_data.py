@@ -22,7 +22,7 @@ from fedlora.errors import DataError
 from fedlora.files import json_lines, sha256_of_json, write_text
 from fedlora.paths import ComparisonPaths, DataPaths
 from fedlora.plain_text import counted
-from fedlora.types import ReadRules, Row
+from fedlora.rows import ReadRules, Row
 
 VALIDATION_SHARE = 5
 """At most one in so many of a client's rows is for validation."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedlora.config.schema import Config, flag
-from fedlora.types import STRICT, ReadRules
+from fedlora.config.schema import Config, Pairs, flag
+from fedlora.rows import STRICT, ReadRules
 
 
 class ReadingConfig(Config):
@@ -25,6 +25,16 @@ class ReadingConfig(Config):
     )
     surrogates: Literal["refuse", "replace"] = flag(
         STRICT.surrogates, "half a surrogate pair in a text: refuse it, or replace it by U+FFFD", group="data"
+    )
+
+    row_kind: Literal["auto", "instruction", "messages", "conversations", "completion", "text"] = flag(
+        STRICT.row_kind, "kind of the rows; auto: by their fields, in this order", group="data"
+    )
+    columns: Pairs = flag(
+        {},
+        "fields of a row and the columns that hold them, such as prompt=question,response=answer.text",
+        group="data",
+        if_none="columns have the fields' names",
     )
 
     @property

@@ -70,10 +70,26 @@ def _split_ranks(value: Any) -> Any:
     return tuple(ranks) or None
 
 
+def _split_pairs(value: Any) -> Any:
+    """Accept `name=column,other=column` for a mapping, and nothing for an empty one."""
+    if not isinstance(value, str):
+        return {} if value is None else value
+    pairs: dict[str, str] = {}
+    for part in split_names(value):
+        name, equals, column = (word.strip() for word in part.partition("="))
+        if not name or not equals or not column:
+            raise ValueError(f"{part!r} is not name=column")
+        if name in pairs:
+            raise ValueError(f"{name!r} is given twice")
+        pairs[name] = column
+    return pairs
+
+
 MOST_RANKS = 100_000
 """Most clients that short forms stand for."""
 
 Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
+Pairs = Annotated[dict[str, str], BeforeValidator(_split_pairs)]
 OptionalInt = Annotated[int | None, EMPTY_IS_NONE]
 OptionalRanks = Annotated[tuple[int, ...] | None, BeforeValidator(_split_ranks)]
 OptionalFloat = Annotated[float | None, EMPTY_IS_NONE]

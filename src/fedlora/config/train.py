@@ -150,7 +150,7 @@ COMBINING_FIELDS = frozenset(
 """Fields that say how updates are combined: the baselines of a comparison combine none, and are what privacy costs
 something against."""
 
-LATER_FIELDS = ("test_share",)
+LATER_FIELDS = ("test_share", "row_kind", "columns")
 """Fields that are younger than runs which may still resume: recorded where they are not the default, so that these
 runs keep their identity."""
 

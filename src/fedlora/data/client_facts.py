@@ -21,9 +21,10 @@ from fedlora.data.held_out import draw_test_rows, prompt_key
 from fedlora.data.records import iter_rows
 from fedlora.errors import DataError
 from fedlora.plain_text import counted
+from fedlora.rows import Row
 from fedlora.seeds import derive_seed
 from fedlora.typed_json import to_json
-from fedlora.types import ClientId, Row
+from fedlora.types import ClientId
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from fedlora.data.duplicates import NEAR, Repeat, find_repeats
 from fedlora.plain_text import counted
-from fedlora.types import ClientId, Row
+from fedlora.rows import Row
+from fedlora.types import ClientId
 
 PLACES = 3
 """How many places a finding names."""

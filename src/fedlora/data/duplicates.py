@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedlora.types import Row
+from fedlora.rows import Row
 
 NEAR = 0.8
 """Least share of common word triples, of all triples of either row."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from fedlora.data.raw_records import ROW_HINT, Number, Record, RecordError
-from fedlora.types import ReadRules, Row
+from fedlora.rows import ReadRules, Row
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {dict: "an object", list: "a list", str: "text", Number: "a number", bool: "true or false"}

@@ -20,8 +20,8 @@ from fedlora.data.client_names import name_of_file
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
 from fedlora.files import sha256_of, sha256_of_json
+from fedlora.rows import ReadRules, Row
 from fedlora.seeds import derive_seed
-from fedlora.types import ReadRules, Row
 
 
 @dataclass(frozen=True)

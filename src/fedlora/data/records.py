@@ -18,7 +18,7 @@ from fedlora.data.parquet_source import read_parquet
 from fedlora.data.raw_records import Record, RecordError
 from fedlora.data.streams import ByteStream, find_format, open_file
 from fedlora.errors import StorageError
-from fedlora.types import STRICT, ReadRules, Row
+from fedlora.rows import STRICT, ReadRules, Row
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -14,7 +14,7 @@ from fedlora.data.raw_records import Number, Record, RecordError
 from fedlora.data.streams import split_name
 from fedlora.errors import DataError, StorageError, UsageError
 from fedlora.files import json_lines, write_bytes
-from fedlora.types import STRICT
+from fedlora.rows import STRICT
 
 Rows = Iterable[Mapping[str, Any]]
 

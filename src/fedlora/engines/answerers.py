@@ -16,10 +16,11 @@ from fedlora.llm.adapter_files import load_adapter
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.lora import LoraModel
 from fedlora.paths import OutputName, RunPaths
+from fedlora.rows import Row
 from fedlora.runs.run_folder import read_run
 from fedlora.runs.saved_adapters import adapter_file, adapter_specs, check_committed, find_additions
 from fedlora.runs.subjects import Subject
-from fedlora.types import BaseDelta, Row
+from fedlora.types import BaseDelta
 
 
 @dataclass(frozen=True)

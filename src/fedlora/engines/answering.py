@@ -17,7 +17,8 @@ from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_batch
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName
-from fedlora.types import AdapterState, Row
+from fedlora.rows import Row
+from fedlora.types import AdapterState
 
 TOGETHER_ROWS = 512
 """About so many prompts, of one adapter or of several together, keep batches full."""

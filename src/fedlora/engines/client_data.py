@@ -21,7 +21,8 @@ from fedlora.errors import DataError, UsageError
 from fedlora.llm.examples import Example, ExampleSet, encode_rows
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.llm.token_files import TokenFiles, fingerprint_tokenizer
-from fedlora.types import ClientId, Row
+from fedlora.rows import Row
+from fedlora.types import ClientId
 
 
 class ClientExamples:

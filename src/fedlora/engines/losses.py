@@ -19,7 +19,8 @@ from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.memory import plan_layout
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.types import AdapterState, Row
+from fedlora.rows import Row
+from fedlora.types import AdapterState
 
 Losses = dict[str, float]
 """Group of rows -> mean loss per response token."""

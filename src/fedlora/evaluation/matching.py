@@ -15,7 +15,7 @@ from fedlora.console import printable
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
 from fedlora.plain_text import counted
-from fedlora.types import Row
+from fedlora.rows import Row
 
 _NAMED = 3
 _EXCERPT = 60

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fedlora.llm.prompts import PromptEncoder
+from fedlora.rows import Row
 from fedlora.seeds import derive_seed
-from fedlora.types import Row
 
 PASS_OVERHEAD_TOKENS = 224
 """What starting another pass costs, in tokens of work (benchmarks/pass_overhead.py); decides between padding and one

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from fedlora.errors import UsageError
-from fedlora.types import Row
+from fedlora.rows import Row
 
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "

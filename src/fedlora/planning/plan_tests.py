@@ -12,7 +12,7 @@ from fedlora.data.doctor import Silo
 from fedlora.data.held_out import Share, drawn_test_rows, no_test_rows, own_test_files
 from fedlora.data.records import read_rows
 from fedlora.errors import UsageError
-from fedlora.types import Row
+from fedlora.rows import Row
 
 
 def find_tests(

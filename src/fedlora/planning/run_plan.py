@@ -35,9 +35,10 @@ from fedlora.planning.forecast import RunForecast, Work, count_run_units, draw_w
 from fedlora.planning.plan_tests import find_tests
 from fedlora.planning.probe import Probe, run_probe
 from fedlora.planning.run_warnings import examine_cohorts, examine_probe, examine_run, free_bytes
+from fedlora.rows import Row
 from fedlora.runs.run_folder import check_free, check_same, read_run
 from fedlora.training.live_run import Training, open_bench
-from fedlora.types import ClientId, Row
+from fedlora.types import ClientId
 
 VALIDATION_COST = 1 / 3
 """What a token costs that is only looked at, of one that is trained on: no way back through the layers."""

@@ -23,7 +23,7 @@ from fedlora.llm.embedded_model import NAME
 from fedlora.methods.table import METHODS
 from fedlora.paths import check_name
 from fedlora.plain_text import counted, one_line
-from fedlora.types import Row
+from fedlora.rows import Row
 
 LARGEST_BATCH, STEPS_PER_ROUND, MOST_EPOCHS, ROUNDS = 16, 12, 4, 6
 """Three silos of 32 rows learn their answers with these in under 4 minutes on two cores: see examples/silos.yaml."""

@@ -28,8 +28,8 @@ from fedlora.federated.partition import Deal, label_skew, partition_rows
 from fedlora.files import json_lines, json_text, read_json, sha256_of, write_text
 from fedlora.paths import DataPaths
 from fedlora.results import Result
+from fedlora.rows import Row
 from fedlora.seeds import derive_seed
-from fedlora.types import Row
 
 
 @dataclass(frozen=True)

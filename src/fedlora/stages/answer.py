@@ -9,8 +9,8 @@ from fedlora.engines.answerers import by_round, find_answerers
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.resident_base import ResidentBase
 from fedlora.paths import OutputName
+from fedlora.rows import Row
 from fedlora.runs.subjects import Subject
-from fedlora.types import Row
 
 
 def answer_rows(

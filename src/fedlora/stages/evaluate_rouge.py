@@ -21,8 +21,8 @@ from fedlora.files import sha256_of, write_json
 from fedlora.paths import ResultPaths
 from fedlora.plain_text import Table, one_line, table_text
 from fedlora.results import Result
+from fedlora.rows import Row
 from fedlora.runs.subjects import Subject, find_answers, find_share, report_command, shown_names
-from fedlora.types import Row
 
 MOST_CLIENTS = 12
 """Clients in the table beside the categories; the result file has all."""

@@ -26,6 +26,7 @@ from fedlora.llm.layout import Layout
 from fedlora.methods.outside import record_method
 from fedlora.paths import RunPaths, is_number
 from fedlora.reporting.what_ifs import EACH_NOTE, NOTE, LeftOutEach, Reaggregated
+from fedlora.rows import Row
 from fedlora.runs.checking import find_listed_fault
 from fedlora.runs.lock import hold_run
 from fedlora.runs.metrics_log import MetricsLog
@@ -34,7 +35,7 @@ from fedlora.runs.run_folder import read_run, read_training
 from fedlora.runs.run_records import RunRecord
 from fedlora.runs.what_if_folder import UNFINISHED, make_room, write_round
 from fedlora.runs.writer import RunWriter
-from fedlora.types import AdapterState, ClientId, Row
+from fedlora.types import AdapterState, ClientId
 
 Validate = Callable[[AdapterState], float]
 

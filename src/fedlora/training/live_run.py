@@ -38,6 +38,7 @@ from fedlora.paths import RunPaths
 from fedlora.plain_text import counted
 from fedlora.planning.forecast import draw_waves, measure_traffic
 from fedlora.planning.growth import forecast_growth
+from fedlora.rows import Row
 from fedlora.runs.environment import check_environment, describe_environment, library_versions
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
@@ -49,7 +50,7 @@ from fedlora.runs.writer import RunWriter
 from fedlora.training.round_metrics import RoundMetrics
 from fedlora.training.round_text import say_round
 from fedlora.training.run_progress import RunProgress
-from fedlora.types import AdapterState, ClientId, ClientPool, Row
+from fedlora.types import AdapterState, ClientId, ClientPool
 
 
 def open_bench(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedlora.evaluation.judge.judge_forecast import forecast_judging
-from fedlora.types import Row
+from fedlora.rows import Row
 
 ROWS = [Row(f"task {number}", "", f"answer {number}", "c") for number in range(45)]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedlora.evaluation.judge.protocol import ORDERS, Sample, make_question, request_code, write_messages
-from fedlora.types import Row
+from fedlora.rows import Row
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fedlora.errors import DataError, UsageError
 from fedlora.evaluation.judge.protocol import Sample
 from fedlora.evaluation.matching import pair_rows, read_predictions
 from fedlora.files import sha256_of
-from fedlora.types import Row
+from fedlora.rows import Row
 
 
 @dataclass(frozen=True)
