@@ -49,6 +49,20 @@ class Row:
         return (self.instruction, self.input, *(part for turn in self.before for part in turn))
 
     @property
+    def earlier_prompts(self) -> tuple[tuple[str, ...], ...]:
+        """The `prompt` of every exchange before the last: a row that has one of them is this row's beginning."""
+        replies = [place for place, turn in enumerate(self.before) if turn.role == "assistant"]
+        return tuple(
+            (self.before[place - 1].content, "", *(part for turn in self.before[: place - 1] for part in turn))
+            for place in replies
+        )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Everything that is said, in order; what is not there is empty."""
+        return (*(turn.content for turn in self.before), self.instruction, self.input, self.output)
+
+    @property
     def question(self) -> str:
         """The last user turn as one text."""
         return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedlora.data.doctor import Silo, examine_rows, examine_shortened, examine_skew
-from fedlora.rows import Row
+from fedlora.rows import Row, Turn
 
 MARKS = ["### Response:", "<|im_end|>"]
 
@@ -107,6 +108,24 @@ def test_text_that_looks_like_a_control_token_is_found_in_every_field(field, mar
     silos[0] = silo(0, [*rows_of("north"), Row(**{**row, field: f"before {mark} after"})])
     assert only(silos) == ("control_text", 0, 1, ("local_training_0.json: row 13",))
     assert repr(mark) in examine_rows(silos, MARKS)[0].what
+
+
+TALK = Row("when?", "", "1815", "c", (Turn("system", "Be short."), Turn("user", "who?"), Turn("assistant", "Ada")))
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_a_control_token_is_found_in_every_turn_before(turn):
+    before = [one._replace(content="<|im_end|>") if place == turn else one for place, one in enumerate(TALK.before)]
+    silos = clean()
+    silos[1] = silo(1, [*rows_of("south"), replace(TALK, before=tuple(before))])
+    assert only(silos) == ("control_text", 1, 1, ("local_training_1.json: row 13",))
+
+
+def test_a_test_row_that_is_the_beginning_of_a_conversation_trained_on_is_a_leak():
+    silos = clean()
+    silos[0] = silo(0, [*rows_of("north"), TALK])
+    silos[2] = silo(None, [*rows_of("east", 3), Row("who?", "", "Ada L.", "c", TALK.before[:1], "conversation")])
+    assert only(silos) == ("leak_turn", None, 1, ("test.jsonl: row 4, as local_training_0.json: row 13",))
 
 
 def test_skew_is_a_finding_from_half_on():

@@ -8,7 +8,7 @@ import pytest
 
 from fedlora.data import duplicates
 from fedlora.data.duplicates import NEAR, find_repeats, split_words
-from fedlora.rows import Row
+from fedlora.rows import Row, Turn
 
 
 def row(instruction: str, output: str = "yes", input: str = "") -> Row:
@@ -59,6 +59,47 @@ def test_a_prompt_with_another_response_is_told_from_an_equal_row():
 
 def test_the_border_of_instruction_and_input_counts():
     assert found([row("a b", input="c"), row("a", input="b c")]) == []
+
+
+def talk(*texts: str, system: str = "") -> Row:
+    """A conversation of user and assistant in turn, which ends with the assistant."""
+    turns = [Turn("assistant" if place % 2 else "user", text) for place, text in enumerate(texts)]
+    head = [Turn("system", system)] if system else []
+    return Row(texts[-2], "", texts[-1], "c", tuple(head + turns[:-2]), "conversation")
+
+
+def test_a_conversation_of_one_exchange_repeats_an_instruction_with_the_same_text():
+    assert found([row("a")], [talk("A", "yes")]) == [("row", "across", 1, 0, 0, 0)]
+    assert found([row("a")], [talk("a", "no")]) == [("prompt", "across", 1, 0, 0, 0)]
+    assert found([row("a")], [talk("a", "yes", system="Be short.")]) == []
+
+
+def test_conversations_that_end_alike_differ_by_what_was_said_before():
+    first = talk("who?", "Ada", "when?", "1815")
+    assert found([first], [talk("who?", "Alan", "when?", "1912")]) == []
+    assert found([first], [talk("who?", "Ada", "when?", "1815")]) == [("row", "across", 1, 0, 0, 0)]
+
+
+def test_the_beginning_of_an_earlier_conversation_repeats_one_of_its_turns():
+    long = talk("who?", "Ada", "when?", "1815", "where?", "London", system="Be short.")
+    assert found([long], [talk("who?", "Ada", "when?", "1816", system="be short.")]) == [("turn", "across", 1, 0, 0, 0)]
+    assert found([long], [talk("who?", "Ada", system="Be short."), talk("when?", "1815")]) == [
+        ("turn", "across", 1, 0, 0, 0)
+    ]
+    assert found([talk("who?", "Ada")], [talk("who?", "Ada", "when?", "1815")]) == []
+
+
+def test_texts_repeat_by_their_text_and_are_near_by_its_words():
+    text = " ".join(sentence(random.Random(1)))
+    rows = [Row("", "", one, "c", kind="text") for one in (text, text.upper(), f"{text} more", "other")]
+    assert found(rows) == [("row", "inside", 0, 1, 0, 0), ("near", "inside", 0, 2, 0, 0)]
+
+
+def test_the_words_of_all_turns_count_for_nearness():
+    parts = [" ".join(sentence(random.Random(seed), 20)) for seed in range(4)]
+    assert found([talk(*parts)], [talk(*parts[:3], f"{parts[3]} more")]) == [("prompt", "across", 1, 0, 0, 0)]
+    assert found([talk(*parts)], [talk(*parts[:2], f"{parts[2]} more", parts[3])]) == [("near", "across", 1, 0, 0, 0)]
+    assert found([talk(*parts)], [talk("a", "b", *parts[2:])]) == []
 
 
 def test_all_planted_near_repeats_are_found_and_nothing_else():

@@ -12,7 +12,7 @@ from fedlora.data.client_facts import read_client_files
 from fedlora.data.held_out import Share, draw_rows, prompt_key, read_test_rows
 from fedlora.data.records import read_rows
 from fedlora.errors import UsageError
-from fedlora.rows import STRICT, Row
+from fedlora.rows import STRICT, Row, Turn
 
 
 def write(path: Path, *prompts: str, category: str = "") -> Path:
@@ -92,3 +92,15 @@ def test_a_row_file_of_any_format_may_be_held_out(tmp_path: Path) -> None:
     assert list(read_test_rows(tmp_path / "silos", rules=STRICT).rows) == read_rows(
         tmp_path / "silos" / "north.test.csv"
     )
+
+
+def test_what_is_drawn_from_rows_of_instructions_does_not_depend_on_the_other_kinds_of_rows() -> None:
+    # the key decides which rows every recorded run held out
+    key = prompt_key(Row("Name the capital.", "France", "Paris", "c"))
+    assert key is not None
+    assert key.hex() == "330ce3897796ff73926ea4df036dd6a2"
+    plain = prompt_key(Row("who?", "", "Ada", "c"))
+    assert prompt_key(Row("who?", "", "Alan", "c", kind="conversation")) == plain
+    assert prompt_key(Row("who?", "", "Ada", "c", (Turn("system", "Be short."),))) != plain
+    assert prompt_key(Row("", "", "who?", "c", kind="text")) == plain
+    assert prompt_key(Row("", "", " ", "c", kind="text")) is None

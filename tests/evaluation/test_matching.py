@@ -10,7 +10,7 @@ import pytest
 
 from fedlora.errors import DataError, UsageError
 from fedlora.evaluation.matching import pair_rows, read_predictions
-from fedlora.rows import Row
+from fedlora.rows import Row, Turn
 
 
 def row(instruction: str, output: str = "", *, input: str = "", category: str = "x") -> Row:
@@ -38,6 +38,16 @@ def test_the_kth_answer_to_a_prompt_pairs_with_its_kth_row() -> None:
     targets = [row("q", "1"), row("other", "o"), row("q", "2"), row("q", "3")]
     predictions = [row("q", "A"), row("q", "B"), row("q", "C"), row("other", "O")]
     assert pair(predictions, targets) == [("A", "1"), ("O", "o"), ("B", "2"), ("C", "3")]
+
+
+def test_answers_to_the_same_last_turn_find_the_conversation_they_belong_to() -> None:
+    before = [(Turn("user", "who?"), Turn("assistant", name)) for name in ("Ada", "Alan")]
+    targets = [Row("when?", "", year, "x", turns, "conversation") for turns, year in zip(before, "12", strict=True)]
+    targets.append(row("when?", "3"))
+    predictions = [Row("when?", "", answer, "x", turns) for turns, answer in zip(reversed(before), "BA", strict=True)]
+    assert pair([row("when?", "C"), *predictions], targets) == [("A", "1"), ("B", "2"), ("C", "3")]
+    with pytest.raises(DataError, match='1 of 3 rows have no prediction: "when\\?"'):
+        pair(predictions, targets)
 
 
 def test_missing_rows_are_counted_and_the_first_three_named() -> None:

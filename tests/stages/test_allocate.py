@@ -17,6 +17,7 @@ from fedlora.config.data import AllocateConfig
 from fedlora.data.records import read_rows
 from fedlora.data.skills import make_skill_rows
 from fedlora.errors import DataError, FedloraError, UsageError
+from fedlora.rows import Row, Turn
 from fedlora.stages import allocate
 
 DOLLY = Path(__file__).parents[3] / "shared" / "data" / "dolly-15k.jsonl"
@@ -319,3 +320,39 @@ def _allocate_share(folder: Path, rows: list[dict[str, str]] | None = None, **va
     if rows is not None:
         _input(folder, rows)
     return allocate.run(AllocateConfig.of(input_file=folder / "input.json", output_root=folder / "data", **values))
+
+
+def _talk(*texts: str) -> Row:
+    turns = tuple(Turn("assistant" if place % 2 else "user", text) for place, text in enumerate(texts))
+    return Row(texts[-2], "", texts[-1], "c", turns[:-2], "conversation")
+
+
+def test_conversations_are_one_row_per_prompt_and_their_beginnings_are_duplicates() -> None:
+    long = _talk("who?", "Ada", "when?", "1815", "where?", "London")
+    rows = [_talk("who?", "Ada"), _talk("who?", "Alan", "when?", "1912"), long, long, _talk("when?", "1815")]
+    cleaned = allocate.clean_rows([*rows, _talk("who?", "Ada", "when?", "1816"), Row("when?", "", "now", "c")])
+    # the bare `when?` opens a conversation, and an instruction of the same text is its duplicate
+    assert cleaned.rows == (rows[1], long, rows[4])
+    assert (cleaned.num_duplicates, cleaned.num_empty) == (4, 0)
+
+
+def test_every_kind_of_row_is_written_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = [
+        *(_talk(f"who {n}?", "Ada", "when?", "1815") for n in range(4)),
+        *(Row(f"Once {n}", "", "upon", "c", kind="completion") for n in range(4)),
+        *(Row("", "", f"text {n}", "c", kind="text") for n in range(4)),
+        *(Row(f"say {n}", "", "yes", "c", (Turn("system", "Be short."),)) for n in range(4)),
+    ]
+    monkeypatch.setattr(allocate, "read_rows", lambda *how, **more: every)
+    _allocate(tmp_path, [], train_per_cat=12, num_clients=2, partition="iid")
+    root = tmp_path / "data" / "dataset1"
+    found = [json.loads(line) for line in (root / "dolly_test_4.jsonl").read_text().splitlines()]
+    for client in range(2):
+        found += json.loads((root / "2" / f"local_training_{client}.json").read_text())
+    assert sorted(map(json.dumps, found)) == sorted(json.dumps(row.as_dict()) for row in every)
+    assert {tuple(row) for row in found} == {
+        ("messages", "category"),
+        ("prompt", "completion", "category"),
+        ("text", "category"),
+        ("instruction", "input", "system", "output", "category"),
+    }

@@ -11,10 +11,12 @@ import pytest
 
 from fedlora import cli
 from fedlora.comparing.data_sets import DataSets
+from fedlora.comparing.experiment import cells_of, rows_to_answer, train_fields_of
 from fedlora.comparing.silo_data import make_silo_data
 from fedlora.config.compare import CompareConfig
 from fedlora.errors import DataError, UsageError
 from fedlora.paths import ComparisonPaths
+from fedlora.rows import Row
 from fedlora.stages import compare, train
 
 CLIENTS = ("north", "south", "west")
@@ -242,3 +244,19 @@ def test_a_second_call_trains_nothing_and_gives_the_same_result(finished, tiny_m
     given = options(root.parent, root.parent / "silos", tiny_model, **SMALL)
     again = compare.run(CompareConfig.of(**given))
     assert json.loads(json.dumps(again.as_dict())) == json.loads(json.dumps(result.as_dict()))
+
+
+def test_texts_are_compared_by_their_loss_alone(tmp_path):
+    texts = [Row("", "", f"text {number}", "c", kind="text") for number in range(3)]
+    config = CompareConfig.of(**options(tmp_path, tmp_path, answers_per_cat=2, test_share=0.2))
+    with pytest.raises(UsageError, match="answers_per_cat=2: some test rows are plain text"):
+        rows_to_answer(texts, config)
+    assert rows_to_answer(texts, config.model_copy(update={"answers_per_cat": 0})) == []
+
+
+def test_runs_read_the_rows_of_a_comparison_under_the_fields_own_names(tmp_path):
+    more = {"columns": {"instruction": "question"}, "row_kind": "instruction", "skip_bad": 2}
+    fields = {**options(tmp_path, tmp_path)["train"], **more}
+    config = CompareConfig.of(**options(tmp_path, tmp_path, test_share=0.2, train=fields))
+    found = train_fields_of(config, cells_of(config)[0])
+    assert {name: found[name] for name in more if name in found} == {"skip_bad": 2}

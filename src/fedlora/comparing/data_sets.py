@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fedlora.comparing.experiment import DIGEST, DataSet, allocation_of, split_rows
+from fedlora.comparing.experiment import DIGEST, DataSet, allocation_of, rows_to_answer, split_rows
 from fedlora.comparing.silo_data import make_silo_data
 from fedlora.config.compare import CompareConfig
 from fedlora.config.contenders import Setting
@@ -53,7 +53,7 @@ class DataSets:
         place = DataPaths(wanted.output_root, wanted.dataset_name)
         held_out = read_rows(place.test_file(None if wanted.test_share else wanted.test_per_cat))
         validation, test = split_rows(held_out, self._count_validation(held_out))
-        answered, _ = split_rows(test, self.config.answers_per_cat)
+        answered = rows_to_answer(test, self.config)
         for part, rows in (("validation", validation), ("test", test), ("answered", answered)):
             write_text(place.part_file(part), json_lines(row.as_dict() for row in rows))
         return DataSet(

@@ -16,6 +16,7 @@ from fedlora.config.compare import CompareConfig
 from fedlora.config.contenders import DATA_FIELDS, Contender, Setting
 from fedlora.config.data import AllocateConfig
 from fedlora.config.train import COMBINING_FIELDS, TrainConfig
+from fedlora.errors import UsageError
 from fedlora.files import sha256_of_json
 from fedlora.paths import ComparisonPaths
 from fedlora.rows import Row
@@ -92,7 +93,9 @@ def allocation_of(config: CompareConfig, setting: Setting, seed: int, paths: Com
 def train_fields_of(config: CompareConfig, cell: Cell) -> dict[str, Any]:
     """The training fields of a cell; later ones win: train, setting, method."""
     setting = {name: value for name, value in cell.setting.values.items() if name not in DATA_FIELDS}
-    shared = {**config.train, **setting}
+    # the rows were read by these already, and lie in the data set under the fields' own names
+    train = {name: value for name, value in config.train.items() if name not in ("row_kind", "columns")}
+    shared = {**train, **setting}
     if cell.contender.method.is_baseline:
         shared = {name: value for name, value in shared.items() if name not in COMBINING_FIELDS}
     return {**shared, **cell.contender.fields}
@@ -130,6 +133,17 @@ def base_name_of(train: TrainConfig, data: DataSet) -> str:
 def digest_of(record: Mapping[str, Any], data: DataSet) -> str:
     """The beginning of a hash over a configuration, without its name, and the data."""
     return sha256_of_json([{k: v for k, v in record.items() if k != "exp_name"}, data.digest])[:DIGEST]
+
+
+def rows_to_answer(tests: Sequence[Row], config: CompareConfig) -> list[Row]:
+    """The test rows that are answered and scored. UsageError where one is plain text, before anything is trained."""
+    answered, _ = split_rows(tests, config.answers_per_cat)
+    if any(row.kind == "text" for row in answered):
+        raise UsageError(
+            f"answers_per_cat={config.answers_per_cat}: some test rows are plain text, and a text asks nothing",
+            hint="compare losses alone, with answers_per_cat: 0",
+        )
+    return answered
 
 
 def split_rows(rows: Sequence[Row], first: int) -> tuple[list[Row], list[Row]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedlora.comparing.experiment import DIGEST, DataSet, SiloFacts, split_rows
+from fedlora.comparing.experiment import DIGEST, DataSet, SiloFacts, rows_to_answer
 from fedlora.config.compare import CompareConfig
 from fedlora.config.reading import READING_FIELDS, ReadingConfig
 from fedlora.data.client_facts import UnusedFields
@@ -62,7 +62,7 @@ def make_silo_data(config: CompareConfig, seed: int, paths: ComparisonPaths) -> 
     parts = {
         "validation": json_lines(row.as_dict() for row in validation),
         "test": json_lines(row.as_dict() for row in tests),
-        "answered": json_lines(row.as_dict() for row in split_rows(tests, config.answers_per_cat)[0]),
+        "answered": json_lines(row.as_dict() for row in rows_to_answer(tests, config)),
     }
     digest = sha256_of_json([list(texts.items()), parts["validation"], parts["test"]])[:DIGEST]
     place = DataPaths(paths.data_dir, f"{digest}-s{seed}")
@@ -158,6 +158,6 @@ def _group_shared(
 
 
 def _count_leaks(tests: Sequence[Row], silos: Sequence[_Silo]) -> int:
-    """Test rows whose prompt some client trains on."""
-    trained = {row.prompt for silo in silos for row in silo.labelled}
+    """Test rows whose prompt some client trains on, as a row or as an earlier turn of one."""
+    trained = {prompt for silo in silos for row in silo.labelled for prompt in (row.prompt, *row.earlier_prompts)}
     return sum(row.prompt in trained for row in tests)

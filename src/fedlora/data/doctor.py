@@ -139,6 +139,7 @@ def _unlabelled(silo: Silo) -> Finding | None:
 _KINDS: Mapping[str, str] = {
     "row": "are equal to",
     "prompt": "have the prompt, with another response, of",
+    "turn": "have the prompt of an earlier turn of",
     "near": f"share at least {NEAR:.0%} of their word triples with",
 }
 
@@ -192,7 +193,7 @@ def _marked(silo: Silo, marks: Sequence[str]) -> Finding | None:
     seen: set[str] = set()
     rows = []
     for number, row in enumerate(silo.rows):
-        text = "\n".join((row.instruction, row.input, row.output))
+        text = "\n".join(row.texts)
         found = {mark for mark in marks if mark in text}
         if found:
             rows.append(number)

@@ -1,4 +1,4 @@
-"""Rows that repeat earlier ones: exactly, in the prompt alone, or nearly.
+"""Rows that repeat earlier ones: exactly, in the prompt alone, as the beginning of a conversation, or nearly.
 
 Near means a Jaccard similarity of at least NEAR between the sets of word triples of two rows. Pairs are found by
 prefix filtering (Bayardo et al., 2007, "Scaling Up All Pairs Similarity Search") rather than by MinHash: two sets that
@@ -30,7 +30,7 @@ MOST_TRIES = 200
 """Full comparisons without a find, per row and scope, after which the row counts as unlike all others. Text that
 hundreds of rows share in part and none nearly repeats would otherwise take quadratic time."""
 
-Kind = Literal["row", "prompt", "near"]
+Kind = Literal["row", "prompt", "turn", "near"]
 Scope = Literal["inside", "across"]
 
 _ID_BITS = 21
@@ -56,10 +56,18 @@ class Repeat:
 
 
 def find_repeats(sources: Sequence[Sequence[Row]]) -> list[Repeat]:
-    """Every row that repeats an earlier one of its own source or of an earlier source, in order of the rows."""
+    """Every row that repeats an earlier one of its own source or of an earlier source, in order of the rows.
+
+    All turns of a conversation count. A row of the kind `turn` has the prompt of a turn before the last of an earlier
+    conversation, whose reply to it may be trained on too.
+    """
     found: dict[tuple[int, int, Scope], Repeat] = {}
-    for kind, key in (("row", _row_key), ("prompt", _prompt_key)):
-        for repeat in _find_equal(kind, sources, key):
+    for kind, key, held in (
+        ("row", _row_key, lambda row: (_row_key(row),)),
+        ("prompt", _prompt_key, lambda row: (_prompt_key(row),)),
+        ("turn", _prompt_key, lambda row: tuple(map(_fold_all, row.earlier_prompts))),
+    ):
+        for repeat in _find_equal(kind, sources, key, held):
             found.setdefault((repeat.source, repeat.row, repeat.scope), repeat)
     for repeat in _find_near(sources, set(found)):
         found[repeat.source, repeat.row, repeat.scope] = repeat
@@ -80,25 +88,36 @@ def _row_key(row: Row) -> Hashable:
 
 
 def _prompt_key(row: Row) -> tuple[str, ...]:
-    return tuple(" ".join(_fold(text).split()) for text in row.prompt)
+    return _fold_all(row.prompt)
 
 
-def _find_equal(kind: Any, sources: Sequence[Sequence[Row]], key: Callable[[Row], Hashable]) -> Iterator[Repeat]:
+def _fold_all(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(" ".join(_fold(text).split()) for text in texts)
+
+
+def _find_equal(
+    kind: Any,
+    sources: Sequence[Sequence[Row]],
+    key: Callable[[Row], Hashable],
+    held_by: Callable[[Row], Sequence[Hashable]],
+) -> Iterator[Repeat]:
+    """Rows whose key an earlier row holds."""
     firsts: defaultdict[Hashable, dict[int, int]] = defaultdict(dict)
     for source, rows in enumerate(sources):
         for number, row in enumerate(rows):
-            held = firsts[key(row)]
+            held = firsts.get(key(row), {})
             if source in held:
                 yield Repeat(kind, "inside", source, number, source, held[source])
             other = next((place for place in held.items() if place[0] != source), None)
             if other is not None:
                 yield Repeat(kind, "across", source, number, *other)
-            held.setdefault(source, number)
+            for one in held_by(row):
+                firsts[one].setdefault(source, number)
 
 
 def _find_near(sources: Sequence[Sequence[Row]], settled: set[tuple[int, int, Scope]]) -> Iterator[Repeat]:
     places = [(source, number) for source, rows in enumerate(sources) for number in range(len(rows))]
-    triples = _Triples([split_words(" ".join((*sources[s][n].prompt, sources[s][n].output))) for s, n in places])
+    triples = _Triples([split_words(" ".join(sources[s][n].texts)) for s, n in places])
     index = _Index(triples)
     for document, (source, number) in enumerate(places):
         if not triples.is_long(document):

@@ -24,7 +24,8 @@ _EXCERPT = 60
 def read_predictions(path: Path, prediction_key: str) -> list[Row]:
     """Prediction rows in file order, the answer in `output`; at least one.
 
-    Takes what fedlora and the earlier research code write: instruction, input, `prediction_key`, category.
+    Takes what fedlora and the earlier research code write: instruction, input, `prediction_key`, category; in place of
+    instruction and input also the messages up to the answer, or a prompt.
     Raises UsageError when there is no such file, DataError with file and line when a row cannot be used.
     """
     if not path.is_file():
@@ -32,7 +33,7 @@ def read_predictions(path: Path, prediction_key: str) -> list[Row]:
     try:
         return read_rows(path, output_key=prediction_key)
     except DataError as error:
-        hint = f"a prediction is a JSON object with instruction, input, {prediction_key} and category, all text"
+        hint = f"a prediction has instruction and input, messages, or a prompt, and {prediction_key} and category"
         raise DataError(str(error), hint=hint) from None
 
 
@@ -44,7 +45,7 @@ def pair_rows(
     The names (paths, say) appear in errors. Raises DataError that counts the rows without a partner, or the
     pairs whose categories differ, and names the first three of each.
     """
-    waiting: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
+    waiting: defaultdict[tuple[str, ...], list[Row]] = defaultdict(list)
     for prediction in reversed(predictions):
         waiting[prediction.prompt].append(prediction)
     pairs: list[tuple[Row, Row]] = []
@@ -90,6 +91,7 @@ def _first(descriptions: Iterable[str]) -> str:
 
 
 def _excerpt(row: Row) -> str:
-    text = " | ".join(part for part in row.prompt if part)
+    # of a conversation its last user turn
+    text = " | ".join(part for part in row.prompt[:2] if part)
     text = " ".join(printable(text).split())
     return f'"{text[:_EXCERPT]}..."' if len(text) > _EXCERPT else f'"{text}"'

@@ -246,11 +246,12 @@ class Planning:
     def _judge_record(self) -> dict[str, Any] | None:
         """For one comparison of two sets of answers to the test file."""
         config = self.config
-        if not self.test_rows:
+        asking = [row for row in self.test_rows if row.kind != "text"]
+        if not asking:
             return None
         tokenizer = self.bench.base.tokenizer
         judging = forecast_judging(
-            self.test_rows,
+            asking,
             batch_size=config.judge_batch_size,
             judge=config.gpt_model,
             seed=config.seed,

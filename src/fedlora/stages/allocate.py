@@ -137,11 +137,17 @@ def _read_input(config: AllocateConfig) -> tuple[list[Row], int]:
 
 
 def clean_rows(rows: Sequence[Row]) -> Cleaned:
-    """Leave out rows without an answer, then all but the first row of every prompt."""
+    """Leave out rows without an answer, then all but the first row of every prompt.
+
+    A row that is the beginning of a longer conversation is left out as its duplicate: the two might be divided.
+    """
     answered = [row for row in rows if row.output.strip()]
-    first: dict[tuple[str, str], Row] = {}
+    beginnings = {prompt for row in answered for prompt in row.earlier_prompts}
+    first: dict[tuple[str, ...], Row] = {}
     other_category = 0
     for row in answered:
+        if row.prompt in beginnings:
+            continue
         kept = first.setdefault(row.prompt, row)
         other_category += kept.category != row.category
     return Cleaned(

@@ -26,6 +26,7 @@ from fedlora.llm.base_model import BaseModel
 from fedlora.llm.decoding import choose_decoding
 from fedlora.llm.resident_base import ResidentBase
 from fedlora.paths import OutputName, ResultPaths
+from fedlora.plain_text import counted
 from fedlora.results import Result
 from fedlora.runs.environment import library_versions
 from fedlora.runs.subjects import Subject, find_adapters, find_share, round_to_name
@@ -116,6 +117,7 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] | None = None)
     )
     share = find_share(subjects, config.model_dir) if config.test_file_path.is_dir() else None
     tests = read_test_rows(config.test_file_path, rules=config.read_rules, share=share)
+    _check_asking(tests, config.test_file_path)
     parts = {place: _make_part(config, place, found, tests) for place, found in by_round(subjects).items()}
     left = {place: part.missing(overwrite=config.overwrite) for place, part in parts.items()}
     for place, answerers in left.items():
@@ -129,6 +131,16 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] | None = None)
         ),
         config,
     )
+
+
+def _check_asking(tests: HeldOutRows, path: Path) -> None:
+    """UsageError where a row is plain text."""
+    texts = sum(row.kind == "text" for row in tests.rows)
+    if texts:
+        raise UsageError(
+            f"{path}: {texts} of {counted(len(tests.rows), 'row')} are plain text, and a text asks nothing",
+            hint=f"measure them with `fedlora loss --test {path}`, or give rows with a prompt",
+        )
 
 
 def _make_part(
@@ -187,10 +199,7 @@ def _write_answers(part: _Part, name: OutputName, tests: HeldOutRows, answers: A
     `test_path` is where the test rows lie now: it decides no answer.
     """
     results, facts = part.results, part.facts[name]
-    lines = [
-        {"instruction": row.instruction, "input": row.input, "answer": text, "category": row.category}
-        for row, text in zip(tests.rows, answers.texts[name], strict=True)
-    ]
+    lines = [row.as_answered(text) for row, text in zip(tests.rows, answers.texts[name], strict=True)]
     for line, client in zip(lines, tests.clients, strict=False):
         line["client"] = client
     file = results.predictions(name)

@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fedlora.evaluation.judge.protocol import ORDERS, Sample, make_question, request_code, write_messages
+from fedlora.evaluation.judge.protocol import ORDERS, make_question, request_code, write_messages
+from fedlora.evaluation.judge.samples import make_sample
 from fedlora.rows import Row
 
 
@@ -35,10 +36,7 @@ def forecast_judging(
     # it brings in the client library, which takes a second
     from fedlora.evaluation.judge.judging import make_batches
 
-    samples = [
-        Sample(number, row.instruction, row.input, row.category, row.output, row.output, row.output)
-        for number, row in enumerate(rows, start=1)
-    ]
+    samples = [make_sample(number, row, row, row.output) for number, row in enumerate(rows, start=1)]
     every = [make_question(sample, order, judge=judge, host="") for sample in samples for order in ORDERS]
     batches = make_batches(list({question.key: question for question in every}.values()), batch_size)
     asked = [message["content"] for batch in batches for message in write_messages(batch, request_code(batch, seed, 0))]

@@ -51,13 +51,13 @@ def read_samples(files: ComparedFiles, *, prediction_key: str) -> list[Sample]:
         )
     if files.tests is None:
         pairs = pair_predictions(baseline, proposed, baseline_name=str(files.baseline), name=str(files.proposed))
-        return [_make_sample(row, ours, theirs, None) for row, (theirs, ours) in enumerate(pairs, start=1)]
+        return [make_sample(row, ours, theirs, None) for row, (theirs, ours) in enumerate(pairs, start=1)]
     targets = files.tests.rows
     theirs = pair_rows(baseline, targets, predictions_name=str(files.baseline), targets_name=str(files.target))
     ours = pair_rows(proposed, targets, predictions_name=str(files.proposed), targets_name=str(files.target))
     matched = zip(ours, theirs, targets, files.tests.groups, strict=True)
     return [
-        _make_sample(row, mine[0], replace(other[0], category=group), target.output)
+        make_sample(row, mine[0], replace(other[0], category=group), target.output)
         for row, (mine, other, target, group) in enumerate(matched, 1)
     ]
 
@@ -74,7 +74,8 @@ def pair_predictions(
     return [(theirs, ours) for ours, theirs in pairs]
 
 
-def _make_sample(row: int, proposed: Row, baseline: Row, reference: str | None) -> Sample:
+def make_sample(row: int, proposed: Row, baseline: Row, reference: str | None) -> Sample:
+    """Two answers to one prompt, which is taken from the baseline's."""
     return Sample(
         row=row,
         instruction=baseline.instruction,
@@ -83,4 +84,6 @@ def _make_sample(row: int, proposed: Row, baseline: Row, reference: str | None) 
         baseline=baseline.output,
         proposed=proposed.output,
         reference=reference,
+        before=baseline.before,
+        continues=baseline.kind == "completion",
     )
