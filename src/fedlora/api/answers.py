@@ -15,13 +15,14 @@ from fedlora.config.loss import LossConfig
 from fedlora.errors import UsageError
 from fedlora.plain_text import counted, one_line, table_text
 from fedlora.results import Result
-from fedlora.rows import Row
+from fedlora.rows import STRICT, Row
 
 if TYPE_CHECKING:
     from fedlora.stages.evaluate_llm import Judgements
     from fedlora.stages.evaluate_rouge import Scores
     from fedlora.stages.loss import MeasuredLosses
 
+QUESTION_HINT = "give text, a row with instruction and input, messages that end with the user's, or a prompt"
 MOST_ROWS, MOST_LETTERS = 10, 60
 """What a table of answers shows of them."""
 
@@ -48,7 +49,7 @@ class Answers(Result):
 
     def parts(self) -> Sequence[str]:
         """The first rows, with everybody's answer beside each."""
-        columns = [[_cell(row.instruction) for row in self.questions]]
+        columns = [[_cell(_last_said(row)) for row in self.questions]]
         columns += [[_cell(text) for text in texts] for texts in self.texts.values()]
         rows = list(zip(*columns, strict=True))
         table = table_text(("question", *self.texts), rows[:MOST_ROWS], left=range(len(columns)))
@@ -66,6 +67,11 @@ class Answers(Result):
                 {"name": name, "file": str(file), "texts": list(self.texts[name])} for name, file in self.files.items()
             ]
         }
+
+
+def _last_said(row: Row) -> str:
+    """What a row asks; of a conversation its last user turn, and how many turns came before."""
+    return f"({counted(len(row.before), 'turn')}) {row.instruction}" if row.before else row.instruction
 
 
 def _shown(file: Path) -> str:
@@ -128,10 +134,11 @@ def answer(
     given = {**keywords, "of": words}
     with entered("generate", GenerateConfig, given, progress=progress):
         made = make_config(GenerateConfig, None, given)
-        is_one = not isinstance(questions, list | tuple)
-        rows = [_row_of(question) for question in ([questions] if is_one else questions)]
+        is_one = not isinstance(questions, list | tuple) or _is_conversation(questions)
+        asked = [questions] if is_one else questions
+        rows = [_row_of(question, f"question {number}") for number, question in enumerate(asked, start=1)]
         if not rows:
-            raise UsageError("no questions", hint="give text, a row, or a list of them")
+            raise UsageError("no questions", hint=QUESTION_HINT)
         where = {"run": made.exp_name, "round_number": made.communication_rounds, "model_dir": made.model_dir}
         named: dict[str | int, Subject] = {}
         for word in words:
@@ -142,15 +149,34 @@ def answer(
         return {word: texts[one][0] if is_one else texts[one] for word, one in named.items()}
 
 
-def _row_of(question: Any) -> Row:
-    """A question as a row; UsageError for what is none."""
+def _is_conversation(given: Any) -> bool:
+    """Whether a list is the turns of one conversation rather than several questions."""
+    turns = given if isinstance(given, list | tuple) else ()
+    return bool(turns) and all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns)
+
+
+def _row_of(question: Any, called: str) -> Row:
+    """A question as a row, by the rules for a row of predictions whose answer is still open; UsageError for what is
+    none."""
+    from fedlora.data.fields import RowFields
+    from fedlora.data.raw_records import Record, RecordError
+
     if isinstance(question, str):
         return Row(question, "", "", "")
-    given = question if isinstance(question, Mapping) else {}
-    texts = {key: given[key] for key in ("instruction", "input", "context") if key in given}
-    if "instruction" not in texts or not all(isinstance(text, str) for text in texts.values()):
-        raise UsageError(f"{question!r} is no question", hint="give text, or a row with instruction and input")
-    return Row(texts["instruction"], texts.get("input", texts.get("context", "")), "", "")
+    given = {"messages": question} if _is_conversation(question) else question
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{called}: {question!r} is no question", hint=QUESTION_HINT)
+    try:
+        return RowFields(STRICT, output_key="answer").make_row(Record(_plain({**given, "answer": ""}), ""))
+    except RecordError as error:
+        raise UsageError(f"{called}: {error}", hint=QUESTION_HINT) from None
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences as the dicts and lists that a JSON file holds."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 @takes(EvaluateRougeConfig)

@@ -101,7 +101,7 @@ class Run(Result):
 
     def answer(
         self,
-        questions: str | Mapping[str, str] | list[str | Mapping[str, str]],
+        questions: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, str]]],
         of: list[str | int] | str | int = "global",
         *,
         progress: bool = True,
@@ -109,9 +109,12 @@ class Run(Result):
     ) -> dict[str | int, Any]:
         """What each of `of` answers, in one load of the base and one batch; nothing is written.
 
-        A question is text, or a row with `instruction` and `input`. The result maps each entry of `of` to its answer,
-        or to a list of answers where `questions` is a list; of `all` and of ranges it has everyone by name. Keywords
-        are those of `generate`, such as `round`, `max_new_tokens` and `temperature`.
+        A question is text, a row with `instruction` and `input`, a conversation, or `{"prompt": text}`, which no
+        template frames. A conversation is a list of messages with `role` and `content`, the last one the user's, or a
+        row that has it as `messages`, and may have `system`. A list of messages is one conversation; every other list
+        is several questions. The result maps each entry of `of` to its answer, or to a list of answers where there are
+        several questions; of `all` and of ranges it has everyone by name. Keywords are those of `generate`, such as
+        `round`, `max_new_tokens` and `temperature`.
 
         Raises UsageError (a client, a round), DataError (a row).
 

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedlora.llm.embedded_model import NAME
 from fedlora.methods.table import METHODS
 from fedlora.paths import check_name
 from fedlora.plain_text import counted, one_line
-from fedlora.rows import Row
+from fedlora.rows import Row, RowKind
 
 LARGEST_BATCH, STEPS_PER_ROUND, MOST_EPOCHS, ROUNDS = 16, 12, 4, 6
 """Three silos of 32 rows learn their answers with these in under 4 minutes on two cores: see examples/silos.yaml."""
@@ -33,16 +33,27 @@ FEWEST_TO_SPLIT = 5
 SPLIT_CLIENTS = 4
 """Clients that rows without categories are split among."""
 SHOWN = 8
+_NOUNS: Mapping[RowKind, str] = {
+    "instruction": "instruction row",
+    "conversation": "conversation",
+    "completion": "completion",
+    "text": "text",
+}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What lies in the folder: its clients in id order, and how many test rows each has in a file of its own."""
+    """What lies in the folder: its clients in id order, and how many test rows each has in a file of its own.
+
+    `kinds` counts the rows with a response by kind; `has_turns` says whether one has a system turn or several turns.
+    """
 
     folder: Path
     clients: Sequence[ClientFacts]
     tests: Mapping[str, int]
     allocated: bool = False
+    kinds: Mapping[RowKind, int] = field(default_factory=dict)
+    has_turns: bool = False
 
     @property
     def smallest(self) -> int:
@@ -67,7 +78,7 @@ def run_yaml(rows: Rows, base_model: str, file: Path) -> str:
     fields: list[tuple[str, Any, str]] = [
         ("name", run_name(rows.folder), "the run's folder under ./models"),
         ("model", base_model, "embedded; or a local folder, or a hub id" if embedded else "a local folder or a hub id"),
-        ("template", "chat" if embedded else "alpaca", "prompt format: chat needs a tokenizer with a chat template"),
+        ("template", *_template(rows, embedded=embedded)),
         ("data", str(rows.folder), _count_text(rows)),
     ]
     if rows.allocated:
@@ -96,11 +107,31 @@ def run_yaml(rows: Rows, base_model: str, file: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _template(rows: Rows, *, embedded: bool) -> tuple[str, str]:
+    """The prompt format, and why it is this one."""
+    name = "chat" if embedded or rows.has_turns or "conversation" in rows.kinds else "alpaca"
+    why = "prompt format: chat needs a tokenizer with a chat template"
+    if rows.has_turns:
+        why = "prompt format: alpaca takes neither a system turn nor several turns"
+    elif rows.kinds and not {"instruction", "conversation"} & rows.kinds.keys():
+        why = "prompt format of questions asked later; these rows have none"
+    return name, why
+
+
+def kinds_text(kinds: Mapping[RowKind, int]) -> str:
+    """How many rows of which kind; empty where all are instruction rows."""
+    if not kinds.keys() - {"instruction"}:
+        return ""
+    return ", ".join(counted(kinds[kind], noun) for kind, noun in _NOUNS.items() if kinds.get(kind))
+
+
 def _notes(rows: Rows, file: Path) -> list[str]:
     notes = [
         f"`{command('plan', file)}` says what it takes, `{command('train', file)}` trains it and resumes it.",
         "A flag wins over a line: --rounds 3. `fedlora train --help` explains the fields.",
     ]
+    if kinds := kinds_text(rows.kinds):
+        notes.append(f"The rows with a response: {kinds}.")
     if rows.tests:
         of = ", ".join(f"{name} {count}" for name, count in list(rows.tests.items())[:SHOWN])
         notes.append(f"Test rows, never trained on, have files of their own: {of}.")
@@ -108,9 +139,10 @@ def _notes(rows: Rows, file: Path) -> list[str]:
         notes.append("The test rows are in the file that allocate named.")
     if not rows.allocated:
         name, where = run_name(rows.folder), shlex.join(["--test", str(rows.folder)])
-        notes.append(
-            f"Then `fedlora generate {name} {where} --of base,global` and `fedlora score {name} {where} --of all`."
-        )
+        then = f"`fedlora generate {name} {where} --of base,global` and `fedlora score {name} {where} --of all`"
+        if "text" in rows.kinds:
+            then = f"`fedlora loss {name} {where} --of base,global`: a text asks nothing that could be answered"
+        notes.append(f"Then {then}.")
     return notes
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
 from fedlora.files import write_text
 from fedlora.plain_text import counted
-from fedlora.planning.starting_point import Rows, command, run_yaml, split_steps
+from fedlora.planning.starting_point import Rows, command, kinds_text, run_yaml, split_steps
 from fedlora.results import Result
+from fedlora.rows import Row, RowKind
+from fedlora.types import ClientId
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,11 +31,14 @@ class WrittenConfiguration(Result):
     file: Path
     clients: dict[str, int]
     """Name -> rows."""
+    kinds: Mapping[RowKind, int] = field(default_factory=dict)
+    """Kind -> rows with a response."""
 
     def text(self) -> str:
         """The file, and what it is for."""
         counts = f"{counted(len(self.clients), 'client')}, {counted(sum(self.clients.values()), 'row')}"
-        return f"{self.file}: {counts}"
+        kinds = kinds_text(self.kinds)
+        return f"{self.file}: {counts}" + (f" ({kinds})" if kinds else "")
 
     @property
     def next_command(self) -> str:
@@ -39,8 +46,8 @@ class WrittenConfiguration(Result):
         return command("plan", self.file)
 
     def as_dict(self) -> dict[str, Any]:
-        """Where the file lies, and the rows of every client."""
-        return {"file": str(self.file), "clients": self.clients}
+        """Where the file lies, and the rows of every client and kind."""
+        return {"file": str(self.file), "clients": self.clients, "kinds": dict(self.kinds)}
 
 
 def run(config: InitRunConfig) -> WrittenConfiguration:
@@ -62,18 +69,31 @@ def run(config: InitRunConfig) -> WrittenConfiguration:
     files = find_client_files(config.data_path, count, chosen=bool(counts))
     if config.config_file.exists() and not config.overwrite:
         raise UsageError(f"{config.config_file}: exists", hint="give --overwrite to replace it, or --config_file NAME")
-    clients = read_client_files(dict(enumerate(files)), TrainConfig.of())
-    tests = {} if counts else {name: len(read_rows(file)) for name, file in own_test_files(files).items()}
-    rows = Rows(config.data_path, [client.facts for client in clients.values()], tests, allocated=bool(counts))
+    rows = _read_folder(config.data_path, files, allocated=bool(counts))
     if not rows.smallest:
         raise DataError(f"{config.data_path}: no row has a response", hint="give rows with instruction and response")
-    for name, facts in zip(rows.names, rows.clients, strict=True):
-        if not facts.num_examples:
+    for name, one in zip(rows.names, rows.clients, strict=True):
+        if not one.num_examples:
             say(f"warning: {name} has no row to train on and is never selected")
     write_text(config.config_file, run_yaml(rows, config.base_model, config.config_file))
     return WrittenConfiguration(
-        config.config_file, {name: one.num_examples for name, one in zip(rows.names, rows.clients, strict=True)}
+        config.config_file, {name: one.num_examples for name, one in zip(rows.names, rows.clients, strict=True)}, rows.kinds
     )
+
+
+def _read_folder(folder: Path, files: Sequence[Path], *, allocated: bool) -> Rows:
+    kinds: Counter[RowKind] = Counter()
+    has_turns = False
+
+    def note(client: ClientId, row: Row) -> None:
+        nonlocal has_turns
+        if row.output.strip():
+            kinds[row.kind] += 1
+            has_turns |= bool(row.before)
+
+    clients = read_client_files(dict(enumerate(files)), TrainConfig.of(), on_row=note)
+    tests = {} if allocated else {name: len(read_rows(file)) for name, file in own_test_files(files).items()}
+    return Rows(folder, [client.facts for client in clients.values()], tests, allocated, kinds, has_turns)
 
 
 def _refuse_one_file(path: Path) -> None:
