@@ -39,7 +39,7 @@ def test_an_outline_holds_no_weights(tiny_model):
 
 
 def test_an_outline_of_nothing_is_the_error_of_a_missing_model(tmp_path):
-    with pytest.raises(UsageError, match="cannot be loaded from the folder"):
+    with pytest.raises(UsageError, match="the folder is empty"):
         load_outline(str(tmp_path))
 
 

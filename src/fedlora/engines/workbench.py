@@ -70,10 +70,8 @@ def make_workbench(
     With `outline` the base has no weights: everything can be counted, nothing computed.
     """
     source = {"device": device, "dtype": config.base_dtype, "trust_remote_code": config.trust_remote_code}
-    if outline:
-        base = load_outline(config.base_model, **source)
-    else:
-        base = load(config.base_model, quantization=config.quantization, **source)
+    open_base = load_outline if outline else load
+    base = open_base(config.base_model, quantization=config.quantization, **source)
     encoder = PromptEncoder(base.tokenizer, config.prompt_template)
     lora = LoraModel(base.model, spec_of(config))
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None

@@ -7,13 +7,7 @@ comparison on a few tokens at load time and go through their own forward pass in
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import socket
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +15,10 @@ from torch import Tensor
 
 from fedlora.config.train_fields import Quantization
 from fedlora.errors import UsageError
-from fedlora.llm import embedded_model
 from fedlora.llm.allocator import keep_freed_memory
 from fedlora.llm.attention import use_batched_attention
-from fedlora.llm.quantization import check_checkpoint, loading_options, replace_layers
-
-_HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
-HUB_PATIENCE = 5.0
-"""Seconds a model hub has to accept a connection before the local cache is all there is."""
+from fedlora.llm.base_source import open_source
+from fedlora.llm.quantization import loading_options, replace_layers
 
 
 @dataclass(frozen=True)
@@ -138,20 +128,24 @@ def is_fast_at_bfloat16(device: torch.device) -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
-def load_outline(name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> BaseModel:
+def load_outline(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: Quantization = "none",
+    trust_remote_code: bool = False,
+) -> BaseModel:
     """The base with a single zero in the place of each weight matrix, on the CPU: to count with, not to compute with.
 
     `device` of the outline is where the base itself would lie. Raises UsageError as `load_base_model` does.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    with _source(name, trust_remote_code) as (source, options):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        config = AutoConfig.from_pretrained(source, **options)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=trust_remote_code)
+    source = open_source(name, trust_remote_code)
+    config = source.load_config(quantization)
+    tokenizer = source.load_tokenizer()
+    model = source.make_outline(config, kind)
     _fill_with_zeros(model)
     model.eval()
     if where.type == "cpu":
@@ -172,90 +166,9 @@ def _fill_with_zeros(model: Any) -> None:
 
 
 def _load(name: str, quantization: Quantization, how: dict[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    with _source(name, trust_remote_code) as (source, options):
-        check_checkpoint(name, AutoConfig.from_pretrained(source, **options), quantization)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, **how, **options)
-    return model, tokenizer
-
-
-@contextlib.contextmanager
-def _source(name: str, trust_remote_code: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where transformers finds a base, and how it may look; what it raises inside becomes a UsageError."""
-    source = str(embedded_model.folder()) if name == embedded_model.NAME else name
-    local = Path(source).is_dir()
-    if not local and _is_path(source):
-        written_out = Path(source).expanduser()
-        hint = f"write {written_out}" if written_out.is_dir() else f"give a local folder, or {embedded_model.NAME}"
-        what = "is a file, not a folder" if written_out.is_file() else "no such folder"
-        raise UsageError(f"base_model={name!r}: {what}", hint=hint)
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": local or _is_offline()}
-    try:
-        with quiet_transformers():
-            _refuse_adapter(name, source, options["local_files_only"])
-            yield source, options
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        place = "the folder" if local else "the model hub, which may be out of reach, and there is no such folder"
-        raise UsageError(
-            f"base_model={name!r} cannot be loaded from {place}: {reason}",
-            hint=f"give a local folder, or use --base_model {embedded_model.NAME}; {embedded_model.INSTALL_HINT}",
-        ) from error
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name can only be a local path: a hub id is a name, or owner/name."""
-    return _HUB_ID.fullmatch(name) is None
-
-
-def _refuse_adapter(name: str, source: str, local: bool) -> None:
-    """UsageError where an adapter lies beside the model, or instead of it: transformers would load it unasked, and
-    take whichever base its configuration names."""
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    if find_adapter_config_file(source, local_files_only=local) is not None:
-        raise UsageError(
-            f"base_model={name!r} holds an adapter (adapter_config.json)",
-            hint="name the base model itself, in a folder without an adapter",
-        )
-
-
-def _is_offline() -> bool:
-    """Whether to look into the local cache only: because the user says so, or because no hub answers.
-
-    The hub's own client retries for most of a minute before it says the same.
-    """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return True
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
-    from huggingface_hub.constants import ENDPOINT
-
-    if getproxies():
-        return False
-    address = urlsplit(ENDPOINT)
-    try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_PATIENCE).close()
-    except OSError:
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars of the library between our own lines."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
+    source = open_source(name, trust_remote_code)
+    source.load_config(quantization)
+    return source.load_model(**how), source.load_tokenizer()
 
 
 @torch.no_grad()

@@ -112,6 +112,25 @@ def check_checkpoint(name: str, config: Any, kind: Quantization) -> None:
         )
 
 
+def check_quantizer(name: str, config: Any) -> None:
+    """UsageError for a model stored quantised in a way that transformers does not know; what transformers raises where
+    it lacks a package for it, or a device."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return
+    facts = stored if isinstance(stored, dict) else stored.to_dict()
+    with _without_kernels():
+        if not AutoHfQuantizer.supports_quant_method(facts):
+            # transformers would read the packed numbers as weights
+            raise UsageError(
+                f"base_model={name!r} is quantised by {facts['quant_method']!r}, which transformers does not know",
+                hint="give the model in full precision, or upgrade transformers",
+            )
+        AutoHfQuantizer.from_config(stored, pre_quantized=True).validate_environment(device_map=None, weights_only=True)
+
+
 def loading_options(kind: Quantization, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments for transformers' from_pretrained; UsageError where library or device cannot quantise."""
     if kind == "none":

@@ -1,0 +1,279 @@
+"""Where a base model lies, read with transformers; whatever goes wrong there is one message with a remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora.config.train_fields import Quantization
+from fedlora.errors import FedloraError, UsageError
+from fedlora.llm import embedded_model
+from fedlora.llm.base_files import (
+    FETCH_AGAIN,
+    check_files,
+    check_whole,
+    find_tokenizer_fault,
+    find_weights,
+    read_names,
+)
+from fedlora.llm.quantization import check_checkpoint, check_quantizer
+
+HUB_PATIENCE = 5.0
+"""Seconds a model hub has to accept a connection before the local cache is all there is."""
+
+_HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
+_INSTALL = re.compile(r"pip install (?:-\S+ )*[\"'`]?([\w.-]+(?:\[[\w,-]+\])?(?:[<>=!~]=?[\w.]+)?)")
+_LONGEST_REASON = 240
+_LIBRARY = re.compile(r"requires the (\w+) library")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The folder or hub id of a base, whose parts load whole or raise UsageError."""
+
+    name: str
+    place: str
+    is_local: bool
+    options: dict[str, Any]
+    """How transformers may look for the files."""
+
+    def load_config(self, quantization: Quantization) -> Any:
+        """The configuration, of a kind that this transformers has a causal language model for, and whose weights it can
+        read."""
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+
+        with self._reading("configuration"):
+            facts, _ = PreTrainedConfig.get_config_dict(self.place, **self.options)
+            self._check_kind(facts)
+            config = AutoConfig.from_pretrained(self.place, **self.options)
+        code = facts.get("auto_map", {}) if self.options["trust_remote_code"] else {}
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in code:
+            raise UsageError(
+                f"base_model={self.name!r} is no causal language model: its model_type is {config.model_type!r}",
+                hint="choose a base that generates text from left to right, such as Llama, Qwen, Gemma or Mistral",
+            )
+        check_checkpoint(self.name, config, quantization)
+        with self._reading("quantization"):
+            check_quantizer(self.name, config)
+        return config
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer."""
+        from transformers import AutoTokenizer
+
+        with self._reading("tokenizer"):
+            return AutoTokenizer.from_pretrained(self.place, **self.options)
+
+    def load_model(self, **how: Any) -> Any:
+        """The model with all of its weights; `how` are arguments of from_pretrained."""
+        from transformers import AutoModelForCausalLM
+
+        # a shape that differs is reported with the others, not raised
+        how = {**how, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        with self._reading("weights"):
+            model, found = AutoModelForCausalLM.from_pretrained(self.place, **how, **self.options)
+        check_whole(self.name, model, found)
+        return model
+
+    def make_outline(self, config: Any, dtype: Any) -> Any:
+        """The model on the meta device; the weights of a local folder are compared with it by their headers."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with self._reading("weights"):
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=dtype, trust_remote_code=self.options["trust_remote_code"]
+                )
+            names = self._read_headers(config)
+            if names:
+                how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": {"": "meta"}}
+                _, found = type(model).from_pretrained(None, config=model.config, state_dict=names, **how)
+                check_whole(self.name, model, found)
+        return model
+
+    def _read_headers(self, config: Any) -> dict[str, Any]:
+        """Name and shape of every stored weight; empty where they are not known before the weights are read."""
+        if not self.is_local or getattr(config, "quantization_config", None) is not None:
+            return {}
+        files = find_weights(Path(self.place))
+        if any(file.suffix != ".safetensors" for file in files):
+            return {}
+        return {name: tensor for file in files for name, tensor in read_names(file).items()}
+
+    def _check_kind(self, facts: dict[str, Any]) -> None:
+        """UsageError where transformers does not know the model, or knows it only by code of the repository."""
+        from transformers import CONFIG_MAPPING, __version__
+
+        kind = facts.get("model_type")
+        if kind in CONFIG_MAPPING:
+            return
+        if "AutoConfig" in facts.get("auto_map", {}):
+            if self.options["trust_remote_code"]:
+                return
+            raise UsageError(
+                f"base_model={self.name!r} needs code of its own repository, which is not run unless you allow it",
+                hint="read the code; if you trust it, give --trust_remote_code",
+            )
+        if not kind:
+            raise UsageError(
+                f"base_model={self.name!r}: config.json names no model_type, so the kind of model is unknown",
+                hint=FETCH_AGAIN,
+            )
+        raise UsageError(
+            f"base_model={self.name!r}: transformers {__version__} does not know the model_type {kind!r}",
+            hint="a newer release may: run `pip install --upgrade transformers`, or choose another base model",
+        )
+
+    @contextlib.contextmanager
+    def _reading(self, part: str) -> Iterator[None]:
+        """Inside, the library is quiet, and what it raises becomes a UsageError about this part of the base."""
+        try:
+            with quiet_transformers(), _held_warnings():
+                yield
+        except (FedloraError, MemoryError):
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError" or getattr(error, "errno", None) == errno.ENOSPC:
+                raise
+            raise self._explain(part, error) from error
+
+    def _explain(self, part: str, error: Exception) -> UsageError:
+        fault = find_tokenizer_fault(Path(self.place)) if self.is_local and part == "tokenizer" else None
+        if fault is not None:
+            return fault
+        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        package = _find_package(error)
+        if package or isinstance(error, ImportError):
+            return UsageError(
+                f"base_model={self.name!r}: a package is missing that its {part} is read with: {reason}",
+                hint=f"run `pip install '{package}'`" if package else "install what the message names",
+            )
+        where = (
+            "the folder" if self.is_local else "the model hub, which may be out of reach, and there is no such folder"
+        )
+        first = FETCH_AGAIN if self.is_local else "give a local folder"
+        return UsageError(
+            f"base_model={self.name!r} cannot be loaded from {where}: {reason} ({part})",
+            hint=f"{first}, or use --base_model {embedded_model.NAME}; {embedded_model.INSTALL_HINT}",
+        )
+
+
+def open_source(name: str, trust_remote_code: bool) -> Source:
+    """The place of a base by its name; UsageError when nothing of this name is there, or what is there is not whole."""
+    place = str(embedded_model.folder()) if name == embedded_model.NAME else name
+    is_local = Path(place).is_dir()
+    if not is_local and (_HUB_ID.fullmatch(place) is None or Path(place).is_file()):
+        raise _no_folder(name)
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": is_local or is_offline()}
+    source = Source(name, place, is_local, options)
+    with source._reading("files"):
+        _refuse_adapter(name, place, options["local_files_only"])
+    if is_local:
+        check_files(Path(place))
+    return source
+
+
+def is_offline() -> bool:
+    """Whether to look into the local cache only: because the user says so, or because no hub answers.
+
+    The hub's own client retries for most of a minute before it says the same.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return True
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub.constants import ENDPOINT
+
+    if getproxies():
+        return False
+    address = urlsplit(ENDPOINT)
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_PATIENCE).close()
+    except OSError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of the library between our own lines."""
+    from transformers.utils import logging as theirs
+
+    was_on = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            theirs.enable_progress_bar()
+
+
+class _Held(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@contextlib.contextmanager
+def _held_warnings() -> Iterator[None]:
+    """The library's log is shown afterwards; not where it fails, which is one message of ours, and not its report of a
+    load, which `check_whole` reads."""
+    logger, held = logging.getLogger("transformers"), _Held()
+    handlers = logger.handlers
+    logger.handlers = [held]
+    try:
+        yield
+    finally:
+        logger.handlers = handlers
+    for record in held.records:
+        if "LOAD REPORT" not in record.getMessage():
+            logger.handle(record)
+
+
+def _no_folder(name: str) -> UsageError:
+    written_out = Path(name).expanduser()
+    hint = f"write {written_out}" if written_out.is_dir() else f"give a local folder, or {embedded_model.NAME}"
+    if not written_out.is_file():
+        return UsageError(f"base_model={name!r}: no such folder", hint=hint)
+    if written_out.suffix == ".gguf":
+        hint = "name the folder or hub id of the model that this GGUF file was made from"
+    elif (written_out.parent / "config.json").is_file():
+        hint = f"write {written_out.parent}"
+    return UsageError(f"base_model={name!r}: is a file, not a folder", hint=hint)
+
+
+def _refuse_adapter(name: str, place: str, local: bool) -> None:
+    """UsageError where an adapter lies beside the model, or instead of it: transformers would load it unasked, and
+    take whichever base its configuration names."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(place, local_files_only=local) is not None:
+        raise UsageError(
+            f"base_model={name!r} holds an adapter (adapter_config.json)",
+            hint="name the base model itself, in a folder without an adapter",
+        )
+
+
+def _find_package(error: Exception) -> str:
+    """What to install, empty where no package is missing or the error does not name it."""
+    text = str(error)
+    if found := _INSTALL.search(text):
+        return found[1]
+    if not isinstance(error, ImportError):
+        return ""
+    if found := _LIBRARY.search(text):
+        return found[1].lower()
+    return (error.name or "").partition(".")[0]
