@@ -99,14 +99,14 @@ def generate(config: PathLike | None = None, *, progress: bool = True, **keyword
     >>> list(answers.texts), [len(texts) for texts in answers.texts.values()]
     (['base', 'global'], [1, 1])
     """
-    from fedlora.data.records import read_rows
+    from fedlora.evaluation.matching import read_predictions
     from fedlora.runs.subjects import shown_names
     from fedlora.stages import generate as stage
 
     with entered("generate", GenerateConfig, keywords, progress=progress):
         made = make_config(GenerateConfig, config, keywords)
         predictions = stage.run(made)
-        rows = tuple(read_rows(predictions.files[0], output_key="answer"))
+        rows = tuple(read_predictions(predictions.files[0], "answer"))
         names = shown_names([one.subject for one in predictions.answers])
         answers = dict(zip(names, predictions.answers, strict=True))
         return Answers(

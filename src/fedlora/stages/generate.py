@@ -17,10 +17,10 @@ from fedlora.config.evaluate import EvaluateRougeConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.console import say
 from fedlora.data.held_out import HeldOutRows, read_test_rows
-from fedlora.data.records import read_rows
 from fedlora.engines.answerers import Answerers, by_round, find_answerers
 from fedlora.engines.answering import Answers, Source
 from fedlora.errors import UsageError
+from fedlora.evaluation.matching import read_predictions
 from fedlora.files import json_lines, read_json, sha256_of, write_json, write_text
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.decoding import choose_decoding
@@ -47,7 +47,7 @@ class SubjectAnswers:
     @property
     def texts(self) -> tuple[str, ...]:
         """The answers, read from the file."""
-        return tuple(row.output for row in read_rows(self.file, output_key="answer"))
+        return tuple(row.output for row in read_predictions(self.file, "answer"))
 
 
 @dataclass(frozen=True, repr=False)

@@ -76,9 +76,8 @@ def run(config: InitRunConfig) -> WrittenConfiguration:
         if not one.num_examples:
             say(f"warning: {name} has no row to train on and is never selected")
     write_text(config.config_file, run_yaml(rows, config.base_model, config.config_file))
-    return WrittenConfiguration(
-        config.config_file, {name: one.num_examples for name, one in zip(rows.names, rows.clients, strict=True)}, rows.kinds
-    )
+    sizes = {name: one.num_examples for name, one in zip(rows.names, rows.clients, strict=True)}
+    return WrittenConfiguration(config.config_file, sizes, rows.kinds)
 
 
 def _read_folder(folder: Path, files: Sequence[Path], *, allocated: bool) -> Rows:
