@@ -20,6 +20,8 @@ from fedlora.errors import StorageError, UsageError
 from fedlora.stopping import stop_if_asked
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SAVED_STATE = "state.json"
+"""What `save_to_disk` of the library `datasets` writes beside a data set's files."""
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
@@ -94,6 +96,11 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid JSON ({error})", hint="restore or regenerate the file") from error
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder is one that `datasets.Dataset.save_to_disk` wrote; such a folder counts as one file of rows."""
+    return ((path / SAVED_STATE).is_file() and (path / "dataset_info.json").is_file()) or any(path.glob("*.arrow"))
 
 
 def sha256_of(path: Path) -> str:

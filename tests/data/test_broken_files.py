@@ -18,6 +18,7 @@ from fedlora.rows import ReadRules
 GOOD = '{"instruction": "i", "input": "x", "output": "o", "category": "c"}'
 HEADER = "instruction,input,output,category"
 PACKED = gzip.compress(f"{GOOD}\n{GOOD}\n".encode())
+ZSTD = pyarrow.compress(f"{GOOD}\n{GOOD}\n".encode() * 1000, "zstd", asbytes=True)
 
 
 def table(**columns: Any) -> bytes:
@@ -74,6 +75,12 @@ BROKEN = [
     ("a.jsonl.gz", PACKED[:-8] + bytes(8), "", "not sound gzip data"),
     ("a.jsonl.gz", PACKED + b"more", "", "not sound gzip data"),
     ("a.jsonl.gz", b"", ":1:1", "the file is empty"),
+    ("a.jsonl.zst", GOOD, "", "not sound zstd data"),
+    ("a.jsonl.zst", ZSTD[:-9], "", "the zstd data is cut short"),
+    ("a.jsonl.zst", ZSTD[:9], "", "the zstd data is cut short"),
+    ("a.jsonl.zst", ZSTD[:10] + bytes(8) + ZSTD[18:], "", "not sound zstd data"),
+    ("a.jsonl.zst", ZSTD + b"more", "", "not sound zstd data"),
+    ("a.jsonl.zst", b"", ":1:1", "the file is empty"),
     ("a.csv.gz", gzip.compress(f"{HEADER}\ni,x\n".encode()), ":2:1", "2 fields where the header names 4"),
     ("a.json.gz", gzip.compress(b"[\n{}]"), ":2:1", "'instruction' is missing"),
     ("a.parquet", b"", "", "not a whole Parquet file"),
@@ -137,7 +144,20 @@ def test_a_field_of_another_type_is_named_with_the_type(tmp_path: Path, field: s
 
 @pytest.mark.parametrize(
     "name",
-    ["a.pkl", "a.py", "a.npy", "a.txt", "a.arrow", "a.json.zip", "a.parquet.gz", "a.gz", "a.tar.gz", "a.jsonl.bz2"],
+    [
+        "a.pkl",
+        "a.py",
+        "a.npy",
+        "a.txt",
+        "a.arrow",
+        "a.json.zip",
+        "a.parquet.gz",
+        "a.gz",
+        "a.tar.gz",
+        "a.jsonl.bz2",
+        "a.parquet.zst",
+        "a.zst",
+    ],
 )
 def test_no_other_file_is_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
@@ -160,5 +180,5 @@ def test_a_file_that_is_not_there_is_a_usage_error(tmp_path: Path, name: str) ->
     with pytest.raises(UsageError, match="no such file"):
         read_rows(tmp_path / name)
     (tmp_path / name).mkdir()
-    with pytest.raises(UsageError, match="a folder, and one file of rows is read here"):
+    with pytest.raises(UsageError, match="a folder without a file of rows"):
         read_rows(tmp_path / name)

@@ -57,6 +57,8 @@ def write(folder, kind):
         path.write_bytes(("\ufeff" + columns + "".join(f"{','.join(row.values())}\n" for row in ROWS)).encode())
     elif kind == "jsonl.gz":
         path.write_bytes(gzip.compress(lines.encode()))
+    elif kind == "jsonl.zst":
+        path.write_bytes(pyarrow.compress(lines.encode(), "zstd", asbytes=True))
     elif kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=50)
     else:
@@ -64,7 +66,7 @@ def write(folder, kind):
     return path
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "jsonl.gz", "jsonl.zst", "parquet"])
 def test_a_file_is_opened_once_and_hashed_whole(tmp_path, opened, kind):
     path = write(tmp_path, kind)
     before, seen = len(opened), []

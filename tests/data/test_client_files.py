@@ -84,8 +84,8 @@ def test_what_is_no_client_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_own_silos_may_be_of_any_format_that_is_read(tmp_path: Path) -> None:
-    names = ["a.json", "b.jsonl", "c.csv", "d.parquet", "e.json.gz", "f.jsonl.gz", "g.csv.gz"]
-    _touch(tmp_path, *names, "h.pkl", "i.parquet.gz", "j.gz", "README", "k.npy")
+    names = ["a.json", "b.jsonl", "c.csv", "d.parquet", "e.json.gz", "f.jsonl.gz", "g.csv.gz", "h.jsonl.zst"]
+    _touch(tmp_path, *names, "i.pkl", "i.parquet.gz", "i.parquet.zst", "j.gz", "README", "k.npy")
     assert [file.name for file in find_client_files(tmp_path, 8, chosen=False)] == names
 
 

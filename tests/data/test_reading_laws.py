@@ -63,6 +63,10 @@ def as_deltas(rows: Sequence[Row]) -> bytes:
     return as_parquet(rows, compression="zstd", row_group_size=7, **options)
 
 
+def zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, "zstd", asbytes=True)
+
+
 FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {
     "array.json": as_array,
     "lines.jsonl": as_lines,
@@ -72,6 +76,9 @@ FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {
     "array.json.gz": lambda rows: gzip.compress(as_array(rows), 1),
     "lines.jsonl.gz": lambda rows: gzip.compress(as_lines(rows[:1]), 1) + gzip.compress(as_lines(rows[1:]), 1),
     "table.csv.gz": lambda rows: gzip.compress(as_csv(rows), 1),
+    "array.json.zst": lambda rows: zstd(as_array(rows)),
+    "lines.jsonl.zst": lambda rows: zstd(as_lines(rows[:1])) + zstd(as_lines(rows[1:])),
+    "table.csv.zst": lambda rows: zstd(as_csv(rows)),
 }
 
 

@@ -35,6 +35,7 @@ SKIPPABLE = {
     "large.json": f'[{GOOD},\n"{"é" * 1000}", {GOOD},\n{BAD}]'.encode(),
     "table.csv": b'instruction,output\ni,o\n1,2,3\ni,o\n"\xff",o',
     "table.csv.gz": gzip.compress(b"instruction,output\ni,o\n1\ni,o\n1,2,3"),
+    "table.csv.zst": pyarrow.compress(b"instruction,output\ni,o\n1\ni,o\n1,2,3", "zstd", asbytes=True),
     "table.parquet": parquet(["i", None, "i", "x" * 2000]),
 }
 
@@ -47,6 +48,7 @@ PLACES = {
     "large.json": (":2:1", ":3:1"),
     "table.csv": (":3:1", ":5:2"),
     "table.csv.gz": (":3:1", ":5:1"),
+    "table.csv.zst": (":3:1", ":5:1"),
     "table.parquet": (": row 2", ": row 4"),
 }
 
@@ -162,10 +164,13 @@ def test_a_csv_record_over_many_lines_counts_as_a_whole(tmp_path: Path) -> None:
         read_rows(path, rules=ReadRules(1024))
 
 
-def test_gzip_data_that_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_packed_data_that_unpacks_without_end_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     monkeypatch.setattr(streams, "_MOST_UNPACKED", 1 << 20)
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(f"{GOOD}\n".encode() * 100_000))
+    path, content = tmp_path / f"a.jsonl.{suffix}", f"{GOOD}\n".encode() * 100_000
+    path.write_bytes(gzip.compress(content) if suffix == "gz" else pyarrow.compress(content, "zstd", asbytes=True))
     with pytest.raises(DataError, match="unpacks to more than 200 times its size"):
         read_rows(path)
 

@@ -226,7 +226,7 @@ def test_a_folder_is_no_file_of_rows_and_needs_no_allocation(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="a folder; allocate divides one file") as caught:
         allocate.run(AllocateConfig.of(input_file=tmp_path))
     assert f"fedlora train --data {tmp_path}" in caught.value.hint
-    with pytest.raises(UsageError, match="a folder, and one file of rows is read here"):
+    with pytest.raises(UsageError, match="a folder without a file of rows"):
         read_rows(tmp_path)
 
 

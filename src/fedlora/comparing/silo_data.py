@@ -18,6 +18,7 @@ from fedlora.data.client_files import check_no_client, check_test_share, find_si
 from fedlora.data.client_names import name_of_file
 from fedlora.data.held_out import draw_rows, draw_test_rows, no_test_rows, own_test_files, prompt_key
 from fedlora.data.records import iter_rows, read_rows
+from fedlora.data.row_parts import refuse_folder
 from fedlora.errors import DataError
 from fedlora.files import json_lines, sha256_of_json, write_text
 from fedlora.paths import ComparisonPaths, DataPaths
@@ -106,6 +107,7 @@ def _read_silos(config: CompareConfig, seed: int) -> list[_Silo]:
     own = own_test_files(files) if config.test_file_path is None else {}
     check_test_share(config.test_share, files)
     if config.test_file_path is not None:
+        refuse_folder(config.test_file_path, "test_file_path")
         check_no_client(config.test_file_path, files, "test_file_path")
     silos, unused = [], UnusedFields()
     for file in files:

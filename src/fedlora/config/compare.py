@@ -31,6 +31,7 @@ from fedlora.config.method_options import check_names_no_code
 from fedlora.config.names import note_spelling
 from fedlora.config.reading import READING_FIELDS
 from fedlora.config.schema import Config, Names, OptionalInt, flag
+from fedlora.files import is_saved_dataset
 from fedlora.methods.outside import locate
 from fedlora.methods.row import Method
 from fedlora.methods.table import BASELINES, find_method
@@ -171,7 +172,8 @@ class CompareConfig(Config):
         if isinstance(value, Path):
             return value
         fields = read_data_fields(value, "in data")
-        if Path(folder := str(fields.get("input_file", ""))).is_dir() and folder:
+        folder = Path(str(fields.get("input_file", "")))
+        if fields.get("input_file") and folder.is_dir() and not is_saved_dataset(folder):
             raise ValueError(f"input_file={folder} is a folder: for one file per client, give data={folder}")
         return fields
 
@@ -229,6 +231,8 @@ class CompareConfig(Config):
         """
         given = self.data_path
         if not isinstance(given, Path) or given.is_file() or (given.suffix and not given.is_dir()):
+            return None
+        if is_saved_dataset(given):
             return None
         return given
 

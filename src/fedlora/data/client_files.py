@@ -1,21 +1,23 @@
 """Which file belongs to which client: the tree that allocation leaves, or a folder of own silos.
 
-A silo's folder holds `<client>.<format>` and, where the client has test rows, `<client>.test.<format>` beside it.
+A silo's folder holds `<client>.<format>` and, where the client has test rows, `<client>.test.<format>` beside it. In
+the place of a file there may be a folder of files (`row_parts`), `<client>` or `<client>.test`.
 A folder that holds an allocation for another number of clients is never mistaken for silos: its
 loose files are the test set or the raw rows, and training on those would go unnoticed.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.data.client_names import RESERVED, name_of_file
+from fedlora.data.row_parts import holds_rows, is_hidden, natural, refuse_splits, unread_in
 from fedlora.data.streams import split_name
 from fedlora.errors import UsageError
+from fedlora.files import is_saved_dataset
 from fedlora.plain_text import counted
 from fedlora.types import ClientId
 
@@ -29,7 +31,8 @@ SHOWN = 12
 """Files that a message lists."""
 _MAKE_DATA = (
     "make rows with `fedlora data skills` (or `fedlora data dolly`) and split them with client_data_allocation.py, "
-    "or give a folder with one file per client (.json, .jsonl, .csv, also as .gz, or .parquet)"
+    "or give a folder with a file or a folder of files per client "
+    "(.json, .jsonl, .csv, also as .gz or .zst, or .parquet)"
 )
 
 
@@ -81,8 +84,8 @@ def known_test_rows(data_path: Path, num_clients: int, *, has_share: bool) -> Pa
 
 
 def check_no_client(file: Path, files: Sequence[Path], field: str) -> None:
-    """UsageError when the file that `field` names is one on which a client trains."""
-    if file.exists() and any(file.samefile(each) for each in files):
+    """UsageError when the file that `field` names is one on which a client trains, or part of one."""
+    if file.exists() and any(file.samefile(each) or file.resolve().is_relative_to(each.resolve()) for each in files):
         raise UsageError(
             f"{field}={file}: its folder takes this file for a client, which would train on it",
             hint=f"move it to another folder; test rows of one client alone are named <client>{TEST}{file.suffix}",
@@ -97,13 +100,7 @@ def find_client_files(data_path: Path, num_clients: int, *, chosen: bool) -> lis
     natural order (2 before 10). `chosen` says whether the user gave `num_clients`: silos set the count only when not.
     Raises UsageError.
     """
-    if data_path.is_file():
-        raise UsageError(
-            f"{data_path} is one file; training reads a folder with one file per client",
-            hint=f"split it among clients; `fedlora init {data_path}` prints the `fedlora allocate` command for it",
-        )
-    if not data_path.is_dir():
-        raise UsageError(f"{data_path}: no such folder", hint=_MAKE_DATA)
+    _check_folder(data_path)
     allocated = _allocated_folders(data_path)
     matching = [folder for folder in allocated if folder.name == str(num_clients)]
     if data_path / str(num_clients) in matching:
@@ -134,7 +131,7 @@ def find_counts(data_path: Path) -> list[Path]:
 def list_rows(folder: Path) -> list[Path]:
     """The files of rows directly in a folder, files of test rows left out; none where there is no folder."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((file for file in found if _is_silo(file) and not _is_test(file)), key=_natural)
+    return sorted((file for file in found if holds_rows(file) and not _is_test(file)), key=natural)
 
 
 def _allocated_folders(data_path: Path) -> list[Path]:
@@ -142,7 +139,7 @@ def _allocated_folders(data_path: Path) -> list[Path]:
     return [
         folder
         for level in ("*", "*/*")
-        for folder in sorted(data_path.glob(level), key=_natural)
+        for folder in sorted(data_path.glob(level), key=natural)
         if folder.is_dir() and folder.name.isdigit() and any(folder.glob("local_training_*.json"))
     ]
 
@@ -155,19 +152,36 @@ def _allocated_files(folder: Path, num_clients: int) -> list[Path]:
     return files
 
 
+def is_silo_folder(path: Path) -> bool:
+    """Whether a path names a folder of clients, and not one file of rows."""
+    return path.is_dir() and not is_saved_dataset(path)
+
+
+def _check_folder(folder: Path) -> None:
+    """UsageError where there is no folder of clients but one file of rows or none, DataError for a DatasetDict."""
+    if folder.is_file() or is_saved_dataset(folder):
+        what = "file" if folder.is_file() else "data set"
+        raise UsageError(
+            f"{folder} is one {what}; training reads a folder with one file per client",
+            hint=f"split it among clients; `fedlora init {folder}` prints the `fedlora allocate` command for it",
+        )
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder", hint=_MAKE_DATA)
+    refuse_splits(folder)
+
+
 def find_silos(folder: Path) -> tuple[list[Path], list[Path]]:
     """The clients' files of a folder of silos in client-id order, and their files of test rows.
 
     UsageError where there are none, where the folder holds allocated data, and for names that no client can have.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder", hint=_MAKE_DATA)
+    _check_folder(folder)
     if _allocated_folders(folder):
         raise UsageError(
             f"{folder} holds allocated data, and no files of clients with names of their own",
             hint=f"its test rows are in one file for all clients, such as {folder}/dolly_test_200.jsonl",
         )
-    rows = sorted((file for file in folder.iterdir() if _is_silo(file)), key=_natural)
+    rows = sorted((file for file in folder.iterdir() if holds_rows(file)), key=natural)
     files, tests = [file for file in rows if not _is_test(file)], [file for file in rows if _is_test(file)]
     if not files:
         raise UsageError(f"{folder} holds no client files", hint=_MAKE_DATA)
@@ -178,34 +192,48 @@ def find_silos(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _silo_files(data_path: Path, num_clients: int, *, chosen: bool) -> list[Path]:
     files, tests = find_silos(data_path)
-    if others := sorted(entry.name for entry in data_path.iterdir() if not _is_silo(entry) and not _is_hidden(entry)):
+    if others := sorted(entry.name for entry in data_path.iterdir() if not holds_rows(entry) and not is_hidden(entry)):
         say(f"not clients, and ignored: {', '.join(others)}")
+    if unread := [f"{folder.name}/{name}" for folder in (*files, *tests) for name in unread_in(folder)]:
+        say(f"not rows, and ignored: {_first(unread)}")
     if chosen and len(files) != num_clients:
         raise UsageError(
             f"num_clients={num_clients}, but {data_path} holds {counted(len(files), 'client file')}",
             hint="leave num_clients out: own files set it by their count",
         )
     if not chosen and len(files) == 1:
-        raise UsageError(
-            f"{files[0]} is the only file of {data_path}: a federation has at least two clients",
-            hint=f"split it among clients; `fedlora init {files[0]}` prints the `fedlora allocate` command for it; "
-            "or set num_clients to 1",
-        )
+        raise _only_one(files[0])
     say(
-        f"taking the {counted(len(files), 'file')} of {data_path} as one client each: {_first(files)}"
-        + (f"; test rows: {_first(tests)}" if tests else "")
+        f"taking the {_counted(files)} of {data_path} as one client each: {_first([file.name for file in files])}"
+        + (f"; test rows: {_first([file.name for file in tests])}" if tests else "")
     )
     return files
 
 
-def _first(files: Sequence[Path]) -> str:
-    return ", ".join(file.name for file in files[:SHOWN]) + (", ..." if len(files) > SHOWN else "")
+def _only_one(file: Path) -> UsageError:
+    split = f"split it among clients; `fedlora init {file}` prints the `fedlora allocate` command for it"
+    if file.is_dir() and not is_saved_dataset(file):
+        split = f"if each of its files is a client, give --data_path {file}"
+    return UsageError(
+        f"{file} is the only file of {file.parent}: a federation has at least two clients",
+        hint=f"{split}; or set num_clients to 1",
+    )
+
+
+def _counted(files: Sequence[Path]) -> str:
+    folders = sum(file.is_dir() for file in files)
+    of_each = [(len(files) - folders, "file"), (folders, "folder")]
+    return " and ".join(counted(number, what) for number, what in of_each if number)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def check_client_names(rows: Sequence[Path]) -> None:
     """UsageError for names of a folder's files of rows that would mean something else wherever a client is named."""
     tests = [file for file in rows if name_of_file(file.name).endswith(TEST)]
-    files = sorted(set(rows) - set(tests), key=_natural)
+    files = sorted(set(rows) - set(tests), key=natural)
     for client, file in enumerate(files):
         name = name_of_file(file.name)
         if name in RESERVED:
@@ -224,17 +252,9 @@ def check_client_names(rows: Sequence[Path]) -> None:
             )
 
 
-def _is_silo(file: Path) -> bool:
-    return split_name(file) is not None and not _is_hidden(file) and file.is_file()
-
-
 def _is_test(file: Path) -> bool:
     """Whether a file of rows holds a client's test rows."""
-    return _is_silo(file) and name_of_file(file.name).endswith(TEST)
-
-
-def _is_hidden(file: Path) -> bool:
-    return file.name.startswith(".") or file.name == "manifest.json"
+    return name_of_file(file.name).endswith(TEST) and holds_rows(file)
 
 
 def _refuse_twice(files: list[Path]) -> None:
@@ -248,9 +268,3 @@ def _refuse_twice(files: list[Path]) -> None:
             f"one client in several formats: {', '.join(map(str, twice))}",
             hint="keep one of the files, or give them different names",
         )
-
-
-def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """Sorts runs of digits as numbers; the full path breaks ties, so the order is total."""
-    pieces = re.split(r"(\d+)", path.name)
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces], str(path)

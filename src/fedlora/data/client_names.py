@@ -1,4 +1,4 @@
-"""What a client is called: by the name of its file, so that tables speak of `library` and not of client 2."""
+"""What a client is called: by the name of its file or folder, so that tables speak of `library` and not of client 2."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ RESERVED = MappingProxyType(
 )
 """Names that no client can have, and why."""
 
-_NUMBERED = re.compile(r"(?:local_training_|node of client )(\d+)(?:\.json)?")
-"""Files of allocated data, and what a server records of the file on a node."""
+_ON_NODE = "node of client "
+"""Begins what a server records of the file on a node, of which it knows nothing."""
+_NUMBERED = re.compile(rf"(?:local_training_|{_ON_NODE})(\d+)(?:\.json)?")
+"""Files of allocated data, and of nodes."""
 
 
 def name_of_file(file: str) -> str:
@@ -29,6 +31,11 @@ def name_of_file(file: str) -> str:
         return numbered[1]
     named = split_name(Path(file))
     return named[0] if named else file
+
+
+def is_on_node(file: str) -> bool:
+    """Whether a client's file is on another machine, so that a server knows neither its name nor its hash."""
+    return file.startswith(_ON_NODE)
 
 
 def client_numbers(files: Mapping[int, str]) -> dict[str, int]:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedlora.data.client_files import find_silos, find_test_files
+from fedlora.data.client_files import find_silos, find_test_files, is_silo_folder
 from fedlora.data.client_names import name_of_file
 from fedlora.data.records import read_rows
+from fedlora.data.row_parts import refuse_folder, sha256_of_rows
 from fedlora.errors import DataError, UsageError
-from fedlora.files import sha256_of, sha256_of_json
+from fedlora.files import sha256_of_json
 from fedlora.rows import ReadRules, Row
 from fedlora.seeds import derive_seed
 
@@ -63,9 +64,9 @@ def read_test_rows(
     file.
     Raises UsageError where there are none, and what `read_rows` raises.
     """
-    if not path.is_dir():
+    if not is_silo_folder(path):
         whole = tuple(read_rows(path, rules=rules, output_key=output_key))
-        return HeldOutRows(whole, (), sha256_of(path))
+        return HeldOutRows(whole, (), sha256_of_rows(path))
     files, _ = find_silos(path)
     found: list[tuple[str, Row]] = []
     for name, file in own_test_files(files).items():
@@ -73,7 +74,8 @@ def read_test_rows(
     if not found and share is not None:
         for file in files:
             name = name_of_file(file.name)
-            if sha256_of(file) != dict(share.files).get(name, sha256_of(file)):
+            now = sha256_of_rows(file)
+            if now != dict(share.files).get(name, now):
                 raise DataError(
                     f"{file}: not the file that the run was trained on, so it is unknown which rows were held out",
                     hint="restore the file, or give test rows in a file of their own",
@@ -84,6 +86,14 @@ def read_test_rows(
         raise no_test_rows(path)
     content = [[name, row.as_dict()] for name, row in found]
     return HeldOutRows(tuple(row for _, row in found), tuple(name for name, _ in found), sha256_of_json(content))
+
+
+def read_validation_rows(path: str, rules: ReadRules) -> list[Row]:
+    """The rows of `val_data_path`, none where it is empty. Raises UsageError for a folder of several files."""
+    if not path:
+        return []
+    refuse_folder(Path(path), "val_data_path")
+    return read_rows(Path(path), rules=rules)
 
 
 def no_test_rows(folder: Path) -> UsageError:

@@ -29,10 +29,10 @@ def read_parquet(handle: BinaryIO, fields: RowFields) -> Iterator[Record | Recor
     import pyarrow
     import pyarrow.parquet
 
-    with _parquet_faults(pyarrow):
+    with sound_file("Parquet"):
         chunks = read_chunks(handle)
         whole = pyarrow.parquet.ParquetFile(handle)
-        columns = _find_columns(whole.schema_arrow, fields)
+        columns = find_columns(whole.schema_arrow, fields)
         most = max(_MOST_PAGE, 4 * fields.rules.max_record_bytes)
         encodings = _find_encodings(handle, chunks, columns, most)
         shared = [name for name in columns if encodings[name] <= SHARED]
@@ -48,11 +48,12 @@ def read_parquet(handle: BinaryIO, fields: RowFields) -> Iterator[Record | Recor
         # other encodings repeat a text in a few bytes, and a batch of them holds it every time
         batch_size = _BATCH if bounded else _SMALL_BATCH
         for batch in file.iter_batches(batch_size=batch_size, columns=columns, use_threads=False):
-            yield from _read_batch(batch, number, fields.rules.max_record_bytes)
+            yield from read_batch(batch, number, fields.rules.max_record_bytes)
             number += batch.num_rows
 
 
-def _find_columns(schema: pyarrow.Schema, fields: RowFields) -> list[str]:
+def find_columns(schema: pyarrow.Schema, fields: RowFields) -> list[str]:
+    """The columns that make a row; RecordError for one that is missing, given twice or no text."""
     names = list(schema.names)
     again = next((name for name in names if name in fields.names and names.count(name) > 1), None)
     what = fields.find_missing(names) if again is None else f"the column {shorten(again)} is given twice"
@@ -90,7 +91,8 @@ def _find_encodings(handle: BinaryIO, chunks: list[Chunk], columns: list[str], m
     return found
 
 
-def _read_batch(batch: pyarrow.RecordBatch, before: int, limit: int) -> Iterator[Record | RecordError]:
+def read_batch(batch: pyarrow.RecordBatch, before: int, limit: int) -> Iterator[Record | RecordError]:
+    """The records of a batch of text columns that has `before` rows before it."""
     names = batch.schema.names
     cells = [_Cells(column) for column in batch.columns]
     for index in range(batch.num_rows):
@@ -130,13 +132,11 @@ def _num_bytes(values: list[str | None]) -> int:
     return sum(len(value.encode("utf-8")) for value in values if value)
 
 
-def _refuse(what: str) -> RecordError:
-    return RecordError("", what, hint="write the file again, or give the rows as JSON lines")
-
-
 @contextlib.contextmanager
-def _parquet_faults(pyarrow: Any) -> Iterator[None]:
-    """What Arrow raises on a damaged file, as a RecordError; errors of the disk pass."""
+def sound_file(kind: str) -> Iterator[None]:
+    """What Arrow raises on a damaged file of this kind, as a RecordError; errors of the disk pass."""
+    import pyarrow
+
     try:
         yield
     except RecordError:
@@ -146,4 +146,5 @@ def _parquet_faults(pyarrow: Any) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise _refuse(f"not a sound Parquet file ({reason})") from None
+        hint = "write the file again, or give the rows as JSON lines"
+        raise RecordError("", f"not a sound {kind} file ({reason})", hint=hint) from None

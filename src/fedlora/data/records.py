@@ -6,17 +6,20 @@ The name decides the format, never the content. Rows are read one by one, and a 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedlora.console import say
+from fedlora.data.arrow_source import read_arrow
 from fedlora.data.csv_source import read_csv
 from fedlora.data.fields import RowFields
 from fedlora.data.json_source import read_json
 from fedlora.data.parquet_source import read_parquet
 from fedlora.data.raw_records import Record, RecordError
-from fedlora.data.streams import ByteStream, find_format, open_file
+from fedlora.data.row_parts import Part, find_parts, part_line
+from fedlora.data.streams import ByteStream, open_file
 from fedlora.errors import StorageError
 from fedlora.rows import STRICT, ReadRules, Row
 
@@ -37,13 +40,15 @@ def read_rows(
     on_skip: OnSkip = say,
     digest: _Hash | None = None,
 ) -> list[Row]:
-    """All rows of `path`, in file order; at least one, unless `may_be_empty` lets an empty array or table pass.
+    """All rows of `path`, a file or a folder of files, in their order.
+
+    At least one, unless `may_be_empty` lets an empty array or table pass.
 
     Takes `context` or `input` (optional), `response` or `output` (or exactly `output_key`), and `category`
     ("" when it is absent, unless `require_category`). Raises UsageError when there is no such file, DataError
     `file:line:column: what` with the start of the record otherwise (`file: row <n>: what` for Parquet), StorageError
     when the disk fails. Positions count from 1; a fault inside a sound record is reported where the record starts.
-    All bytes of the file are added to `digest` as they are read.
+    All bytes of the file are added to `digest` as they are read; of a folder, the names and hashes of its files.
     """
     return list(
         iter_rows(
@@ -72,35 +77,47 @@ def iter_rows(
     """`read_rows` one row at a time, in memory that depends on the largest record alone; `on_unused` is called
     once, after the last row, with the names of unused fields."""
     fields = RowFields(rules, output_key=output_key, require_category=require_category)
-    skipping = _Skipping(path, rules.skip_bad, on_skip)
     num_rows = 0
+    for part in find_parts(path):
+        for row in _read_part(part, fields, on_skip, digest, of_folder=part.path != path):
+            num_rows += 1
+            yield row
+    if not num_rows and not may_be_empty:
+        raise RecordError("" if path.is_dir() else ":1:1", "holds no rows").make_error(path)
+    if fields.unused:
+        on_unused(fields.unused)
+
+
+def _read_part(
+    part: Part, fields: RowFields, on_skip: OnSkip, digest: _Hash | None, *, of_folder: bool
+) -> Iterator[Row]:
+    """The rows of one file; of a folder's part, its name and hash are added to `digest` once it is read."""
+    skipping = _Skipping(part.path, fields.rules.skip_bad, on_skip)
+    own = hashlib.sha256() if of_folder and digest is not None else digest
     try:
-        for record in _records(path, fields, digest):
+        for record in _records(part, fields, own):
             row = skipping.take(record, fields)
             if row is not None:
-                num_rows += 1
                 yield row
-        if not num_rows and not may_be_empty:
-            raise RecordError(":1:1", "holds no rows")
-        if fields.unused:
-            on_unused(fields.unused)
     except RecordError as error:
         raise skipping.explain(error) from None
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}", hint="check the disk and the permissions") from error
+        what = f"{part.path}: {error.strerror or error}"
+        raise StorageError(what, hint="check the disk and the permissions") from error
+    if digest is not None and own is not None and of_folder:
+        digest.update(part_line(part.path.name, own.hexdigest()))
 
 
-def _records(path: Path, fields: RowFields, digest: _Hash | None) -> Iterator[Record | RecordError]:
-    kind, packed = find_format(path)
-    with open_file(path, digest) as file:
-        if kind == "parquet":
+def _records(part: Part, fields: RowFields, digest: _Hash | None) -> Iterator[Record | RecordError]:
+    with open_file(part.path, digest) as file:
+        if part.kind == "parquet":
             yield from read_parquet(file, fields)
-            return
-        stream = ByteStream(file, path.stat().st_size if packed else None)
-        if kind == "csv":
-            yield from read_csv(stream, fields)
+        elif part.kind == "arrow":
+            yield from read_arrow(file, fields)
         else:
-            yield from read_json(stream, fields.rules.max_record_bytes)
+            stream = ByteStream(file, part.packing, part.path.stat().st_size)
+            is_table = part.kind == "csv"
+            yield from read_csv(stream, fields) if is_table else read_json(stream, fields.rules.max_record_bytes)
 
 
 class _Skipping:

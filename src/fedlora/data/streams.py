@@ -1,6 +1,6 @@
 """The bytes of a file of rows, unpacked where it is packed, and the format that its name says.
 
-Nothing here holds more than a block: gzip data that unpacks without end meets a limit, because a few
+Nothing here holds more than a block: packed data that unpacks without end meets a limit, because a few
 kilobytes can stand for gigabytes. Faults of the packing are data errors, faults of the disk are not.
 """
 
@@ -23,35 +23,34 @@ if TYPE_CHECKING:
 BLOCK = 1 << 16
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-_READABLE = "rows are read from .json, .jsonl and .csv, each also as .gz, and from .parquet"
+_PACKINGS = {".gz": "gzip", ".zst": "zstd"}
+READABLE = "rows are read from .json, .jsonl and .csv, each also as .gz or .zst, and from .parquet"
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 _MOST_UNPACKED, _MOST_RATIO = 256 << 20, 200
 
 
-def split_name(path: Path) -> tuple[str, str, bool] | None:
-    """Stem, format (json, csv or parquet) and whether it is packed; None for a name that says no such format."""
-    name, packed = path.name, path.name.lower().endswith(".gz")
-    plain = Path(name[:-3] if packed else name)
+def split_name(path: Path) -> tuple[str, str, str] | None:
+    """Stem, format (json, csv or parquet) and packing (gzip, zstd or none); None for a name that says no format."""
+    packing = _PACKINGS.get(path.suffix.lower(), "")
+    plain = Path(path.stem if packing else path.name)
     kind = _FORMATS.get(plain.suffix.lower())
-    return None if kind is None or (packed and kind == "parquet") else (plain.stem, kind, packed)
+    return None if kind is None or (packing and kind == "parquet") else (plain.stem, kind, packing)
 
 
-def find_format(path: Path) -> tuple[str, bool]:
-    """Format and whether it is packed, by the name alone; a name without a suffix is JSON.
+def find_format(path: Path) -> tuple[str, str]:
+    """Format and packing of a file, by the name alone; a name without a suffix is JSON.
 
     Raises UsageError when there is no such file, DataError when its suffix is no format's.
     """
-    if path.is_dir():
-        raise UsageError(f"{path}: a folder, and one file of rows is read here", hint="name a file in it")
     if not path.is_file():
         raise UsageError(f"{path}: no such file", hint="check the path, or run the stage that writes it")
     named = split_name(path)
     if named is not None:
         return named[1:]
     if path.suffix:
-        raise DataError(f"{path}: rows are not read from a {path.suffix} file of this name", hint=_READABLE)
-    return "json", False
+        raise DataError(f"{path}: rows are not read from a {path.suffix} file of this name", hint=READABLE)
+    return "json", ""
 
 
 @contextlib.contextmanager
@@ -92,50 +91,75 @@ class _HashedFile(io.FileIO):
 
 
 class ByteStream:
-    """Text after its byte order mark, if it has one, by blocks or lines; unpacked when it is packed (`packed_size`
-    bytes); RecordError for bad gzip data."""
+    """Text after its byte order mark, if it has one, by blocks or lines; RecordError for bad packed data.
 
-    def __init__(self, file: BinaryIO, packed_size: int | None) -> None:
-        self._packed_size = packed_size
-        self._read = 0
-        self._handle = file if packed_size is None else cast(BinaryIO, gzip.GzipFile(fileobj=file))
-        self._rewind(len(_BOM) if self.read(len(_BOM)) == _BOM else 0)
+    A packed stream is read forwards only: bytes that were looked at wait in memory until they are taken.
+    """
+
+    def __init__(self, file: BinaryIO, packing: str = "", packed_size: int = 0) -> None:
+        self._packing = packing
+        self._most = max(_MOST_UNPACKED, _MOST_RATIO * packed_size) if packing else 0
+        self._unpacked = 0
+        self._handle = _unpacked(file, packing)
+        self._ahead = self._fetch(len(_BOM), line=False).removeprefix(_BOM)
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; fewer only at the end."""
-        return self._count(self._take(size, line=False))
+        return self._take(size, line=False)
 
     def read_line(self, limit: int) -> bytes:
         """A line with its end, cut off after `limit` bytes; empty at the end."""
-        return self._count(self._take(limit, line=True))
+        return self._take(limit, line=True)
 
     def skip_blank(self) -> tuple[bytes, int, int]:
         """Go to the first byte that is not blank: the byte (empty at the end), its line and its column."""
-        line, column, position = 1, 1, self._handle.tell()
+        line, column = 1, 1
         while block := self.read(BLOCK):
             rest = block.lstrip(_BLANK)
             blank = block[: len(block) - len(rest)]
             line += blank.count(b"\n")
             column = len(blank) - blank.rfind(b"\n") if b"\n" in blank else column + len(blank)
-            position += len(blank)
             if rest:
-                self._rewind(position)
+                self._ahead = rest + self._ahead
                 return rest[:1], line, column
         return b"", line, column
 
-    def _rewind(self, position: int) -> None:
-        self._handle.seek(position)
-
     def _take(self, size: int, *, line: bool) -> bytes:
-        try:
-            return self._handle.readline(size) if line else self._handle.read(size)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            what = "the gzip data is cut short" if isinstance(error, EOFError) else "not sound gzip data"
-            raise RecordError("", what, hint="pack the file again, or give it unpacked") from None
+        if not self._ahead:
+            return self._fetch(size, line=line)
+        end = self._ahead.find(b"\n", 0, size) + 1 if line else 0
+        block, self._ahead = self._ahead[: end or size], self._ahead[end or size :]
+        return block if end or len(block) == size else block + self._fetch(size - len(block), line=line)
 
-    def _count(self, block: bytes) -> bytes:
-        self._read += len(block)
-        if self._packed_size is not None and self._read > max(_MOST_UNPACKED, _MOST_RATIO * self._packed_size):
+    def _fetch(self, size: int, *, line: bool) -> bytes:
+        """The next bytes that nobody has looked at."""
+        try:
+            block = self._handle.readline(size) if line else self._handle.read(size)
+        except (EOFError, zlib.error, OSError, ValueError) as error:
+            if not self._packing or not _is_unsound(error):
+                raise
+            cut_short = isinstance(error, EOFError) or "Truncated" in str(error)
+            what = f"the {self._packing} data is cut short" if cut_short else f"not sound {self._packing} data"
+            raise RecordError("", what, hint="pack the file again, or give it unpacked") from None
+        self._unpacked += len(block)
+        if self._packing and self._unpacked > self._most:
             what = f"unpacks to more than {_MOST_RATIO} times its size"
             raise RecordError("", what, hint="unpack it yourself if it is meant to be so")
         return block
+
+
+def _unpacked(file: BinaryIO, packing: str) -> BinaryIO:
+    """The file's text as bytes."""
+    if packing == "zstd":
+        import pyarrow
+
+        stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), packing)
+        return cast(BinaryIO, io.BufferedReader(stream, BLOCK))
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packing else file
+
+
+def _is_unsound(error: Exception) -> bool:
+    """Whether the packed data is at fault, and not the disk: Arrow's errors about data have no number."""
+    return isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile, ValueError)) or (
+        isinstance(error, OSError) and error.errno is None
+    )

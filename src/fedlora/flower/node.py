@@ -17,13 +17,14 @@ from typing import Any
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.data.client_facts import read_client_files
+from fedlora.data.row_parts import sha256_of_rows
 from fedlora.engines.messages import MissingAdditionsError, pack, pack_outcome, unpack, unpack_task
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.errors import DataError, FedloraError, StorageError
 from fedlora.federated.base_delta import background_of
 from fedlora.federated.ranks import rank_of_adapter
-from fedlora.files import sha256_of, sha256_of_json, write_bytes, write_text
+from fedlora.files import sha256_of_json, write_bytes, write_text
 from fedlora.flower.folders import NodePaths
 from fedlora.flower.node_config import NodeConfig
 from fedlora.flower.node_store import OWNER_ONLY, NodeStore, folder_bytes, read_salt
@@ -175,7 +176,7 @@ class Node:
     def _open(self, more: Mapping[str, Any]) -> _Run:
         """The run that a request belongs to, its model loaded if it is not yet."""
         config = accept_config(self.policy, more["config"], more.get("method"))
-        digest = sha256_of(self.policy.data_path) if self.policy.data_path.is_file() else ""
+        digest = sha256_of_rows(self.policy.data_path) if self.policy.data_path.exists() else ""
         model = self.policy.find_model(config.base_model)
         # two runs that compute the same may still go different ways, where somebody was lost in one
         what = [config.exp_name, config.identity(), self.policy.client_id, digest, model]
@@ -189,7 +190,7 @@ class Node:
 
     def _load(self, key: str, config: TrainConfig) -> _Run:
         policy = self.policy
-        if not policy.data_path.is_file():
+        if not policy.data_path.exists():
             raise DataError(f"{policy.data_path}: no such file", hint="check data_path in the node's configuration")
         paths = NodePaths(policy.state_dir, key)
         if not paths.folder.exists() and folder_bytes(policy.state_dir) > policy.max_state_gb * 1e9:

@@ -29,7 +29,7 @@ class NodeConfig(Config):
     runtime_port: int = flag(9094, "port on this machine's loopback for Flower's processes", ge=1)
     bundles: Names = flag((), "SHA-256 of app bundles that are allowed beside that of this release of fedlora")
     client_id: int = flag(0, "number of this client in the federation, from 0", ge=0, lt=100_000)
-    data_path: Path = flag(Path("./train.json"), "file of this client's rows; no run can name another")
+    data_path: Path = flag(Path("./train.json"), "file or folder of this client's rows; no run can name another")
     state_dir: Path = flag(Path("./node"), "folder for this client's memory between rounds, readable by the owner only")
     base_models: Models = flag((), "base models that a run may name, as name or name=local folder")
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>")

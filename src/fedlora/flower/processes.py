@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedlora.console import log_lines, say
+from fedlora.data.row_parts import holds_rows
 from fedlora.errors import LockedError, StorageError, UsageError
 from fedlora.files import json_text, write_json, write_text
 from fedlora.flower.command_lines import (
@@ -70,7 +71,7 @@ def run_node(config: NodeConfig) -> None:
     """Run a node: the worker with the model, and the process that speaks with the server."""
     folder = NodeFolder(config.folder.resolve())
     for path in (folder.key, folder.ca_certificate, config.data_path):
-        if not path.is_file():
+        if not (path.is_file() or holds_rows(path)):
             raise UsageError(f"{path}: no such file", hint="see folder and data_path in the node's configuration")
     if not config.base_models:
         raise UsageError("base_models is empty: no run could use this node", hint="name the models you allow")

@@ -17,7 +17,7 @@ from typing import Any
 from fedlora.config.train import TrainConfig
 from fedlora.console import log_lines
 from fedlora.data.client_facts import ClientFacts, ClientFile
-from fedlora.data.records import read_rows
+from fedlora.data.held_out import read_validation_rows
 from fedlora.engines.client_data import ClientExamples
 from fedlora.engines.cohorts import resolve_method
 from fedlora.engines.workbench import Workbench, make_workbench
@@ -98,7 +98,7 @@ def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
 
 def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: RunRecord | None, waits: Waits) -> None:
     rules = config.read_rules
-    held_out = read_rows(Path(config.val_data_path), rules=rules) if config.val_data_path else []
+    held_out = read_validation_rows(config.val_data_path, rules)
     method = resolve_method(config, range(config.num_clients), recorded)
     bench = _open_bench(config, recorded, needs_weights=bool(held_out))
     shapes = bench.lora.shapes()

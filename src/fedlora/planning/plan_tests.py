@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedlora.config.plan import PlanConfig
 from fedlora.config.train import TrainConfig
-from fedlora.data.client_files import check_no_client, find_silos
+from fedlora.data.client_files import check_no_client, find_silos, is_silo_folder
 from fedlora.data.doctor import Silo
 from fedlora.data.held_out import Share, drawn_test_rows, no_test_rows, own_test_files
 from fedlora.data.records import read_rows
@@ -24,7 +24,7 @@ def find_tests(
     holds none.
     """
     given, rules = config.test_file_path, train.read_rules
-    if given is not None and not given.is_dir():
+    if given is not None and not is_silo_folder(given):
         check_no_client(given, files, "test_file_path")
         tests = [Silo(None, given, read_rows(given, rules=rules))]
     else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from fedlora.config.names import spell
@@ -20,7 +19,7 @@ from fedlora.data.client_facts import read_client_files
 from fedlora.data.client_files import client_files_of
 from fedlora.data.client_names import shown_client
 from fedlora.data.doctor import Finding, Silo, examine_rows, examine_shortened, examine_skew
-from fedlora.data.records import read_rows
+from fedlora.data.held_out import read_validation_rows
 from fedlora.engines.cohorts import find_cohort_doubts, resolve_method
 from fedlora.errors import FedloraError, TrainingError
 from fedlora.evaluation.judge.judge_forecast import forecast_judging
@@ -74,7 +73,7 @@ class Planning:
         clients = read_client_files(dict(enumerate(files)), train, on_row=lambda client, row: rows[client].append(row))
         self.names = {client: shown_client(client, {client: file.path.name}) for client, file in clients.items()}
         self.silos = [Silo(client, file.path, rows[client], self.names[client]) for client, file in clients.items()]
-        held_out = read_rows(Path(train.val_data_path), rules=rules) if train.val_data_path else []
+        held_out = read_validation_rows(train.val_data_path, rules)
         self.tests, self.test_rows = find_tests(config, train, files, self.silos)
         method = resolve_method(
             train, [client for client, file in clients.items() if file.facts.num_examples], recorded

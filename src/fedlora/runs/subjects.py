@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 from fedlora.config.command_line import command_line
 from fedlora.config.evaluate import ReportConfig
 from fedlora.config.who import WORDS, WhichRound, read_round
-from fedlora.data.client_names import client_numbers, name_of_file, shown_client
+from fedlora.data.client_names import client_numbers, is_on_node, name_of_file, shown_client
 from fedlora.data.held_out import Share
-from fedlora.data.streams import split_name
 from fedlora.errors import UsageError
 from fedlora.nearest import suggest
 from fedlora.paths import OutputName, ResultPaths, RunPaths, is_number
@@ -140,7 +139,7 @@ class _Run:
         """The share of every client's rows that the run held out, and of which files; None where it held out none."""
         config = self.record.config
         # of a client on another machine neither the file's name nor its hash is known
-        here = [facts for facts in self.record.clients if split_name(Path(facts.file)) is not None]
+        here = [facts for facts in self.record.clients if not is_on_node(facts.file)]
         files = tuple((name_of_file(facts.file), facts.sha256) for facts in here)
         return Share(share, config["seed"], files) if (share := config.get("test_share")) else None
 

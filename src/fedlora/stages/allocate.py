@@ -22,10 +22,12 @@ from fedlora.config.plan import PlanConfig
 from fedlora.config.reading import READING_FIELDS
 from fedlora.console import say
 from fedlora.data.allocation_text import allocation_parts
+from fedlora.data.client_files import is_silo_folder
 from fedlora.data.records import read_rows
+from fedlora.data.row_parts import refuse_splits, sha256_of_rows
 from fedlora.errors import DataError, StorageError, UsageError
 from fedlora.federated.partition import Deal, label_skew, partition_rows
-from fedlora.files import json_lines, json_text, read_json, sha256_of, write_text
+from fedlora.files import json_lines, json_text, read_json, write_text
 from fedlora.paths import DataPaths
 from fedlora.results import Result
 from fedlora.rows import Row
@@ -91,17 +93,18 @@ def run(config: AllocateConfig) -> AllocatedData:
 
     Raises UsageError (input or flags), DataError (a row, a category that is too small), StorageError.
     """
-    if config.input_file.is_dir():
+    if is_silo_folder(config.input_file):
+        refuse_splits(config.input_file)
         raise UsageError(
             f"{config.input_file}: a folder; allocate divides one file of rows among clients",
             hint=f"with one file per client nothing is divided: `fedlora train --data {config.input_file}`",
         )
-    if not config.input_file.is_file():
+    if not config.input_file.exists():
         raise UsageError(
             f"{config.input_file}: no such file",
             hint="make it with `fedlora data dolly` (needs a network) or `fedlora data skills` (does not)",
         )
-    source = {"file": config.input_file.name, "sha256": sha256_of(config.input_file)}
+    source = {"file": config.input_file.name, "sha256": sha256_of_rows(config.input_file)}
     rows, num_skipped = _read_input(config)
     cleaned = clean_rows(rows)
     allocation = allocate_rows(cleaned.rows, config)

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.console import Progress, say
+from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.errors import BudgetError, JudgeError, LockedError, StorageError
 from fedlora.evaluation.judge.completion import complete
@@ -190,7 +191,7 @@ def _read_tests(config: EvaluateLlmConfig, pair: Pair) -> HeldOutRows | None:
     """The rows with reference answers, None where none are named."""
     if config.target_file is None:
         return None
-    share = find_share([pair.baseline], config.model_dir) if config.target_file.is_dir() else None
+    share = find_share([pair.baseline], config.model_dir) if is_silo_folder(config.target_file) else None
     # unless one is chosen, the answer has either of the names that it may have in training
     key = config.target_key if config.chosen("target_key") else None
     return read_test_rows(config.target_file, output_key=key, rules=config.read_rules, share=share)

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedlora.config.evaluate import EvaluateRougeConfig
 from fedlora.console import Progress, say
+from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.errors import UsageError
 from fedlora.evaluation.matching import pair_rows, read_predictions
@@ -120,7 +121,7 @@ def run(config: EvaluateRougeConfig) -> Scores:
     sources = {
         one: ResultPaths(config.prediction_dir, one.run, one.round_number).predictions(one.output) for one in subjects
     }
-    share = find_share(subjects, config.model_dir) if config.target_file.is_dir() else None
+    share = find_share(subjects, config.model_dir) if is_silo_folder(config.target_file) else None
     # unless one is chosen, the answer has either of the names that it may have in training
     key = config.target_key if config.chosen("target_key") else None
     tests = read_test_rows(config.target_file, output_key=key, rules=config.read_rules, share=share)

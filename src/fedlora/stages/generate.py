@@ -16,6 +16,7 @@ from fedlora.config.command_line import command_line
 from fedlora.config.evaluate import EvaluateRougeConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.console import say
+from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.engines.answerers import Answerers, by_round, find_answerers
 from fedlora.engines.answering import Answers, Source
@@ -115,7 +116,7 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] | None = None)
         round_number=config.communication_rounds,
         model_dir=config.model_dir,
     )
-    share = find_share(subjects, config.model_dir) if config.test_file_path.is_dir() else None
+    share = find_share(subjects, config.model_dir) if is_silo_folder(config.test_file_path) else None
     tests = read_test_rows(config.test_file_path, rules=config.read_rules, share=share)
     _check_asking(tests, config.test_file_path)
     parts = {place: _make_part(config, place, found, tests) for place, found in by_round(subjects).items()}

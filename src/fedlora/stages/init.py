@@ -12,11 +12,11 @@ from fedlora.config.init import InitRunConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.data.client_facts import read_client_files
-from fedlora.data.client_files import find_client_files, find_counts, list_rows
+from fedlora.data.client_files import find_client_files, find_counts, is_silo_folder, list_rows
 from fedlora.data.held_out import own_test_files
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
-from fedlora.files import write_text
+from fedlora.files import is_saved_dataset, write_text
 from fedlora.plain_text import counted
 from fedlora.planning.starting_point import Rows, command, kinds_text, run_yaml, split_steps
 from fedlora.results import Result
@@ -97,8 +97,8 @@ def _read_folder(folder: Path, files: Sequence[Path], *, allocated: bool) -> Row
 
 def _refuse_one_file(path: Path) -> None:
     """UsageError with the commands that split it where there is one file of rows, and no allocated data."""
-    files = [path] if path.is_file() else list_rows(path)
-    if len(files) != 1 or (path.is_dir() and find_counts(path)):
+    files = [path] if path.is_file() or is_saved_dataset(path) else list_rows(path)
+    if len(files) != 1 or is_silo_folder(files[0]) or (is_silo_folder(path) and find_counts(path)):
         return
     first, second = split_steps(files[0], read_rows(files[0]))
     raise UsageError(

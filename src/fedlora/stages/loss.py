@@ -9,6 +9,7 @@ from typing import Any
 
 from fedlora.config.loss import LossConfig
 from fedlora.console import Progress
+from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.engines.losses import Groups, LossMeter
 from fedlora.errors import DataError
@@ -108,7 +109,7 @@ def run(config: LossConfig, *, load: Callable[..., BaseModel] | None = None) -> 
         config.words, run=config.exp_name, round_number=config.communication_rounds, model_dir=config.model_dir
     )
     files = {one: _find_file(config, one) for one in subjects}
-    share = find_share(subjects, config.model_dir) if config.test_file_path.is_dir() else None
+    share = find_share(subjects, config.model_dir) if is_silo_folder(config.test_file_path) else None
     tests = read_test_rows(config.test_file_path, rules=config.read_rules, share=share)
     found: dict[Subject, SubjectLoss] = {}
     with Progress(f"loss of {', '.join(shown_names(subjects))}", len(subjects), "adapters") as progress:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fedlora.config.reaggregate import ReaggregateConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import Progress, say
 from fedlora.data.client_names import client_numbers, name_of_file, shown_client
-from fedlora.data.records import read_rows
+from fedlora.data.held_out import read_validation_rows
 from fedlora.engines.what_if import Change, Outcome, WhatIf, check_methods
 from fedlora.engines.workbench import make_workbench
 from fedlora.errors import DataError, StorageError, UsageError
@@ -56,7 +55,7 @@ def run(config: ReaggregateConfig) -> Reaggregated | LeftOutEach:
     rounds = paths.committed_rounds()
     if not rounds:
         raise UsageError(f"{paths.root}: no round is committed", hint="train first")
-    held_out = read_rows(Path(config.val_data_path), rules=config.read_rules) if config.val_data_path else []
+    held_out = read_validation_rows(config.val_data_path, config.read_rules)
     new = RunPaths(config.model_dir, config.new_name or f"{config.exp_name}-what-if")
     if new.root == paths.root:
         raise UsageError("new_name is the run itself", hint="choose another --new_name")

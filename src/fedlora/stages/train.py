@@ -18,7 +18,7 @@ from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
 from fedlora.data.client_facts import read_client_files
 from fedlora.data.client_files import client_files_of, known_test_rows
-from fedlora.data.records import read_rows
+from fedlora.data.held_out import read_validation_rows
 from fedlora.errors import DataError
 from fedlora.paths import RunPaths
 from fedlora.results import Result
@@ -95,7 +95,7 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Map
         check_same(paths, config)
     # a bad row is found before the model is loaded; the rows themselves are read again when a client is first drawn
     clients = read_client_files(dict(enumerate(files)), config)
-    held_out = read_rows(Path(config.val_data_path), rules=config.read_rules) if config.val_data_path else []
+    held_out = read_validation_rows(config.val_data_path, config.read_rules)
     from fedlora.engines.cohorts import resolve_method
     from fedlora.training.live_run import Training, open_bench
 
