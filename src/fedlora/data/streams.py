@@ -132,7 +132,7 @@ class ByteStream:
         return block if end or len(block) == size else block + self._fetch(size - len(block), line=line)
 
     def _fetch(self, size: int, *, line: bool) -> bytes:
-        """The next bytes that nobody has looked at."""
+        """The next bytes of the file itself."""
         try:
             block = self._handle.readline(size) if line else self._handle.read(size)
         except (EOFError, zlib.error, OSError, ValueError) as error:
