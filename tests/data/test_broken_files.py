@@ -39,6 +39,7 @@ BROKEN = [
     # name, content, place, part of the message
     ("a.jsonl", f"{GOOD}\n{GOOD[:-1]}\n{GOOD}", ":2:66", "not valid JSON"),
     ("a.jsonl", f"\ufeff{GOOD}\r\n\r\n{{}}\r\n", ":3:1", "'instruction' is missing"),
+    ("a.jsonl", '{"question": "q", "id": 7}', ":1:1", "no kind of row has the fields 'question', 'id'"),
     ("a.jsonl", f"\ufeff  {GOOD}x", ":1:69", "text after the end of the row"),
     ("a.jsonl", "\n\n  7", ":3:3", "expected a JSON object, got a number"),
     ("a.jsonl", f"{GOOD}\n" + GOOD.replace('"x"', "1" * 5000), ":2:1", "a number of 5000 digits"),
@@ -60,7 +61,8 @@ BROKEN = [
     ("a.csv", f"{HEADER}\r\n", ":1:1", "holds no rows"),
     ("a.csv", "\r\n", ":1:1", "the file is empty"),
     ("a.csv", "\n\ninstruction,context\n", ":3:1", "the column 'response' or 'output' is missing"),
-    ("a.csv", "instruction;output\ni;o\n", ":1:1", "the column 'instruction' is missing"),
+    ("a.csv", "instruction;output\ni;o\n", ":1:1", "no kind of row has the fields 'instruction;output'"),
+    ("a.csv", "input,output\ni,o\n", ":1:1", "the column 'instruction' is missing; the columns are 'input', 'output'"),
     ("a.csv", "output,instruction,output\n", ":1:1", "the column 'output' is given twice"),
     ("a.csv", f'{HEADER}\n"a\nb",x,o,c\n\ni,x,o\n', ":5:1", "3 fields where the header names 4"),
     ("a.csv", f'{HEADER}\ni,"x,o,c\ni,x,o,c\n', ":2:1", "a quoted field is never closed"),
@@ -82,7 +84,7 @@ BROKEN = [
     ("a.jsonl.zst", ZSTD + b"more", "", "not sound zstd data"),
     ("a.jsonl.zst", b"", ":1:1", "the file is empty"),
     ("a.csv.gz", gzip.compress(f"{HEADER}\ni,x\n".encode()), ":2:1", "2 fields where the header names 4"),
-    ("a.json.gz", gzip.compress(b"[\n{}]"), ":2:1", "'instruction' is missing"),
+    ("a.json.gz", gzip.compress(b"[\n{}]"), ":2:1", "a row without fields"),
     ("a.parquet", b"", "", "not a whole Parquet file"),
     ("a.parquet", f"{GOOD}\n", "", "not a whole Parquet file"),
     ("a.parquet", table()[:-1], "", "not a whole Parquet file"),
@@ -93,7 +95,7 @@ BROKEN = [
     ("a.parquet", table(input=[1, 2]), "", "the column 'input' must be text, got int64"),
     ("a.parquet", table(category=[b"c", b"c"]), "", "the column 'category' must be text, got binary"),
     ("a.parquet", table(output=[["o"], ["o"]]), "", "the column 'output' must be text, got list"),
-    ("a.parquet", table(input=["x", None]), ": row 2", "the field 'input' must be text, got null"),
+    ("a.parquet", table(output=["x", None]), ": row 2", "the field 'output' must be text, got null"),
     ("a.parquet", table(input=not_text()), ": row 2", "not UTF-8 text"),
     ("a.parquet", table(context=["x", "y"], input=["x", "z"]), ": row 2", "'context' and 'input' differ"),
 ]
@@ -135,6 +137,8 @@ def test_a_field_of_another_type_is_named_with_the_type(tmp_path: Path, field: s
     row = GOOD.replace("input", "context").replace("output", "response")
     texts = {"instruction": '"i"', "context": '"x"', "response": '"o"', "category": '"c"'}
     for value, kind in FAULTS.items():
+        if value == "null" and field in ("context", "category"):
+            continue
         with subtests.test(value):
             path = tmp_path / "rows.jsonl"
             path.write_text(f"{row}\n" + row.replace(f'"{field}": {texts[field]}', f'"{field}": {value}'))

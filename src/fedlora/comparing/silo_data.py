@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fedlora.comparing.experiment import DIGEST, DataSet, SiloFacts, rows_to_answer
 from fedlora.config.compare import CompareConfig
 from fedlora.config.reading import READING_FIELDS, ReadingConfig
-from fedlora.data.client_facts import UnusedFields
+from fedlora.data.client_facts import FieldsReport
 from fedlora.data.client_files import check_no_client, check_test_share, find_silos
 from fedlora.data.client_names import name_of_file
 from fedlora.data.held_out import draw_rows, draw_test_rows, no_test_rows, own_test_files, prompt_key
@@ -109,14 +109,14 @@ def _read_silos(config: CompareConfig, seed: int) -> list[_Silo]:
     if config.test_file_path is not None:
         refuse_folder(config.test_file_path, "test_file_path")
         check_no_client(config.test_file_path, files, "test_file_path")
-    silos, unused = [], UnusedFields()
+    silos, found = [], FieldsReport()
     for file in files:
         name = name_of_file(file.name)
         test = _labelled(read_rows(own[name], rules=rules)) if name in own else []
-        rows = iter_rows(file, rules=rules, may_be_empty=True, on_unused=unused.noted_in(file))
+        rows = iter_rows(file, rules=rules, may_be_empty=True, on_fields=found.note(file))
         silos.append(_Silo(name, list(rows), test=test))
     if seed == config.seeds[0]:
-        unused.report(len(files))
+        found.report(len(files))
     return silos
 
 

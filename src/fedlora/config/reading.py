@@ -5,9 +5,12 @@ Help shows them after a stage's other fields (`flags.py`), although a base class
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from fedlora.config.schema import Config, Pairs, flag
+from fedlora.row_shapes import find_shapes
 from fedlora.rows import STRICT, ReadRules
 
 
@@ -36,6 +39,11 @@ class ReadingConfig(Config):
         group="data",
         if_none="columns have the fields' names",
     )
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        find_shapes(self.row_kind, self.columns)
+        return self
 
     @property
     def read_rules(self) -> ReadRules:

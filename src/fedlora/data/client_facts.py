@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
-from fedlora.data.fields import shown_name
+from fedlora.data.fields import RowFields
 from fedlora.data.held_out import draw_test_rows, prompt_key
+from fedlora.data.raw_records import shown_name
 from fedlora.data.records import iter_rows
 from fedlora.errors import DataError
 from fedlora.plain_text import counted
+from fedlora.row_shapes import INSTRUCTION
 from fedlora.rows import Row
 from fedlora.seeds import derive_seed
 from fedlora.typed_json import to_json
@@ -70,31 +72,41 @@ class ClientFile:
     inputs: frozenset[bool] = frozenset()
 
 
-class UnusedFields:
-    """The names of fields that no row has use for, over several files, reported once."""
+class FieldsReport:
+    """What several files hold other than plain instruction rows, and the names in them that no row has use for; each
+    is reported once."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, ...], list[str]] = {}
+        self._found: dict[tuple[str, str], list[str]] = {}
 
-    def noted_in(self, file: Path) -> Callable[[Collection[str]], None]:
-        """What `iter_rows` calls with the names in a file."""
-        return lambda names: self._found.setdefault(tuple(map(shown_name, names)), []).append(file.name)
+    def note(self, file: Path) -> Callable[[RowFields], None]:
+        """What `iter_rows` calls with what it found in a file."""
+
+        def note(fields: RowFields) -> None:
+            found = [(f"{kind} rows, read from {shape}", "") for kind, shape in fields.kinds if shape != INSTRUCTION]
+            if fields.unused:
+                found.append(("not used", f": {', '.join(map(shown_name, fields.unused))}"))
+            for each in found:
+                self._found.setdefault(each, []).append(file.name)
+
+        return note
 
     def report(self, num_files: int) -> None:
-        """Say which names there are, and of which files where it is not all of them."""
-        for names, of in self._found.items():
+        """Say what there is, and in which files where it is not all of them."""
+        for (before, after), of in self._found.items():
             where = "" if len(of) == num_files else f" in {', '.join(of[:3])}" + (", ..." if len(of) > 3 else "")
-            say(f"not used{where}: {', '.join(names)}")
+            say(f"{before}{where}{after}")
 
 
 def read_client_files(
     files: Mapping[ClientId, Path], config: TrainConfig, *, on_row: Callable[[ClientId, Row], None] | None = None
 ) -> dict[ClientId, ClientFile]:
-    """Read each file once; `on_row` is given every row. Each row that is left out is reported, and once the fields that
-    are not used; raises what `read_rows` raises, and DataError when a client keeps no row to train on."""
-    unused = UnusedFields()
-    read = {client: _read_file(client, path, config, on_row, unused.noted_in(path)) for client, path in files.items()}
-    unused.report(len(files))
+    """Read each file once; `on_row` is given every row. Each row that is left out is reported, and once the kinds of
+    rows and the fields that are not used. Raises what `read_rows` raises, and DataError when a client keeps no row to
+    train on."""
+    found = FieldsReport()
+    read = {client: _read_file(client, path, config, on_row, found.note(path)) for client, path in files.items()}
+    found.report(len(files))
     return read
 
 
@@ -132,7 +144,7 @@ def _read_file(
     path: Path,
     config: TrainConfig,
     on_row: Callable[[ClientId, Row], None] | None,
-    on_unused: Callable[[Collection[str]], None],
+    on_fields: Callable[[RowFields], None],
 ) -> ClientFile:
     digest, skipped = hashlib.sha256(), 0
     inputs: set[bool] = set()
@@ -145,7 +157,7 @@ def _read_file(
     # of a row: its category, None where its response is empty
     rows: list[str | None] = []
     prompts: list[bytes | None] = []
-    reading = {"rules": config.read_rules, "on_skip": skip, "digest": digest, "on_unused": on_unused}
+    reading = {"rules": config.read_rules, "on_skip": skip, "digest": digest, "on_fields": on_fields}
     for row in iter_rows(path, may_be_empty=True, **reading):
         rows.append(row.category if row.output.strip() else None)
         inputs |= {bool(row.input)} if row.output.strip() else set()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
-from fedlora.data.fields import RowFields, shorten
-from fedlora.data.raw_records import ROW_HINT, Record, RecordError, excerpt_of, not_utf8, too_large
+from fedlora.data.fields import RowFields
+from fedlora.data.raw_records import Record, RecordError, excerpt_of, not_utf8, shorten, too_large
 from fedlora.data.streams import BLOCK, ByteStream
 
 _HEADER_HINT = "the first line names the columns, separated by commas: instruction,input,output,category"
@@ -66,10 +66,12 @@ def _find_columns(header: list[str], lines: _Lines, fields: RowFields) -> dict[s
     if lines.fault is not None:
         raise lines.fault
     again = next((name for index, name in enumerate(header) if name in header[:index]), None)
-    what = fields.find_missing(header) if again is None else f"the column {shorten(again)} is given twice"
-    if what:
-        raise RecordError(lines.place, what, excerpt=lines.excerpt, hint=ROW_HINT if again else _HEADER_HINT)
-    fields.note_unused(header)
+    if again is not None:
+        raise RecordError(lines.place, f"the column {shorten(again)} is given twice", excerpt=lines.excerpt)
+    try:
+        fields.find_columns(header)
+    except RecordError as error:
+        raise RecordError(lines.place, str(error), excerpt=lines.excerpt, hint=error.hint) from None
     return {name: index for index, name in enumerate(header) if name in fields.names}
 
 

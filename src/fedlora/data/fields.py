@@ -1,108 +1,155 @@
-"""Which fields of a record make a row, and how strictly their text is taken.
-
-Text stays as it is written: a date, a numeral, a NUL or a bidirectional mark is text like any other. Only what
-no tokenizer can read (half a surrogate pair) and what is no text at all is refused, unless the rules say otherwise.
-"""
+"""Which fields of a record make a row: the first row of a file decides its kind, and all others are of that kind."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from fedlora.data.raw_records import ROW_HINT, Number, Record, RecordError
-from fedlora.rows import ReadRules, Row
+from fedlora.data.columns import ColumnMap
+from fedlora.data.field_text import FieldText, kind_of, refuse
+from fedlora.data.raw_records import Record, RecordError
+from fedlora.data.row_maker import RowMaker, listed
+from fedlora.errors import UsageError
+from fedlora.row_shapes import Names, RowShape, find_shapes
+from fedlora.rows import ReadRules, Row, RowKind
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_KINDS = {dict: "an object", list: "a list", str: "text", Number: "a number", bool: "true or false"}
-_NAME_SHOWN = 40
 MOST_UNUSED = 20
 
 
 class RowFields:
-    """The names that a row's fields may have; where two names of one field are there, their values must agree."""
+    """Finds what the records of a file are, or of several that are read as one, and makes rows of them.
 
-    def __init__(self, rules: ReadRules, *, output_key: str | None = None, require_category: bool = False) -> None:
+    `output_key` names the field that holds the reply; without `needs_reply` a row may be a question alone.
+    """
+
+    def __init__(
+        self,
+        rules: ReadRules,
+        *,
+        output_key: str | None = None,
+        require_category: bool = False,
+        needs_reply: bool = True,
+    ) -> None:
         self.rules = rules
-        self.require_category = require_category
-        outputs = (output_key,) if output_key else ("response", "output")
-        self._groups = (("instruction",), ("context", "input"), outputs, ("category",))
-        self._required = (True, False, True, require_category)
-        self.names = frozenset(name for group in self._groups for name in group)
+        self.shape: RowShape | None = None
+        """What the rows of the file are; None until the first."""
+        self.names: frozenset[str] = frozenset()
+        """The names of the file that are used, once the shape of its rows is known."""
+        self.kinds: dict[tuple[RowKind, RowShape], None] = {}
+        """What the rows of all files are."""
         self.unused: dict[str, None] = {}
-        """Names that were met and are no field of a row, in the order of the file; the first MOST_UNUSED."""
+        """Names that were met and are no field of a row, in their order; the first MOST_UNUSED."""
+        self._kind: RowKind | None = None
+        try:
+            self._shapes = find_shapes(rules.row_kind, rules.columns, output_key)
+        except ValueError as error:
+            raise UsageError(f"--columns: {error}", hint="name fields of one kind of row") from None
+        texts = FieldText(rules)
+        self._columns = ColumnMap(rules.columns, texts)
+        self._maker = RowMaker(
+            texts, self._columns, self._note, needs_reply=needs_reply, needs_category=require_category
+        )
+        self._needs_reply = needs_reply
+        self._needs_category = require_category
 
-    def note_unused(self, names: Iterable[str]) -> None:
-        """Note the columns of a table, or the keys of an object, that are not used."""
+    def begin_file(self) -> None:
+        """Forget what the rows of the last file were."""
+        self.shape = self._kind = None
+        self.names = frozenset()
+
+    def find_columns(self, columns: Collection[str]) -> None:
+        """Decide by the columns of a table what its rows are; RecordError where they make no row."""
+        there = {shape: self._columns.find_in(columns, shape) for shape in self._shapes}
+        shape = self._choose(there, columns)
+        missing = self._find_missing(shape, there[shape])
+        if self._needs_category and "category" not in there[shape]:
+            missing = missing or ("category",)
+        if missing:
+            raise refuse(f"the column {self._maker.either(missing)} is missing; the columns are {listed(columns)}")
+        self._settle(shape)
+        self._note(columns)
+
+    def make_row(self, record: Record) -> Row:
+        """The row of a decoded record; RecordError names the field that cannot be used."""
+        fields = record.value
+        try:
+            if type(fields) is not dict:
+                raise refuse(f"expected a JSON object, got {kind_of(fields)}")
+            if self.shape is None:
+                return self._make_first(fields)
+            if not self.names.issuperset(fields):
+                self._note(fields)
+            row = self._maker.make(self._columns.rename(fields, self.shape), self.shape)
+            if row.kind != self._kind:
+                self._check_kind(row.kind, self.shape)
+        except RecordError as error:
+            what = self._find_other(fields) or str(error)
+            raise RecordError(record.place, what, excerpt=record.excerpt, hint=error.hint) from None
+        return row
+
+    def check_columns(self) -> None:
+        """RecordError where no record had a column that the rules name."""
+        self._columns.check_seen()
+
+    def _make_first(self, fields: dict[str, Any]) -> Row:
+        """The first row that is sound decides what the file holds."""
+        renamed = {shape: self._columns.rename(fields, shape) for shape in self._shapes}
+        shape = self._choose({shape: _present(each) for shape, each in renamed.items()}, fields)
+        row = self._maker.make(renamed[shape], shape)
+        self._settle(shape)
+        self._check_kind(row.kind, shape)
+        self._note(fields)
+        return row
+
+    def _choose(self, there: Mapping[RowShape, Collection[str]], names: Collection[str]) -> RowShape:
+        """The first shape whose needed fields are there, one with its reply before a question alone; else the first
+        of whose fields some are there, so that the error names the others."""
+        fitting = [shape for shape in self._shapes if not self._find_missing(shape, there[shape])]
+        fitting.sort(key=lambda shape: bool(shape.reply) and not _has(shape.reply, there[shape]))
+        if not fitting:
+            known = {shape: {*names, *there[shape]} for shape in self._shapes}
+            fitting = [shape for shape in self._shapes if any(_has(group, known[shape]) for group in shape.needs)]
+        if not fitting and len({shape.kind for shape in self._shapes}) == 1:
+            fitting = list(self._shapes)
+        if not fitting:
+            raise refuse(f"no kind of row has the fields {listed(names)}" if names else "a row without fields")
+        return fitting[0]
+
+    def _find_missing(self, shape: RowShape, there: Collection[str]) -> Names:
+        """The names of the first field that rows of a shape need and that is not there, or nothing."""
+        needs = shape.needs if self._needs_reply or not shape.asks else shape.asks
+        return next((group for group in needs if not _has(group, there)), ())
+
+    def _find_other(self, fields: Any) -> str:
+        """Why a record is no row of the file's shape but one of another."""
+        if self.shape is None or self._columns or type(fields) is not dict:
+            return ""
+        there = _present(fields)
+        other = next((shape for shape in self._shapes if not self._find_missing(shape, there)), self.shape)
+        if other == self.shape or not self._find_missing(self.shape, there):
+            return ""
+        return f"a row with {other}, but the file began with {self.shape}"
+
+    def _check_kind(self, kind: RowKind, shape: RowShape) -> None:
+        """A prompt and its completion are texts in all rows of a file, or lists of messages in all."""
+        if self._kind is not None:
+            raise refuse(f"a row of the kind {kind}, but the file began with the kind {self._kind}")
+        self._kind = kind
+        self.kinds[kind, shape] = None
+
+    def _settle(self, shape: RowShape) -> None:
+        self.shape = shape
+        self.names = self._columns.used_names(shape)
+
+    def _note(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self.names and name not in self.unused and len(self.unused) < MOST_UNUSED:
                 self.unused[name] = None
 
-    def find_missing(self, columns: Collection[str]) -> str:
-        """What a table with these columns lacks, or nothing."""
-        for group, required in zip(self._groups, self._required, strict=True):
-            if required and not any(name in columns for name in group):
-                return f"the column {_either(group)} is missing"
-        return ""
 
-    def make_row(self, record: Record) -> Row:
-        """The row of a decoded record; RecordError names the field that cannot be used."""
-        if type(record.value) is not dict:
-            raise _refuse(record, f"expected a JSON object, got {_kind(record.value)}")
-        if not self.names.issuperset(record.value):
-            self.note_unused(record.value)
-        instruction, given, output, category = (
-            self._text(record, group, required) for group, required in zip(self._groups, self._required, strict=True)
-        )
-        if self.require_category and not category.strip():
-            raise _refuse(record, "the field 'category' is empty")
-        return Row(instruction, given, output, category)
-
-    def _text(self, record: Record, group: tuple[str, ...], required: bool) -> str:
-        fields = record.value
-        present = [name for name in group if name in fields]
-        if not present:
-            if required:
-                raise _refuse(record, f"the field {_either(group)} is missing")
-            return ""
-        text = self._clean(record, present[0])
-        if any(self._clean(record, name) != text for name in present[1:]):
-            raise _refuse(record, f"the fields {' and '.join(map(repr, present))} differ")
-        return text
-
-    def _clean(self, record: Record, name: str) -> str:
-        value = record.value[name]
-        if type(value) is Number and self.rules.numbers_as_text:
-            return str(value)
-        if type(value) is not str:
-            hint = "give --numbers_as_text to take numbers as they are written" if type(value) is Number else ROW_HINT
-            raise _refuse(record, f"the field {name!r} must be text, got {_kind(value)}", hint)
-        half = None if value.isascii() else _SURROGATE.search(value)
-        if half is None:
-            return value
-        if self.rules.surrogates == "replace":
-            return _SURROGATE.sub("\ufffd", value)
-        what = f"the field {name!r} holds half a surrogate pair (\\u{ord(half.group()):04x})"
-        raise _refuse(record, what, "give --surrogates replace to put U+FFFD in its place")
+def _has(group: Names, names: Collection[str]) -> bool:
+    return any(name in names for name in group)
 
 
-def shorten(name: str) -> str:
-    """A name from a file as a message quotes it."""
-    return repr(name if len(name) <= _NAME_SHOWN else name[:_NAME_SHOWN] + "...")
-
-
-def shown_name(name: str) -> str:
-    """A name from a file as a list shows it: without quotes, its control characters escaped."""
-    return shorten(name)[1:-1]
-
-
-def _either(names: tuple[str, ...]) -> str:
-    return " or ".join(map(repr, names))
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
-
-
-def _refuse(record: Record, what: str, hint: str = ROW_HINT) -> RecordError:
-    return RecordError(record.place, what, excerpt=record.excerpt, hint=hint)
+def _present(fields: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in fields.items() if value is not None and value != []}

@@ -11,16 +11,14 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
-from fedlora.data.fields import shorten
-from fedlora.data.raw_records import Number, Record, RecordError, excerpt_of, not_utf8, too_large
+from fedlora.data.json_values import JsonDecoder
+from fedlora.data.raw_records import Record, RecordError, excerpt_of, not_utf8, too_large
 from fedlora.data.streams import BLOCK, ByteStream
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _STRUCTURE = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 """A string, whole or cut off by the end of the window, or a bracket."""
-_MAX_DIGITS = 1000
 _LONGEST_TOKEN = 16
 """A syntax error this close to the end of the window may be no more than a token that is cut in two."""
 
@@ -36,7 +34,7 @@ def read_json(stream: ByteStream, max_record_bytes: int) -> Iterator[Record | Re
 
 
 def _line_records(stream: ByteStream, limit: int, line: int, column: int) -> Iterator[Record | RecordError]:
-    decoder = _Decoder()
+    decoder = JsonDecoder()
     longest = limit + 2  # with the line's end
     while raw := stream.read_line(longest):
         record = _read_line(raw, decoder, limit, line, column)
@@ -47,7 +45,7 @@ def _line_records(stream: ByteStream, limit: int, line: int, column: int) -> Ite
         line, column = line + 1, 1
 
 
-def _read_line(raw: bytes, decoder: _Decoder, limit: int, line: int, column: int) -> Record | RecordError | None:
+def _read_line(raw: bytes, decoder: JsonDecoder, limit: int, line: int, column: int) -> Record | RecordError | None:
     """The record of one line, None for a blank one; `column` is where the line's first byte stands."""
     raw = raw.removesuffix(b"\n").removesuffix(b"\r")
     if len(raw) > limit:
@@ -80,7 +78,7 @@ class _ArrayWindow:
     def __init__(self, stream: ByteStream, limit: int, line: int, column: int) -> None:
         self._stream = stream
         self._limit = limit
-        self._decoder = _Decoder()
+        self._decoder = JsonDecoder()
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._broken = False
         self._text = ""
@@ -209,34 +207,3 @@ class _ArrayWindow:
 def _skip_blank(text: str, start: int) -> int:
     blank = _BLANKS.match(text, start)
     return blank.end() if blank else start
-
-
-class _Decoder:
-    """JSON with numbers as they are spelled; `fault` says what spoils the value that was decoded last."""
-
-    def __init__(self) -> None:
-        self.fault = ""
-        self._decode = json.JSONDecoder(
-            object_pairs_hook=self._unique, parse_constant=self._refuse, parse_int=self._bounded, parse_float=Number
-        ).raw_decode
-
-    def decode(self, text: str, start: int) -> tuple[Any, int]:
-        """The value that begins at `start`, and where it ends; JSONDecodeError, RecursionError."""
-        self.fault = ""
-        return self._decode(text, start)
-
-    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            seen: set[str] = set()
-            again = next(key for key, _ in pairs if key in seen or seen.add(key))
-            self.fault = self.fault or f"the key {shorten(again)} is given twice"
-        return fields
-
-    def _refuse(self, name: str) -> None:
-        self.fault = self.fault or f"{name} is not valid JSON"
-
-    def _bounded(self, digits: str) -> Number:
-        if len(digits) > _MAX_DIGITS:
-            self.fault = self.fault or f"a number of {len(digits)} digits"
-        return Number(digits)

@@ -11,9 +11,9 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fedlora.data.fields import RowFields, shorten
+from fedlora.data.fields import RowFields
 from fedlora.data.parquet_pages import DELTA_LENGTH, SHARED, Chunk, find_pages, read_chunks
-from fedlora.data.raw_records import UTF8_HINT, Record, RecordError, excerpt_of, too_large
+from fedlora.data.raw_records import UTF8_HINT, Record, RecordError, excerpt_of, shorten, too_large
 
 if TYPE_CHECKING:
     import pyarrow
@@ -55,11 +55,10 @@ def read_parquet(handle: BinaryIO, fields: RowFields) -> Iterator[Record | Recor
 def find_columns(schema: pyarrow.Schema, fields: RowFields) -> list[str]:
     """The columns that make a row; RecordError for one that is missing, given twice or no text."""
     names = list(schema.names)
+    fields.find_columns(names)
     again = next((name for name in names if name in fields.names and names.count(name) > 1), None)
-    what = fields.find_missing(names) if again is None else f"the column {shorten(again)} is given twice"
-    if what:
-        raise RecordError("", what)
-    fields.note_unused(names)
+    if again is not None:
+        raise RecordError("", f"the column {shorten(again)} is given twice")
     columns = [name for name in names if name in fields.names]
     for name in columns:
         kind = schema.field(name).type

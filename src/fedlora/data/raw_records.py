@@ -13,8 +13,12 @@ from fedlora.console import printable
 from fedlora.errors import DataError
 
 _EXCERPT = 80
+_NAME_SHOWN = 40
 
-ROW_HINT = "a row has the fields instruction, context or input, response or output, and category, all of them text"
+ROW_HINT = (
+    "a row has instruction, context or input, and response or output; or messages or conversations; or prompt and "
+    "completion; or text; for other names give --columns, such as --columns prompt=question,response=answer"
+)
 SIZE_HINT = "raise --max_record_bytes if a row is meant to be so large"
 UTF8_HINT = "save the file as UTF-8"
 
@@ -49,6 +53,16 @@ class Number(str):
 def excerpt_of(text: str, start: int = 0) -> str:
     """What a message shows of a record: one line, not longer than a terminal is wide."""
     return text[start : start + _EXCERPT].split("\n")[0].rstrip()
+
+
+def shorten(name: str) -> str:
+    """A name from a file as a message quotes it."""
+    return repr(name if len(name) <= _NAME_SHOWN else name[:_NAME_SHOWN] + "...")
+
+
+def shown_name(name: str) -> str:
+    """A name from a file as a list shows it: without quotes, its control characters escaped."""
+    return shorten(name)[1:-1]
 
 
 def too_large(place: str, limit: int, excerpt: str = "") -> RecordError:

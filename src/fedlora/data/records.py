@@ -7,7 +7,7 @@ The name decides the format, never the content. Rows are read one by one, and a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ def read_rows(
     *,
     output_key: str | None = None,
     require_category: bool = False,
+    needs_reply: bool = True,
     may_be_empty: bool = False,
     rules: ReadRules = STRICT,
     on_skip: OnSkip = say,
@@ -44,10 +45,11 @@ def read_rows(
 
     At least one, unless `may_be_empty` lets an empty array or table pass.
 
-    Takes `context` or `input` (optional), `response` or `output` (or exactly `output_key`), and `category`
-    ("" when it is absent, unless `require_category`). Raises UsageError when there is no such file, DataError
-    `file:line:column: what` with the start of the record otherwise (`file: row <n>: what` for Parquet), StorageError
-    when the disk fails. Positions count from 1; a fault inside a sound record is reported where the record starts.
+    Takes every kind of row (`row_shapes`), the reply in `output_key` where it is given, and `category` ("" when it is
+    absent, unless `require_category`); without `needs_reply` a row may be a question alone. Raises UsageError when
+    there is no such file, DataError `file:line:column: what` with the start of the record otherwise (`file: row <n>:
+    what` for Parquet), StorageError when the disk fails. Positions count from 1; a fault inside a sound record is
+    reported where the record starts.
     All bytes of the file are added to `digest` as they are read; of a folder, the names and hashes of its files.
     """
     return list(
@@ -55,6 +57,7 @@ def read_rows(
             path,
             output_key=output_key,
             require_category=require_category,
+            needs_reply=needs_reply,
             may_be_empty=may_be_empty,
             rules=rules,
             on_skip=on_skip,
@@ -68,15 +71,16 @@ def iter_rows(
     *,
     output_key: str | None = None,
     require_category: bool = False,
+    needs_reply: bool = True,
     may_be_empty: bool = False,
     rules: ReadRules = STRICT,
     on_skip: OnSkip = say,
     digest: _Hash | None = None,
-    on_unused: Callable[[Collection[str]], None] = lambda names: None,
+    on_fields: Callable[[RowFields], None] = lambda fields: None,
 ) -> Iterator[Row]:
-    """`read_rows` one row at a time, in memory that depends on the largest record alone; `on_unused` is called
-    once, after the last row, with the names of unused fields."""
-    fields = RowFields(rules, output_key=output_key, require_category=require_category)
+    """`read_rows` one row at a time, in memory that depends on the largest record alone; `on_fields` is called
+    once, after the last row, with what was found out of the fields."""
+    fields = RowFields(rules, output_key=output_key, require_category=require_category, needs_reply=needs_reply)
     num_rows = 0
     for part in find_parts(path):
         for row in _read_part(part, fields, on_skip, digest, of_folder=part.path != path):
@@ -84,14 +88,19 @@ def iter_rows(
             yield row
     if not num_rows and not may_be_empty:
         raise RecordError("" if path.is_dir() else ":1:1", "holds no rows").make_error(path)
-    if fields.unused:
-        on_unused(fields.unused)
+    if num_rows:
+        try:
+            fields.check_columns()
+        except RecordError as error:
+            raise error.make_error(path) from None
+    on_fields(fields)
 
 
 def _read_part(
     part: Part, fields: RowFields, on_skip: OnSkip, digest: _Hash | None, *, of_folder: bool
 ) -> Iterator[Row]:
     """The rows of one file; of a folder's part, its name and hash are added to `digest` once it is read."""
+    fields.begin_file()
     skipping = _Skipping(part.path, fields.rules.skip_bad, on_skip)
     own = hashlib.sha256() if of_folder and digest is not None else digest
     try:

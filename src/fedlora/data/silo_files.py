@@ -70,23 +70,36 @@ def _content_of(name: str, rows: str | os.PathLike[str] | Rows) -> tuple[str, by
     return f"{name}.jsonl", json_lines(kept).encode()
 
 
-def _row_of(name: str, number: int, row: Any, fields: RowFields) -> dict[str, str]:
+def _row_of(name: str, number: int, row: Any, fields: RowFields) -> dict[str, Any]:
     """The fields of a row that are used, as they were given."""
-    value = (
-        {key: _text_of(each) for key, each in row.items() if key in fields.names} if isinstance(row, Mapping) else row
-    )
+    place = f": row {number}"
     try:
-        fields.make_row(Record(value, f": row {number}"))
+        fields.make_row(Record(_as_read(row), place))
+        return {key: _as_written(value, key, place) for key, value in row.items() if key in fields.names}
     except RecordError as error:
         raise error.make_error(Path(name)) from None
-    return value
 
 
-def _text_of(value: Any) -> Any:
-    """Text and numbers as the reader of a file has them."""
+def _as_read(value: Any) -> Any:
+    """Values as the reader of a file has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_read(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_read(each) for each in value]
     if isinstance(value, str):
         return str(value)
     return Number(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _as_written(value: Any, called: str, place: str) -> Any:
+    """Values as JSON has them; RecordError for what it has not."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_written(each, f"{called}.{key}", place) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_written(each, f"{called}[{index}]", place) for index, each in enumerate(value)]
+    if isinstance(value, str | int | float | None):
+        return value
+    raise RecordError(place, f"the field {called!r} is of the type {type(value).__name__}, which no file of rows holds")
 
 
 def _remove(file: Path) -> None:

@@ -1,0 +1,117 @@
+"""The names that a file has for the fields of a row, where `--columns` names them.
+
+A name that a record does not have as it is written leads into it: dots go into objects, numbers into lists, and a
+text on the way is JSON, as in a cell of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from fedlora.data.field_text import FieldText
+from fedlora.data.raw_records import RecordError, shorten
+from fedlora.nearest import suggest
+from fedlora.row_shapes import RowShape
+
+_MISSING = object()
+_MOST_PATHS = 200
+
+
+class ColumnMap:
+    """From the names of a file to those of a row; without `columns` they are the same."""
+
+    def __init__(self, columns: Mapping[str, str], texts: FieldText) -> None:
+        self._columns = columns
+        self._texts = texts
+        self._unseen = dict(columns)
+        self._own: dict[RowShape, frozenset[str]] = {}
+        self._shown: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self._columns)
+
+    def label(self, name: str) -> str:
+        """What the file calls a field of a row."""
+        return self._columns.get(name, name)
+
+    def labels(self, group: Collection[str]) -> list[str]:
+        """What the file may call a field that has several names."""
+        return [self._columns[name] for name in group if name in self._columns] or list(group)
+
+    def own_names(self, shape: RowShape) -> frozenset[str]:
+        """The fields that are read under their own names: no other name of theirs is mapped, and no other field is
+        read from them."""
+        if shape not in self._own:
+            self._own[shape] = self._find_own(shape)
+        return self._own[shape]
+
+    def _find_own(self, shape: RowShape) -> frozenset[str]:
+        mapped = {name for group in shape.groups for name in group if not self._columns.keys().isdisjoint(group)}
+        return shape.names - mapped - set(self._columns.values())
+
+    def used_names(self, shape: RowShape) -> frozenset[str]:
+        """The names of a file that rows of a shape are read from."""
+        heads = {name.split(".")[0] for name in self._columns.values()}
+        return self.own_names(shape) | heads | set(self._columns.values())
+
+    def rename(self, fields: dict[str, Any], shape: RowShape) -> dict[str, Any]:
+        """The record under the names of a row, without what is not used; RecordError for text that is no JSON."""
+        if not self._columns:
+            return fields
+        own = self.own_names(shape)
+        renamed = {name: value for name, value in fields.items() if name in own}
+        for name, column in self._columns.items():
+            value = fields.get(column, _MISSING)
+            if value is _MISSING:
+                value = self._follow(fields, column)
+            if value is not _MISSING:
+                renamed[name] = value
+                self._unseen.pop(name, None)
+        if self._unseen and not self._shown:
+            self._shown = tuple(_paths(fields))
+        return renamed
+
+    def find_in(self, columns: Collection[str], shape: RowShape) -> set[str]:
+        """The fields that a table with these columns has; RecordError where a mapped one is missing."""
+        for column in self._columns.values():
+            if column not in columns and column.split(".")[0] not in columns:
+                raise self._missing(column, columns)
+        return {*self._columns, *(self.own_names(shape) & set(columns))}
+
+    def check_seen(self) -> None:
+        """RecordError where no record had a column that was named."""
+        for column in self._unseen.values():
+            raise self._missing(column, self._shown)
+
+    def _missing(self, column: str, known: Collection[str]) -> RecordError:
+        near = suggest(column, known)
+        names = ", ".join(map(shorten, known))[:120]
+        return RecordError("", f"no row has the column {shorten(column)}", hint=near or f"the columns are {names}")
+
+    def _follow(self, value: Any, column: str) -> Any:
+        called = ""
+        for step in column.split("."):
+            if called:
+                value = self._texts.decode(value, called)
+            called = f"{called}.{step}" if called else step
+            if isinstance(value, Mapping):
+                value = value.get(step, _MISSING)
+            elif type(value) is list and step.isdecimal() and int(step) < len(value):
+                value = value[int(step)]
+            else:
+                return _MISSING
+            if value is None or value is _MISSING:
+                return value
+        return value
+
+
+def _paths(value: Any, called: str = "", depth: int = 0) -> Iterator[str]:
+    """The names that lead to the values of a record."""
+    steps = value.items() if isinstance(value, Mapping) else enumerate(value[:1]) if type(value) is list else ()
+    for count, (step, inner) in enumerate(steps):
+        if depth > 3 or count > _MOST_PATHS:
+            return
+        name = f"{called}.{step}" if called else str(step)
+        yield name
+        yield from _paths(inner, name, depth + 1)
