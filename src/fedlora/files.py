@@ -20,7 +20,7 @@ from fedlora.errors import StorageError, UsageError
 from fedlora.stopping import stop_if_asked
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-SAVED_STATE = "state.json"
+SAVED_STATE, SAVED_INFO = "state.json", "dataset_info.json"
 """What `save_to_disk` of the library `datasets` writes beside a data set's files."""
 
 
@@ -100,7 +100,7 @@ def read_json(path: Path) -> Any:
 
 def is_saved_dataset(path: Path) -> bool:
     """Whether a folder is one that `datasets.Dataset.save_to_disk` wrote; such a folder counts as one file of rows."""
-    return ((path / SAVED_STATE).is_file() and (path / "dataset_info.json").is_file()) or any(path.glob("*.arrow"))
+    return ((path / SAVED_STATE).is_file() and (path / SAVED_INFO).is_file()) or any(path.glob("*.arrow"))
 
 
 def sha256_of(path: Path) -> str:

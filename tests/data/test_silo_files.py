@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from saved_data import save
 
 import fedlora as fl
 from fedlora.data.client_files import find_client_files
 from fedlora.data.records import read_rows
+from fedlora.data.row_parts import sha256_of_rows
 from fedlora.errors import DataError, UsageError
 
 ROWS = [{"instruction": "Capital of France?", "response": "Paris", "source": ["a", "list"]}]
@@ -32,6 +34,59 @@ def test_rows_files_and_anything_that_iterates_over_rows_become_a_folder_that_tr
     assert json.loads((folder / "north.jsonl").read_text()) == {
         name: value for name, value in ROWS[0].items() if name != "source"
     }
+
+
+def test_folders_of_files_and_saved_data_sets_are_copied_and_replaced(tmp_path):
+    save(tmp_path / "saved", ["a"], ["b"])
+    (tmp_path / "parts" / "old").mkdir(parents=True)
+    for name in ("p2.csv", "p10.csv"):
+        (tmp_path / "parts" / name).write_text(f"instruction,output\n{name},o\n")
+    (tmp_path / "parts" / "notes.txt").write_text("mine")
+    folder = fl.silos({"north": tmp_path / "saved", "south": tmp_path / "parts", "west": ROWS}, "own")
+    assert sha256_of_rows(folder / "north") == sha256_of_rows(tmp_path / "saved")
+    assert sorted(file.name for file in (folder / "south").iterdir()) == ["p10.csv", "p2.csv"]
+    said = [[row.instruction for row in read_rows(file)] for file in find_client_files(folder, 8, chosen=False)]
+    assert said == [["a", "b"], ["p2.csv", "p10.csv"], ["Capital of France?"]]
+    (folder / "south" / "p3.csv").write_text("instruction,output\nc,o\n")
+    with pytest.raises(UsageError, match=r"own: holds other files"):
+        fl.silos({"north": ROWS, "south": tmp_path / "parts"}, "own")
+    fl.silos({"north": ROWS, "south": tmp_path / "parts"}, "own", overwrite=True)
+    assert [file.name for file in find_client_files(folder, 8, chosen=False)] == ["north.jsonl", "south"]
+    assert sorted(file.name for file in (folder / "south").iterdir()) == ["p10.csv", "p2.csv"]
+
+
+class Dataset:
+    """As much of a `datasets.Dataset` as is used: it iterates over dictionaries."""
+
+    def __init__(self, rows):
+        self._rows = rows
+
+    def __iter__(self):
+        return iter(self._rows)
+
+
+class DatasetDict(dict):
+    """What the library returns where no split is named."""
+
+
+def test_a_data_set_of_the_library_gives_its_rows_and_its_splits_are_not_taken_for_clients():
+    folder = fl.silos({"north": Dataset(ROWS), "south": Dataset(ROWS)})
+    assert [row.output for row in read_rows(folder / "south.jsonl")] == ["Paris"]
+    splits = DatasetDict(train=Dataset(ROWS), validation=Dataset(ROWS))
+    for given in (splits, {"north": splits}):
+        with pytest.raises(UsageError, match="a DatasetDict with the splits train, validation") as caught:
+            fl.silos(given, "other")
+        assert 'dataset["train"]' in caught.value.hint
+    with pytest.raises(UsageError, match="neither rows nor a file, but dict"):
+        fl.silos({"north": {"instruction": "i"}}, "other")
+
+
+def test_the_library_s_own_data_sets_give_their_rows():
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(ROWS)
+    assert [row.output for row in read_rows(fl.silos({"a": rows, "b": rows}) / "a.jsonl")] == ["Paris"]
+    with pytest.raises(UsageError, match="a DatasetDict with the splits train"):
+        fl.silos(datasets.DatasetDict(train=rows), "other")
 
 
 def test_the_same_rows_write_nothing_and_others_need_overwrite():

@@ -447,3 +447,19 @@ def test_a_few_bytes_do_not_stand_for_ranks_without_end(federation):
         tracemalloc.stop()
     assert told.kind == "refused"
     assert most < 20e6
+
+
+def test_a_node_s_rows_may_lie_in_a_folder_of_files(federation, tmp_path):
+    file = federation.policy(0).data_path
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    rows = json.loads(file.read_text())
+    (folder / "1.json").write_text(json.dumps(rows[:1]))
+    (folder / "2.json").write_text(json.dumps(rows[1:]))
+    node = Node(federation.policy(0, data_path=folder))
+    facts = [read_facts(node.answer(ask_facts(federation.config("x")))).facts]
+    assert facts[0].num_examples == len(rows)
+    (folder / "3.json").write_text(json.dumps([rows[0] | {"instruction": "one more"}]))
+    facts.append(read_facts(node.answer(ask_facts(federation.config("x")))).facts)
+    assert facts[1].num_examples == len(rows) + 1
+    assert facts[0].sha256 != facts[1].sha256

@@ -27,9 +27,9 @@ def silos(
     """Write a folder with one file of rows per client, for `data` of `train`, and return it.
 
     `clients` maps each client's name to its rows: dictionaries, or anything that iterates over dictionaries (a
-    `datasets.Dataset`, say), or the path of a file in a format that `train` reads, which is copied. A name that ends in
-    `.test` holds test rows of the client before it. A folder that holds exactly these files is left as it is; another
-    one needs `overwrite=True`, and then its other files of rows are removed.
+    `datasets.Dataset`, say), or the path of a file or a folder that `train` reads as one client, which is copied. A
+    name that ends in `.test` holds test rows of the client before it. A folder that holds exactly these files is left
+    as it is; another one needs `overwrite=True`, and then its other files of rows are removed.
 
     Raises UsageError (a name, a file, a folder), DataError (a row that is no row), StorageError.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fedlora.data.streams import READABLE, find_format, split_name
 from fedlora.errors import DataError, UsageError
-from fedlora.files import SAVED_STATE, is_saved_dataset, json_line, sha256_of
+from fedlora.files import SAVED_INFO, SAVED_STATE, is_saved_dataset, json_line, sha256_of
 
 _SPLITS = "dataset_dict.json"
 """What `DatasetDict.save_to_disk` writes beside the folders of its splits."""
@@ -43,6 +43,12 @@ def find_parts(path: Path) -> list[Part]:
     if not files:
         raise UsageError(f"{path}: a folder without a file of rows", hint=READABLE)
     return [Part(file, *find_format(file)) for file in files]
+
+
+def needed_files(folder: Path) -> list[Path]:
+    """The files without which a folder's rows cannot be read; raises what `find_parts` raises."""
+    parts = [part.path for part in find_parts(folder)]
+    return [folder / SAVED_STATE, folder / SAVED_INFO, *parts] if is_saved_dataset(folder) else parts
 
 
 def is_rows_file(path: Path) -> bool:

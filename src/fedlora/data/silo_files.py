@@ -1,9 +1,10 @@
-"""A folder of silos written from rows in memory or from files: one file per client, as `find_client_files` reads it."""
+"""A folder of silos written from rows in memory or from files: a file or a folder per client, as
+`find_client_files` reads it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,63 +12,94 @@ from fedlora.console import say
 from fedlora.data.client_files import check_client_names
 from fedlora.data.fields import RowFields
 from fedlora.data.raw_records import Number, Record, RecordError
+from fedlora.data.row_parts import holds_rows, is_hidden, is_rows_file, needed_files
 from fedlora.data.streams import split_name
 from fedlora.errors import DataError, StorageError, UsageError
 from fedlora.files import json_lines, write_bytes
 from fedlora.rows import STRICT
 
 Rows = Iterable[Mapping[str, Any]]
+_SPLIT_DICTS = frozenset({"DatasetDict", "IterableDatasetDict"})
+"""What the library `datasets` calls several splits; it need not be installed."""
 
 
 def write_silos(clients: Mapping[str, str | os.PathLike[str] | Rows], folder: Path, *, overwrite: bool = False) -> Path:
-    """Write each client's rows to `<name>.jsonl`, or copy its file under its name; everything is checked first.
+    """Write each client's rows to `<name>.jsonl`, or copy its file or folder under its name; all is checked first.
 
     Only the fields that make a row are written. Raises UsageError, DataError, StorageError.
     """
     if not isinstance(clients, Mapping) or not clients:
         raise UsageError("no clients", hint="give a mapping from each client's name to its rows or its file")
-    contents = {}
-    for name, rows in clients.items():
-        file, content = _content_of(name, rows)
-        contents[folder / file] = content
-    check_client_names(sorted(contents))
+    _refuse_splits("clients", clients)
+    contents = {
+        folder / file: content for name, rows in clients.items() for file, content in _contents_of(name, rows).items()
+    }
+    check_client_names(sorted({folder / file.relative_to(folder).parts[0] for file in contents}))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file", hint="choose another folder")
-    there = {entry for entry in folder.iterdir() if not entry.name.startswith(".")} if folder.is_dir() else set()
+    there = set(_files_in(folder)) if folder.is_dir() else set()
     if there == contents.keys() and all(file.read_bytes() == content for file, content in contents.items()):
         say(f"{folder} already holds exactly these rows; nothing written")
         return folder
     if there and not overwrite:
         raise UsageError(
-            f"{folder}: holds other files ({', '.join(sorted(entry.name for entry in there)[:3])})",
+            f"{folder}: holds other files ({', '.join(sorted(str(file.relative_to(folder)) for file in there)[:3])})",
             hint="choose another folder, or give --overwrite to replace its files of rows",
         )
     for file, content in contents.items():
         write_bytes(file, content)
     for stale in sorted(there - contents.keys()):
-        if split_name(stale) is not None and stale.is_file():
+        if is_rows_file(stale) or stale.suffix == ".arrow":
             _remove(stale)
     return folder
 
 
-def _content_of(name: str, rows: str | os.PathLike[str] | Rows) -> tuple[str, bytes]:
-    """The name and the bytes of one client's file."""
+def _files_in(folder: Path) -> Iterator[Path]:
+    """What a folder of silos holds: its entries, and the files of a client's folder in the place of that folder."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and holds_rows(entry):
+            yield from (file for file in entry.iterdir() if not is_hidden(file))
+        elif not entry.name.startswith("."):
+            yield entry
+
+
+def _refuse_splits(what: str, rows: Any) -> None:
+    """UsageError for what `load_dataset` returns without a split: it maps names of splits to rows."""
+    if any(base.__name__ in _SPLIT_DICTS for base in type(rows).__mro__):
+        names = ", ".join(map(str, rows))
+        raise UsageError(
+            f"{what}: a {type(rows).__name__} with the splits {names}, not rows",
+            hint='give the rows of one split, such as {"north": dataset["train"]}',
+        )
+
+
+def _contents_of(name: str, rows: str | os.PathLike[str] | Rows) -> dict[str, bytes]:
+    """The names and the bytes of one client's files."""
     if not isinstance(name, str) or not name.isprintable() or not name or name[0] == "." or set(name) & set("/\\,"):
         raise UsageError(f"client {name!r}: not a name for a file", hint="use letters, digits, '.', '_', '-' or spaces")
     if isinstance(rows, str | os.PathLike):
-        file = Path(rows)
-        named = split_name(file)
-        if named is None or not file.is_file():
-            what = "no such file" if named else "not a file of rows by its name"
-            raise UsageError(f"client {name!r}: {file}: {what}", hint="give a .json, .jsonl, .csv or .parquet file")
-        return name + file.name[len(named[0]) :], file.read_bytes()
-    if not isinstance(rows, Iterable):
-        raise UsageError(f"client {name!r}: neither rows nor a file, but {type(rows).__name__}", hint="give a list")
+        return _copied(name, Path(rows))
+    _refuse_splits(f"client {name!r}", rows)
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        what = f"client {name!r}: neither rows nor a file, but {type(rows).__name__}"
+        raise UsageError(what, hint="give a list of dictionaries")
     fields = RowFields(STRICT)
     kept = [_row_of(name, number, row, fields) for number, row in enumerate(rows, start=1)]
     if not kept:
         raise DataError(f"client {name!r}: no rows", hint="give at least one, or leave the client out")
-    return f"{name}.jsonl", json_lines(kept).encode()
+    return {f"{name}.jsonl": json_lines(kept).encode()}
+
+
+def _copied(name: str, path: Path) -> dict[str, bytes]:
+    """A client's file, or the files of its folder, under the client's name."""
+    if not holds_rows(path):
+        what = "no such file" if split_name(path) else "not a file of rows by its name"
+        hint = "give a .json, .jsonl, .csv or .parquet file, or a folder of such files"
+        raise UsageError(f"client {name!r}: {path}: {what}", hint=hint)
+    if path.is_dir():
+        return {f"{name}/{file.name}": file.read_bytes() for file in needed_files(path)}
+    stem, _, _ = split_name(path) or (path.name, "", "")
+    return {name + path.name[len(stem) :]: path.read_bytes()}
 
 
 def _row_of(name: str, number: int, row: Any, fields: RowFields) -> dict[str, Any]:
