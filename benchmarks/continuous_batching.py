@@ -34,7 +34,7 @@ def main() -> None:
     base = load_base_model("smollm2-135m", device=options.device)
     encoder = PromptEncoder(base.tokenizer, TEMPLATE)
     rows = load_rows(options.data, count)
-    prompts = [encoder.prompt(row, cutoff=512, response_length=new).ids for row in rows]
+    prompts = [encoder.question(row, cutoff=512, context=None, max_new_tokens=new).ids for row in rows]
     theirs: Any = AutoModelForCausalLM.from_pretrained(
         embedded_model.folder(), dtype=base.dtype, attn_implementation="sdpa"
     )

@@ -246,7 +246,7 @@ def our_model(world):
     base = load_base_model(MODEL, device="cpu", dtype="float32")
     encoder = PromptEncoder(base.tokenizer, "alpaca")
     rows = read_rows(rows_to_answer(world))[::5]
-    ids = [encoder.prompt(row, cutoff=CUTOFF, response_length=10).ids for row in rows]
+    ids = [encoder.question(row, cutoff=CUTOFF, context=None, max_new_tokens=10).ids for row in rows]
     spec = adapter_spec(RunPaths(world / "models", "homo"), 2, OutputName("global"))
     return LoraModel(base.model, spec), ids
 

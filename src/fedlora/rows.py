@@ -24,6 +24,15 @@ class Turn(NamedTuple):
         return {"role": self.role, "content": self.content}
 
 
+class RowShape(NamedTuple):
+    """What a template must have a place for, in rows of one kind."""
+
+    kind: RowKind = "instruction"
+    has_input: bool = False
+    has_system: bool = False
+    has_history: bool = False
+
+
 @dataclass(frozen=True)
 class Row:
     """One example as stored: the last exchange of a conversation, the turns before it, and what else the row held.
@@ -76,6 +85,12 @@ class Row:
     def turns(self) -> tuple[Turn, ...]:
         """The whole conversation."""
         return (*self.asked, Turn("assistant", self.output))
+
+    @property
+    def shape(self) -> RowShape:
+        """What its template must have a place for."""
+        has_system = bool(self.before) and self.before[0].role == "system"
+        return RowShape(self.kind, bool(self.input), has_system, len(self.before) > has_system)
 
     def as_dict(self) -> dict[str, Any]:
         """The row as a file holds it; reading it again gives the same row, but for `more`."""

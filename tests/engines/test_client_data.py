@@ -10,6 +10,7 @@ from fedlora.errors import DataError, UsageError
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.llm.token_files import TokenFiles
+from fedlora.rows import RowShape
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_what_is_counted_at_the_start_is_what_is_encoded(read, changes):
     for client, facts in examples.facts.items():
         training, validation = examples._load(client)
         assert facts.num_examples == len(training.examples)
-        assert facts.num_empty == training.num_empty
+        assert facts.num_empty == training.counts.num_empty
         assert facts.num_validation == len(validation.examples)
 
 
@@ -152,11 +153,11 @@ def test_validation_goes_through_the_clients_that_hold_rows_back(read):
 def test_a_template_without_room_is_refused_before_anything_is_encoded(read):
     with pytest.raises(UsageError, match=r"cutoff_len=8 leaves no room .* chat template alone takes \d+ tokens"):
         read(cutoff_len=8)
-    # only rows with an input need the longer template
+    # an input gives way whole, with the heading that it stood under
     alpaca = PromptEncoder(read().encoder.tokenizer, "alpaca")
-    alpaca.check_cutoff(150, has_input=False)
+    alpaca.check(RowShape(has_input=True), cutoff=150)
     with pytest.raises(UsageError, match="alpaca template alone"):
-        alpaca.check_cutoff(150, has_input=True)
+        alpaca.check(RowShape(has_input=True), cutoff=100)
     for file in read.files:
         file.write_text(json.dumps([{**row, "input": ""} for row in json.loads(file.read_text())]))
     read(template="alpaca", cutoff_len=150)

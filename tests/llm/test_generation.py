@@ -204,7 +204,7 @@ def test_a_memorised_row_is_reproduced(tiny_model):
         client_id=0,
     )
     lora.set_adapter(trained.adapter)
-    prompts = [encoder.prompt(row, cutoff=64, response_length=8).ids for row in rows]
+    prompts = [encoder.question(row, cutoff=64, context=None, max_new_tokens=8).ids for row in rows]
     answers = generate_answers(base, prompts, Decoding(8), tokens_per_pass=512)
     assert [encoder.decode(answer) for answer in answers] == ["pong", "down"]
 

@@ -5,11 +5,13 @@ import pytest
 
 from fedlora.llm import token_files
 from fedlora.llm.base_model import load_base_model
-from fedlora.llm.examples import Example, ExampleSet
+from fedlora.llm.examples import Example, ExampleSet, RowCounts
 from fedlora.llm.token_files import TokenFiles, fingerprint_tokenizer
 
-TRAINING = ExampleSet([Example([1, 2, 3], 2), Example([49151], 1), Example([7, 8], 1)], 4, 5)
-NOTHING = ExampleSet([], 0, 0)
+TRAINING = ExampleSet(
+    [Example([1, 2, 3], 2), Example([49151], 1), Example([7, 8, 9, 4, 5], 1, ((2, 3),))], RowCounts(4, 5)
+)
+NOTHING = ExampleSet([], RowCounts(0, 0))
 
 
 def test_sets_come_back_as_they_were_saved(tmp_path):

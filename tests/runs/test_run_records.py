@@ -16,7 +16,7 @@ from fedlora.files import json_text
 from fedlora.paths import RunPaths
 from fedlora.runs.checking import is_whole, read_manifest, seal
 from fedlora.runs.listing import describe_run
-from fedlora.runs.run_folder import find_differences, read_run
+from fedlora.runs.run_folder import find_differences, read_run, read_training
 from fedlora.runs.run_records import Manifest, RunRecord
 from fedlora.typed_json import from_json, to_json
 
@@ -47,7 +47,9 @@ def test_the_older_run_is_read(paths):
     assert record.has_global_model is True
     assert record.training_clients == {0: 5, 1: 4, 2: 3, 3: 2}
     assert record.clients[0].num_tokens == 162 + 60
-    assert find_differences(record.config, TrainConfig.of(**record.config)) == []
+    # it answers by the rule that it was trained under, and a new run of its name has another one
+    assert find_differences(record.config, read_training(record)) == []
+    assert find_differences(record.config, TrainConfig.of(**record.config)) == ["token_rule: 1 -> 2"]
     assert describe_run(paths).mode == "fedex"
 
 

@@ -25,7 +25,7 @@ from fedlora.engines.workbench import make_workbench
 from fedlora.errors import FedloraError, StorageError, UsageError
 from fedlora.evaluation.own_loss import mean_own_loss
 from fedlora.federated.adapters import make_adapter
-from fedlora.llm.prompts import PromptEncoder
+from fedlora.llm.examples import make_encoder
 from fedlora.planning.probe import run_probe
 from fedlora.types import ClientId
 
@@ -189,9 +189,9 @@ class Comparing:
         )
 
     def _count_rows(self, config: TrainConfig, data: DataSet) -> dict[ClientId, RowCount]:
-        key = (data.digest, f"{config.prompt_template} {config.cutoff_len} {config.train_on_inputs}")
+        key = (data.digest, f"{config.prompting.record()} {config.cutoff_len} {config.trained_tokens}")
         if key not in self._counts:
-            encoder = PromptEncoder(self._load_base(config).tokenizer, config.prompt_template)
+            encoder = make_encoder(self._load_base(config).tokenizer, config.prompting)
             examples = ClientExamples(_read_clients(config, data), encoder, config, None)
             counted = {client: examples.count_tokens(client) for client in examples.clients()}
             self._counts[key] = {

@@ -126,8 +126,8 @@ def train_config_of(
 
 def base_name_of(train: TrainConfig, data: DataSet) -> str:
     """The name under which the base model's own loss on a data set is kept."""
-    names = ("base_model", "base_dtype", "quantization", "prompt_template", "cutoff_len")
-    return f"base-{digest_of({name: getattr(train, name) for name in names}, data)}"
+    names = ("base_model", "base_dtype", "quantization", "cutoff_len")
+    return f"base-{digest_of({name: getattr(train, name) for name in names} | train.prompting.record(), data)}"
 
 
 def digest_of(record: Mapping[str, Any], data: DataSet) -> str:

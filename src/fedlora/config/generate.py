@@ -7,13 +7,14 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from fedlora.config.prompting import NamesTemplate, TemplateDate, TemplateKwargs
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import OptionalFloat, OptionalInt, flag
 from fedlora.config.train_fields import Precision
 from fedlora.config.who import ROUNDS, WORDS, Subjects, WhichRound, contract_words, refuse_both
 
 
-class GenerateConfig(ReadingConfig):
+class GenerateConfig(ReadingConfig, NamesTemplate):
     """Answer every row of a test file with the base model, the global adapter or a client's."""
 
     exp_name: str = flag("fedavg-1B", "run whose adapters answer", everyday=True)
@@ -61,8 +62,16 @@ class GenerateConfig(ReadingConfig):
     max_new_tokens: int = flag(128, "longest answer, in tokens", everyday=True, ge=1)
     seed: int = flag(309, "seed of the sampling; every row has a random stream of its own", everyday=True, ge=0)
 
-    prompt_template: Literal["auto", "alpaca", "chat"] = flag(
-        "auto", "prompt format; auto: the one the run was trained with", everyday=True
+    prompt_template: str = flag(
+        "auto",
+        "prompt format: alpaca, chat or a Jinja file; auto: the one the run was trained with",
+        everyday=True,
+    )
+    template_kwargs: TemplateKwargs = flag(
+        {}, "what the chat template is given, such as enable_thinking=false", if_none="what the run gave it"
+    )
+    template_date: TemplateDate = flag(
+        "", "date that a chat template inserts where it asks for today's", if_none="the run's"
     )
     cutoff_len: OptionalInt = flag(
         None, "longest prompt, in tokens; the answer comes on top", ge=8, if_none="the run's cutoff_len"

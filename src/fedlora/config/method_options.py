@@ -37,7 +37,7 @@ class NamesMethod(Config):
 
     @classmethod
     def flat_fields(cls) -> dict[str, FieldInfo]:
-        return {name: field for name, field in cls.model_fields.items() if name != "method_row"}
+        return {name: field for name, field in super().flat_fields().items() if name != "method_row"}
 
     @classmethod
     def check_file(cls, fields: Mapping[str, Any], file: Path) -> None:

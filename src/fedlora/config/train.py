@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from fedlora.config.method_options import check_can_be_sent, options_as_fields
+from fedlora.config.prompting import DATE, PromptSettings
 from fedlora.config.train_fields import TrainFields
 from fedlora.methods.combinations import check_configuration
 from fedlora.methods.row import Method
 from fedlora.methods.table import METHODS
+
+TrainOn = Literal["assistant", "last", "all"]
+"""Which tokens of a conversation have a loss: those of every reply, of the last one, or all but the first."""
 
 PLACEMENT_FIELDS = frozenset(
     {
@@ -78,6 +83,12 @@ class TrainConfig(TrainFields):
         return self
 
     @model_validator(mode="after")
+    def _one_way_to_say_what_is_trained(self) -> TrainConfig:
+        if self.train_on_inputs and self.chosen("train_on") and self.train_on != "all":
+            raise ValueError("train_on_inputs means train_on=all: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _sgd_has_no_moments(self) -> TrainConfig:
         if self.local_optimizer == "sgd" and self.optimizer_state == "keep":
             raise ValueError("local_optimizer=sgd keeps nothing: leave optimizer_state out")
@@ -93,6 +104,23 @@ class TrainConfig(TrainFields):
     def _method_takes_it(self) -> TrainConfig:
         check_configuration(self)
         return self
+
+    @property
+    def prompting(self) -> PromptSettings:
+        """What prompts are made with besides the tokenizer."""
+        return PromptSettings(
+            self.prompt_template, self.template_text, self.template_kwargs, self.template_date, self.token_rule
+        )
+
+    @property
+    def trained_tokens(self) -> TrainOn:
+        """Which tokens of a training row have a loss."""
+        return "all" if self.train_on_inputs else self.train_on
+
+    @property
+    def measured_tokens(self) -> TrainOn:
+        """Which tokens of a row that is only measured have a loss: those of replies."""
+        return "last" if self.train_on == "last" else "assistant"
 
     @property
     def method(self) -> Method:
@@ -116,7 +144,7 @@ class TrainConfig(TrainFields):
 
     def record(self) -> dict[str, Any]:
         """The fields that decide the result, as JSON values: what run.json keeps."""
-        unused = {name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
+        unused = {name for name, then in LATER_FIELDS.items() if getattr(self, name) == then}
         exclude = {*PLACEMENT_FIELDS, *unused, "method_options"}
         return self.model_dump(mode="json", exclude=exclude) | self.method_options
 
@@ -150,9 +178,18 @@ COMBINING_FIELDS = frozenset(
 """Fields that say how updates are combined: the baselines of a comparison combine none, and are what privacy costs
 something against."""
 
-LATER_FIELDS = ("test_share", "row_kind", "columns")
-"""Fields that are younger than runs which may still resume: recorded where they are not the default, so that these
-runs keep their identity."""
+LATER_FIELDS: Mapping[str, Any] = {
+    "test_share": 0.0,
+    "row_kind": "auto",
+    "columns": {},
+    "template_text": "",
+    "template_kwargs": {},
+    "template_date": DATE,
+    "token_rule": 1,
+    "train_on": "assistant",
+}
+"""Fields that are younger than runs which may still be used, with the value that these had: recorded where they have
+another, so that these runs keep their identity."""
 
 ONCE_FIELDS = (
     *("server_learning_rate", "server_momentum", "server_beta1", "server_beta2", "server_tau"),

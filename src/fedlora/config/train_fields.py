@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 from fedlora.config.method_options import MethodOptions
+from fedlora.config.prompting import DATE, TOKEN_RULE, NamesTemplate, TemplateDate, TemplateKwargs
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Names, OptionalFloat, OptionalInt, OptionalRanks, flag
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Template = Literal["alpaca", "chat"]
 Quantization = Literal["none", "int8", "nf4"]
 
 
-class TrainFields(ReadingConfig, MethodOptions):
+class TrainFields(ReadingConfig, MethodOptions, NamesTemplate):
     """What a run is made of: its data, model, method, training, privacy, limits and machine."""
 
     exp_name: str = flag("fedavg-1B", "name of the run: its folder under model_dir", group="run", everyday=True)
@@ -57,11 +57,24 @@ class TrainFields(ReadingConfig, MethodOptions):
         ge=0,
         lt=1,
     )
-    prompt_template: Template = flag(
-        "alpaca", "prompt format: alpaca, or chat for the tokenizer's chat template", group="data", everyday=True
+    prompt_template: str = flag(
+        "alpaca",
+        "prompt format: alpaca, chat for the tokenizer's chat template, or a Jinja file such as my.jinja",
+        group="data",
+        everyday=True,
     )
+    template_kwargs: TemplateKwargs = flag(
+        {}, "what the chat template is given, such as enable_thinking=false", group="data", if_none="nothing"
+    )
+    template_date: TemplateDate = flag(
+        DATE, "date that a chat template inserts where it asks for today's", group="data", min_length=1
+    )
+    token_rule: int = flag(TOKEN_RULE, "how text becomes token ids", ge=1, le=TOKEN_RULE)
     cutoff_len: int = flag(512, "longest example, in tokens; longer prompts are cut", group="data", everyday=True, ge=8)
-    train_on_inputs: bool = flag(False, "compute the loss on prompt tokens too", group="data")
+    train_on: Literal["assistant", "last", "all"] = flag(
+        "assistant", "tokens with a loss: of every reply of a conversation, of the last one, or all", group="data"
+    )
+    train_on_inputs: bool = flag(False, "compute the loss on prompt tokens too: the same as train_on all", group="data")
     token_cache: bool = flag(
         True, "keep tokenised rows on disk for the next run, readable by the owner only", group="data"
     )

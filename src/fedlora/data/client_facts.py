@@ -23,7 +23,7 @@ from fedlora.data.records import iter_rows
 from fedlora.errors import DataError
 from fedlora.plain_text import counted
 from fedlora.row_shapes import INSTRUCTION
-from fedlora.rows import Row
+from fedlora.rows import Row, RowShape
 from fedlora.seeds import derive_seed
 from fedlora.typed_json import to_json
 from fedlora.types import ClientId
@@ -46,6 +46,11 @@ class ClientFacts:
     num_prompt_tokens: int | None = None
     num_response_tokens: int | None = None
     num_shortened: int | None = None
+    num_control: int | None = None
+    """Rows that hold text of a control token, which is encoded as plain characters."""
+    num_turns: int | None = None
+    num_cut_turns: int | None = None
+    """Turns that were left out whole to fit."""
     num_test: int = 0
     """Rows that `test_share` held out."""
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -64,12 +69,11 @@ class ClientFacts:
 
 @dataclass(frozen=True)
 class ClientFile:
-    """A client's file, and what it held when the run began; `inputs` says whether its examples have an input, and has
-    both answers where only some do."""
+    """A client's file, and what it held when the run began; `shapes` are what its examples ask of a template."""
 
     path: Path
     facts: ClientFacts
-    inputs: frozenset[bool] = frozenset()
+    shapes: frozenset[RowShape] = frozenset()
 
 
 class FieldsReport:
@@ -147,7 +151,7 @@ def _read_file(
     on_fields: Callable[[RowFields], None],
 ) -> ClientFile:
     digest, skipped = hashlib.sha256(), 0
-    inputs: set[bool] = set()
+    shapes: set[RowShape] = set()
 
     def skip(message: str) -> None:
         nonlocal skipped
@@ -160,7 +164,7 @@ def _read_file(
     reading = {"rules": config.read_rules, "on_skip": skip, "digest": digest, "on_fields": on_fields}
     for row in iter_rows(path, may_be_empty=True, **reading):
         rows.append(row.category if row.output.strip() else None)
-        inputs |= {bool(row.input)} if row.output.strip() else set()
+        shapes |= {row.shape} if row.output.strip() else set()
         if config.test_share:
             prompts.append(prompt_key(row))
         if on_row is not None:
@@ -179,7 +183,7 @@ def _read_file(
         categories=dict(sorted(Counter(labelled).items())),
         num_test=len(split.test),
     )
-    return ClientFile(path, facts, frozenset(inputs))
+    return ClientFile(path, facts, frozenset(shapes))
 
 
 def _check_split(split: Split[str | None], path: Path, config: TrainConfig) -> None:

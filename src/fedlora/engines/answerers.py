@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from fedlora.config.generate import GenerateConfig
-from fedlora.config.train_fields import Quantization, Template
+from fedlora.config.prompting import TEMPLATES, TOKEN_RULE, PromptSettings
+from fedlora.config.train import LATER_FIELDS
+from fedlora.config.train_fields import Quantization
+from fedlora.console import say
 from fedlora.engines.answering import Answering, Answers, Source, group_names
 from fedlora.errors import UsageError
 from fedlora.federated.ranks import shapes_at
@@ -94,11 +97,12 @@ def find_answerers(config: GenerateConfig, place: tuple[str, int], subjects: Seq
 
 
 def _find_source(config: GenerateConfig, paths: RunPaths, *, base_alone: bool) -> Source:
-    """Base model, template, cutoff and quantization: the run's, unless the base alone answers and there is no run."""
+    """Base model, prompts, cutoff and quantization: the run's, unless the base alone answers and there is no run."""
     if base_alone and not paths.run_file.is_file():
-        template = "alpaca" if config.prompt_template == "auto" else config.prompt_template
         quantization = "none" if config.quantization == "auto" else config.quantization
-        return Source(config.base_model, template, config.cutoff_len or 512, quantization)
+        return Source(
+            config.base_model, _choose_prompting(config, PromptSettings()), config.cutoff_len or 512, quantization
+        )
     recorded = read_run(paths)
     trained_on = recorded.base_model
     if config.chosen("base_model") and config.base_model != trained_on:
@@ -106,22 +110,39 @@ def _find_source(config: GenerateConfig, paths: RunPaths, *, base_alone: bool) -
             f"base_model={config.base_model!r}, but run {paths.exp_name} was trained on {trained_on!r}",
             hint="leave --base_model out, or choose another --exp_name for answers of that base",
         )
-    template, quantization, cutoff_len = _read_training(recorded.config, paths)
+    prompting, quantization, cutoff_len = _read_training(recorded.config, paths)
+    if prompting.token_rule != TOKEN_RULE:
+        say(f"{paths.root}: trained when prompts were tokenised in parts, and answers prompts tokenised like that")
     return Source(
         trained_on,
-        template if config.prompt_template == "auto" else config.prompt_template,
+        _choose_prompting(config, prompting),
         config.cutoff_len or cutoff_len,
         quantization if config.quantization == "auto" else config.quantization,
     )
 
 
-def _read_training(recorded: Mapping[str, Any], paths: RunPaths) -> tuple[str, Quantization, int]:
-    """Template, quantization and cutoff that a run was trained with; UsageError for values no run can have."""
-    # runs older than the field were trained on the base as it is
-    found = {"quantization": "none", **recorded}
-    template, quantization, cutoff_len = (found.get(name) for name in ("prompt_template", "quantization", "cutoff_len"))
-    if template in get_args(Template) and quantization in get_args(Quantization) and type(cutoff_len) is int:
-        return str(template), cast(Quantization, quantization), cutoff_len
+def _choose_prompting(config: GenerateConfig, trained: PromptSettings) -> PromptSettings:
+    """A run's prompts with what the user asks for instead."""
+    found = trained
+    asked = (config.prompt_template, config.template_text)
+    if config.prompt_template != "auto" and asked != (trained.template, trained.text):
+        found = PromptSettings(*asked, date=trained.date)
+    if config.chosen("template_kwargs"):
+        found = replace(found, kwargs=config.template_kwargs, token_rule=TOKEN_RULE)
+    return replace(found, date=config.template_date) if config.template_date else found
+
+
+def _read_training(recorded: Mapping[str, Any], paths: RunPaths) -> tuple[PromptSettings, Quantization, int]:
+    """Prompts, quantization and cutoff that a run was trained with; UsageError for values no run can have."""
+    # runs older than a field were trained without what it adds
+    found = {"quantization": "none", **LATER_FIELDS, **recorded}
+    quantization, cutoff_len = found["quantization"], found.get("cutoff_len")
+    names = ("prompt_template", "template_text", "template_kwargs", "template_date", "token_rule")
+    prompting = [found.get(name) for name in names]
+    is_known = [type(value) for value in prompting] == [str, str, dict, str, int] and 1 <= prompting[-1] <= TOKEN_RULE
+    has_template = prompting[0] in TEMPLATES or bool(prompting[1])
+    if is_known and has_template and quantization in get_args(Quantization) and type(cutoff_len) is int:
+        return PromptSettings(*prompting), cast(Quantization, quantization), cutoff_len
     raise UsageError(
         f"{paths.run_file}: damaged: prompt_template, quantization or cutoff_len has an impossible value",
         hint="restore the file, or train again with --overwrite",

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.config.generate import GenerateConfig
+from fedlora.config.prompting import PromptSettings
 from fedlora.config.train_fields import Quantization
 from fedlora.console import Progress
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.decoding import choose_decoding
+from fedlora.llm.examples import make_encoder
 from fedlora.llm.generation import Request, generate_answers
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_batch
-from fedlora.llm.prompts import PromptEncoder
 from fedlora.paths import OutputName
 from fedlora.rows import Row
 from fedlora.types import AdapterState
@@ -32,7 +33,7 @@ class Source:
     """Everything the answers depend on, apart from the adapter."""
 
     base_model: str
-    prompt_template: str
+    prompting: PromptSettings
     cutoff_len: int
     quantization: Quantization
 
@@ -82,7 +83,7 @@ class Answering:
         self.called = called
         self.base = base
         self.lora = lora
-        self.encoder = PromptEncoder(base.tokenizer, source.prompt_template)
+        self.encoder = make_encoder(base.tokenizer, source.prompting)
         self.decoding = choose_decoding(config)
         # measured once, before adapters are stacked
         self.tokens = config.tokens_per_pass or plan_batch(base)
@@ -118,6 +119,7 @@ class Answering:
                 self.decoding,
                 tokens_per_pass=self.tokens,
                 most_rows=self.config.batch_size,
+                stop_ids=self.encoder.stop_ids,
                 lora=together,
                 on_rows=progress.advance,
             )

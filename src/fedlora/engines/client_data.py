@@ -18,8 +18,7 @@ from fedlora.data.client_facts import ClientFacts, ClientFile, split_rows
 from fedlora.data.held_out import prompt_key
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
-from fedlora.llm.examples import Example, ExampleSet, encode_rows
-from fedlora.llm.prompts import PromptEncoder
+from fedlora.llm.examples import Encoder, Example, ExampleSet, encode_rows
 from fedlora.llm.token_files import TokenFiles, fingerprint_tokenizer
 from fedlora.rows import Row
 from fedlora.types import ClientId
@@ -32,7 +31,7 @@ class ClientExamples:
     def __init__(
         self,
         clients: Mapping[ClientId, ClientFile],
-        encoder: PromptEncoder,
+        encoder: Encoder,
         config: TrainConfig,
         tokens: TokenFiles | None,
     ) -> None:
@@ -42,8 +41,8 @@ class ClientExamples:
         self.config = config
         self.tokens = tokens
         self._tokenizer = fingerprint_tokenizer(encoder.tokenizer)
-        for has_input in sorted({has_input for file in clients.values() for has_input in file.inputs}):
-            encoder.check_cutoff(config.cutoff_len, has_input=has_input)
+        for shape in sorted({shape for file in clients.values() for shape in file.shapes}):
+            encoder.check(shape, cutoff=config.cutoff_len, train_on=config.trained_tokens)
 
     @property
     def names(self) -> dict[ClientId, str]:
@@ -92,7 +91,10 @@ class ClientExamples:
             self.facts[client_id],
             num_prompt_tokens=training.num_tokens - training.num_labels,
             num_response_tokens=training.num_labels,
-            num_shortened=training.num_shortened,
+            num_shortened=training.counts.num_shortened,
+            num_control=training.counts.num_control,
+            num_turns=training.counts.num_turns,
+            num_cut_turns=training.counts.num_cut_turns,
         )
         return found
 
@@ -101,9 +103,9 @@ class ClientExamples:
         rows = self._read(client_id)
         prompts = [prompt_key(row) for row in rows] if config.test_share else []
         split = split_rows(rows, prompts, config, client_id)
-        options = {"cutoff": config.cutoff_len, "train_on_inputs": config.train_on_inputs}
-        training = encode_rows(split.training, self.encoder, **options)
-        return training, encode_rows(split.validation, self.encoder, cutoff=config.cutoff_len)
+        cutoff = config.cutoff_len
+        training = encode_rows(split.training, self.encoder, cutoff=cutoff, train_on=config.trained_tokens)
+        return training, encode_rows(split.validation, self.encoder, cutoff=cutoff, train_on=config.measured_tokens)
 
     def _read(self, client_id: ClientId) -> list[Row]:
         """The rows of the file that was read at the start, DataError for another. Which rows are left out was said
@@ -130,6 +132,6 @@ class ClientExamples:
         """Everything the tokens depend on; who the client is matters only where the seed draws its validation rows."""
         config, digest = self.config, self.facts[client_id].sha256
         drawn = [config.local_val_set_size, config.seed, client_id] if config.local_val_set_size else []
-        settings = [self.encoder.template, config.cutoff_len, config.train_on_inputs]
+        settings = [self.encoder.settings.record(), config.cutoff_len, config.trained_tokens, config.measured_tokens]
         drawn += ["test_share", config.test_share, config.seed] if config.test_share else []
         return [digest, self._tokenizer, *settings, *drawn, *sorted(config.read_rules.record().items())]

@@ -13,12 +13,11 @@ from fedlora.llm.adapter_config import load_spec
 from fedlora.llm.adapter_files import CONFIG_NAME, load_adapter
 from fedlora.llm.background import as_background
 from fedlora.llm.base_model import BaseModel
-from fedlora.llm.examples import Example, encode_rows
+from fedlora.llm.examples import Example, encode_rows, make_encoder
 from fedlora.llm.layout import LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.memory import plan_layout
-from fedlora.llm.prompts import PromptEncoder
 from fedlora.rows import Row
 from fedlora.types import AdapterState
 
@@ -33,7 +32,7 @@ class LossMeter:
     def __init__(self, base: BaseModel, config: TrainConfig) -> None:
         self.config = config
         self.lora = LoraModel(base.model, spec_of(config))
-        self.encoder = PromptEncoder(base.tokenizer, config.prompt_template)
+        self.encoder = make_encoder(base.tokenizer, config.prompting)
         self.trainer = Trainer(base, self.lora, config, LayoutBook(plan_layout(base, self.lora, config)))
 
     def encode(self, rows: Sequence[Row], groups: Sequence[str]) -> Groups:
@@ -41,8 +40,8 @@ class LossMeter:
         found: defaultdict[str, list[Row]] = defaultdict(list)
         for row, group in zip(rows, groups, strict=True):
             found[group].append(row)
-        cutoff = self.config.cutoff_len
-        encoded = {name: encode_rows(found[name], self.encoder, cutoff=cutoff).examples for name in sorted(found)}
+        options = {"cutoff": self.config.cutoff_len, "train_on": self.config.measured_tokens}
+        encoded = {name: encode_rows(found[name], self.encoder, **options).examples for name in sorted(found)}
         return {name: examples for name, examples in encoded.items() if examples}
 
     def measure(

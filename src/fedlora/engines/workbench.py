@@ -14,11 +14,11 @@ from fedlora.data.client_facts import ClientFile
 from fedlora.engines.client_data import ClientExamples
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.base_model import BaseModel, load_base_model, load_outline
+from fedlora.llm.examples import Encoder, make_encoder
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_layout
-from fedlora.llm.prompts import PromptEncoder
 from fedlora.llm.token_files import TokenFiles
 from fedlora.paths import tokens_folder
 from fedlora.types import ClientId
@@ -29,7 +29,7 @@ class Workbench:
     """One device, ready to train."""
 
     base: BaseModel
-    encoder: PromptEncoder
+    encoder: Encoder
     lora: LoraModel
     trainer: Trainer
     examples: ClientExamples
@@ -72,7 +72,7 @@ def make_workbench(
     source = {"device": device, "dtype": config.base_dtype, "trust_remote_code": config.trust_remote_code}
     open_base = load_outline if outline else load
     base = open_base(config.base_model, quantization=config.quantization, **source)
-    encoder = PromptEncoder(base.tokenizer, config.prompt_template)
+    encoder = make_encoder(base.tokenizer, config.prompting)
     lora = LoraModel(base.model, spec_of(config))
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
     examples = ClientExamples(clients, encoder, config, tokens)

@@ -7,13 +7,18 @@ passes under a token budget; the cut is the one with the least padding.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlora.llm.prompts import PromptEncoder
+from fedlora.config.prompting import PromptSettings
+from fedlora.config.train import TrainOn
+from fedlora.llm.part_prompts import PartsEncoder
+from fedlora.llm.prompts import PromptEncoder, Span
 from fedlora.rows import Row
 from fedlora.seeds import derive_seed
 
@@ -24,14 +29,42 @@ more pass, and whether a shared prefix is worth a pass of its own."""
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised row; `labels_from` is the index of the first token that is predicted."""
+    """One tokenised row: tokens from `labels_from` on are predicted, but for those in the ranges `masked`.
+
+    The ranges are the turns of a conversation between two replies, in order.
+    """
 
     ids: list[int]
     labels_from: int
+    masked: tuple[Span, ...] = ()
 
     @property
     def num_labels(self) -> int:
-        return len(self.ids) - self.labels_from
+        return len(self.ids) - self.labels_from - sum(end - start for start, end in self.masked)
+
+    def labels(self) -> Iterator[Span]:
+        """The ranges of tokens that are predicted."""
+        start = self.labels_from
+        for end, after in self.masked:
+            yield start, end
+            start = after
+        yield start, len(self.ids)
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What happened to rows on the way to examples.
+
+    Of the rows that were encoded: those that were shortened, those that hold control text, and those whose reply is
+    encoded apart from its prompt; their turns, and the turns that were left out whole.
+    """
+
+    num_empty: int = 0
+    num_shortened: int = 0
+    num_control: int = 0
+    num_apart: int = 0
+    num_turns: int = 0
+    num_cut_turns: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,8 +72,7 @@ class ExampleSet:
     """A client's examples and what happened to its rows on the way."""
 
     examples: list[Example]
-    num_empty: int
-    num_shortened: int
+    counts: RowCounts = RowCounts()
 
     @property
     def num_tokens(self) -> int:
@@ -51,26 +83,37 @@ class ExampleSet:
         return sum(example.num_labels for example in self.examples)
 
 
-def encode_rows(
-    rows: Sequence[Row], encoder: PromptEncoder, *, cutoff: int, train_on_inputs: bool = False
-) -> ExampleSet:
+Encoder = PromptEncoder | PartsEncoder
+
+
+def make_encoder(tokenizer: Any, settings: PromptSettings) -> Encoder:
+    """The encoder of the rule that the settings name."""
+    return PartsEncoder(tokenizer, settings) if settings.token_rule == 1 else PromptEncoder(tokenizer, settings)
+
+
+def encode_rows(rows: Iterable[Row], encoder: Encoder, *, cutoff: int, train_on: TrainOn = "assistant") -> ExampleSet:
     """Tokenise rows for training; rows with an empty response are left out and counted.
 
     A response that is cut carries no end-of-sequence token. Every example carries at least one label.
     """
-    examples: list[Example] = []
-    num_empty = num_shortened = 0
-    for row in rows:
-        if not row.output.strip():
-            num_empty += 1
-            continue
-        response = encoder.response(row.output)
-        prompt = encoder.prompt(row, cutoff=cutoff, response_length=len(response))
-        kept = response[: cutoff - len(prompt.ids)]
-        num_shortened += bool(prompt.num_removed) or len(kept) < len(response)
-        labels_from = 1 if train_on_inputs else max(1, len(prompt.ids))
-        examples.append(Example(prompt.ids + kept, labels_from))
-    return ExampleSet(examples, num_empty, num_shortened)
+    every = list(rows)
+    labelled = [row for row in every if row.output.strip()]
+    encoded = list(encoder.encode(labelled, cutoff=cutoff, train_on=train_on))
+    counts = RowCounts(
+        num_empty=len(every) - len(labelled),
+        num_shortened=sum(one.is_shortened for one in encoded),
+        num_control=sum(one.holds_control for one in encoded),
+        num_apart=sum(one.is_apart for one in encoded),
+        num_turns=sum(one.num_turns for one in encoded),
+        num_cut_turns=sum(one.num_cut_turns for one in encoded),
+    )
+    return ExampleSet([make_example(one.ids, one.spans) for one in encoded], counts)
+
+
+def make_example(ids: list[int], spans: Sequence[Span]) -> Example:
+    """An example from the ranges of its ids that are predicted; the last of them ends with the ids."""
+    gaps = tuple((end, start) for (_, end), (start, _) in pairwise(spans) if start > end)
+    return Example(ids, spans[0][0], gaps)
 
 
 def order_steps(
@@ -153,8 +196,9 @@ def make_batch(
     for index, example in enumerate(examples):
         ids[index, : len(example.ids) - skip] = torch.tensor(example.ids[skip:], dtype=torch.long)
         offset = index * longest - 1 - skip
-        positions.extend(range(offset + example.labels_from, offset + len(example.ids)))
-        targets.extend(example.ids[example.labels_from :])
+        for start, end in example.labels():
+            positions.extend(range(offset + start, offset + end))
+            targets.extend(example.ids[start:end])
     prefix = torch.tensor(examples[0].ids[:skip], dtype=torch.long)
     parts = (prefix, ids, torch.tensor(positions), torch.tensor(targets))
     return Batch(*(_send(part, torch.device(device)) for part in parts))

@@ -7,7 +7,7 @@ finished rows leave; the results come back in the order of the input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +43,13 @@ def generate_answers(
     tokens_per_pass: int,
     most_rows: int | None = None,
     lora: LoraModel | None = None,
+    stop_ids: Collection[int] = (),
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[list[int]]:
     """Token ids of the answer to every request (without the end token), in the requests' order.
 
-    With `lora`, which then holds stacked adapters, each request is answered by its own; else by what is set.
+    `stop_ids` end an answer besides those of the tokenizer and the generation configuration. With `lora`, which then
+    holds stacked adapters, each request is answered by its own; else by what is set.
     """
     answers: list[list[int]] = [[] for _ in requests]
     batches = cut_passes(
@@ -59,7 +61,7 @@ def generate_answers(
     ahead = batches[::-1]
     while ahead:
         numbers = ahead.pop()
-        done = _answer_together(base, [requests[number] for number in numbers], decoding, lora)
+        done = _answer_together(base, [requests[number] for number in numbers], decoding, lora, stop_ids)
         if done is None:
             ahead += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
             continue
@@ -70,11 +72,15 @@ def generate_answers(
 
 
 def _answer_together(
-    base: BaseModel, requests: Sequence[Request], decoding: Decoding, lora: LoraModel | None
+    base: BaseModel,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    lora: LoraModel | None,
+    stop_ids: Collection[int],
 ) -> list[list[int]] | None:
     """The answers; None when memory runs out. TrainingError when it does for a single request."""
     try:
-        return Batch(base, requests, decoding, lora).answer()
+        return Batch(base, requests, decoding, lora, stop_ids).answer()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -93,14 +99,19 @@ class Batch:
     """Rows that are answered together: a shared prefix, left-padded ids after it, and which rows are unfinished."""
 
     def __init__(
-        self, base: BaseModel, requests: Sequence[Request], decoding: Decoding, lora: LoraModel | None = None
+        self,
+        base: BaseModel,
+        requests: Sequence[Request],
+        decoding: Decoding,
+        lora: LoraModel | None = None,
+        stop_ids: Collection[int] = (),
     ) -> None:
         self.base = base
         self.decoding = decoding
         self.lora = lora
         self.adapters = torch.tensor([request.adapter if lora else 0 for request in requests], device=base.device)
         prompts = [request.prompt for request in requests]
-        self.stop_ids = torch.tensor(sorted(stop_tokens(base)), device=base.device)
+        self.stop_ids = torch.tensor(sorted(stop_tokens(base).union(stop_ids)), device=base.device)
         skip = self._count_shared(prompts)
         longest = max(len(prompt) for prompt in prompts) - skip
         ids = torch.full((len(prompts), longest), base.pad_id, dtype=torch.long)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ import torch
 
 from fedlora.errors import StorageError
 from fedlora.files import write_bytes
-from fedlora.llm.examples import Example, ExampleSet
+from fedlora.llm.examples import Example, ExampleSet, RowCounts
 
-FORMAT = 1
+FORMAT = 2
 """Counted up when encoding changes, so that files of an older release are not used."""
 
 MOST_BYTES = 2 << 30
@@ -87,22 +88,26 @@ class TokenFiles:
 
 
 def _pack(name: str, examples: ExampleSet) -> dict[str, torch.Tensor]:
-    ids = [token for example in examples.examples for token in example.ids]
+    every = examples.examples
+    masked = [edge for example in every for span in example.masked for edge in span]
     return {
-        f"{name}.ids": torch.tensor(ids, dtype=torch.int32),
-        f"{name}.lengths": torch.tensor([len(example.ids) for example in examples.examples], dtype=torch.int32),
-        f"{name}.labels_from": torch.tensor([example.labels_from for example in examples.examples], dtype=torch.int32),
-        f"{name}.counts": torch.tensor([examples.num_empty, examples.num_shortened], dtype=torch.int64),
+        f"{name}.ids": torch.tensor([token for example in every for token in example.ids], dtype=torch.int32),
+        f"{name}.lengths": torch.tensor([len(example.ids) for example in every], dtype=torch.int32),
+        f"{name}.labels_from": torch.tensor([example.labels_from for example in every], dtype=torch.int32),
+        f"{name}.num_masked": torch.tensor([len(example.masked) for example in every], dtype=torch.int32),
+        f"{name}.masked": torch.tensor(masked, dtype=torch.int32),
+        f"{name}.counts": torch.tensor(list(vars(examples.counts).values()), dtype=torch.int64),
     }
 
 
 def _unpack(name: str, tensors: dict[str, torch.Tensor]) -> ExampleSet:
-    ids = tensors[f"{name}.ids"].tolist()
-    examples, start = [], 0
-    for length, labels_from in zip(
-        tensors[f"{name}.lengths"].tolist(), tensors[f"{name}.labels_from"].tolist(), strict=True
-    ):
-        examples.append(Example(ids[start : start + length], labels_from))
-        start += length
-    num_empty, num_shortened = tensors[f"{name}.counts"].tolist()
-    return ExampleSet(examples, num_empty, num_shortened)
+    ids, lengths, starts, num_masked, masked, counts = (
+        tensors[f"{name}.{part}"].tolist()
+        for part in ("ids", "lengths", "labels_from", "num_masked", "masked", "counts")
+    )
+    edges = iter(zip(masked[::2], masked[1::2], strict=True))
+    examples, at = [], 0
+    for length, labels_from, count in zip(lengths, starts, num_masked, strict=True):
+        examples.append(Example(ids[at : at + length], labels_from, tuple(islice(edges, count))))
+        at += length
+    return ExampleSet(examples, RowCounts(*counts))

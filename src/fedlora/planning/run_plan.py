@@ -204,7 +204,7 @@ class Planning:
                 yield examine_shortened(silo, facts.num_shortened, rows, cutoff)
 
     def _is_shortened(self, row: Row) -> bool:
-        return encode_rows([row], self.bench.encoder, cutoff=self.train.cutoff_len).num_shortened > 0
+        return encode_rows([row], self.bench.encoder, cutoff=self.train.cutoff_len).counts.num_shortened > 0
 
     def _client_records(self, forecast: RunForecast) -> list[dict[str, Any]]:
         return [

@@ -99,11 +99,14 @@ def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[s
     now = config.record() | {name: getattr(config, name) for name in LATER_FIELDS}
     fields = TrainConfig.model_fields
     younger = {name: fields[name].default for name in now.keys() - recorded.keys() if name in fields}
-    then = younger | dict(recorded)
+    then = younger | dict(LATER_FIELDS) | dict(recorded)
     differing = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if rounds in differing and rounds not in config.identity() and now[rounds] > then[rounds]:
         differing.remove(rounds)
-    return [f"{name}: {then.get(name)!r} -> {now.get(name)!r}" for name in differing]
+    return [
+        f"{name}: other text" if name == "template_text" else f"{name}: {then.get(name)!r} -> {now.get(name)!r}"
+        for name in differing
+    ]
 
 
 def check_trained(paths: RunPaths, recorded: RunRecord) -> None:
@@ -123,6 +126,8 @@ def check_same(paths: RunPaths, config: TrainConfig) -> None:
         hint = "choose another --exp_name, or give --overwrite to delete it and start again"
         if config.method.bound_to_length is None and "num_communication_rounds" in differences[0]:
             hint = f"{hint}; a run can get more rounds where the method's row states bound_to_length=False"
+        if recorded.config.get("token_rule", 1) != config.token_rule:
+            hint = f"{hint}; prompts of that run were tokenised by an earlier rule, so it answers but is not resumed"
         raise UsageError(
             f"{paths.root}: a run of this name exists with another configuration ({'; '.join(differences)})", hint=hint
         )
@@ -137,6 +142,8 @@ def read_training(recorded: RunRecord, method: Any = "", *, allow_drift: bool = 
     or has another source than the run recorded.
     """
     mode, told = recorded.mode, recorded.method or {}
+    # a run that records no rule has the first
+    fields = {"token_rule": 1, **recorded.config}
     asked = method.name if isinstance(method, Method) else method
     if asked and asked != mode:
         raise UsageError(
@@ -144,14 +151,14 @@ def read_training(recorded: RunRecord, method: Any = "", *, allow_drift: bool = 
             hint="name the method that the run was trained with, or none",
         )
     if mode in METHODS:
-        return TrainConfig.of(**recorded.config)
+        return TrainConfig.of(**fields)
     if not asked and (told.get("from") != "entry point" or ":" in mode):
         place = printable(str(told.get("place") or "file.py:name"))
         raise UsageError(
             f"run {recorded.exp_name} was trained with the method {printable(mode)}, whose code is not given",
             hint=f"give --federation_mode {place}",
         )
-    config = TrainConfig.of(**{**recorded.config, "federation_mode": method or mode})
+    config = TrainConfig.of(**{**fields, "federation_mode": method or mode})
     check_source(recorded, config.method, allow_drift=allow_drift)
     return config
 

@@ -160,7 +160,7 @@ def _facts(config: GenerateConfig, source: Source, adapter: Path | None, tests: 
     return {
         "adapter_sha256": sha256_of(adapter) if adapter else None,
         "base_model": source.base_model,
-        "prompt_template": source.prompt_template,
+        **source.prompting.record(),
         "cutoff_len": source.cutoff_len,
         "answer_room": "context",
         "quantization": source.quantization,

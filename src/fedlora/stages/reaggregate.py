@@ -109,7 +109,7 @@ def _make_target(config: ReaggregateConfig, source: TrainConfig) -> TrainConfig:
     """The run's configuration with another server; settings of a server that it no longer has are dropped."""
     name = config.federation_mode or source.federation_mode
     row = config.method_row or (source.method_row if name == source.federation_mode else None)
-    fields = source.record()
+    fields = {**source.record(), "token_rule": source.token_rule}
     if name != source.federation_mode:
         fields = {field: value for field, value in fields.items() if field not in source.method_options}
         # what clients did with their optimizers is done
@@ -213,7 +213,7 @@ def _open_validation(
     fields = {"token_cache": False, "base_dtype": config.base_dtype, "trust_remote_code": config.trust_remote_code}
     train = source.model_copy(update=fields)
     bench = make_workbench(train, {}, device=config.device, layout=Layout.from_record(recorded.layout))
-    examples = encode_rows(held_out, bench.encoder, cutoff=train.cutoff_len).examples
+    examples = encode_rows(held_out, bench.encoder, cutoff=train.cutoff_len, train_on=train.measured_tokens).examples
     if not examples:
         raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
     return lambda adapter: bench.trainer.validate(adapter, [examples])

@@ -93,7 +93,8 @@ class Training:
         self.lora = bench.lora
         self.trainer = bench.trainer
         self.clients = bench.examples
-        self.held_out = encode_rows(held_out, bench.encoder, cutoff=config.cutoff_len).examples
+        options = {"cutoff": config.cutoff_len, "train_on": config.measured_tokens}
+        self.held_out = encode_rows(held_out, bench.encoder, **options).examples
         if held_out and not self.held_out:
             raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
         self.adapter = make_adapter(self.lora.shapes(), config.seed)
