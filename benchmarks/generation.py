@@ -61,7 +61,7 @@ def make_run(folder: str, model: str, data: str | None, count: int) -> dict[str,
         load_base_model(model, device="cpu", dtype="bfloat16").model,
         LoraSpec(8, 16.0, config.lora_scaling, 0.0, config.lora_target_modules),
     )
-    peft_config = make_peft_config(lora.spec, source_of(model), fan_in_fan_out=False, layers=list(lora.layers))
+    peft_config = make_peft_config(lora.spec, source_of(model), fan_in_fan_out=False, targets=lora.peft_names)
     paths = RunPaths(Path(folder), NAME)
     log = MetricsLog(paths.metrics_file)
     store = RunWriter(RunReader(paths, lora.shapes()), peft_config=peft_config, header={}, log=log)

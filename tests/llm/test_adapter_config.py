@@ -142,14 +142,14 @@ def test_what_is_written_is_what_is_read(tmp_path):
         LoraSpec(4, 16.0, 4.0, 0.05, ("q_proj", "v_proj")),
         LoraSpec(4096, 0.5, 0.5 / 64, 0.0, ("model.layers.0.mlp.up_proj",), use_rslora=True),
     ):
-        text = make_peft_config(spec, "base", fan_in_fan_out=True, layers=[])
+        text = make_peft_config(spec, "base", fan_in_fan_out=True, targets=spec.target_modules)
         assert load_spec(written(tmp_path, text.encode())) == spec
 
 
 @pytest.mark.parametrize("is_rslora", [False, True])
 def test_an_adapter_of_another_rank_keeps_its_scaling(tmp_path, is_rslora):
     spec = LoraSpec(3, 16, 16 / (3**0.5 if is_rslora else 3), 0.0, ("q_proj",), is_rslora)
-    text = make_peft_config(spec, "base", fan_in_fan_out=False, layers=[])
+    text = make_peft_config(spec, "base", fan_in_fan_out=False, targets=spec.target_modules)
     assert config_at_rank(text, 3) == text
     for rank in (1, 6, 250):
         (tmp_path / "adapter_config.json").write_text(config_at_rank(text, rank))

@@ -10,7 +10,8 @@ from fedlora.llm.adapter_config import load_spec, make_peft_config
 from fedlora.llm.adapter_files import load_adapter, to_bin, to_safetensors
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.dropout import DropoutNoise
-from fedlora.llm.lora import Answerers, LoraLinear, LoraModel, LoraSpec, find_targets, is_fan_in_fan_out
+from fedlora.llm.lora import Answerers, LoraLinear, LoraModel, LoraSpec, is_fan_in_fan_out
+from fedlora.llm.targets import find_targets
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -32,9 +33,7 @@ def lora(tiny_model: Path) -> LoraModel:
 
 def write_peft_folder(folder: Path, lora: LoraModel, state, base: Path, *, as_bin: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    text = make_peft_config(
-        lora.spec, str(base), fan_in_fan_out=is_fan_in_fan_out(lora.model), layers=list(lora.layers)
-    )
+    text = make_peft_config(lora.spec, str(base), fan_in_fan_out=is_fan_in_fan_out(lora.model), targets=lora.peft_names)
     (folder / "adapter_config.json").write_text(text)
     name, content = (
         ("adapter_model.bin", to_bin(state)) if as_bin else ("adapter_model.safetensors", to_safetensors(state))
@@ -129,7 +128,7 @@ def test_a_target_that_no_layer_has_is_an_error_that_lists_the_layers(lora, tiny
     with pytest.raises(UsageError, match="c_attn") as caught:
         find_targets(model, ("q_proj", "c_attn"))
     assert "gate_proj" in caught.value.hint
-    names = [name for name, *_ in find_targets(model, ("all-linear",))]
+    names = [layer.name for layer in find_targets(model, ("all-linear",)).layers]
     assert len(names) == 14
     assert "lm_head" not in names
 
@@ -155,7 +154,7 @@ def test_conv1d_layers_of_gpt2_are_adapted_as_peft_does(tmp_path):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(8, 6), (6, 6), (4, 9)])
 def test_the_fused_layer_has_the_gradients_of_the_plain_formula_in_float64(bias, shape):
-    from fedlora.llm.lora import LowRankLinear
+    from fedlora.llm.lora_layer import LowRankLinear
 
     d_in, d_out = shape
     torch.manual_seed(1)
@@ -175,7 +174,7 @@ def test_the_fused_layer_has_the_gradients_of_the_plain_formula_in_float64(bias,
 
 
 def test_the_fused_layer_drops_what_the_plain_formula_drops_and_has_its_gradients():
-    from fedlora.llm.lora import LowRankLinear
+    from fedlora.llm.lora_layer import LowRankLinear
 
     torch.manual_seed(1)
     x = torch.randn(50, 8, dtype=torch.float64)
@@ -279,7 +278,7 @@ def test_a_pickle_that_would_run_code_does_not(lora, tmp_path):
 
 def test_the_adapter_configuration_reads_back(lora, tmp_path):
     (tmp_path / "adapter_config.json").write_text(
-        make_peft_config(lora.spec, "base", fan_in_fan_out=False, layers=list(lora.layers))
+        make_peft_config(lora.spec, "base", fan_in_fan_out=False, targets=lora.peft_names)
     )
     found = load_spec(tmp_path / "adapter_config.json")
     assert (found.r, found.scaling, found.target_modules) == (4, 3.0, tuple(sorted(ALL)))

@@ -57,13 +57,6 @@ class TrainConfig(TrainFields):
             raise ValueError("a device is named twice")
         return named
 
-    @field_validator("lora_target_modules")
-    @classmethod
-    def _some_targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("name at least one layer, or all-linear")
-        return tuple(sorted(set(value)))
-
     @model_validator(mode="after")
     def _ranks_fit(self) -> TrainConfig:
         if bad := sorted({rank for rank in self.client_ranks or () if not 1 <= rank <= self.lora_r}):

@@ -9,6 +9,7 @@ from fedlora.config.method_options import MethodOptions
 from fedlora.config.prompting import DATE, TOKEN_RULE, NamesTemplate, TemplateDate, TemplateKwargs
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Names, OptionalFloat, OptionalInt, OptionalRanks, flag
+from fedlora.config.target_names import Targets
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
@@ -143,8 +144,12 @@ class TrainFields(ReadingConfig, MethodOptions, NamesTemplate):
     lora_dropout: float = flag(
         0.05, "dropout before A during training, in [0, 1)", group="LoRA", everyday=True, ge=0, lt=1
     )
-    lora_target_modules: Names = flag(
-        ("q_proj", "v_proj"), "names of the adapted layers, or all-linear", group="LoRA", everyday=True
+    lora_target_modules: Targets = flag(
+        ("q_proj", "v_proj"),
+        "adapted layers: names (q_proj), paths (*.mlp.*), re: with a regular expression for the whole path, or "
+        "all-linear",
+        group="LoRA",
+        everyday=True,
     )
     use_rslora: bool = flag(False, "scale by alpha / sqrt(r) instead of alpha / r", group="LoRA")
 

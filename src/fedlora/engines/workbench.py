@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedlora.config.train import TrainConfig
+from fedlora.console import say
 from fedlora.data.client_facts import ClientFile
 from fedlora.engines.client_data import ClientExamples
 from fedlora.federated.privacy.randomness import Secret
@@ -74,6 +75,8 @@ def make_workbench(
     base = open_base(config.base_model, quantization=config.quantization, **source)
     encoder = make_encoder(base.tokenizer, config.prompting)
     lora = LoraModel(base.model, spec_of(config))
+    for part in lora.left_out:
+        say(f"not adapted: {part}")
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
     examples = ClientExamples(clients, encoder, config, tokens)
     book = LayoutBook(layout or plan_layout(base, lora, config), on_layout, examples.names)

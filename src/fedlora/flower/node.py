@@ -136,9 +136,8 @@ class Node:
             return
         bench, folder = run.bench, run.store.paths.model_folder
         fan_in_fan_out = is_fan_in_fan_out(bench.base.model)
-        layers = list(bench.lora.layers)
         settings = make_peft_config(
-            bench.lora.spec, run.config.base_model, fan_in_fan_out=fan_in_fan_out, layers=layers
+            bench.lora.spec, run.config.base_model, fan_in_fan_out=fan_in_fan_out, targets=bench.lora.peft_names
         )
         write_bytes(folder / SAFETENSORS_NAME, to_safetensors(own), mode=OWNER_ONLY)
         write_text(folder / CONFIG_NAME, config_at_rank(settings, rank_of_adapter(own)), mode=OWNER_ONLY)

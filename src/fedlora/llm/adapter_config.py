@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from fedlora.config.target_names import ALL_LINEAR
 from fedlora.console import say
 from fedlora.errors import StorageError, UsageError
 from fedlora.files import json_text
@@ -21,7 +23,6 @@ from fedlora.llm.lora import LoraSpec
 
 MOST_BYTES = 1 << 20
 MOST_TARGETS = 10_000
-ALL_LINEAR = "all-linear"
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "alora_invocation_tokens": (None,),
@@ -95,10 +96,9 @@ class AdapterConfig(BaseModel):
         return LoraSpec(self.r, self.lora_alpha, scaling, self.lora_dropout, targets, self.use_rslora)
 
 
-def make_peft_config(spec: LoraSpec, base_model: str, *, fan_in_fan_out: bool, layers: list[str]) -> str:
-    """`adapter_config.json`: what PEFT needs to load the adapter onto the base. `layers` are the full names
-    of the adapted layers, written out where the target was all-linear."""
-    targets = sorted(layers) if spec.target_modules == (ALL_LINEAR,) else sorted(spec.target_modules)
+def make_peft_config(spec: LoraSpec, base_model: str, *, fan_in_fan_out: bool, targets: Sequence[str]) -> str:
+    """`adapter_config.json`: what PEFT needs to load the adapter onto the base. `targets` are the names by which PEFT
+    finds the adapted layers (`LoraModel.peft_names`)."""
     value: dict[str, Any] = {
         "base_model_name_or_path": base_model,
         "bias": "none",
@@ -108,7 +108,7 @@ def make_peft_config(spec: LoraSpec, base_model: str, *, fan_in_fan_out: bool, l
         "lora_dropout": spec.dropout,
         "peft_type": "LORA",
         "r": spec.r,
-        "target_modules": targets,
+        "target_modules": sorted(targets),
         "task_type": "CAUSAL_LM",
         "use_rslora": spec.use_rslora,
     }

@@ -1,50 +1,135 @@
-"""Which layers of a model are adapted: linear ones, GPT-2's Conv1D among them, by name or all but the output layer."""
+"""Which layers of a model are adapted: by name, path with wildcards, regular expression, or all that text trains."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
+from fedlora.config.target_names import ALL_LINEAR, REGULAR, is_pattern
 from fedlora.errors import UsageError
+from fedlora.llm.trainable_layers import (
+    Linear,
+    find_bypassed,
+    find_linear,
+    find_reached,
+    linear_size,
+    starred,
+    text_part,
+)
+from fedlora.nearest import nearest
+from fedlora.plain_text import counted
+
+_SHOWN = 4
 
 
-def find_targets(model: Any, names: tuple[str, ...]) -> list[tuple[str, nn.Module, int, int]]:
-    """(name, layer, d_in, d_out) of every layer to adapt; UsageError when a name fits no linear layer."""
-    head = model.get_output_embeddings()
-    linear = {
-        name: (module, *size)
-        for name, module in model.named_modules()
-        if module is not head and (size := _linear_size(module)) is not None
-    }
-    if names == ("all-linear",):
-        return [(name, *found) for name, found in linear.items()]
-    unmatched = [target for target in names if not any(_is_named(name, target) for name in linear)]
-    if unmatched:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+@dataclass(frozen=True)
+class Targets:
+    """The layers to adapt, the names by which PEFT finds exactly these, and in words what was left out."""
+
+    layers: list[Linear]
+    peft_names: list[str]
+    left_out: list[str]
+
+
+def find_targets(model: Any, targets: Sequence[str]) -> Targets:
+    """The layers that `targets` mean in a model without LoRA layers.
+
+    Raises UsageError for a target that fits no linear layer, or none that text can train.
+    """
+    linear = find_linear(model)
+    chosen = {target: _match(target, linear) for target in targets}
+    if unmatched := [target for target, names in chosen.items() if not names]:
+        raise _unmatched(model, linear, unmatched)
+    names = set().union(*chosen.values())
+    bypassed = find_bypassed(model, names)
+    trained = find_reached(model, {name: linear[name] for name in linear if name in names - bypassed})
+    reasons = (
+        (bypassed, "whose weight the model's code multiplies by itself"),
+        (names - bypassed - trained, "that text does not pass through"),
+    )
+    left_out = [
+        f"{_some(places_of(idle, trained))} ({counted(len(idle), 'layer')} {why})" for idle, why in reasons if idle
+    ]
+    if idle := [target for target, found in chosen.items() if not found & trained]:
         raise UsageError(
-            f"lora_target_modules: no linear layer is named {', '.join(unmatched)}",
-            hint=f"this model has {known}; or use all-linear",
+            f"lora_target_modules: {', '.join(idle)} can get no gradient: {'; '.join(left_out)}",
+            hint="choose other layers of the language model, or all-linear",
         )
-    return [(name, *found) for name, found in linear.items() if any(_is_named(name, target) for target in names)]
+    layers = [layer for name, layer in linear.items() if name in trained]
+    if ALL_LINEAR in targets:
+        left_out += _other_kinds(model, layers)
+    return Targets(layers, _peft_names(model, targets, trained), left_out)
 
 
-def _is_named(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)
+def places_of(names: Collection[str], trained: Collection[str]) -> list[str]:
+    """Where layers are, without the numbers of blocks; several below one module that holds no trained one are one
+    place."""
+    above: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        modules = [".".join(parts[:size]) for size in range(1, len(parts) + 1)]
+        empty = (each for each in modules if not any(other.startswith(each + ".") for other in trained))
+        above.setdefault(starred(next(empty, name)), set()).add(starred(name))
+    return sorted(module if len(below) > 1 else next(iter(below)) for module, below in above.items())
 
 
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether a layer stores its weight as (d_in, d_out)."""
-    from transformers.pytorch_utils import Conv1D
+def _match(target: str, names: Collection[str]) -> set[str]:
+    """The names that a target means: PEFT's rule for a plain one (the path or its end), else all of a pattern."""
+    if target == ALL_LINEAR:
+        return set(names)
+    if target.startswith(REGULAR):
+        pattern = re.compile(target.removeprefix(REGULAR))
+        return {name for name in names if pattern.fullmatch(name)}
+    if is_pattern(target):
+        return {name for name in names if fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")}
+    return {name for name in names if name == target or name.endswith("." + target)}
 
-    # a quantised layer is no Conv1D any more, the layer that its adapter will be loaded onto may be one
-    return isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
+
+def _peft_names(model: Any, targets: Sequence[str], trained: Collection[str]) -> list[str]:
+    """What `target_modules` of an adapter_config.json must hold: PEFT matches the ends of the paths of all modules."""
+    plain = [target for target in targets if target != ALL_LINEAR and not is_pattern(target)]
+    everything = dict(model.named_modules())
+    if len(plain) == len(targets) and set().union(*(_match(target, everything) for target in plain)) == set(trained):
+        return sorted(plain)
+    return sorted(trained)
 
 
-def _linear_size(module: nn.Module) -> tuple[int, int] | None:
-    """(d_in, d_out) of a linear layer, None for any other module."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if is_conv1d(module):
-        return module.weight.shape[0], module.weight.shape[1]  # type: ignore[union-attr]
-    return None
+def _unmatched(model: Any, linear: Mapping[str, Linear], targets: Sequence[str]) -> UsageError:
+    ends = sorted({name.rpartition(".")[2] for name in linear})
+    target = targets[0]
+    close = "" if is_pattern(target) else nearest(target.rpartition(".")[2], ends)
+    others = {name: f"a {type(module).__name__}" for name, module in model.named_modules() if name not in linear}
+    others |= {name: "a weight outside linear layers" for name, _ in model.named_parameters() if name not in others}
+    kinds = sorted({others[name] for name in _match(target, others)})
+    what = f" ({target} is {' or '.join(kinds)})" if kinds and not is_pattern(target) else ""
+    return UsageError(
+        f"lora_target_modules: no linear layer is named {', '.join(targets)}{what}",
+        hint=(f"did you mean {close}? " if close else "") + f"this model has {', '.join(ends)}; or use all-linear",
+    )
+
+
+def _other_kinds(model: Any, layers: Sequence[Linear]) -> list[str]:
+    """What all-linear does not adapt though it holds matrices: experts in one tensor, convolutions, routers."""
+    known = {layer.layer for layer in layers} | {model.get_output_embeddings()}
+    kinds: dict[str, list[str]] = {}
+    count = 0
+    for name, module in text_part(model).named_modules():
+        if module in known or isinstance(module, nn.Embedding) or linear_size(module) is not None:
+            continue
+        matrices = [weight.numel() for weight in module.parameters(recurse=False) if weight.ndim > 1]
+        if matrices:
+            count += sum(matrices)
+            kinds.setdefault(type(module).__name__, []).append(name)
+    places = [f"{_some(places_of(names, [layer.name for layer in layers]))} ({kind})" for kind, names in kinds.items()]
+    total = sum(weight.numel() for weight in model.parameters())
+    return [f"{', '.join(places)}: {count / total:.0%} of the weights are in no linear layer"] if places else []
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -199,7 +199,7 @@ class Training:
             self.lora.spec,
             self.config.base_model,
             fan_in_fan_out=is_fan_in_fan_out(self.bench.base.model),
-            layers=list(self.lora.layers),
+            targets=self.lora.peft_names,
         )
         header = {**self.record.header, "config_sha256": sha256_of_json(self.config.identity())}
         if self.remote is not None:
