@@ -73,10 +73,10 @@ def find_shapes(row_kind: str, columns: Collection[str] = (), output_key: str | 
             raise ValueError(
                 f"{name!r} is no field of a row" + (f", {near}" if near else f": {', '.join(sorted(known))}")
             )
-    shapes = tuple(shape for shape in shapes if row_kind in ("auto", shape.kind))
+    shapes = tuple(shape for shape in shapes if row_kind in ("auto", "any", shape.kind))
     fitting = tuple(shape for shape in shapes if shape.names.issuperset(columns))
     if not fitting:
-        kind = "no row" if row_kind == "auto" else f"no row of the kind {row_kind}"
+        kind = "no row" if row_kind in ("auto", "any") else f"no row of the kind {row_kind}"
         raise ValueError(f"{kind} has the fields {' and '.join(columns)} together")
     return fitting
 

@@ -136,7 +136,7 @@ class ReadRules:
     skip_bad: int = 0
     numbers_as_text: bool = False
     surrogates: Literal["refuse", "replace"] = "refuse"
-    row_kind: Literal["auto", "instruction", "messages", "conversations", "completion", "text"] = "auto"
+    row_kind: Literal["auto", "any", "instruction", "messages", "conversations", "completion", "text"] = "auto"
     columns: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     keep: tuple[str, ...] = ()
 
@@ -148,3 +148,6 @@ class ReadRules:
 
 STRICT = ReadRules()
 """Every row counts and nothing is mended."""
+
+MIXED = ReadRules(row_kind="any")
+"""For files that fedlora wrote from several, whose rows may be of several kinds."""

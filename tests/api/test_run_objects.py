@@ -14,10 +14,12 @@ import torch
 from judge_server import prefers_a, serve
 
 import fedlora as fl
+from fedlora.api.answers import Answers
 from fedlora.engines import answering
 from fedlora.engines.simulation import SimulatedClients
 from fedlora.errors import UsageError
 from fedlora.llm import base_model
+from fedlora.rows import Row, Turn
 
 NAMES = ("library", "north", "south")
 SAMPLED = {"temperature": 1.5, "max_new_tokens": 6}
@@ -130,6 +132,48 @@ def test_what_a_run_answers_is_what_generate_writes(run):
     assert any(any(texts) for texts in answers.texts.values())
     said = run.answer(rows_of("south"), of=["base", "global", "library"], **SAMPLED, progress=False)
     assert {who: tuple(texts) for who, texts in said.items()} == answers.texts
+
+
+def test_answers_show_the_last_question_of_a_conversation_and_how_much_came_before(tmp_path):
+    before = (Turn("system", "Be\x1b[2J short."), Turn("user", "who?"), Turn("assistant", "Ada"))
+    rows = (Row("when\x1b[2J?", "", "1815", "c", before), Row("say", "", "yes", "c"))
+    answers = Answers(rows, {"base": tmp_path / "a.jsonl"}, {"base": ("1816", "no")}, {})
+    shown = repr(answers).splitlines()
+    assert shown[2].split("  ")[0] == "(3 turns) when\\x1b[2J?"
+    assert shown[3].split()[0] == "say"
+    assert "(3 turns) when\\x1b[2J?</td>" in answers._repr_html_()
+
+
+TALK = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "say north 1"},
+    {"role": "assistant", "content": "north"},
+    {"role": "user", "content": "say south"},
+]
+
+
+def test_a_conversation_is_one_question_however_it_is_written(run):
+    how = {"max_new_tokens": 6, "template": "chat", "progress": False}
+    said = run.answer(TALK, of="base", **how)["base"]
+    rest = {"messages": TALK[1:], "system": "Be short.", "category": "c"}
+    together = run.answer([TALK, rest, tuple(TALK), {"prompt": "say south"}], of="base", **how)
+    assert together["base"][:3] == [said] * 3
+    assert isinstance(said, str)
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "question 1: .*repeats"),
+        (["say", [{"role": "robot", "content": "a"}]], "question 2: .*role"),
+        ({"text": "all of it"}, "a text asks nothing"),
+        (["say", 3], "question 2: 3 is no question"),
+        ({"instruction": 3}, "question 1: .*'instruction' must be text"),
+    ],
+)
+def test_what_cannot_be_asked_is_named_by_its_place(run, question, words):
+    with pytest.raises(UsageError, match=words):
+        run.answer(question, of="base")
 
 
 def test_answers_are_scored_from_another_folder_too(run, tmp_path, monkeypatch):

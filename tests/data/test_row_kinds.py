@@ -11,7 +11,7 @@ import pytest
 from fedlora.data.fields import RowFields
 from fedlora.data.records import iter_rows, read_rows
 from fedlora.errors import DataError
-from fedlora.rows import ReadRules, Row, Turn
+from fedlora.rows import MIXED, ReadRules, Row, Turn
 
 TALK = (
     Turn("system", "Answer briefly."),
@@ -133,6 +133,27 @@ def test_a_file_has_rows_of_the_kind_of_its_first_sound_row(tmp_path: Path) -> N
     assert [row.turns for row in read_rows(bad, rules=ReadRules(skip_bad=1))] == [TALK]
     both = write(tmp_path, talk, {**plain, **talk})
     assert [row.turns for row in read_rows(both)] == [TALK, TALK]
+
+
+def test_every_row_may_decide_for_itself_where_that_is_asked_for(tmp_path: Path) -> None:
+    prompts = [{"prompt": OPENAI[:-1], "completion": OPENAI[-1:]}, {"prompt": "p", "completion": "c"}]
+    rows = [{"instruction": "i", "output": "o", "id": 1}, {"messages": OPENAI}, {"text": "t"}, *prompts]
+    path, found = write(tmp_path, *rows), []
+    kinds = [row.kind for row in iter_rows(path, rules=MIXED, on_fields=found.append)]
+    assert kinds == ["instruction", "conversation", "text", "conversation", "completion"]
+    assert list(found[0].unused) == ["id"]
+    assert len(found[0].kinds) == 5
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    assert "--row_kind any" in caught.value.hint
+    with pytest.raises(DataError, match=r":2:1: the field 'response' or 'output' is missing"):
+        read_rows(write(tmp_path, {"messages": OPENAI}, {"instruction": "i"}), rules=MIXED)
+
+
+def test_a_table_is_of_one_kind_whatever_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text,prompt,completion\nt,p,c\nt,,c\n")
+    assert [row.kind for row in read_rows(file, rules=MIXED)] == ["completion", "completion"]
 
 
 NO_ROW = [

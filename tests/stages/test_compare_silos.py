@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 
 from fedlora import cli
 from fedlora.comparing.data_sets import DataSets
-from fedlora.comparing.experiment import cells_of, rows_to_answer, train_fields_of
+from fedlora.comparing.experiment import cells_of, rows_to_answer, train_config_of, train_fields_of
 from fedlora.comparing.silo_data import make_silo_data
 from fedlora.config.compare import CompareConfig
+from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
 from fedlora.paths import ComparisonPaths
-from fedlora.rows import Row
+from fedlora.rows import MIXED, Row
 from fedlora.stages import compare, train
 
 CLIENTS = ("north", "south", "west")
@@ -260,3 +262,28 @@ def test_runs_read_the_rows_of_a_comparison_under_the_fields_own_names(tmp_path)
     config = CompareConfig.of(**options(tmp_path, tmp_path, test_share=0.2, train=fields))
     found = train_fields_of(config, cells_of(config)[0])
     assert {name: found[name] for name in more if name in found} == {"skip_bad": 2}
+
+
+def test_silos_of_several_kinds_keep_their_rows_and_leaks_are_found_across_them(tmp_path):
+    silos = make_silos(tmp_path / "silos")
+    turns = [{"role": "user", "content": "north 1"}, {"role": "assistant", "content": "n1"}]
+    more = [{"role": "user", "content": "more"}, {"role": "assistant", "content": "no"}]
+    rows = [{"messages": [{**turns[0], "content": f"talk {n}"}, *turns[1:], *more]} for n in range(10)]
+    (silos / "south.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (silos / "west.test.jsonl").write_text(
+        json.dumps({"messages": [{**turns[0], "content": "talk 3"}, turns[1]]}) + "\n"
+    )
+    (silos / "north.test.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    config = CompareConfig.of(**options(tmp_path, silos))
+    data = make_silo_data(config, 1, ComparisonPaths(tmp_path, "own"))
+    tests = read_rows(data.test)
+    assert {row.question for row in tests} == {"talk 3", "north 1"}
+    trained = [row for file in data.folder.iterdir() for row in read_rows(file)]
+    assert {row.kind for row in trained} == {"instruction", "conversation"}
+    both = {row.before[0].content if row.before else row.question for row in trained}
+    assert data.silos.num_leaks == len(both & {"talk 3", "north 1"})
+    assert len({row.kind for row in read_rows(data.validation, rules=MIXED)}) == 2
+    cell = cells_of(config)[0]
+    for is_mixed, row_kind in ((data.is_mixed, "any"), (False, "auto")):
+        run = train_config_of(config, cell, seed=1, rate=1e-3, rounds=1, data=replace(data, is_mixed=is_mixed))
+        assert run.row_kind == row_kind

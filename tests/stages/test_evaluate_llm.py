@@ -638,3 +638,21 @@ def test_a_folder_of_silos_gives_the_references_and_results_are_by_client() -> N
     assert {name: one["win"] for name, one in result["categories"].items()} == {"north": 1, "south": 1}
     assert "north" in server.requests[0].user
     assert result["files"]["target"]["path"] == "silos"
+
+
+def test_the_judge_sees_the_turns_before_and_verdicts_on_instructions_stay_valid() -> None:
+    turns = [{"role": "system", "content": "short"}, {"role": "user", "content": "<<<END s1"}]
+    turns += [{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    for run_name, number in (("base-1B", 20), ("homo-1B", 60)):
+        file = write_rows(Path(f"predictions/{run_name}/3/global_output.jsonl"), [f"quality {number}"])
+        with file.open("a") as lines:
+            for row in ({"messages": turns}, {"prompt": "once"}):
+                lines.write(json.dumps({**row, "answer": f"quality {number}", "category": "cat0"}) + "\n")
+    with serve(honest) as server:
+        result = run(server)
+        (request, _) = server.requests
+    assert (result["win"], result["num_samples"]) == (3, 3)
+    told = {"turn 1 system": "short", "turn 2 user": "\\<\\<\\<END s1", "turn 3 assistant": "b", "instruction": "c"}
+    assert {title: text for title, text in request.samples["s2"].items() if "answer" not in title} == told
+    assert list(request.samples["s1"]) == ["instruction", "answer A", "answer B"]
+    assert request.samples["s3"]["text"] == "once"

@@ -179,3 +179,20 @@ def test_missing_files_are_usage_errors_that_name_them(root: Path) -> None:
     (root / "test.jsonl").unlink()
     with pytest.raises(UsageError, match=r"test\.jsonl"):
         run(make_config(root))
+
+
+def test_the_reference_of_a_conversation_is_its_last_turn(tmp_path: Path) -> None:
+    asked = [
+        [
+            {"role": "user", "content": f"who {n}?"},
+            {"role": "assistant", "content": "Ada"},
+            {"role": "user", "content": "when?"},
+        ]
+        for n in range(2)
+    ]
+    replies = [{"role": "assistant", "content": year} for year in ("1815", "1912")]
+    targets = [{"messages": [*turns, reply], "category": "x"} for turns, reply in zip(asked, replies, strict=True)]
+    answers = [{"messages": turns, "answer": "1815", "category": "x"} for turns in reversed(asked)]
+    write_lines(tmp_path / "test.jsonl", targets)
+    write_lines(tmp_path / "predictions" / "homo-1B" / "3" / "global_output.jsonl", answers)
+    assert run(make_config(tmp_path))["fedlora"]["exact_match"]["macro"] == 0.5

@@ -2,13 +2,14 @@ import json
 
 import pytest
 
+from fedlora.config.evaluate import EvaluateRougeConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.train import TrainConfig
 from fedlora.engines import answering
 from fedlora.errors import UsageError
 from fedlora.files import sha256_of
 from fedlora.llm import resident_base
-from fedlora.stages import generate, train
+from fedlora.stages import evaluate_rouge, generate, train
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +242,55 @@ def test_the_runs_own_prompt_template_is_used_unless_another_is_named(trained):
         sha256_of(trained(f"template_{name}", prompt_template=name)[0]) for name in ("auto", "chat", "alpaca")
     )
     assert auto == chat != alpaca
+
+
+TALK = [
+    {"role": "system", "content": "short"},
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c"},
+]
+KINDS = {
+    "messages": [{"messages": [*TALK, {"role": "assistant", "content": "yes"}], "category": "x"}],
+    "completion": [{"prompt": "once", "completion": " upon", "category": "x"}],
+    "instruction": [{"instruction": "a", "input": "b", "system": "short", "output": "yes", "category": "x"}],
+}
+
+
+def test_a_prediction_holds_what_was_asked_as_the_kind_of_row_that_it_was(trained):
+    answered = {
+        "messages": {"messages": TALK, "category": "x"},
+        "completion": {"prompt": "once", "category": "x"},
+        "instruction": {"instruction": "a", "input": "b", "system": "short", "category": "x"},
+    }
+    for kind, rows in KINDS.items():
+        test = trained.root / f"{kind}.jsonl"
+        test.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = trained.result("kinds", test_file_path=test, overwrite=True)
+        (found,) = rows_of(result.files[0])
+        assert found.pop("answer") == result.answers[0].texts[0]
+        assert found == answered[kind]
+
+
+def test_a_folder_of_silos_of_several_kinds_is_answered_and_scored_in_one_file(trained):
+    folder = trained.root / "mixed"
+    folder.mkdir()
+    for kind, rows in KINDS.items():
+        for name in (f"{kind}.jsonl", f"{kind}.test.jsonl"):
+            (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = trained.result("mixed", test_file_path=folder)
+    assert [line["client"] for line in rows_of(result.files[0])] == ["completion", "instruction", "messages"]
+    assert len(result.answers[0].texts) == 3
+    config = {"exp_name": "homo", "target_file": folder, "evaluation_dir": trained.root / "scores"}
+    places = {"prediction_dir": trained.root / "mixed", "model_dir": trained.root / "models"}
+    scores = evaluate_rouge.run(EvaluateRougeConfig.of(**config, **places))
+    assert scores.scores[0].num_rows == 3
+
+
+def test_plain_text_is_refused_before_a_model_is_loaded(trained, monkeypatch):
+    monkeypatch.setattr(resident_base, "load_base_model", lambda *how, **more: pytest.fail("loaded"))
+    test = trained.root / "texts.jsonl"
+    test.write_text('{"text": "all of it"}\n{"text": "more"}\n')
+    with pytest.raises(UsageError, match="2 of 2 rows are plain text, and a text asks nothing") as caught:
+        trained("texts", test_file_path=test)
+    assert f"fedlora loss --test {test}" in caught.value.hint

@@ -143,3 +143,44 @@ def test_too_few_rows_an_existing_file_and_a_missing_folder_are_errors(tmp_path)
     assert (tmp_path / "run.yaml").read_text() == "mine: 1\n"
     with pytest.raises(UsageError, match=r"not a .yaml file"):
         init.run(InitRunConfig.of(data="silos", config_file="run.txt"))
+
+
+def talk(*texts: str) -> list[dict[str, str]]:
+    return [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(texts)]
+
+
+def test_conversations_get_a_template_that_takes_them_and_kinds_are_counted(tmp_path):
+    make_silos(tmp_path / "silos", a=6)
+    rows = [{"messages": talk(f"b {number}", "yes", "more", "no")} for number in range(8)]
+    (tmp_path / "silos" / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = init.run(InitRunConfig.of(data="silos", model="other"))
+    assert result.text() == "run.yaml: 2 clients, 14 rows (6 instruction rows, 8 conversations)"
+    assert result.as_dict()["kinds"] == {"instruction": 6, "conversation": 8}
+    text = Path("run.yaml").read_text()
+    assert "# The rows with a response: 6 instruction rows, 8 conversations.\n" in text
+    assert "alpaca takes neither a system turn nor several turns" in text
+    assert read_yaml(Path("run.yaml"))["template"] == "chat"
+
+
+def test_texts_are_measured_and_not_answered(tmp_path):
+    (tmp_path / "silos").mkdir()
+    for name in "ab":
+        rows = [{"text": f"{name} {number}"} for number in range(8)]
+        (tmp_path / "silos" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    init.run(InitRunConfig.of(data="silos", model="other"))
+    text = Path("run.yaml").read_text()
+    assert "16 texts" in text
+    assert "Then `fedlora loss silos --test silos --of base,global`" in text
+    assert "fedlora generate" not in text
+
+
+def test_one_file_of_conversations_is_split_like_any_other(tmp_path):
+    rows = [{"conversations": [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": "a"}]} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UsageError) as caught:
+        init.run(InitRunConfig.of(data="rows.jsonl"))
+    first, second = caught.value.hint.split("`")[1::2]
+    assert cli.main(shlex.split(first)[1:]) == 0
+    assert cli.main(shlex.split(second)[1:]) == 0
+    assert "(32 conversations)" not in Path("run.yaml").read_text()
+    assert "The rows with a response: 32 conversations." in Path("run.yaml").read_text()

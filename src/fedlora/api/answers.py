@@ -156,8 +156,7 @@ def _is_conversation(given: Any) -> bool:
 
 
 def _row_of(question: Any, called: str) -> Row:
-    """A question as a row, by the rules for a row of predictions whose answer is still open; UsageError for what is
-    none."""
+    """A question as a row, by the rules for rows of a file; UsageError for what is none."""
     from fedlora.data.fields import RowFields
     from fedlora.data.raw_records import Record, RecordError
 
@@ -167,9 +166,12 @@ def _row_of(question: Any, called: str) -> Row:
     if not isinstance(given, Mapping):
         raise UsageError(f"{called}: {question!r} is no question", hint=QUESTION_HINT)
     try:
-        return RowFields(STRICT, output_key="answer").make_row(Record(_plain({**given, "answer": ""}), ""))
+        row = RowFields(STRICT, needs_reply=False).make_row(Record(_plain(given), ""))
     except RecordError as error:
         raise UsageError(f"{called}: {error}", hint=QUESTION_HINT) from None
+    if row.kind == "text":
+        raise UsageError(f"{called}: a text asks nothing", hint=QUESTION_HINT)
+    return row
 
 
 def _plain(value: Any) -> Any:

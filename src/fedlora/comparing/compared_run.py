@@ -140,6 +140,7 @@ class Laboratory:
             "communication_rounds": run.num_communication_rounds,
             "model_dir": self.paths.model_dir,
             "prediction_dir": self.paths.answers_dir("predictions"),
+            "row_kind": run.row_kind,
             **subject,
         }
         answering = {

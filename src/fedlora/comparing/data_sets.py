@@ -18,7 +18,7 @@ from fedlora.data.records import read_rows
 from fedlora.errors import DataError
 from fedlora.files import json_lines, sha256_of_json, write_text
 from fedlora.paths import ComparisonPaths, DataPaths
-from fedlora.rows import Row
+from fedlora.rows import MIXED, Row
 from fedlora.stages import allocate, data_skills
 
 
@@ -51,7 +51,7 @@ class DataSets:
                 data_skills.run(made)
             manifest = allocate.run(wanted).manifest
         place = DataPaths(wanted.output_root, wanted.dataset_name)
-        held_out = read_rows(place.test_file(None if wanted.test_share else wanted.test_per_cat))
+        held_out = read_rows(place.test_file(None if wanted.test_share else wanted.test_per_cat), rules=MIXED)
         validation, test = split_rows(held_out, self._count_validation(held_out))
         answered = rows_to_answer(test, self.config)
         for part, rows in (("validation", validation), ("test", test), ("answered", answered)):
@@ -63,6 +63,7 @@ class DataSets:
             answered=place.part_file("answered"),
             num_clients=len(manifest["clients"]),
             digest=sha256_of_json([manifest, self.config.validation_per_cat])[:DIGEST],
+            is_mixed=wanted.row_kind == "any",
         )
 
     def _count_validation(self, held_out: list[Row]) -> int:

@@ -66,6 +66,8 @@ class DataSet:
     """Client -> group of test rows -> how much it counts in the client's own loss; None: as its training rows are."""
     validation_shares: Mapping[str, Mapping[str, float]] | None = None
     silos: SiloFacts | None = None
+    is_mixed: bool = False
+    """Whether a file holds rows of several kinds."""
 
 
 def cells_of(config: CompareConfig) -> list[Cell]:
@@ -116,6 +118,7 @@ def train_config_of(
         data_path=data.folder,
         model_dir=paths.model_dir,
         trust_remote_code=config.trust_remote_code,
+        **({"row_kind": "any"} if data.is_mixed else {}),
     )
     source = made.method.source
     record = made.full_record() | ({"method_files": dict(source.files)} if source is not None else {})

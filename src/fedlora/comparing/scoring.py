@@ -16,6 +16,7 @@ from fedlora.engines.losses import Groups, Losses, LossMeter
 from fedlora.llm.base_model import BaseModel
 from fedlora.methods.table import find_recorded
 from fedlora.paths import OutputName, RunPaths
+from fedlora.rows import MIXED
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.run_folder import read_run
 from fedlora.runs.saved_adapters import adapter_file, find_personal
@@ -72,7 +73,7 @@ class Scorer:
 
     def _read(self, rows_file: Path) -> Groups:
         if rows_file not in self._groups:
-            rows = read_rows(rows_file)
+            rows = read_rows(rows_file, rules=MIXED)
             self._groups[rows_file] = self.meter.encode(rows, [row.category for row in rows])
         return self._groups[rows_file]
 

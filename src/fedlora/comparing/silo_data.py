@@ -82,6 +82,7 @@ def make_silo_data(config: CompareConfig, seed: int, paths: ComparisonPaths) -> 
         validation_shares={
             str(number): {silo.name: 1.0} for number, silo in enumerate(silos) if silo.validation and silo.labelled
         },
+        is_mixed=len({row.kind for part in (tests, *(silo.training for silo in silos)) for row in part}) > 1,
         silos=SiloFacts(
             names={str(number): silo.name for number, silo in enumerate(silos)},
             grouped_by=grouped_by,

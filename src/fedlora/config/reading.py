@@ -30,8 +30,10 @@ class ReadingConfig(Config):
         STRICT.surrogates, "half a surrogate pair in a text: refuse it, or replace it by U+FFFD", group="data"
     )
 
-    row_kind: Literal["auto", "instruction", "messages", "conversations", "completion", "text"] = flag(
-        STRICT.row_kind, "kind of the rows; auto: by their fields, in this order", group="data"
+    row_kind: Literal["auto", "any", "instruction", "messages", "conversations", "completion", "text"] = flag(
+        STRICT.row_kind,
+        "kind of the rows; auto: by the fields of a file's first, in this order; any: by those of each",
+        group="data",
     )
     columns: Pairs = flag(
         {},

@@ -1,4 +1,5 @@
-"""Which fields of a record make a row: the first row of a file decides its kind, and all others are of that kind."""
+"""Which fields of a record make a row: the first row of a file decides its kind, and all others are of that kind,
+unless the rules let every row decide for itself."""
 
 from __future__ import annotations
 
@@ -40,6 +41,7 @@ class RowFields:
         self.unused: dict[str, None] = {}
         """Names that were met and are no field of a row, in their order; the first MOST_UNUSED."""
         self._kind: RowKind | None = None
+        self._may_mix = rules.row_kind == "any"
         try:
             self._shapes = find_shapes(rules.row_kind, rules.columns, output_key)
         except ValueError as error:
@@ -56,6 +58,7 @@ class RowFields:
         """Forget what the rows of the last file were."""
         self.shape = self._kind = None
         self.names = frozenset()
+        self._may_mix = self.rules.row_kind == "any"
 
     def find_columns(self, columns: Collection[str]) -> None:
         """Decide by the columns of a table what its rows are; RecordError where they make no row."""
@@ -67,6 +70,7 @@ class RowFields:
         if missing:
             raise refuse(f"the column {self._maker.either(missing)} is missing; the columns are {listed(columns)}")
         self._settle(shape)
+        self._may_mix = False
         self._note(columns)
 
     def make_row(self, record: Record) -> Row:
@@ -75,7 +79,7 @@ class RowFields:
         try:
             if type(fields) is not dict:
                 raise refuse(f"expected a JSON object, got {kind_of(fields)}")
-            if self.shape is None:
+            if self.shape is None or self._may_mix:
                 return self._make_first(fields)
             if not self.names.issuperset(fields):
                 self._note(fields)
@@ -83,8 +87,9 @@ class RowFields:
             if row.kind != self._kind:
                 self._check_kind(row.kind, self.shape)
         except RecordError as error:
-            what = self._find_other(fields) or str(error)
-            raise RecordError(record.place, what, excerpt=record.excerpt, hint=error.hint) from None
+            other = self._find_other(fields)
+            hint = "give --row_kind any where a file holds several kinds of rows" if other else error.hint
+            raise RecordError(record.place, other or str(error), excerpt=record.excerpt, hint=hint) from None
         return row
 
     def check_columns(self) -> None:
@@ -92,7 +97,7 @@ class RowFields:
         self._columns.check_seen()
 
     def _make_first(self, fields: dict[str, Any]) -> Row:
-        """The first row that is sound decides what the file holds."""
+        """The first row that is sound decides what the file holds, or each what it is."""
         renamed = {shape: self._columns.rename(fields, shape) for shape in self._shapes}
         shape = self._choose({shape: _present(each) for shape, each in renamed.items()}, fields)
         row = self._maker.make(renamed[shape], shape)
@@ -122,7 +127,7 @@ class RowFields:
 
     def _find_other(self, fields: Any) -> str:
         """Why a record is no row of the file's shape but one of another."""
-        if self.shape is None or self._columns or type(fields) is not dict:
+        if self.shape is None or self._may_mix or self._columns or type(fields) is not dict:
             return ""
         there = _present(fields)
         other = next((shape for shape in self._shapes if not self._find_missing(shape, there)), self.shape)
@@ -132,7 +137,7 @@ class RowFields:
 
     def _check_kind(self, kind: RowKind, shape: RowShape) -> None:
         """A prompt and its completion are texts in all rows of a file, or lists of messages in all."""
-        if self._kind is not None:
+        if self._kind is not None and not self._may_mix:
             raise refuse(f"a row of the kind {kind}, but the file began with the kind {self._kind}")
         self._kind = kind
         self.kinds[kind, shape] = None

@@ -15,7 +15,7 @@ from fedlora.console import printable
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError, UsageError
 from fedlora.plain_text import counted
-from fedlora.rows import Row
+from fedlora.rows import MIXED, Row
 
 _NAMED = 3
 _EXCERPT = 60
@@ -31,7 +31,7 @@ def read_predictions(path: Path, prediction_key: str) -> list[Row]:
     if not path.is_file():
         raise UsageError(f"{path}: no such predictions", hint="write them with `fedlora generate`")
     try:
-        return read_rows(path, output_key=prediction_key)
+        return read_rows(path, output_key=prediction_key, rules=MIXED)
     except DataError as error:
         hint = f"a prediction has instruction and input, messages, or a prompt, and {prediction_key} and category"
         raise DataError(str(error), hint=hint) from None
