@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.errors import UsageError
+from fedlora.home import user_folder
 
 POOLED = -1
 """The client id under which `pooled` trains: all rows of a cohort together."""
@@ -245,6 +246,11 @@ class ComparisonPaths:
         """Rows of the skills data, where no file is given."""
         return _below(self.root, "data", f"skills-{seed}.json")
 
+    @property
+    def scores_folder(self) -> Path:
+        """What was measured, a file for each run."""
+        return _below(self.root, "scores")
+
     def score_file(self, exp_name: str) -> Path:
         """What was measured of one run."""
         return _below(self.root, "scores", f"{check_name(exp_name, 'exp_name')}.json")
@@ -265,9 +271,7 @@ def report_file(report_dir: Path, name: str, suffix: str) -> Path:
 
 def cache_folder() -> Path:
     """Where converted models and tokenised rows are kept: FEDLORA_CACHE, else the user's cache folder."""
-    if chosen := os.environ.get("FEDLORA_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedlora"
+    return user_folder("FEDLORA_CACHE", "XDG_CACHE_HOME", ".cache", "fedlora")
 
 
 def tokens_folder() -> Path:
@@ -277,7 +281,5 @@ def tokens_folder() -> Path:
 
 def secret_file(secret_id: str) -> Path:
     """Where a private run's secret lies, away from what is shared: FEDLORA_SECRETS, else the user's state folder."""
-    if chosen := os.environ.get("FEDLORA_SECRETS"):
-        return Path(chosen).expanduser() / f"{check_name(secret_id, 'secret_id')}.key"
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return state / "fedlora" / "secrets" / f"{check_name(secret_id, 'secret_id')}.key"
+    folder = user_folder("FEDLORA_SECRETS", "XDG_STATE_HOME", ".local/state", "fedlora/secrets")
+    return folder / f"{check_name(secret_id, 'secret_id')}.key"

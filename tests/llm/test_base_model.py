@@ -133,12 +133,11 @@ def test_a_local_path_that_is_missing_is_no_matter_of_the_hub(name, monkeypatch,
         assert "hub" not in caught.value.hint
 
 
-def test_a_home_folder_that_was_not_written_out_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "llama").mkdir()
-    with pytest.raises(UsageError, match="no such folder") as caught:
-        load_base_model("~/llama")
-    assert caught.value.hint == f"write {tmp_path}/llama"
+def test_a_base_below_the_home_folder_is_found(monkeypatch, tiny_model):
+    monkeypatch.setenv("HOME", str(tiny_model.parent))
+    base = load_outline(f"~/{tiny_model.name}", device="cpu")
+    assert base.name == f"~/{tiny_model.name}"
+    assert base.identity == load_outline(f"{tiny_model}/", device="cpu").identity
 
 
 @pytest.mark.parametrize("name", ["some-model", "meta-llama/Llama-3.2-1B", "a.b/c_d"])

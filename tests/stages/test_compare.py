@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from changed_bases import add_one, change_weights
 from installed_method import EXAMPLE
 from lost_signals import lose_signal
 
@@ -460,3 +461,26 @@ def test_methods_from_outside_are_rows_by_name_or_as_they_are(tmp_path):
             CompareConfig.make({}, file=yaml)
     with pytest.raises(UsageError, match="step='much'"):
         CompareConfig.of(budget_steps=1, modes=[{"mode": place, "step": "much"}])
+
+
+def test_a_comparison_finds_its_runs_wherever_their_base_lies_and_refuses_another(tiny_model, tmp_path, undrawn):
+    changes = {"modes": ["homo"], "seeds": [1], "learning_rates": [1e-3], "budget_steps": 4}
+    here, there = tmp_path / "base", tmp_path / "moved"
+    shutil.copytree(tiny_model, here)
+    first = compare.run(CompareConfig.of(**options(here, tmp_path, **changes))).record
+    names = {path.name: path.read_bytes() for path in (tmp_path / "tiny" / "scores").iterdir()}
+    assert all(json.loads(content)["base_model"]["identity"]["weights"] for content in names.values())
+    here.rename(there)
+    planned = compare.run(CompareConfig.of(**options(there, tmp_path, plan=True, **changes))).record
+    assert planned["done"] == planned["runs"]
+    again = compare.run(CompareConfig.of(**options(there, tmp_path, **changes))).record
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tiny" / "scores").iterdir()} == names
+    assert again["rows"] == first["rows"]
+    # one more seed trains on the base where it lies now, under the name that the records have
+    compare.run(CompareConfig.of(**options(there, tmp_path, **{**changes, "seeds": [1, 2]})))
+    told = [json.loads(path.read_text())["base_model"]["name"] for path in (tmp_path / "tiny" / "scores").iterdir()]
+    assert set(told) == {str(here)}
+    shutil.copytree(there, here)
+    change_weights(here, "model.norm.weight", add_one)
+    with pytest.raises(UsageError, match=r"is not the base that was measured under this name.*different: weights"):
+        compare.run(CompareConfig.of(**options(here, tmp_path, **changes)))

@@ -253,6 +253,29 @@ def test_experiments_that_differ_in_what_makes_them_comparable_get_a_warning(
     assert f"warning: {findings.warnings[0]}" in "\n".join(main_table_parts(findings))
 
 
+IDENTITY = {"configuration": "a", "tokenizer": "b", "weights": "c"}
+
+
+@pytest.mark.parametrize(
+    ("seq", "words"),
+    [
+        ({"base_model": "elsewhere/tiny", "base_identity": IDENTITY}, None),
+        ({"base_identity": {**IDENTITY, "weights": "d"}}, "differ in base model: tiny "),
+        # an older run has none: names are compared
+        ({"base_model": "other"}, "differ in base model: tiny (homo); other (seq)"),
+        ({}, None),
+    ],
+)
+def test_base_models_are_compared_by_identity_where_every_run_has_one(
+    world: World, seq: dict[str, Any], words: str | None
+) -> None:
+    world.train("homo", base_identity=IDENTITY)
+    world.train("seq", **seq)
+    warnings = report_of(world, "homo", "seq")[0].warnings
+    assert [words in warning for warning in warnings if words] == ([True] if words else [])
+    assert len(warnings) == bool(words)
+
+
 def test_the_steps_of_all_none_clients_together_are_compared_with_the_other_modes(world: World) -> None:
     world.train("none", steps=5)
     findings, _, _ = report_of(world, *ALL)

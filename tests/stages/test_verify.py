@@ -67,8 +67,9 @@ def test_a_run_is_computed_again_without_its_base_model(trained, tiny_model, mod
     run = trained(mode, optimizer_state="keep" if mode in PLAIN else "reset", **share)
     monkeypatch.setattr("fedlora.llm.base_model.load_base_model", lambda *_: pytest.fail("the base was loaded"))
     lines = check(run).splitlines()
-    assert [line.split(",")[0] for line in lines] == ["round 1: ok", "round 2: ok", "metrics.jsonl: ok"]
-    assert all("recomputed to the same bytes" in line for line in lines[:2])
+    expected = ["base model: ok", "round 1: ok", "round 2: ok", "metrics.jsonl: ok"]
+    assert [line.split(",")[0] for line in lines] == expected
+    assert all("recomputed to the same bytes" in line for line in lines[1:3])
 
 
 def test_limits_and_left_out_clients_are_computed_again(trained, monkeypatch):

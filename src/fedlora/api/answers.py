@@ -13,6 +13,7 @@ from fedlora.config.evaluate import EvaluateLlmConfig, EvaluateRougeConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.loss import LossConfig
 from fedlora.errors import UsageError
+from fedlora.home import path_at_home
 from fedlora.plain_text import counted, one_line, table_text
 from fedlora.results import Result
 from fedlora.rows import STRICT, Row
@@ -44,7 +45,7 @@ class Answers(Result):
 
         `test` holds the reference answers, by default the file that was answered.
         """
-        given = {**self.made_by, **({} if test is None else {"test": Path(test).absolute()}), **keywords}
+        given = {**self.made_by, **({} if test is None else {"test": path_at_home(test).absolute()}), **keywords}
         return score(progress=progress, **given)
 
     def parts(self) -> Sequence[str]:

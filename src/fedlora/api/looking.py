@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora.api.entrance import PathLike, call, entered
@@ -12,6 +11,7 @@ from fedlora.config.compare import CompareConfig
 from fedlora.config.evaluate import ReportConfig
 from fedlora.config.reaggregate import ReaggregateConfig
 from fedlora.config.runs import RunsConfig, VerifyConfig
+from fedlora.home import path_at_home
 from fedlora.openmp import limit_spinning
 from fedlora.paths import RunPaths
 from fedlora.runs.run_folder import read_run
@@ -31,9 +31,9 @@ def open(folder: PathLike) -> Run:  # noqa: A001 - the public name
     >>> run.name, len(run)
     ('pair', 2)
     """
-    place = Path(folder).expanduser().absolute()
-    paths = RunPaths(place.parent, place.name)
     with entered("open", RunsConfig, {"model_dir": folder}, progress=True):
+        place = path_at_home(folder).absolute()
+        paths = RunPaths(place.parent, place.name)
         read_run(paths)
     return Run(paths)
 
@@ -57,6 +57,7 @@ def verify(config: PathLike | None = None, *, progress: bool = True, **keywords:
     error lists everything that was checked.
 
     >>> print(fl.verify(name="pair", progress=False))
+    base model: ok
     round 1: ok, 9 files, recomputed to the same bytes
     round 2: ok, 9 files, recomputed to the same bytes
     metrics.jsonl: ok

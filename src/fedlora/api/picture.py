@@ -10,6 +10,7 @@ from fedlora.api.entrance import PathLike, entered, make_config
 from fedlora.config.evaluate import ReportConfig
 from fedlora.errors import UsageError
 from fedlora.files import write_bytes
+from fedlora.home import path_at_home
 from fedlora.reporting.experiments import find_round, load_experiment
 from fedlora.reporting.findings import gather_findings
 from fedlora.reporting.rounds_figure import draw_rounds
@@ -27,7 +28,7 @@ class Picture:
 
     def save(self, path: PathLike) -> Path:
         """Write the picture to a file, and return its path. Raises StorageError."""
-        file = Path(path)
+        file = path_at_home(path)
         write_bytes(file, self.png)
         return file
 

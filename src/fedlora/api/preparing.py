@@ -10,6 +10,7 @@ from fedlora.api.entrance import PathLike, call, entered
 from fedlora.api.signatures import takes
 from fedlora.config.data import AllocateConfig
 from fedlora.config.plan import PlanConfig
+from fedlora.home import path_at_home
 from fedlora.openmp import limit_spinning
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def silos(
     from fedlora.data.silo_files import write_silos
 
     with entered("silos", AllocateConfig, {}, progress=progress):
-        return write_silos(clients, Path(folder), overwrite=overwrite)
+        return write_silos(clients, path_at_home(folder), overwrite=overwrite)
 
 
 @takes(AllocateConfig)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedlora.console import duration
 from fedlora.data.client_names import client_numbers, shown_client
 from fedlora.errors import UsageError
+from fedlora.home import path_at_home
 from fedlora.nearest import suggest
 from fedlora.paths import OutputName, RunPaths
 from fedlora.plain_text import NOTHING, Table, counted, number_text, one_line, size_text, table_text
@@ -147,7 +148,7 @@ class Run(Result):
         """Write the report of this run alone to `folder`, by default `reports/NAME`: `fedlora.report` of this run."""
         from fedlora.api.looking import report
 
-        place = Path("reports", self.name) if folder is None else Path(folder).absolute()
+        place = Path("reports", self.name) if folder is None else path_at_home(folder).absolute()
         given = {"names": [self.name], "round": self._last(), "model_dir": self.paths.model_dir}
         return report(progress=progress, report_dir=place.parent, report_name=place.name, **{**given, **keywords})
 

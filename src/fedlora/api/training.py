@@ -12,6 +12,7 @@ from fedlora.api.run import Round, Run
 from fedlora.api.signatures import takes
 from fedlora.config.train import TrainConfig
 from fedlora.errors import LockedError
+from fedlora.home import path_at_home
 from fedlora.openmp import limit_spinning
 from fedlora.paths import RunPaths, check_name
 from fedlora.stages import train as stage
@@ -64,11 +65,13 @@ def rounds(config: PathLike | None = None, *, progress: bool = True, **keywords:
     with entered("rounds", TrainConfig, keywords, progress=progress):
         made = make_config(TrainConfig, config, keywords)
         run = _run_of(made)
-    # a loop may leave this folder between two rounds
+    # a loop may leave this folder before and between rounds
     here: dict[str, Any] = {name: getattr(made, name).absolute() for name in ("model_dir", "data_path")}
     if made.val_data_path:
         here["val_data_path"] = str(Path(made.val_data_path).absolute())
-    return _iterate(made.model_copy(update=here), run, "rounds", keywords, progress)
+    base = path_at_home(made.base_model)
+    place = str(base.absolute()) if base.is_dir() else ""
+    return _iterate(made.model_copy(update=here), run, "rounds", keywords, progress, place)
 
 
 _held: dict[Path, Generator[int]] = {}
@@ -76,16 +79,17 @@ _held: dict[Path, Generator[int]] = {}
 
 
 def _iterate(
-    config: TrainConfig, run: Run, function: str, keywords: Mapping[str, Any], progress: bool
+    config: TrainConfig, run: Run, function: str, keywords: Mapping[str, Any], progress: bool, place: str = ""
 ) -> Iterator[Round]:
-    """The rounds of a run as they are done, each step of the training inside `entered`, and nothing between them."""
+    """The rounds of a run as they are done, each step of the training inside `entered`, and nothing between them;
+    `place` is where the base lies, when that is not its name."""
     folder = run.folder
     if (earlier := _held.pop(folder, None)) is not None:
         # it runs in another thread when it cannot be closed, and then the run is locked
         with contextlib.suppress(ValueError):
             earlier.close()
     limit_spinning()
-    steps = stage.rounds(config)
+    steps = stage.rounds(config, place=place)
     _held[folder] = steps
     try:
         while True:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.comparing.experiment import DataSet, base_name_of
+from fedlora.comparing.known_bases import KnownBases
 from fedlora.comparing.scoring import Scorer, measure_spending
 from fedlora.config.compare import CompareConfig
 from fedlora.config.evaluate import EvaluateRougeConfig
@@ -43,6 +44,7 @@ class Laboratory:
     config: CompareConfig
     paths: ComparisonPaths
     base: ResidentBase
+    bases: KnownBases
 
     def find(self, name: str) -> Record | None:
         """The record of a run; None when it must be trained, for the first time or as a retry."""
@@ -63,7 +65,9 @@ class Laboratory:
         with _recording(record):
             paths = train.run(run, load=self.base.load).paths
             record["validation"] = _finite(self._scorer(run).score_run(paths, data.validation), "validation")
-            shares = data.shares or client_shares(read_run(paths).clients)
+            recorded = read_run(paths)
+            record["base_model"] = self.bases.describe(run.base_model, recorded.base_identity)
+            shares = data.shares or client_shares(recorded.clients)
             if data.validation_shares is not None:
                 record["validation_shares"] = data.validation_shares
             record |= {"state": TRAINED, "spent": measure_spending(paths), "shares": shares, "test": None}
@@ -101,13 +105,15 @@ class Laboratory:
 
     def test_base(self, run: TrainConfig, data: DataSet) -> Record:
         """The untrained base on the test rows of a data set."""
-        name = base_name_of(run, data)
+        name = base_name_of(run, data, self.bases)
         known = self.find(name) or {"run": name, "mode": "base", "seed": run.seed, "state": TRAINED, "test": None}
         answered = bool(self.config.answers_per_cat)
         if known["test"] is not None and ("answers" in known or not answered):
             return known
         with collect_lines():
-            known["test"] = {"global": self._scorer(run).losses(None, data.test), "clients": {}}
+            scorer = self._scorer(run)
+            known["base_model"] = self.bases.describe(run.base_model, scorer.base_identity)
+            known["test"] = {"global": scorer.losses(None, data.test), "clients": {}}
             if answered:
                 asked = self._ask(run, data, name, is_base_model=True)
                 known["answers"] = {"global": asked, "clients": {}}

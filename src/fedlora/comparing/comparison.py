@@ -162,7 +162,8 @@ class Comparing:
 
     def _make_run(self, cell: Cell, seed: int, rate: float) -> TrainConfig:
         rounds, data = self._share(cell, seed).rounds, self._data.find(cell.setting, seed)
-        return train_config_of(self.config, cell, seed=seed, rate=rate, rounds=rounds, data=data)
+        bases = self.laboratory.bases
+        return train_config_of(self.config, cell, seed=seed, rate=rate, rounds=rounds, data=data, bases=bases)
 
     def _names(self, cell: Cell) -> list[tuple[str, ...]]:
         """The runs of a cell, each as the names it may have: the learning rate of the further seeds is chosen later."""
@@ -179,7 +180,8 @@ class Comparing:
         data = self._data.find(cell.setting, seed)
         # of as many rounds as any method asks for: how many it will be is what is counted here
         rate = self.config.rates_of(cell.contender)[0]
-        config = train_config_of(self.config, cell, seed=seed, rate=rate, rounds=sys.maxsize, data=data)
+        bases = self.laboratory.bases
+        config = train_config_of(self.config, cell, seed=seed, rate=rate, rounds=sys.maxsize, data=data, bases=bases)
         return fit_rounds(
             config,
             self._count_rows(config, data),

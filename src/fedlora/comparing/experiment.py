@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedlora.comparing.known_bases import KnownBases
 from fedlora.config.compare import CompareConfig
 from fedlora.config.contenders import DATA_FIELDS, Contender, Setting
 from fedlora.config.data import AllocateConfig
@@ -104,7 +105,7 @@ def train_fields_of(config: CompareConfig, cell: Cell) -> dict[str, Any]:
 
 
 def train_config_of(
-    config: CompareConfig, cell: Cell, *, seed: int, rate: float, rounds: int, data: DataSet
+    config: CompareConfig, cell: Cell, *, seed: int, rate: float, rounds: int, data: DataSet, bases: KnownBases
 ) -> TrainConfig:
     """The configuration of one run, under its name; UsageError where it cannot be."""
     paths = ComparisonPaths(config.output_dir, config.name)
@@ -121,16 +122,18 @@ def train_config_of(
         **({"row_kind": "any"} if data.is_mixed else {}),
     )
     source = made.method.source
-    record = made.full_record() | ({"method_files": dict(source.files)} if source is not None else {})
+    record = made.full_record() | {"base_model": bases.name_of(made.base_model)}
+    record |= {"method_files": dict(source.files)} if source is not None else {}
     mode = made.federation_mode.replace("/", "-")
     named = f"{mode}-s{seed}-lr{rate:g}-{digest_of(record, data)}".replace("+", "")
     return made.model_copy(update={"exp_name": named})
 
 
-def base_name_of(train: TrainConfig, data: DataSet) -> str:
+def base_name_of(train: TrainConfig, data: DataSet, bases: KnownBases) -> str:
     """The name under which the base model's own loss on a data set is kept."""
-    names = ("base_model", "base_dtype", "quantization", "cutoff_len")
-    return f"base-{digest_of({name: getattr(train, name) for name in names} | train.prompting.record(), data)}"
+    names = ("base_dtype", "quantization", "cutoff_len")
+    fields = {name: getattr(train, name) for name in names} | {"base_model": bases.name_of(train.base_model)}
+    return f"base-{digest_of(fields | train.prompting.record(), data)}"
 
 
 def digest_of(record: Mapping[str, Any], data: DataSet) -> str:

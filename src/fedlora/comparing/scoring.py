@@ -38,6 +38,7 @@ class Scorer:
 
     def __init__(self, base: BaseModel, config: TrainConfig) -> None:
         self.meter = LossMeter(base, config)
+        self.base_identity = base.identity.record() if base.identity else None
         self.config = config
         self._groups: dict[Path, Groups] = {}
 

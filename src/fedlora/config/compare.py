@@ -32,6 +32,7 @@ from fedlora.config.names import note_spelling
 from fedlora.config.reading import READING_FIELDS
 from fedlora.config.schema import Config, Names, OptionalInt, flag
 from fedlora.files import is_saved_dataset
+from fedlora.home import path_at_home
 from fedlora.methods.outside import locate
 from fedlora.methods.row import Method
 from fedlora.methods.table import BASELINES, find_method
@@ -172,7 +173,7 @@ class CompareConfig(Config):
         if isinstance(value, Path):
             return value
         fields = read_data_fields(value, "in data")
-        folder = Path(str(fields.get("input_file", "")))
+        folder = path_at_home(str(fields.get("input_file", "")))
         if fields.get("input_file") and folder.is_dir() and not is_saved_dataset(folder):
             raise ValueError(f"input_file={folder} is a folder: for one file per client, give data={folder}")
         return fields

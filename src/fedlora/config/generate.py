@@ -20,7 +20,7 @@ class GenerateConfig(ReadingConfig, NamesTemplate):
     exp_name: str = flag("fedavg-1B", "run whose adapters answer", everyday=True)
     of_subjects: Subjects = flag(None, f"who answers: {WORDS}", everyday=True, if_none="global")
     base_model: str = flag(
-        "meta-llama/Llama-3.2-1B", "base model; a run's adapters answer on the one they were trained on", everyday=True
+        "meta-llama/Llama-3.2-1B", "base model; of a run, where the base that it was trained on lies now", everyday=True
     )
     model_dir: Path = flag(Path("./models"), "root folder of all runs", everyday=True)
     is_global_model: bool = flag(True, "answer with the global adapter; false: with the one of client_id")

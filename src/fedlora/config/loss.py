@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedlora.config.reading import ReadingConfig
-from fedlora.config.schema import flag
+from fedlora.config.schema import flag, place_of_base
 from fedlora.config.train_fields import Precision
 from fedlora.config.who import ROUNDS, WORDS, Subjects, WhichRound
 
@@ -24,6 +24,7 @@ class LossConfig(ReadingConfig):
     test_file_path: Path = flag(
         Path("./data/dataset1/dolly_test_200.jsonl"), "rows with the reference answers", everyday=True
     )
+    base_model: str = place_of_base(everyday=True)
     model_dir: Path = flag(Path("./models"), "root folder of all runs", everyday=True)
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>", everyday=True)
     base_dtype: Precision = flag(

@@ -11,7 +11,7 @@ from pydantic import field_validator, model_validator
 
 from fedlora.config.method_options import MethodOptions
 from fedlora.config.reading import ReadingConfig
-from fedlora.config.schema import Names, flag
+from fedlora.config.schema import Names, PathText, flag, place_of_base
 from fedlora.config.train_fields import Precision
 from fedlora.methods.row import Method
 from fedlora.methods.table import METHODS
@@ -43,9 +43,10 @@ class ReaggregateConfig(ReadingConfig, MethodOptions):
         "", "weights of the clients: examples, tokens, uniform, or one each: library:2,1:0.5", if_none="the run's"
     )
     federation_mode: str = flag("", "method whose server aggregates", if_none="the run's")
-    val_data_path: str = flag(
+    val_data_path: PathText = flag(
         "", "file of rows on which both adapters of every round are evaluated", if_none="no evaluation"
     )
+    base_model: str = place_of_base()
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>; used with val_data_path")
     base_dtype: Precision = flag("auto", "number type of the frozen base model; used with val_data_path")
     trust_remote_code: bool = flag(False, "run code from the model's repository; only this flag can allow it")

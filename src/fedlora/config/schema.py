@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedlora.config.names import as_fields, field_names, note_spelling
 from fedlora.config.yaml_file import find_place, read_yaml
 from fedlora.errors import UsageError
+from fedlora.home import expand_home, path_at_home
 from fedlora.nearest import nearest
 
 GROUPS = ("run", "data", "method", "local training", "LoRA", "privacy", "robustness", "machine")
@@ -35,6 +36,12 @@ def flag(
     """
     shown = {"group": group, "everyday": everyday, "if_none": if_none}
     return Field(default, description=help_text, json_schema_extra=shown, **limits)
+
+
+def place_of_base(*, everyday: bool = False) -> Any:
+    """The field `base_model` of a command that works on a run."""
+    about = "where the run's base model lies now: a local folder, or a hub id"
+    return flag("", about, everyday=everyday, if_none="where it was in training")
 
 
 def split_names(value: Any) -> Any:
@@ -88,6 +95,8 @@ def _split_pairs(value: Any) -> Any:
 MOST_RANKS = 100_000
 """Most clients that short forms stand for."""
 
+PathText = Annotated[str, AfterValidator(expand_home)]
+"""A path, or nothing."""
 Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 Pairs = Annotated[dict[str, str], BeforeValidator(_split_pairs)]
 OptionalInt = Annotated[int | None, EMPTY_IS_NONE]
@@ -104,12 +113,18 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
+    @field_validator("*")
+    @classmethod
+    def _below_home(cls, value: Any) -> Any:
+        return path_at_home(value) if isinstance(value, Path) else value
+
     @classmethod
     def make(cls, values: Mapping[str, Any], *, file: Path | None = None) -> Self:
         """Build from flag values over an optional YAML file; UsageError names the field that is wrong.
 
         None in `values` stands for the default, whatever the file has.
         """
+        file = path_at_home(file) if file else None
         values = as_fields(values, cls.flat_fields())
         unset = {name for name, value in values.items() if value is None}
         try:

@@ -30,6 +30,7 @@ PLACEMENT_FIELDS = frozenset(
         "model_dir",
         "overwrite",
         "token_cache",
+        "verify_base",
         "val_data_path",
     }
 )

@@ -8,7 +8,7 @@ from typing import Literal
 from fedlora.config.method_options import MethodOptions
 from fedlora.config.prompting import DATE, TOKEN_RULE, NamesTemplate, TemplateDate, TemplateKwargs
 from fedlora.config.reading import ReadingConfig
-from fedlora.config.schema import Names, OptionalFloat, OptionalInt, OptionalRanks, flag
+from fedlora.config.schema import Names, OptionalFloat, OptionalInt, OptionalRanks, PathText, flag
 from fedlora.config.target_names import Targets
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -42,7 +42,7 @@ class TrainFields(ReadingConfig, MethodOptions, NamesTemplate):
     num_clients: int = flag(
         8, "clients of allocated data; a folder of own files sets it by their number", group="data", ge=1
     )
-    val_data_path: str = flag(
+    val_data_path: PathText = flag(
         "",
         "file of rows on which every round's adapters are evaluated",
         group="data",
@@ -259,6 +259,11 @@ class TrainFields(ReadingConfig, MethodOptions, NamesTemplate):
     )
     gradient_checkpointing: Literal["auto", "on", "off"] = flag(
         "auto", "recompute activations to save memory", group="machine"
+    )
+    verify_base: bool = flag(
+        False,
+        "record a hash of every byte of the base model's weights, for verify; without it, of samples",
+        group="machine",
     )
     trust_remote_code: bool = flag(
         False, "run code from the model's repository; only this flag can allow it", group="machine"

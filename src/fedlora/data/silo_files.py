@@ -16,6 +16,7 @@ from fedlora.data.row_parts import holds_rows, is_hidden, is_rows_file, needed_f
 from fedlora.data.streams import split_name
 from fedlora.errors import DataError, StorageError, UsageError
 from fedlora.files import json_lines, write_bytes
+from fedlora.home import path_at_home
 from fedlora.rows import STRICT
 
 Rows = Iterable[Mapping[str, Any]]
@@ -78,7 +79,7 @@ def _contents_of(name: str, rows: str | os.PathLike[str] | Rows) -> dict[str, by
     if not isinstance(name, str) or not name.isprintable() or not name or name[0] == "." or set(name) & set("/\\,"):
         raise UsageError(f"client {name!r}: not a name for a file", hint="use letters, digits, '.', '_', '-' or spaces")
     if isinstance(rows, str | os.PathLike):
-        return _copied(name, Path(rows))
+        return _copied(name, path_at_home(rows))
     _refuse_splits(f"client {name!r}", rows)
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         what = f"client {name!r}: neither rows nor a file, but {type(rows).__name__}"

@@ -16,10 +16,12 @@ from fedlora.engines.answering import Answering, Answers, Source, group_names
 from fedlora.errors import UsageError
 from fedlora.federated.ranks import shapes_at
 from fedlora.llm.adapter_files import load_adapter
+from fedlora.llm.base_identity import find_identity
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.lora import LoraModel
 from fedlora.paths import OutputName, RunPaths
 from fedlora.rows import Row
+from fedlora.runs.recorded_base import RecordedBase, find_base
 from fedlora.runs.run_folder import read_run
 from fedlora.runs.saved_adapters import adapter_file, adapter_specs, check_committed, find_additions
 from fedlora.runs.subjects import Subject
@@ -46,15 +48,15 @@ class Answerers:
 
         `together` is for a few questions: all that stand on the same base answer in one batch, the base with them.
         """
-        base = load(
-            self.source.base_model,
+        base = self.source.base.load(
+            load,
             device=config.device,
             dtype=config.base_dtype,
             quantization=self.source.quantization,
             trust_remote_code=config.trust_remote_code,
         )
         trained = {name: file for name, file in self.adapters.items() if file is not None}
-        specs = adapter_specs(self.paths, self.round_number, list(trained), base_model=base.name)
+        specs = adapter_specs(self.paths, self.round_number, list(trained), base_model=self.source.base.name)
         # the layers take adapters of any smaller rank
         lora = LoraModel(base.model, max(specs.values(), key=lambda spec: spec.r)) if specs else None
         options = {"label": self.paths.exp_name, "called": self.called}
@@ -100,21 +102,16 @@ def _find_source(config: GenerateConfig, paths: RunPaths, *, base_alone: bool) -
     """Base model, prompts, cutoff and quantization: the run's, unless the base alone answers and there is no run."""
     if base_alone and not paths.run_file.is_file():
         quantization = "none" if config.quantization == "auto" else config.quantization
-        return Source(
-            config.base_model, _choose_prompting(config, PromptSettings()), config.cutoff_len or 512, quantization
-        )
+        base = RecordedBase(paths.exp_name, config.base_model, config.base_model, find_identity(config.base_model))
+        prompting = _choose_prompting(config, PromptSettings())
+        return Source(base, prompting, config.cutoff_len or 512, quantization)
     recorded = read_run(paths)
-    trained_on = recorded.base_model
-    if config.chosen("base_model") and config.base_model != trained_on:
-        raise UsageError(
-            f"base_model={config.base_model!r}, but run {paths.exp_name} was trained on {trained_on!r}",
-            hint="leave --base_model out, or choose another --exp_name for answers of that base",
-        )
+    base = find_base(recorded, config.base_model if config.chosen("base_model") else "")
     prompting, quantization, cutoff_len = _read_training(recorded.config, paths)
     if prompting.token_rule != TOKEN_RULE:
         say(f"{paths.root}: trained when prompts were tokenised in parts, and answers prompts tokenised like that")
     return Source(
-        trained_on,
+        base,
         _choose_prompting(config, prompting),
         config.cutoff_len or cutoff_len,
         quantization if config.quantization == "auto" else config.quantization,

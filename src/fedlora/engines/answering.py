@@ -19,6 +19,7 @@ from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_batch
 from fedlora.paths import OutputName
 from fedlora.rows import Row
+from fedlora.runs.recorded_base import RecordedBase
 from fedlora.types import AdapterState
 
 TOGETHER_ROWS = 512
@@ -32,7 +33,7 @@ TOGETHER_RANK = 128
 class Source:
     """Everything the answers depend on, apart from the adapter."""
 
-    base_model: str
+    base: RecordedBase
     prompting: PromptSettings
     cutoff_len: int
     quantization: Quantization
@@ -125,6 +126,7 @@ class Answering:
             )
         how = {
             "answered_together": [str(name) for name in names],
+            "base_identity": self.base.identity.record() if self.base.identity else None,
             "base_dtype": self.base.dtype_name,
             "device": str(self.base.device),
             "num_shortened": sum(prompt.num_removed > 0 for prompt in self.prompts),

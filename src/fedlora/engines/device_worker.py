@@ -40,11 +40,12 @@ class Worker:
         clients: Mapping[ClientId, ClientFile],
         layout: Layout,
         secret: Secret | None = None,
+        place: str = "",
     ) -> None:
         self.device = device
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        options = (theirs, device, config, dict(clients), layout, torch.get_num_threads(), secret)
+        options = (theirs, device, config, dict(clients), layout, torch.get_num_threads(), secret, place)
         self.process = context.Process(target=serve, args=options, daemon=True, name=f"fedlora {device}")
         # which additions to the base lie there already
         self._held: str | None = None
@@ -89,6 +90,7 @@ def serve(
     layout: Layout,
     threads: int,
     secret: Secret | None = None,
+    place: str = "",
 ) -> None:
     """A worker's life: load, then train task by task until the pipe closes."""
     # an interrupt from the keyboard reaches every process; the first one decides what becomes of the others
@@ -104,7 +106,7 @@ def serve(
             return
         try:
             if bench is None:
-                bench = make_workbench(config, files, device=device, layout=layout)
+                bench = make_workbench(config, files, device=device, place=place, layout=layout)
             book = LayoutBook(Layout.from_record(more["layout"]))
             trainer = Trainer(bench.base, bench.lora, config, book, secret)
             clients = SimulatedClients(trainer, choose_method(config).client, bench.examples, _Given(memory))

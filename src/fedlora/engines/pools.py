@@ -39,7 +39,8 @@ def open_pool(
     # a run that is gone on with has the hyper-parameters it was started with, whatever the defaults are now
     values = {name: value for name, value in method.hyperparameters.items() if method.option(name)}
     asked = config.model_copy(update={"method_options": values})
-    workers = [Worker(device, asked, clients.files, layout, secret) for device in config.devices[1:]]
+    what = (asked, clients.files, layout, secret, bench.base.name)
+    workers = [Worker(device, *what) for device in config.devices[1:]]
     try:
         yield DeviceClients(local, workers, on_rows)
     finally:

@@ -57,6 +57,7 @@ def make_workbench(
     clients: Mapping[ClientId, ClientFile],
     *,
     device: str,
+    place: str = "",
     layout: Layout | None = None,
     outline: bool = False,
     secret: Secret | None = None,
@@ -65,6 +66,8 @@ def make_workbench(
 ) -> Workbench:
     """Load the base onto `device`, for `clients`; without a layout one is planned.
 
+    `place` is where the base lies, when that is not its name in the configuration.
+
     A private configuration trains with a `secret`; `on_layout` is called with every reduction of the layout before the
     reduced step is done. `load` may hand out a base that is loaded already (`ResidentBase`).
 
@@ -72,7 +75,7 @@ def make_workbench(
     """
     source = {"device": device, "dtype": config.base_dtype, "trust_remote_code": config.trust_remote_code}
     open_base = load_outline if outline else load
-    base = open_base(config.base_model, quantization=config.quantization, **source)
+    base = open_base(place or config.base_model, quantization=config.quantization, **source)
     encoder = make_encoder(base.tokenizer, config.prompting)
     lora = LoraModel(base.model, spec_of(config))
     for part in lora.left_out:

@@ -17,6 +17,7 @@ from fedlora.flower.following import EndedRun
 from fedlora.flower.processes import check_port
 from fedlora.flower.programs import Program, running
 from fedlora.flower.submit import submit
+from fedlora.home import path_at_home
 from fedlora.plain_text import counted
 
 START_SECONDS = 120.0
@@ -36,7 +37,7 @@ def run(config: LocalConfig) -> EndedRun:
         )
     if not config.folder.exists():
         model = config.base_model
-        models = (str(Path(model).resolve()),) if Path(model).is_dir() else (model,)
+        models = (str(place.resolve()),) if (place := path_at_home(model)).is_dir() else (model,)
         options = {"folder": config.folder, "nodes": config.nodes, "port": config.port, "base_models": models}
         say(init.run(InitConfig.of(**options)).text())
     for port in range(config.port, config.port + 1 + config.nodes):

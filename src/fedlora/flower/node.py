@@ -104,6 +104,7 @@ class Node:
                 "facts": {**told, "client_id": self.policy.client_id, "sha256": digest},
                 "shapes": sha256_of_json({key: list(shape) for key, shape in shapes.items()}),
                 "dtype": run.bench.base.dtype_name,
+                "base": identity.record() if (identity := run.bench.base.identity) else {},
             },
             {},
         )

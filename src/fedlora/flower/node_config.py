@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, field_validator
 
 from fedlora.config.schema import Config, Names, flag
+from fedlora.home import expand_home
 
 
 def _names_of_mapping(value: Any) -> Any:
@@ -52,6 +53,7 @@ class NodeConfig(Config):
     @field_validator("base_models")
     @classmethod
     def _well_formed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        value = tuple("=".join(map(expand_home, entry.split("=", 1))) for entry in value)
         for entry in value:
             name, equals, path = entry.partition("=")
             if not name or (equals and not path):

@@ -16,6 +16,7 @@ from fedlora.data.client_facts import ClientFacts
 from fedlora.engines.messages import pack, pack_task, unpack, unpack_outcome
 from fedlora.engines.simulation import count_bytes
 from fedlora.federated.validation import one_line
+from fedlora.llm.base_identity import BaseIdentity
 from fedlora.methods.strategy import ClientRule
 from fedlora.types import (
     AdapterState,
@@ -37,11 +38,12 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """A node's facts: its client's counts, the shapes of its adapter as a hash, its base's type."""
+    """A node's facts: its client's counts, the shapes of its adapter as a hash, its base's type and identity."""
 
     facts: ClientFacts
     shapes: str
     dtype: str
+    base: BaseIdentity | None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,11 @@ def read_facts(payload: bytes) -> NodeFacts | ClientFailure:
     if not _is_hash(told["sha256"]) or not _is_hash(header["shapes"]) or type(header["dtype"]) is not str:
         raise ValueError("a field has another type than it must have")
     facts = ClientFacts(**numbers, file=f"node of client {numbers['client_id']}", sha256=told["sha256"], categories={})
-    return NodeFacts(facts, header["shapes"], header["dtype"][:20])
+    # a node of an older release tells nothing of its base
+    base = header.get("base", {})
+    if not isinstance(base, dict) or not all(map(_is_hash, base.values())):
+        raise ValueError("the identity of its base is no hashes")
+    return NodeFacts(facts, header["shapes"], header["dtype"][:20], BaseIdentity.from_record(base))
 
 
 def _clean(failure: ClientFailure, client_id: ClientId) -> ClientFailure:

@@ -22,6 +22,7 @@ from fedlora.errors import TrainingError
 from fedlora.flower.codec import from_content
 from fedlora.flower.node_replies import NodeFacts, ask_facts, read_facts
 from fedlora.flower.post import NodeId, connected, pull, push
+from fedlora.llm.base_identity import BaseIdentity
 from fedlora.plain_text import counted
 from fedlora.stopping import stop_if_asked
 from fedlora.types import ClientFailure, ClientId
@@ -47,12 +48,15 @@ class Roster:
         shapes_sha256: str,
         known: Mapping[ClientId, ClientFacts] | None = None,
         *,
+        base: BaseIdentity | None = None,
         run_id: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.grid = grid
         self.config = config
         self.shapes_sha256 = shapes_sha256
+        self.base = base
+        """The run's base model as the server, or else the first node, knows it."""
         self.run_id = run_id
         self.facts: dict[ClientId, ClientFacts] = dict(known or {})
         self._is_open = known is None
@@ -170,10 +174,14 @@ class Roster:
             return f"client {client} is node {holder} already"
         if told.shapes != self.shapes_sha256:
             return f"client {client} has another base model: the shapes of its adapter differ"
+        if told.base and self.base and (parts := self.base.differences(told.base)):
+            what = f"its identity is {told.base}, not {self.base} (different: {', '.join(parts)})"
+            return f"client {client} has another base model: {what}"
         if client in self.facts and self.facts[client].sha256 != told.facts.sha256:
             return f"client {client} has other rows than at the start of this run, or a new state_dir"
         if holder is not None:
             del self._client_of[holder]
         self._client_of[node] = client
+        self.base = told.base.completed_by(self.base) if told.base else self.base
         self.facts[client] = told.facts
         return None

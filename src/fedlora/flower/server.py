@@ -27,6 +27,7 @@ from fedlora.flower.flower_config import check_installed
 from fedlora.flower.pool import FlowerClients, Patience
 from fedlora.flower.request import exit_line
 from fedlora.flower.roster import Roster
+from fedlora.llm.base_identity import BaseIdentity
 from fedlora.llm.layout import Layout
 from fedlora.methods.choosing import LoadedMethod
 from fedlora.paths import RunPaths
@@ -88,28 +89,35 @@ def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
     paths = RunPaths(config.model_dir, config.exp_name)
     check_free(paths)
     with hold_run(paths):
-        recorded = None
+        recorded, place = None, ""
         if paths.run_file.exists() and not config.overwrite:
             recorded = read_run(paths)
-            check_same(paths, config)
-        _train(grid, config, paths, recorded, waits or Waits())
+            base = check_same(paths, config)
+            config, place = config.model_copy(update={"base_model": base.name}), base.place
+        _train(grid, config, paths, recorded, waits or Waits(), place)
     return paths
 
 
-def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: RunRecord | None, waits: Waits) -> None:
+def _train(
+    grid: Any, config: TrainConfig, paths: RunPaths, recorded: RunRecord | None, waits: Waits, place: str
+) -> None:
     rules = config.read_rules
     held_out = read_validation_rows(config.val_data_path, rules)
     method = resolve_method(config, range(config.num_clients), recorded)
-    bench = _open_bench(config, recorded, needs_weights=bool(held_out))
+    bench = _open_bench(config, recorded, place, needs_weights=bool(held_out))
     shapes = bench.lora.shapes()
     digest = sha256_of_json({key: list(shape) for key, shape in shapes.items()})
     run_id = secrets.token_hex(16) if recorded is None else _read_run_id(paths)
-    roster = Roster(grid, config, digest, _read_facts(recorded), run_id=run_id)
+    known = recorded.base_identity if recorded else None
+    base = BaseIdentity.from_record(known) or bench.base.identity
+    roster = Roster(grid, config, digest, _read_facts(recorded), base=base, run_id=run_id)
     roster.wait(config.num_clients, waits.start, waits.wave.poll)
     # what clients hold back is validated where it lies
     told = {client: replace(facts, num_validation=0) for client, facts in sorted(roster.facts.items())}
     clients = {client: ClientFile(Path(facts.file), facts) for client, facts in told.items()}
-    bench = replace(bench, examples=ClientExamples(clients, bench.encoder, config, None))
+    # without weights the server knows their identity from the nodes
+    base = replace(bench.base, identity=roster.base)
+    bench = replace(bench, base=base, examples=ClientExamples(clients, bench.encoder, config, None))
 
     def open_pool(method: LoadedMethod, on_rows: Callable[[int], None]) -> ClientPool:
         return FlowerClients(
@@ -130,10 +138,10 @@ def _train(grid: Any, config: TrainConfig, paths: RunPaths, recorded: RunRecord 
     training.run()
 
 
-def _open_bench(config: TrainConfig, recorded: RunRecord | None, *, needs_weights: bool) -> Workbench:
+def _open_bench(config: TrainConfig, recorded: RunRecord | None, place: str, *, needs_weights: bool) -> Workbench:
     """The base, or its outline; no client trains here, so without validation there is no layout to plan."""
     layout = Layout.from_record(recorded.layout) if recorded else None if needs_weights else Layout(1)
-    return make_workbench(config, {}, device=config.device, layout=layout, outline=not needs_weights)
+    return make_workbench(config, {}, device=config.device, place=place, layout=layout, outline=not needs_weights)
 
 
 def _read_run_id(paths: RunPaths) -> str:

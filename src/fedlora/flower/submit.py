@@ -22,6 +22,7 @@ from fedlora.flower.folders import ServerFolder
 from fedlora.flower.following import EndedRun, follow_to_end
 from fedlora.flower.guard import bundle_folder
 from fedlora.flower.request import make_request
+from fedlora.home import path_at_home
 
 SERVER_SECONDS = 20.0
 """How long a server that is being started is waited for."""
@@ -59,8 +60,8 @@ def _absolute(train: TrainConfig) -> dict[str, Any]:
     paths = {"model_dir": str(train.model_dir.resolve())}
     if train.val_data_path:
         paths["val_data_path"] = str(Path(train.val_data_path).resolve())
-    if Path(train.base_model).is_dir():
-        paths["base_model"] = str(Path(train.base_model).resolve())
+    if (base := path_at_home(train.base_model)).is_dir():
+        paths["base_model"] = str(base.resolve())
     return paths
 
 

@@ -17,6 +17,7 @@ from fedlora.config.train_fields import Quantization
 from fedlora.errors import UsageError
 from fedlora.llm.allocator import keep_freed_memory
 from fedlora.llm.attention import use_batched_attention
+from fedlora.llm.base_identity import BaseIdentity, find_identity
 from fedlora.llm.base_source import open_source
 from fedlora.llm.quantization import loading_options, replace_layers
 
@@ -33,6 +34,8 @@ class BaseModel:
     pad_id: int
     has_plain_head: bool = False
     can_share_prefix: bool = False
+    identity: BaseIdentity | None = None
+    """None where the hub's client keeps no copy of what it loaded."""
 
     def hidden(self, ids: Tensor, prefix: Tensor | None = None) -> Tensor:
         """Final hidden states (rows, length, d) of right-padded ids, all after the same `prefix` (p,).
@@ -93,7 +96,7 @@ def load_base_model(
         use_batched_attention(model)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     base = BaseModel(model, tokenizer, name, where, kind, pad_id if pad_id is not None else 0)
-    base = replace(base, has_plain_head=_has_plain_head(base))
+    base = replace(base, has_plain_head=_has_plain_head(base), identity=find_identity(name))
     return replace(base, can_share_prefix=base.has_plain_head and _can_share_prefix(base))
 
 
@@ -150,7 +153,7 @@ def load_outline(
     model.eval()
     if where.type == "cpu":
         use_batched_attention(model)
-    return BaseModel(model, tokenizer, name, where, kind, pad_id=0)
+    return BaseModel(model, tokenizer, name, where, kind, pad_id=0, identity=find_identity(name))
 
 
 def _fill_with_zeros(model: Any) -> None:

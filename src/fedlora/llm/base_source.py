@@ -15,6 +15,7 @@ from typing import Any
 
 from fedlora.config.train_fields import Quantization
 from fedlora.errors import FedloraError, UsageError
+from fedlora.home import expand_home, path_at_home
 from fedlora.llm import embedded_model
 from fedlora.llm.base_files import (
     FETCH_AGAIN,
@@ -24,12 +25,12 @@ from fedlora.llm.base_files import (
     find_weights,
     read_names,
 )
+from fedlora.llm.base_identity import is_hub_id
 from fedlora.llm.quantization import check_checkpoint, check_quantizer
 
 HUB_PATIENCE = 5.0
 """Seconds a model hub has to accept a connection before the local cache is all there is."""
 
-_HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 _INSTALL = re.compile(r"pip install (?:-\S+ )*[\"'`]?([\w.-]+(?:\[[\w,-]+\])?(?:[<>=!~]=?[\w.]+)?)")
 _LONGEST_REASON = 240
 _LIBRARY = re.compile(r"requires the (\w+) library")
@@ -169,9 +170,9 @@ class Source:
 
 def open_source(name: str, trust_remote_code: bool) -> Source:
     """The place of a base by its name; UsageError when nothing of this name is there, or what is there is not whole."""
-    place = str(embedded_model.folder()) if name == embedded_model.NAME else name
+    place = str(embedded_model.folder()) if name == embedded_model.NAME else expand_home(name)
     is_local = Path(place).is_dir()
-    if not is_local and (_HUB_ID.fullmatch(place) is None or Path(place).is_file()):
+    if not is_local and (not is_hub_id(place) or Path(place).is_file()):
         raise _no_folder(name)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": is_local or is_offline()}
     source = Source(name, place, is_local, options)
@@ -244,8 +245,7 @@ def _held_warnings() -> Iterator[None]:
 
 
 def _no_folder(name: str) -> UsageError:
-    written_out = Path(name).expanduser()
-    hint = f"write {written_out}" if written_out.is_dir() else f"give a local folder, or {embedded_model.NAME}"
+    written_out, hint = path_at_home(name), f"give a local folder, or {embedded_model.NAME}"
     if not written_out.is_file():
         return UsageError(f"base_model={name!r}: no such folder", hint=hint)
     if written_out.suffix == ".gguf":

@@ -33,11 +33,17 @@ def install() -> None:
         raise UsageError(f"pip could not install {PACKAGE}=={VERSION}", hint="check the package registry and try again")
 
 
+def find_folder() -> Path | None:
+    """The converted model's folder; None where it is not made yet."""
+    target = _target()
+    return target if (target / "config.json").is_file() else None
+
+
 def folder() -> Path:
     """The converted model's folder, made on first use (about 20 seconds); UsageError when the package is missing."""
-    target = cache_folder() / "models" / f"{NAME}-{VERSION}"
-    if (target / "config.json").is_file():
-        return target
+    if (found := find_folder()) is not None:
+        return found
+    target = _target()
     source = _package_file()
     if source is None:
         raise UsageError(f"the embedded model {NAME} is not installed", hint=INSTALL_HINT)
@@ -48,6 +54,10 @@ def folder() -> Path:
         if not (target / "config.json").is_file():
             _convert(source, target)
     return target
+
+
+def _target() -> Path:
+    return cache_folder() / "models" / f"{NAME}-{VERSION}"
 
 
 def _package_file() -> Path | None:

@@ -5,8 +5,10 @@ Only the last base is kept: two would fill the memory that a run plans with.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from fedlora.llm.base_identity import find_identity
 from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.lora import LoraLinear
 
@@ -18,15 +20,16 @@ class ResidentBase:
         self._kept: tuple[tuple[Any, ...], BaseModel] | None = None
 
     def load(self, name: str, **options: Any) -> BaseModel:
-        """The base of this name and these options of `load_base_model`. Earlier users of the base must not use it
-        again."""
-        key = (name, *sorted(options.items()))
+        """The base of this name and these options of `load_base_model`. Earlier users must not use it again."""
+        # the same base under another path is not loaded again, and another one under the same path is
+        key = (find_identity(name) or name, *sorted(options.items()))
         if self._kept is None or self._kept[0] != key:
             self._kept = None
-            self._kept = (key, load_base_model(name, **options))
+            base = load_base_model(name, **options)
+            self._kept = ((base.identity or name, *sorted(options.items())), base)
         base = self._kept[1]
         remove_lora(base.model)
-        return base
+        return replace(base, name=name)
 
 
 def remove_lora(model: Any) -> None:

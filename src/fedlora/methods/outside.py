@@ -20,6 +20,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from fedlora.errors import UsageError
+from fedlora.home import path_at_home
 from fedlora.methods.own_options import make_half
 from fedlora.methods.row import Method
 from fedlora.methods.source import Kind, Source, hash_files, hash_session
@@ -44,7 +45,7 @@ def load_outside(name: str) -> Method | None:
     if not (where and attribute):
         raise UsageError(f"federation_mode={name!r} names no object", hint=_PLACE_HINT)
     if where.endswith(".py"):
-        path = Path(where).expanduser().resolve()
+        path = path_at_home(where).resolve()
         return _finish(_pick(load_file(path), attribute, name), "file", f"{path}:{attribute}")
     return _from_module(where, attribute, name)
 

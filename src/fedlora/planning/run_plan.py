@@ -63,9 +63,10 @@ class Planning:
         files = client_files_of(config)
         # nothing is written: tokens neither
         train = config.training().model_copy(update={"num_clients": len(files), "token_cache": False})
-        recorded = None
+        recorded, place = None, ""
         if paths.run_file.exists() and not config.overwrite:
-            check_same(paths, train)
+            base = check_same(paths, train)
+            train, place = train.model_copy(update={"base_model": base.name}), base.place
             recorded = read_run(paths)
             say(f"{paths.root} holds this run already: train resumes it, and this plan is for the whole run")
         rules = train.read_rules
@@ -78,7 +79,7 @@ class Planning:
         method = resolve_method(
             train, [client for client, file in clients.items() if file.facts.num_examples], recorded
         )
-        self.bench = open_bench(train, clients, recorded, outline=self.outline)
+        self.bench = open_bench(train, clients, recorded, place=place, outline=self.outline)
         self.program = read_program(self.bench.base, outline=self.outline)
         self.room = count_room(self.bench.base, outline=self.outline)
         self.training = Training(train, method, paths, self.bench, held_out, recorded)

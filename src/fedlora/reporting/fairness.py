@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.reporting.experiments import Experiment
-from fedlora.reporting.summary import ModelRow, base_owner, experiment_titles
+from fedlora.reporting.summary import ModelRow, base_names, base_owner, experiment_titles
 
 _ALWAYS_DIFFERENT = frozenset({"exp_name", "federation_mode"})
 _LOSS_TOLERANCE = 0.01
@@ -20,7 +20,7 @@ _LOSS_TOLERANCE = 0.01
 def find_warnings(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -> list[str]:
     """One sentence for each reason why the rows cannot be compared."""
     facts = {
-        "base model": {one.name: one.run["base_model"] for one in experiments},
+        "base model": base_names(experiments),
         "device and dtype": {one.name: f"{one.run['device']} {one.run['base_dtype']}" for one in experiments},
         "seed": {one.name: one.run["config"]["seed"] for one in experiments},
         "clients' data": {one.name: _data_id(one) for one in experiments},
@@ -110,7 +110,7 @@ def _meta(experiments: Sequence[Experiment], key: str) -> dict[str, str]:
 def _validation_rows(experiments: Sequence[Experiment]) -> str:
     """The same untrained model must have the same held-out loss everywhere, or the rows held out differ."""
     losses = {one.name: row["val_loss"] for one in experiments for row in one.round_rows if _is_untrained(row)}
-    same_base = len({one.run["base_model"] for one in experiments}) == 1
+    same_base = len(set(base_names(experiments).values())) == 1
     if not losses or not same_base or max(losses.values()) - min(losses.values()) <= _LOSS_TOLERANCE:
         return ""
     shown = {name: f"{loss:.3f}" for name, loss in losses.items()}

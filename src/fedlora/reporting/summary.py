@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.data.client_names import name_of_file
+from fedlora.llm.base_identity import BaseIdentity
 from fedlora.plain_text import counted
 from fedlora.reporting.experiments import Experiment, answer_commands, runs_command
 from fedlora.reporting.statistics import macro_interval, share_interval
@@ -158,13 +159,25 @@ def base_owner(experiments: Sequence[Experiment]) -> Experiment:
     return (scored or list(experiments))[0]
 
 
+def base_names(experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Experiment -> what its base model is called: two have one name where their bases are the same by identity, or by
+    the recorded name where some run has no identity."""
+    names = {one.name: one.run["base_model"] for one in experiments}
+    known = {one.name: BaseIdentity.from_record(one.run.get("base_identity")) for one in experiments}
+    if not all(known.values()):
+        return names
+    first = {str(identity): names[name] for name, identity in reversed(known.items())}
+    return {name: f"{first[str(identity)]} {identity}" for name, identity in known.items()}
+
+
 def _output_name(row: ModelRow) -> str:
     return f"client_{row.client_id}" if row.subject == "client" else row.subject
 
 
 def _base_row(experiments: Sequence[Experiment]) -> ModelRow:
     owner = base_owner(experiments)
-    same_base = [owner, *(one for one in experiments if one.run["base_model"] == owner.run["base_model"])]
+    bases = base_names(experiments)
+    same_base = [owner, *(one for one in experiments if bases[one.name] == bases[owner.name])]
     losses = [row["val_loss"] for one in same_base for row in one.round_rows if row["round"] == 0 and "val_loss" in row]
     loss = losses[0] if losses else None
     scores = _scores(owner, "base", owner.clients)

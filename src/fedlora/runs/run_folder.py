@@ -18,6 +18,7 @@ from fedlora.methods.row import Method
 from fedlora.methods.table import METHODS
 from fedlora.paths import RunPaths, is_number
 from fedlora.runs.checking import is_whole, seal
+from fedlora.runs.recorded_base import RecordedBase, find_base
 from fedlora.runs.run_records import RunRecord
 from fedlora.typed_json import from_json, to_json
 
@@ -118,11 +119,15 @@ def check_trained(paths: RunPaths, recorded: RunRecord) -> None:
         )
 
 
-def check_same(paths: RunPaths, config: TrainConfig) -> None:
-    """UsageError with the difference when the recorded run is not the one that `config` asks for."""
+def check_same(paths: RunPaths, config: TrainConfig, place: str = "") -> RecordedBase:
+    """UsageError with the difference when the recorded run is not the one that `config` asks for; else the run's base,
+    at `place` or where `config` says."""
     recorded = read_run(paths)
     check_trained(paths, recorded)
-    if differences := find_differences(recorded.config, config):
+    # a base is known by its identity, not by how it is spelled
+    known = recorded.base_identity is not None
+    alike = config.model_copy(update={"base_model": recorded.base_model}) if known else config
+    if differences := find_differences(recorded.config, alike):
         hint = "choose another --exp_name, or give --overwrite to delete it and start again"
         if config.method.bound_to_length is None and "num_communication_rounds" in differences[0]:
             hint = f"{hint}; a run can get more rounds where the method's row states bound_to_length=False"
@@ -132,6 +137,7 @@ def check_same(paths: RunPaths, config: TrainConfig) -> None:
             f"{paths.root}: a run of this name exists with another configuration ({'; '.join(differences)})", hint=hint
         )
     check_source(recorded, config.method, allow_drift=config.allow_drift)
+    return find_base(recorded, (known and place) or config.base_model)
 
 
 def read_training(recorded: RunRecord, method: Any = "", *, allow_drift: bool = False) -> TrainConfig:

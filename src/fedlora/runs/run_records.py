@@ -37,6 +37,8 @@ class RunRecord:
     """Of a what-if: the run it was made from, and how."""
     method: Mapping[str, Any] | None = None
     """Of a method from outside: its origin, the hashes of its source, its facts (`methods/outside.py`)."""
+    base_identity: Mapping[str, Any] | None = None
+    """Hashes of the base model (`llm/base_identity.py`); runs older than the field have none."""
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property

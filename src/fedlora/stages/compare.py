@@ -18,6 +18,7 @@ from fedlora.comparing.comparison import Comparing
 from fedlora.comparing.comparison_text import comparison_markdown, comparison_parts, plan_of_runs_parts
 from fedlora.comparing.data_sets import DataSets
 from fedlora.comparing.figures import draw_comparison
+from fedlora.comparing.known_bases import KnownBases
 from fedlora.comparing.latex import latex_table
 from fedlora.comparing.tables import gather_comparison
 from fedlora.config.compare import CompareConfig
@@ -71,7 +72,7 @@ def run(config: CompareConfig) -> Comparison | PlanOfRuns:
     recorded.
     """
     paths = ComparisonPaths(config.output_dir, config.name)
-    laboratory = Laboratory(config, paths, ResidentBase())
+    laboratory = Laboratory(config, paths, ResidentBase(), KnownBases(paths))
     if config.plan:
         with tempfile.TemporaryDirectory(prefix="fedlora-plan-") as folder:
             data = DataSets(config, ComparisonPaths(Path(folder), config.name))

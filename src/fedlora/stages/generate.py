@@ -23,6 +23,7 @@ from fedlora.engines.answering import Answers, Source
 from fedlora.errors import UsageError
 from fedlora.evaluation.matching import read_predictions
 from fedlora.files import json_lines, read_json, sha256_of, write_json, write_text
+from fedlora.llm.base_identity import BaseIdentity
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.decoding import choose_decoding
 from fedlora.llm.resident_base import ResidentBase
@@ -159,7 +160,9 @@ def _facts(config: GenerateConfig, source: Source, adapter: Path | None, tests: 
     """What decides the answers: two equal records mean equal predictions."""
     return {
         "adapter_sha256": sha256_of(adapter) if adapter else None,
-        "base_model": source.base_model,
+        "base_model": source.base.name,
+        # of a base that is still to be downloaded it is known once it is loaded, and written then
+        "base_identity": identity.record() if (identity := source.base.identity) else None,
         **source.prompting.record(),
         "cutoff_len": source.cutoff_len,
         "answer_room": "context",
@@ -184,7 +187,8 @@ def _is_answered(results: ResultPaths, name: OutputName, facts: dict[str, Any], 
     if recorded.get("num_shortened") == 0:
         # older answers had their room within the cutoff: the same wherever no prompt was shortened for it
         recorded.setdefault("answer_room", "context")
-    differing = sorted(key for key, value in facts.items() if recorded.get(key) != value)
+    ignored = _find_base_names(file, recorded, facts)
+    differing = sorted(key for key, value in facts.items() if recorded.get(key) != value and key not in ignored)
     if not differing and recorded.get("predictions_sha256") == sha256_of(file):
         say(f"{file}: already answered with these settings")
         return True
@@ -192,6 +196,21 @@ def _is_answered(results: ResultPaths, name: OutputName, facts: dict[str, Any], 
         f"{file}: predictions made with other settings lie there (different: {', '.join(differing) or 'the rows'})",
         hint="give --overwrite to replace them, or another --prediction_dir",
     )
+
+
+def _find_base_names(file: Path, recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> set[str]:
+    """What need not be equal: the base's name where both records know its identity, and the identity itself, which is
+    compared here. UsageError when it is another base."""
+    then, now = (BaseIdentity.from_record(one.get("base_identity")) for one in (recorded, facts))
+    if then is None or now is None:
+        return {"base_identity"}
+    if parts := then.differences(now):
+        raise UsageError(
+            f"{file}: predictions of another base model lie there: its identity is {then}, not {now} "
+            f"(different: {', '.join(parts)})",
+            hint="give --overwrite to replace them, or another --prediction_dir",
+        )
+    return {"base_model", "base_identity"}
 
 
 def _write_answers(part: _Part, name: OutputName, tests: HeldOutRows, answers: Answers, test_path: Path) -> None:

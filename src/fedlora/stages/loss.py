@@ -19,6 +19,7 @@ from fedlora.llm.resident_base import ResidentBase
 from fedlora.paths import RunPaths
 from fedlora.plain_text import NOTHING, Table, number_text, one_line, table_text
 from fedlora.results import Result
+from fedlora.runs.recorded_base import find_base
 from fedlora.runs.run_folder import read_run, read_training
 from fedlora.runs.saved_adapters import adapter_file, check_committed, find_additions
 from fedlora.runs.subjects import Subject, find_adapters, find_share, shown_names
@@ -135,9 +136,10 @@ def _open(
     config: LossConfig, run_name: str, tests: HeldOutRows, load: Callable[..., BaseModel]
 ) -> tuple[LossMeter, Groups]:
     """The base of a run with its layers, and the rows encoded as the run encodes them."""
-    train = read_training(read_run(RunPaths(config.model_dir, run_name)))
-    base = load(
-        train.base_model,
+    recorded = read_run(RunPaths(config.model_dir, run_name))
+    train = read_training(recorded)
+    base = find_base(recorded, config.base_model).load(
+        load,
         device=config.device,
         dtype=config.base_dtype,
         quantization=train.quantization,

@@ -30,6 +30,7 @@ from fedlora.runs.checking import find_listed_fault
 from fedlora.runs.lock import hold_run
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
+from fedlora.runs.recorded_base import find_base
 from fedlora.runs.run_folder import read_run, read_training
 from fedlora.runs.run_records import RunRecord
 from fedlora.runs.what_if_folder import UNFINISHED, make_room, write_round
@@ -212,7 +213,9 @@ def _open_validation(
     """Load the base; what comes back gives the held-out loss of an adapter."""
     fields = {"token_cache": False, "base_dtype": config.base_dtype, "trust_remote_code": config.trust_remote_code}
     train = source.model_copy(update=fields)
-    bench = make_workbench(train, {}, device=config.device, layout=Layout.from_record(recorded.layout))
+    base = find_base(recorded, config.base_model)
+    layout = Layout.from_record(recorded.layout)
+    bench = make_workbench(train, {}, device=config.device, layout=layout, load=base.load_instead)
     examples = encode_rows(held_out, bench.encoder, cutoff=train.cutoff_len, train_on=train.measured_tokens).examples
     if not examples:
         raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")

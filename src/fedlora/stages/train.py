@@ -73,8 +73,10 @@ def run(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> Train
     return TrainedRun(RunPaths(config.model_dir, config.exp_name), config)
 
 
-def rounds(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> Generator[int]:
+def rounds(config: TrainConfig, *, load: Callable[..., Any] | None = None, place: str = "") -> Generator[int]:
     """As `run`, round by round: the number of each once it is committed and measured.
+
+    `place` is where the base lies, when that is not its name.
 
     The run is held from the first step until the generator is exhausted or closed.
     """
@@ -83,16 +85,19 @@ def rounds(config: TrainConfig, *, load: Callable[..., Any] | None = None) -> Ge
     files = client_files_of(config)
     with hold_run(paths):
         options = {"load": load} if load else {}
-        yield from _train(config.model_copy(update={"num_clients": len(files)}), paths, files, options)
+        yield from _train(config.model_copy(update={"num_clients": len(files)}), paths, files, place, options)
 
 
-def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Mapping[str, Any]) -> Iterator[int]:
+def _train(
+    config: TrainConfig, paths: RunPaths, files: list[Path], place: str, options: Mapping[str, Any]
+) -> Iterator[int]:
     check_free(paths)
     recorded = None
     if paths.run_file.exists() and not config.overwrite:
         recorded = read_run(paths)
         _check_there(config, recorded, files)
-        check_same(paths, config)
+        base = check_same(paths, config, place)
+        config, place = config.model_copy(update={"base_model": base.name}), base.place
     # a bad row is found before the model is loaded; the rows themselves are read again when a client is first drawn
     clients = read_client_files(dict(enumerate(files)), config)
     held_out = read_validation_rows(config.val_data_path, config.read_rules)
@@ -101,7 +106,7 @@ def _train(config: TrainConfig, paths: RunPaths, files: list[Path], options: Map
 
     trained = [client for client, file in clients.items() if file.facts.num_examples]
     method = resolve_method(config, trained, recorded)
-    bench = open_bench(config, clients, recorded, on_layout=partial(record_layout, paths), **options)
+    bench = open_bench(config, clients, recorded, place=place, on_layout=partial(record_layout, paths), **options)
     training = Training(config, method, paths, bench, held_out, recorded)
     if recorded is None:
         clear_run(paths)

@@ -1,11 +1,13 @@
 """Verify a run: every hash of every round, and every aggregate once more from the clients' files.
 
-Neither the base model nor the clients' rows are needed, and nothing is written. A round that cannot be recomputed
+Neither the base model nor the clients' rows are needed, and nothing is written; a base model that is on this machine is
+compared with the one that the run was trained on. A round that cannot be recomputed
 because a file that it needs is damaged is reported; the later rounds are still checked.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from fedlora.federated.adapters import Shapes
 from fedlora.federated.ranks import shapes_at
 from fedlora.files import sha256_of_json
 from fedlora.llm.adapter_files import BIN_NAME, GLOBAL_BIN_NAME, read_shapes
+from fedlora.llm.base_identity import find_identity
 from fedlora.methods.choosing import LoadedMethod, choose_method
 from fedlora.paths import RunPaths
 from fedlora.plain_text import counted
@@ -28,6 +31,7 @@ from fedlora.runs.audit import describe_open_round, find_metrics_faults, find_ro
 from fedlora.runs.base_chain import BaseChain
 from fedlora.runs.checking import load_manifest
 from fedlora.runs.reader import RunReader
+from fedlora.runs.recorded_base import HINT, RecordedBase
 from fedlora.runs.run_folder import check_trained, read_run, read_training
 from fedlora.runs.run_records import Manifest, RunRecord
 from fedlora.runs.secret_file import load_secret
@@ -60,8 +64,8 @@ def run(config: VerifyConfig) -> Verification:
     train = read_training(recorded, config.method_row or config.federation_mode, allow_drift=config.allow_drift)
     missing = _find_missing_secret(recorded)
     checked = []
-    with Progress(f"verify {config.exp_name}", len(paths.committed_rounds()) + 1, "checks") as progress:
-        for what, found in _look(paths, recorded, train):
+    with Progress(f"verify {config.exp_name}", len(paths.committed_rounds()) + 2, "checks") as progress:
+        for what, found in itertools.chain(_look_at_base(config, recorded), _look(paths, recorded, train)):
             checked.append((what, tuple(found)))
             progress.advance(note=what)
     verification = Verification(tuple(checked))
@@ -109,6 +113,22 @@ def _look(paths: RunPaths, recorded: RunRecord, train: TrainConfig) -> Iterator[
     yield f"metrics.jsonl: {'damaged' if faults else 'ok'}", faults
     for folder in sorted(paths.root.glob("*.partial")):
         yield f"{folder.name}: open, {describe_open_round(folder)}", []
+
+
+def _look_at_base(config: VerifyConfig, recorded: RunRecord) -> Iterator[tuple[str, list[str]]]:
+    """Whether the base model at its place is the one that the run was trained on."""
+    base = RecordedBase.of(recorded, config.base_model)
+    if config.verify_base:
+        base.check_records_every_byte()
+    if base.identity is None:
+        yield "base model: not compared, since the run is older than identities of base models", []
+    elif (found := find_identity(base.place, every_byte=config.verify_base)) is not None:
+        fault = base.find_fault(found)
+        yield f"base model: {'another one' if fault else 'ok'}", [fault] if fault else []
+    elif config.base_model or config.verify_base:
+        raise UsageError(f"base_model={base.place!r} is not on this machine", hint=HINT)
+    else:
+        yield "base model: not compared, since it is not on this machine", []
 
 
 def _find_missing_secret(recorded: RunRecord) -> UsageError | None:

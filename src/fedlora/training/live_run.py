@@ -42,6 +42,7 @@ from fedlora.rows import Row
 from fedlora.runs.environment import check_environment, describe_environment, library_versions
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
+from fedlora.runs.recorded_base import check_identity, record_identity
 from fedlora.runs.run_records import RunRecord
 from fedlora.runs.secret_file import load_secret, save_secret
 from fedlora.runs.space import SpaceNeed, estimate_round_bytes
@@ -58,18 +59,18 @@ def open_bench(
     clients: Mapping[ClientId, ClientFile],
     recorded: RunRecord | None,
     *,
+    place: str = "",
     outline: bool = False,
     on_layout: Callable[[Layout], None] = lambda layout: None,
     load: Callable[..., BaseModel] = load_base_model,
 ) -> Workbench:
-    """Load the model, or its outline, onto the run's first device, with the layout and the secret that the run was
-    started with; `on_layout` is called with every reduction."""
+    """Load the model, or its outline, from `place` onto the run's first device, with the layout and the secret that the
+    run was started with; `on_layout` is called with every reduction."""
     device = config.devices[0] if config.devices else config.device
     layout = Layout.from_record(recorded.layout) if recorded else None
     secret = _find_secret(config, recorded)
-    return make_workbench(
-        config, clients, device=device, layout=layout, outline=outline, secret=secret, on_layout=on_layout, load=load
-    )
+    how = {"layout": layout, "outline": outline, "secret": secret, "on_layout": on_layout, "load": load}
+    return make_workbench(config, clients, device=device, place=place, **how)
 
 
 class Training:
@@ -103,7 +104,7 @@ class Training:
         self.sizes = {client: clients.num_examples for client, clients in bench.examples.facts.items()}
         self.sizes = {client: size for client, size in self.sizes.items() if size}
         self.private = make_private_run(config, self.sizes, self.secret)
-        self.record = self._describe()
+        self.record = self._describe(recorded)
         if recorded is not None:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
@@ -167,6 +168,7 @@ class Training:
                     f"{self.clients.files[client].path}: not the file that this run was started with",
                     hint="restore it, or start the run again with --overwrite",
                 )
+        check_identity(recorded, self.bench.base, every_byte=self.config.verify_base)
         then, now = ({**one.environment, **one.versions} for one in (recorded, self.record))
         for change in check_environment(then, now, allow_drift=self.config.allow_drift):
             say(f"resuming in another environment: {change}")
@@ -229,8 +231,10 @@ class Training:
         needed += traffic.state_bytes + len(members) * traffic.extra_bytes
         return SpaceNeed(self.paths, self.config.num_communication_rounds, needed, self.growth.disk)
 
-    def _describe(self) -> RunRecord:
+    def _describe(self, recorded: RunRecord | None) -> RunRecord:
         config, base = self.config, self.bench.base
+        # what a run was started on is not found out later
+        identity = recorded.base_identity if recorded else record_identity(base, every_byte=config.verify_base)
         return RunRecord(
             exp_name=config.exp_name,
             mode=config.federation_mode,
@@ -245,6 +249,7 @@ class Training:
             has_global_model=self.method.has_global_model,
             privacy={"secret_id": self.secret.id} if self.secret else None,
             method=record_method(config.method),
+            base_identity=identity,
             more={
                 "format": 1,
                 "has_personal_models": self.method.keeps_personal_model,
