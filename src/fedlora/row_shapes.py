@@ -56,7 +56,8 @@ SHAPES = (
     replace(INSTRUCTION, asks=(("prompt",),)),
     RowShape("text", (), ("text",)),
 )
-ROW_FIELDS = frozenset[str]().union(*(shape.names for shape in SHAPES))
+LISTS = frozenset({"messages", "conversations", "history", "prompt", "completion"})
+"""Fields that may hold a list."""
 
 
 def find_shapes(row_kind: str, columns: Collection[str] = (), output_key: str | None = None) -> tuple[RowShape, ...]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -17,9 +21,8 @@ from hypothesis import strategies as st
 from fedlora.data import json_source, streams
 from fedlora.data.records import read_rows
 from fedlora.errors import DataError
-from fedlora.rows import ReadRules, Row
+from fedlora.rows import ReadRules, Row, Turn
 
-COLUMNS = ("instruction", "input", "output", "category")
 TRICKY = (
     *("", " ", "2024-01-31", "007", "1e5", "NaN", "null", "true", "a\r\nb", "a\nb", "\r", '"', '""', ",", '",\n"', "'"),
     *("a\u2028b", "\u2029", "\x85", "\u202eevil\u202c", "\ufeff", "\x00", "a\x00b", "\x1b[31m", "é", "e\u0301", "𝄞"),
@@ -32,6 +35,32 @@ def make_rows(texts: Sequence[str]) -> list[Row]:
     return [Row(*texts[start : start + 4]) for start in range(0, len(texts), 4)]
 
 
+def make_talks(texts: Sequence[str]) -> list[Row]:
+    """Conversations of one or two exchanges, every other with a system turn; only a reply may be blank."""
+    rows = []
+    for number, row in enumerate(make_rows(texts)):
+        before = [Turn("system", f"s{row.category}")] if number % 2 else []
+        before += [Turn("user", f"u{row.output}"), Turn("assistant", f"a{row.input}")] if number % 3 else []
+        rows.append(Row(f"q{row.instruction}", "", row.output, row.category, tuple(before), "conversation"))
+    return rows
+
+
+def make_histories(texts: Sequence[str]) -> list[Row]:
+    talks = make_talks(texts)
+    return [
+        replace(talk, kind="instruction", input=row.input) for talk, row in zip(talks, make_rows(texts), strict=True)
+    ]
+
+
+KINDS: dict[str, Callable[[Sequence[str]], list[Row]]] = {
+    "plain": make_rows,
+    "talks": make_talks,
+    "histories": make_histories,
+    "completions": lambda texts: [replace(row, input="", kind="completion") for row in make_rows(texts)],
+    "texts": lambda texts: [Row("", "", row.output, row.category, kind="text") for row in make_rows(texts)],
+}
+
+
 def as_array(rows: Sequence[Row]) -> bytes:
     return json.dumps([row.as_dict() for row in rows], indent=1, ensure_ascii=False).encode()
 
@@ -40,27 +69,49 @@ def as_lines(rows: Sequence[Row]) -> bytes:
     return "".join(json.dumps(row.as_dict()) + "\r\n" for row in rows).encode()
 
 
+def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    records = [row.as_dict() for row in rows]
+    return {name: [record.get(name) for record in records] for name in dict.fromkeys(itertools.chain(*records))}
+
+
 def as_csv(rows: Sequence[Row]) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([COLUMNS, *(row.as_dict().values() for row in rows)])
+    columns = columns_of(rows)
+    lines = zip(*columns.values(), strict=True)
+    csv.writer(text).writerows(
+        [columns, *([json.dumps(c) if isinstance(c, list) else c for c in line] for line in lines)]
+    )
     return text.getvalue().encode()
 
 
-def as_parquet(rows: Sequence[Row], **options: object) -> bytes:
-    kinds = (pyarrow.string(), pyarrow.large_string(), pyarrow.string(), pyarrow.dictionary(pyarrow.int32(), "string"))
-    values = {
-        name: pyarrow.array([row.as_dict()[name] for row in rows], kind)
-        for name, kind in zip(COLUMNS, kinds, strict=True)
+STRING, LARGE, DICTIONARY = pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), "string")
+
+
+def as_parquet(
+    rows: Sequence[Row], texts: Sequence[pyarrow.DataType] = (STRING, LARGE, STRING, DICTIONARY), **options: object
+) -> bytes:
+    kinds = itertools.cycle(texts)
+    listed = {
+        "messages": pyarrow.large_list(pyarrow.struct({"role": texts[-1], "content": texts[0]})),
+        "history": pyarrow.list_(pyarrow.list_(texts[0], 2)),
     }
+    columns = columns_of(rows).items()
+    values = {name: pyarrow.array(cells, listed.get(name) or next(kinds)) for name, cells in columns}
     sink = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(values), sink, **options)
     return sink.getvalue()
 
 
 def as_deltas(rows: Sequence[Row]) -> bytes:
-    encodings = dict.fromkeys(COLUMNS[:2], "DELTA_BYTE_ARRAY") | {COLUMNS[2]: "DELTA_LENGTH_BYTE_ARRAY"}
-    options = {"use_dictionary": [COLUMNS[3]], "column_encoding": encodings, "data_page_version": "2.0"}
-    return as_parquet(rows, compression="zstd", row_group_size=7, **options)
+    leaves = pyarrow.parquet.ParquetFile(io.BytesIO(as_parquet(rows))).schema
+    paths = [leaves.column(place).path for place in range(len(leaves))]
+    encodings = itertools.cycle(["DELTA_BYTE_ARRAY", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+    options = {
+        "use_dictionary": paths[3:4],
+        "column_encoding": {path: next(encodings) for place, path in enumerate(paths) if place != 3},
+        "data_page_version": "2.0",
+    }
+    return as_parquet(rows, [STRING, LARGE], compression="zstd", row_group_size=7, **options)
 
 
 def zstd(content: bytes) -> bytes:
@@ -82,17 +133,32 @@ FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {
 }
 
 
-@settings(max_examples=130)
+@settings(max_examples=100)
 @given(st.lists(TEXT, min_size=PER_EXAMPLE, max_size=PER_EXAMPLE))
 def test_rows_of_any_text_come_back_byte_for_byte(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    rows = make_rows(texts)
+    check_formats(tmp_path_factory.getbasetemp(), make_rows(texts))
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(KINDS)), st.lists(TEXT, min_size=PER_EXAMPLE, max_size=PER_EXAMPLE))
+def test_rows_of_every_kind_come_back_from_every_format(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, texts: list[str]
+) -> None:
+    check_formats(tmp_path_factory.getbasetemp(), KINDS[kind](texts))
+
+
+def check_formats(folder: Path, rows: list[Row]) -> None:
     for name, write in FORMATS.items():
-        path = tmp_path_factory.getbasetemp() / name
-        path.write_bytes(write(rows))
-        assert read_rows(path) == rows, name
+        (folder / name).write_bytes(write(rows))
+        assert read_rows(folder / name) == rows, name
 
 
-SOUND = {name: write(make_rows(TRICKY[:24])) for name, write in FORMATS.items()}
+SOUND = {
+    f"{kind}-{name}": write(make(TRICKY[:24]))
+    for name, write in FORMATS.items()
+    for kind, make in KINDS.items()
+    if kind in ("plain", "talks", "histories")
+}
 
 
 @st.composite
@@ -127,11 +193,11 @@ def test_any_bytes_give_rows_or_a_data_error(
         assert str(fault).startswith(str(path))
         assert "\x1b" not in str(fault)
         assert fault.hint
-    assert all(type(text) is str for row in rows for text in row.as_dict().values())
+    assert all(type(text) is str for row in rows for turn in row.turns for text in (turn.content, row.category))
 
 
 @settings(max_examples=300)
-@given(damaged().filter(lambda file: file[0] == "array.json"), st.integers(1, 40))
+@given(damaged().filter(lambda file: file[0].endswith("array.json")), st.integers(1, 40))
 def test_how_a_file_is_cut_into_blocks_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, file: tuple[str, bytes], block: int
 ) -> None:

@@ -11,8 +11,9 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from fedlora.data.arrow_values import find_columns, read_batch
 from fedlora.data.fields import RowFields
-from fedlora.data.parquet_source import find_columns, read_batch, sound_file
+from fedlora.data.parquet_source import sound_file
 from fedlora.data.raw_records import Record, RecordError
 
 _MOST_HEADER = 16 << 20
@@ -24,7 +25,7 @@ _DATA, _COMPRESSION = 1, 3
 
 
 def read_arrow(handle: BinaryIO, fields: RowFields) -> Iterator[Record | RecordError]:
-    """The records of a stream; raises RecordError for what is no sound stream, or holds other columns than text."""
+    """The records of a stream; raises RecordError for what is no sound stream, or whose columns make no row."""
     import pyarrow
     import pyarrow.ipc
 

@@ -12,7 +12,7 @@ from typing import Any
 from fedlora.data.field_text import FieldText
 from fedlora.data.raw_records import RecordError, shorten
 from fedlora.nearest import suggest
-from fedlora.row_shapes import RowShape
+from fedlora.row_shapes import LISTS, RowShape
 
 _MISSING = object()
 _MOST_PATHS = 200
@@ -78,6 +78,16 @@ class ColumnMap:
             if column not in columns and column.split(".")[0] not in columns:
                 raise self._missing(column, columns)
         return {*self._columns, *(self.own_names(shape) & set(columns))}
+
+    def suggest(self, group: Collection[str]) -> str:
+        """The name that was most likely meant where a record does not have the column of a field, or nothing."""
+        return next((suggest(self._columns[name], self._shown) for name in group if name in self._columns), "")
+
+    def takes_lists(self, column: str) -> bool:
+        """Whether a column of a table may hold lists, or values that a name with dots leads into."""
+        fields = [name for name, there in self._columns.items() if there == column] or [column]
+        deep = any(there != column and there.split(".")[0] == column for there in self._columns.values())
+        return deep or not LISTS.isdisjoint(fields)
 
     def check_seen(self) -> None:
         """RecordError where no record had a column that was named."""

@@ -73,6 +73,10 @@ class RowFields:
         self._may_mix = False
         self._note(columns)
 
+    def takes_lists(self, column: str) -> bool:
+        """Whether a column of a table may hold lists, or values that a name with dots leads into."""
+        return self._columns.takes_lists(column)
+
     def make_row(self, record: Record) -> Row:
         """The row of a decoded record; RecordError names the field that cannot be used."""
         fields = record.value

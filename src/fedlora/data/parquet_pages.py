@@ -25,12 +25,13 @@ _MOST_FOOTER = 4 << 20
 _MOST_STRUCTS = 1 << 19
 _HEADERS = 1 << 12, 1 << 16, 1 << 20
 _MOST_DEPTH = 12
-# FileMetaData.row_groups, RowGroup.columns, ColumnChunk.meta_data, and fields of ColumnMetaData
-_ROW_GROUPS, _COLUMNS, _META_DATA = 4, 1, 3
+# FileMetaData.row_groups, RowGroup.columns and num_rows, ColumnChunk.meta_data, and fields of ColumnMetaData
+_ROW_GROUPS, _COLUMNS, _NUM_ROWS, _META_DATA = 4, 1, 3, 3
 _PATH, _LENGTH, _DATA, _DICTIONARY = 3, 7, 9, 11
-# fields of PageHeader, and where each kind of page keeps its encoding
+# fields of PageHeader, and where each kind of page keeps its encoding; all but dictionaries have _NUM_VALUES
 _UNPACKED, _PACKED = 2, 3
 _ENCODINGS = {5: 2, 7: 2, 8: 4}
+_OF_DICTIONARY, _NUM_VALUES = 7, 1
 
 
 class _Short(Exception):  # noqa: N818
@@ -38,15 +39,25 @@ class _Short(Exception):  # noqa: N818
 
 
 class Chunk(NamedTuple):
-    """The pages of one column in one row group: `length` bytes of the file from `start` on."""
+    """The pages of one column, or of one leaf of a nested one, in one row group: `length` bytes of the file from
+    `start` on; `path` has dots between the names that lead to it."""
 
-    name: str
+    path: str
     start: int
     length: int
+    num_rows: int
+
+
+class Page(NamedTuple):
+    """Bytes of a page (unpacked, or packed where that is more), its encoding, and how many values it announces."""
+
+    size: int
+    encoding: int
+    num_values: int
 
 
 def read_chunks(handle: BinaryIO) -> list[Chunk]:
-    """The chunks of all columns that are not nested; RecordError for what is no Parquet file."""
+    """The chunks of all columns; RecordError for what is no Parquet file."""
     size = handle.seek(0, os.SEEK_END)
     handle.seek(max(0, size - 8))
     end = handle.read(8)
@@ -60,32 +71,37 @@ def read_chunks(handle: BinaryIO) -> list[Chunk]:
     try:
         footer = _Compact(handle.read(length)).struct(0)
         groups = footer.get(_ROW_GROUPS) or []
-        found = [_read_chunk(column[_META_DATA]) for group in groups for column in group[_COLUMNS]]
+        return [
+            _read_chunk(column[_META_DATA], group.get(_NUM_ROWS, 0)) for group in groups for column in group[_COLUMNS]
+        ]
     except (_Short, KeyError, TypeError, AttributeError, UnicodeDecodeError):
         raise _damaged("the Parquet footer is damaged or too large") from None
-    return [chunk for chunk in found if chunk is not None]
 
 
-def _read_chunk(facts: dict[int, Any]) -> Chunk | None:
+def _read_chunk(facts: dict[int, Any], num_rows: int) -> Chunk:
     path = facts[_PATH]
     start, length = facts[_DATA], facts[_LENGTH]
     # Arrow takes the dictionary's place for the beginning only where it comes first
     start = min(start, facts.get(_DICTIONARY) or start)
     if start < 4 or length <= 0:
         raise _damaged("a column of the Parquet file is damaged")
-    return Chunk(path[0].decode("utf-8"), start, length) if len(path) == 1 else None
+    return Chunk(".".join(name.decode("utf-8") for name in path), start, length, num_rows)
 
 
-def find_pages(handle: BinaryIO, start: int, length: int) -> Iterator[tuple[int, int]]:
-    """Bytes (unpacked, or packed where that is more) and encoding of every page from `start` on; RecordError."""
+def find_pages(handle: BinaryIO, start: int, length: int) -> Iterator[Page]:
+    """Every page from `start` on; RecordError."""
     position, end = start, start + length
     while position < end:
         header, size = _read_header(handle, position)
         unpacked, packed = header.get(_UNPACKED), header.get(_PACKED)
         if not isinstance(unpacked, int) or not isinstance(packed, int) or min(unpacked, packed) < 0:
             raise _damaged()
-        kinds = [(header[key], field) for key, field in _ENCODINGS.items() if isinstance(header.get(key), dict)]
-        yield max(unpacked, packed), next((kind.get(field, 0) for kind, field in kinds), 0)
+        kind = next((key for key in _ENCODINGS if isinstance(header.get(key), dict)), None)
+        facts = {} if kind is None else header[kind]
+        num_values = 0 if kind == _OF_DICTIONARY else facts.get(_NUM_VALUES, 0)
+        if not isinstance(num_values, int) or num_values < 0:
+            raise _damaged()
+        yield Page(max(unpacked, packed), facts.get(_ENCODINGS.get(kind, 0), 0), num_values)
         position += size + packed
 
 

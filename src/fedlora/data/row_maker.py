@@ -10,7 +10,7 @@ from typing import Any
 from fedlora.data.columns import ColumnMap
 from fedlora.data.conversations import ConversationReader, Last, Said, add_system, check_turns
 from fedlora.data.field_text import FieldText, refuse
-from fedlora.data.raw_records import shorten
+from fedlora.data.raw_records import ROW_HINT, shorten
 from fedlora.row_shapes import Names, RowShape
 from fedlora.rows import Row, Turn
 
@@ -147,7 +147,8 @@ class RowMaker:
         for name in group:
             if name in fields:
                 self._clean(None, self._label(name))
-        raise refuse(f"the field {self.either(group)} is missing; the row has {listed(fields)}")
+        what = f"the field {self.either(group)} is missing; the row has {listed(fields)}"
+        raise refuse(what, self._columns.suggest(group) or ROW_HINT)
 
 
 def listed(names: Iterable[str]) -> str:
