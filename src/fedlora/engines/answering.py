@@ -15,6 +15,7 @@ from fedlora.llm.base_model import BaseModel
 from fedlora.llm.decoding import choose_decoding
 from fedlora.llm.examples import make_encoder
 from fedlora.llm.generation import Request, generate_answers
+from fedlora.llm.limits import check_answers, check_tokens
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_batch
 from fedlora.paths import OutputName
@@ -85,11 +86,13 @@ class Answering:
         self.base = base
         self.lora = lora
         self.encoder = make_encoder(base.tokenizer, source.prompting)
+        check_tokens(base, self.encoder)
         self.decoding = choose_decoding(config)
         # measured once, before adapters are stacked
         self.tokens = config.tokens_per_pass or plan_batch(base)
         room = {"context": base.context, "max_new_tokens": self.decoding.max_new_tokens}
         self.prompts = [self.encoder.question(row, cutoff=source.cutoff_len, **room) for row in rows]
+        check_answers(base, [len(prompt.ids) for prompt in self.prompts], self.decoding.max_new_tokens)
 
     def answer(
         self, names: Sequence[OutputName], states: Sequence[AdapterState | None], background: AdapterState | None

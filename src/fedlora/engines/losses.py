@@ -15,6 +15,7 @@ from fedlora.llm.background import as_background
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Example, encode_rows, make_encoder
 from fedlora.llm.layout import LayoutBook
+from fedlora.llm.limits import check_training
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.memory import plan_layout
@@ -31,8 +32,9 @@ class LossMeter:
 
     def __init__(self, base: BaseModel, config: TrainConfig) -> None:
         self.config = config
-        self.lora = LoraModel(base.model, spec_of(config))
         self.encoder = make_encoder(base.tokenizer, config.prompting)
+        check_training(base, self.encoder, config.cutoff_len)
+        self.lora = LoraModel(base.model, spec_of(config))
         self.trainer = Trainer(base, self.lora, config, LayoutBook(plan_layout(base, self.lora, config)))
 
     def encode(self, rows: Sequence[Row], groups: Sequence[str]) -> Groups:

@@ -17,6 +17,7 @@ from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.base_model import BaseModel, load_base_model, load_outline
 from fedlora.llm.examples import Encoder, make_encoder
 from fedlora.llm.layout import Layout, LayoutBook
+from fedlora.llm.limits import check_training
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_layout
@@ -77,6 +78,7 @@ def make_workbench(
     open_base = load_outline if outline else load
     base = open_base(place or config.base_model, quantization=config.quantization, **source)
     encoder = make_encoder(base.tokenizer, config.prompting)
+    check_training(base, encoder, config.cutoff_len)
     lora = LoraModel(base.model, spec_of(config))
     for part in lora.left_out:
         say(f"not adapted: {part}")

@@ -94,8 +94,7 @@ def load_base_model(
     if where.type == "cpu":
         keep_freed_memory()
         use_batched_attention(model)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    base = BaseModel(model, tokenizer, name, where, kind, pad_id if pad_id is not None else 0)
+    base = BaseModel(model, tokenizer, name, where, kind, _padding(model, tokenizer))
     base = replace(base, has_plain_head=_has_plain_head(base), identity=find_identity(name))
     return replace(base, can_share_prefix=base.has_plain_head and _can_share_prefix(base))
 
@@ -166,6 +165,13 @@ def _fill_with_zeros(model: Any) -> None:
             setattr(module, name, made[id(parameter)])
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+
+
+def _padding(model: Any, tokenizer: Any) -> int:
+    """The id that fills rows up: no token sees it, but it needs a row of the embedding, which an added one may lack."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in named if token is not None and token < rows), 0)
 
 
 def _load(name: str, quantization: Quantization, how: dict[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
