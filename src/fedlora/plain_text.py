@@ -5,6 +5,7 @@ A number that was not measured is shown as `-`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Self
 
@@ -76,3 +77,10 @@ def size_text(num_bytes: float) -> str:
 
 def _align(cell: str, width: int, left: bool) -> str:
     return cell.ljust(width) if left else cell.rjust(width)
+
+
+def natural_key(text: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorts runs of digits as numbers, so that 2 is before 10; the text itself breaks ties, so the order is total."""
+    pieces = re.split(r"(\d+)", text)
+    # Python makes no number of thousands of digits
+    return [(int(piece), "") if piece.isdecimal() and len(piece) < 100 else (-1, piece) for piece in pieces], text

@@ -26,7 +26,7 @@ def _mixes(categories: list[str], parts: list[list[int]]) -> list[Counter[str]]:
 
 
 def test_the_table_and_the_flag_name_the_same_partitions() -> None:
-    assert tuple(PARTITIONS) == get_args(AllocateConfig.model_fields["partition"].annotation)
+    assert (*PARTITIONS, "column") == get_args(AllocateConfig.model_fields["partition"].annotation)
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)

@@ -17,6 +17,7 @@ from fedlora.config.data import AllocateConfig
 from fedlora.data.records import read_rows
 from fedlora.data.skills import make_skill_rows
 from fedlora.errors import DataError, FedloraError, UsageError
+from fedlora.federated.allocation import clean_rows
 from fedlora.rows import Row, Turn
 from fedlora.stages import allocate
 
@@ -330,7 +331,7 @@ def _talk(*texts: str) -> Row:
 def test_conversations_are_one_row_per_prompt_and_their_beginnings_are_duplicates() -> None:
     long = _talk("who?", "Ada", "when?", "1815", "where?", "London")
     rows = [_talk("who?", "Ada"), _talk("who?", "Alan", "when?", "1912"), long, long, _talk("when?", "1815")]
-    cleaned = allocate.clean_rows([*rows, _talk("who?", "Ada", "when?", "1816"), Row("when?", "", "now", "c")])
+    cleaned = clean_rows([*rows, _talk("who?", "Ada", "when?", "1816"), Row("when?", "", "now", "c")])
     # the bare `when?` opens a conversation, and an instruction of the same text is its duplicate
     assert cleaned.rows == (rows[1], long, rows[4])
     assert (cleaned.num_duplicates, cleaned.num_empty) == (4, 0)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Config, OptionalFloat, OptionalInt, flag
+from fedlora.rows import ReadRules
+
+SHARE_OF_VALUES = 0.1
+"""The share of each client's rows for the test file where a column names the clients."""
 
 
 class AllocateConfig(ReadingConfig):
@@ -16,27 +21,59 @@ class AllocateConfig(ReadingConfig):
 
     input_file: Path = flag(
         Path("./data/new-databricks-dolly-15k.json"),
-        "JSON array, JSON lines, CSV (each also as .gz) or Parquet with Dolly's columns",
+        "JSON array, JSON lines, CSV (each also as .gz or .zst), Parquet, or a folder that save_to_disk wrote",
     )
     output_root: Path = flag(Path("./data"), "root folder of all data sets")
     dataset_name: str = flag("dataset1", "folder of the data set under output_root")
     test_share: OptionalFloat = flag(
         None,
-        "share of each category's rows for the test file, in (0, 1); all others train",
+        "share of each category's rows for the test file, in (0, 1); all others train; with partition=column, of each "
+        "client's rows",
         gt=0,
         lt=1,
-        if_none="train_per_cat and test_per_cat decide",
+        if_none=f"train_per_cat and test_per_cat decide; with partition=column {SHARE_OF_VALUES}",
     )
     train_per_cat: int = flag(300, "training rows per category", ge=1)
     test_per_cat: int = flag(200, "test rows per category", ge=1)
-    partition: Literal["category", "iid", "dirichlet", "shards"] = flag(
+    partition: Literal["category", "iid", "dirichlet", "shards", "column"] = flag(
         "category", "how training rows are divided among the clients"
+    )
+    by: str = flag(
+        "",
+        "column of partition=column, one client per value, such as hospital; dots lead into objects",
+        if_none="another partition",
     )
     num_clients: OptionalInt = flag(None, "number of clients", ge=1, if_none="one per category")
     alpha: float = flag(0.5, "concentration of partition=dirichlet: smaller is more skewed", gt=0)
     shards_per_client: int = flag(2, "shards per client of partition=shards, cut from rows sorted by category", ge=1)
     seed: int = flag(42, "seed of the shuffles", ge=0)
     overwrite: bool = flag(False, "replace an existing data set of this name")
+
+    @property
+    def read_rules(self) -> ReadRules:
+        """The rules as the readers take them; the column that divides the rows is kept."""
+        rules = super().read_rules
+        return replace(rules, keep=(self.by,)) if self.by else rules
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_of_values(cls, given: Any) -> Any:
+        """A column decides how many rows each client has, so its test rows are a share of them."""
+        if not isinstance(given, dict) or given.get("partition") != "column" or given.get("test_share") is not None:
+            return given
+        return {**given, "test_share": SHARE_OF_VALUES}
+
+    @model_validator(mode="after")
+    def _column_that_divides(self) -> AllocateConfig:
+        if (self.partition == "column") != bool(self.by):
+            raise ValueError("by applies to partition=column only" if self.by else "partition=column takes by=COLUMN")
+        if not self.by:
+            return self
+        for field in ("num_clients", "train_per_cat", "test_per_cat"):
+            if self.chosen(field):
+                why = "the column's values are the clients" if field == "num_clients" else "test_share divides the rows"
+                raise ValueError(f"{field} does not apply to partition=column: {why}")
+        return self
 
     @model_validator(mode="after")
     def _options_that_apply(self) -> AllocateConfig:

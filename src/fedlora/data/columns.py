@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from fedlora.data.field_text import FieldText
+from fedlora.data.field_text import FieldText, kind_of, refuse
 from fedlora.data.raw_records import RecordError, shorten
 from fedlora.nearest import suggest
 from fedlora.row_shapes import LISTS, RowShape
+
+NEEDED_HINT = "every row needs the column that divides the rows; --skip_bad leaves out a few"
 
 _MISSING = object()
 _MOST_PATHS = 200
@@ -62,9 +64,7 @@ class ColumnMap:
         own = self.own_names(shape)
         renamed = {name: value for name, value in fields.items() if name in own}
         for name, column in self._columns.items():
-            value = fields.get(column, _MISSING)
-            if value is _MISSING:
-                value = self._follow(fields, column)
+            value = _find(fields, column, self._texts)
             if value is not _MISSING:
                 renamed[name] = value
                 self._unseen.pop(name, None)
@@ -99,21 +99,58 @@ class ColumnMap:
         names = ", ".join(map(shorten, known))[:120]
         return RecordError("", f"no row has the column {shorten(column)}", hint=near or f"the columns are {names}")
 
-    def _follow(self, value: Any, column: str) -> Any:
-        called = ""
-        for step in column.split("."):
-            if called:
-                value = self._texts.decode(value, called)
-            called = f"{called}.{step}" if called else step
-            if isinstance(value, Mapping):
-                value = value.get(step, _MISSING)
-            elif type(value) is list and step.isdecimal() and int(step) < len(value):
-                value = value[int(step)]
-            else:
-                return _MISSING
-            if value is None or value is _MISSING:
-                return value
-        return value
+
+class KeptColumns:
+    """The columns that `Row.more` holds as text, whatever else a row is."""
+
+    def __init__(self, columns: Collection[str], texts: FieldText) -> None:
+        self._columns = columns
+        self._texts = texts
+        self.names = frozenset(name for column in columns for name in (column, column.split(".")[0]))
+        """The names of a file that they are read from."""
+
+    def check(self, columns: Collection[str]) -> None:
+        """RecordError for a table without one of the columns."""
+        for column in self._columns:
+            if column not in columns and column.split(".")[0] not in columns:
+                raise refuse(f"the column {column!r} is missing", suggest(column, columns) or NEEDED_HINT)
+
+    def read(self, fields: Mapping[str, Any]) -> dict[str, str]:
+        """The columns of a record; RecordError for one that is missing, empty, or neither text nor a number."""
+        return {column: self._read(fields, column) for column in self._columns}
+
+    def _read(self, fields: Mapping[str, Any], column: str) -> str:
+        value = _find(fields, column, self._texts)
+        if value is _MISSING or value is None or value == "":
+            raise refuse(f"the field {column!r} is {'missing' if value is _MISSING else 'empty'}", NEEDED_HINT)
+        if isinstance(value, bool):
+            return str(value).lower()
+        if not isinstance(value, str):
+            raise refuse(f"the field {column!r} must be text or a number, got {kind_of(value)}", NEEDED_HINT)
+        return self._texts.clean(str(value), column)
+
+
+def _find(fields: Mapping[str, Any], column: str, texts: FieldText) -> Any:
+    """The value of a column under its name as it is written, else where its name leads; _MISSING where it is not."""
+    value = fields.get(column, _MISSING)
+    return _follow(fields, column, texts) if value is _MISSING else value
+
+
+def _follow(value: Any, column: str, texts: FieldText) -> Any:
+    called = ""
+    for step in column.split("."):
+        if called:
+            value = texts.decode(value, called)
+        called = f"{called}.{step}" if called else step
+        if isinstance(value, Mapping):
+            value = value.get(step, _MISSING)
+        elif type(value) is list and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return _MISSING
+        if value is None or value is _MISSING:
+            return value
+    return value
 
 
 def _paths(value: Any, called: str = "", depth: int = 0) -> Iterator[str]:

@@ -4,9 +4,10 @@ unless the rules let every row decide for itself."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from fedlora.data.columns import ColumnMap
+from fedlora.data.columns import ColumnMap, KeptColumns
 from fedlora.data.field_text import FieldText, kind_of, refuse
 from fedlora.data.raw_records import Record, RecordError
 from fedlora.data.row_maker import RowMaker, listed
@@ -48,6 +49,7 @@ class RowFields:
             raise UsageError(f"--columns: {error}", hint="name fields of one kind of row") from None
         texts = FieldText(rules)
         self._columns = ColumnMap(rules.columns, texts)
+        self._kept = KeptColumns(rules.keep, texts)
         self._maker = RowMaker(
             texts, self._columns, self._note, needs_reply=needs_reply, needs_category=require_category
         )
@@ -69,6 +71,7 @@ class RowFields:
             missing = missing or ("category",)
         if missing:
             raise refuse(f"the column {self._maker.either(missing)} is missing; the columns are {listed(columns)}")
+        self._kept.check(columns)
         self._settle(shape)
         self._may_mix = False
         self._note(columns)
@@ -83,13 +86,10 @@ class RowFields:
         try:
             if type(fields) is not dict:
                 raise refuse(f"expected a JSON object, got {kind_of(fields)}")
-            if self.shape is None or self._may_mix:
-                return self._make_first(fields)
-            if not self.names.issuperset(fields):
-                self._note(fields)
-            row = self._maker.make(self._columns.rename(fields, self.shape), self.shape)
-            if row.kind != self._kind:
-                self._check_kind(row.kind, self.shape)
+            shape = None if self._may_mix else self.shape
+            row = self._make_first(fields) if shape is None else self._make_next(fields, shape)
+            if self.rules.keep:
+                row = replace(row, more=self._kept.read(fields))
         except RecordError as error:
             other = self._find_other(fields)
             hint = "give --row_kind any where a file holds several kinds of rows" if other else error.hint
@@ -108,6 +108,14 @@ class RowFields:
         self._settle(shape)
         self._check_kind(row.kind, shape)
         self._note(fields)
+        return row
+
+    def _make_next(self, fields: dict[str, Any], shape: RowShape) -> Row:
+        if not self.names.issuperset(fields):
+            self._note(fields)
+        row = self._maker.make(self._columns.rename(fields, shape), shape)
+        if row.kind != self._kind:
+            self._check_kind(row.kind, shape)
         return row
 
     def _choose(self, there: Mapping[RowShape, Collection[str]], names: Collection[str]) -> RowShape:
@@ -148,7 +156,7 @@ class RowFields:
 
     def _settle(self, shape: RowShape) -> None:
         self.shape = shape
-        self.names = self._columns.used_names(shape)
+        self.names = self._columns.used_names(shape) | self._kept.names
 
     def _note(self, names: Iterable[str]) -> None:
         for name in names:

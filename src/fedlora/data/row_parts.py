@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedlora.data.streams import READABLE, find_format, split_name
 from fedlora.errors import DataError, UsageError
 from fedlora.files import SAVED_INFO, SAVED_STATE, is_saved_dataset, json_line, sha256_of
+from fedlora.plain_text import natural_key
 
 _SPLITS = "dataset_dict.json"
 """What `DatasetDict.save_to_disk` writes beside the folders of its splits."""
@@ -108,10 +108,9 @@ def part_line(name: str, sha256: str) -> bytes:
     return json_line([name, sha256]).encode()
 
 
-def natural(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """Sorts runs of digits as numbers; the full path breaks ties, so the order is total."""
-    pieces = re.split(r"(\d+)", path.name)
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces], str(path)
+def natural(path: Path) -> tuple[Any, str]:
+    """Sorts files by name, 2 before 10; the full path breaks ties."""
+    return natural_key(path.name), str(path)
 
 
 def _saved_files(folder: Path) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,31 +25,12 @@ from fedlora.data.client_files import is_silo_folder
 from fedlora.data.records import read_rows
 from fedlora.data.row_parts import refuse_splits, sha256_of_rows
 from fedlora.errors import DataError, StorageError, UsageError
-from fedlora.federated.partition import Deal, label_skew, partition_rows
+from fedlora.federated.allocation import Allocation, Cleaned, allocate_rows, clean_rows
 from fedlora.files import json_lines, json_text, read_json, write_text
 from fedlora.paths import DataPaths
+from fedlora.plain_text import counted
 from fedlora.results import Result
 from fedlora.rows import Row
-from fedlora.seeds import derive_seed
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """The rows that are left, one per prompt, and what was left out."""
-
-    rows: Sequence[Row]
-    num_empty: int
-    num_duplicates: int
-    num_other_category: int
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """The test rows and each client's rows, with the label skew of the deal."""
-
-    test: Sequence[Row]
-    clients: Sequence[Sequence[Row]]
-    label_skew: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,6 +88,8 @@ def run(config: AllocateConfig) -> AllocatedData:
     rows, num_skipped = _read_input(config)
     cleaned = clean_rows(rows)
     allocation = allocate_rows(cleaned.rows, config)
+    if alone := allocation.num_untested:
+        say(f"{counted(alone, 'client')} with a single row, which trains; no test row is drawn from it")
     paths = DataPaths(config.output_root, config.dataset_name)
     num_clients = len(allocation.clients)
     test_per_cat = config.test_per_cat if config.test_share is None else None
@@ -128,7 +110,7 @@ def _read_input(config: AllocateConfig) -> tuple[list[Row], int]:
         skipped.append(message)
         say(message)
 
-    by_category = config.partition != "iid"
+    by_category = config.partition not in ("iid", "column")
     try:
         rows = read_rows(config.input_file, require_category=by_category, rules=config.read_rules, on_skip=note)
     except DataError as error:
@@ -137,67 +119,6 @@ def _read_input(config: AllocateConfig) -> tuple[list[Row], int]:
             raise DataError(str(error), hint=hint) from None
         raise
     return rows, len(skipped)
-
-
-def clean_rows(rows: Sequence[Row]) -> Cleaned:
-    """Leave out rows without an answer, then all but the first row of every prompt.
-
-    A row that is the beginning of a longer conversation is left out as its duplicate: the two might be divided.
-    """
-    answered = [row for row in rows if row.output.strip()]
-    beginnings = {prompt for row in answered for prompt in row.earlier_prompts}
-    first: dict[tuple[str, ...], Row] = {}
-    other_category = 0
-    for row in answered:
-        if row.prompt in beginnings:
-            continue
-        kept = first.setdefault(row.prompt, row)
-        other_category += kept.category != row.category
-    return Cleaned(
-        rows=tuple(first.values()),
-        num_empty=len(rows) - len(answered),
-        num_duplicates=len(answered) - len(first),
-        num_other_category=other_category,
-    )
-
-
-def allocate_rows(rows: Sequence[Row], config: AllocateConfig) -> Allocation:
-    """Per category in name order: shuffle, the first rows to the test set, the next to the clients.
-
-    DataError names every category with too few rows.
-    """
-    groups: dict[str, list[Row]] = {category: [] for category in sorted({row.category for row in rows})}
-    for row in rows:
-        groups[row.category].append(row)
-    sizes = {category: _sizes(len(group), config) for category, group in groups.items()}
-    if small := [name for name, (test, train) in sizes.items() if len(groups[name]) < test + train]:
-        shown = ", ".join(f"{name or '(none)'} ({len(groups[name])})" for name in small)
-        if config.test_share is not None:
-            raise DataError(f"{config.input_file}: a single prompt cannot be split: {shown}", hint="add rows")
-        raise DataError(
-            f"{config.input_file}: too few distinct prompts for {config.test_per_cat} test and "
-            f"{config.train_per_cat} training rows per category: {shown}",
-            hint="give --test_share 0.1 to use every row, lower train_per_cat or test_per_cat, or add rows",
-        )
-    test: list[Row] = []
-    pool: list[Row] = []
-    for category, group in groups.items():
-        random.Random(derive_seed(config.seed, f"allocate/{category}")).shuffle(group)  # noqa: S311
-        num_test, num_train = sizes[category]
-        test += group[:num_test]
-        pool += group[num_test : num_test + num_train]
-    deal = Deal(config.num_clients or len(groups), config.seed, config.alpha, config.shards_per_client)
-    categories = [row.category for row in pool]
-    parts = partition_rows(categories, config.partition, deal)
-    return Allocation(test, [[pool[number] for number in part] for part in parts], label_skew(categories, parts))
-
-
-def _sizes(num_rows: int, config: AllocateConfig) -> tuple[int, int]:
-    """Rows of a category for the test set and for training; of a share at least one each."""
-    if config.test_share is None:
-        return config.test_per_cat, config.train_per_cat
-    test = max(1, round(config.test_share * num_rows))
-    return test, max(1, num_rows - test)
 
 
 def _data_files(allocation: Allocation, paths: DataPaths, test_per_cat: int | None) -> dict[Path, str]:
@@ -219,7 +140,8 @@ def _manifest(
     """No time, no path and no machine in it: the same data gives the same manifest anywhere."""
     fields = {"partition", "seed"}
     fields |= {"train_per_cat", "test_per_cat"} if config.test_share is None else {"test_share"}
-    fields |= {"dirichlet": {"alpha"}, "shards": {"shards_per_client"}}.get(config.partition, set())
+    of_partition = {"dirichlet": {"alpha"}, "shards": {"shards_per_client"}, "column": {"by"}}
+    fields |= of_partition.get(config.partition, set())
     # rules at their default leave no trace, so a data set is the same as before there were any
     fields |= config.read_rules.record().keys()
     tables = [_describe(path, text) for path, text in contents.items()]
@@ -234,7 +156,10 @@ def _manifest(
         "duplicates": {"dropped": cleaned.num_duplicates, "under_another_category": cleaned.num_other_category},
         "label_skew": round(allocation.label_skew, 6),
         "test": tables[0],
-        "clients": [{"client_id": client_id} | table for client_id, table in enumerate(tables[1:])],
+        "clients": [
+            {"client_id": client_id, **({"value": allocation.values[client_id]} if allocation.values else {}), **table}
+            for client_id, table in enumerate(tables[1:])
+        ],
     }
 
 
@@ -285,6 +210,7 @@ def _split(manifest: Any) -> tuple[Any, ...] | None:
             manifest["seed"],
             config.get("test_per_cat"),
             config.get("test_share"),
+            config.get("by"),
             reading,
         )
     except (KeyError, TypeError):
