@@ -10,6 +10,9 @@ Role = Literal["system", "user", "assistant"]
 RowKind = Literal["instruction", "conversation", "completion", "text"]
 """An instruction with its input, a conversation of roles, a prompt and what follows it, and plain text."""
 
+RowFormat = Literal["auto", "any", "instruction", "messages", "conversations", "completion", "text"]
+"""How rows are written: auto finds it by the fields of a file's first row, any by those of each."""
+
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -24,7 +27,7 @@ class Turn(NamedTuple):
         return {"role": self.role, "content": self.content}
 
 
-class RowShape(NamedTuple):
+class PromptShape(NamedTuple):
     """What a template must have a place for, in rows of one kind."""
 
     kind: RowKind = "instruction"
@@ -87,10 +90,10 @@ class Row:
         return (*self.asked, Turn("assistant", self.output))
 
     @property
-    def shape(self) -> RowShape:
+    def shape(self) -> PromptShape:
         """What its template must have a place for."""
         has_system = bool(self.before) and self.before[0].role == "system"
-        return RowShape(self.kind, bool(self.input), has_system, len(self.before) > has_system)
+        return PromptShape(self.kind, bool(self.input), has_system, len(self.before) > has_system)
 
     def as_dict(self) -> dict[str, Any]:
         """The row as a file holds it; reading it again gives the same row, but for `more`."""
@@ -136,7 +139,7 @@ class ReadRules:
     skip_bad: int = 0
     numbers_as_text: bool = False
     surrogates: Literal["refuse", "replace"] = "refuse"
-    row_kind: Literal["auto", "any", "instruction", "messages", "conversations", "completion", "text"] = "auto"
+    row_kind: RowFormat = "auto"
     columns: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     keep: tuple[str, ...] = ()
 

@@ -10,7 +10,7 @@ from fedlora.errors import DataError, UsageError
 from fedlora.llm.base_model import load_base_model
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.llm.token_files import TokenFiles
-from fedlora.rows import RowShape
+from fedlora.rows import PromptShape
 
 
 @pytest.fixture
@@ -155,9 +155,9 @@ def test_a_template_without_room_is_refused_before_anything_is_encoded(read):
         read(cutoff_len=8)
     # an input gives way whole, with the heading that it stood under
     alpaca = PromptEncoder(read().encoder.tokenizer, "alpaca")
-    alpaca.check(RowShape(has_input=True), cutoff=150)
+    alpaca.check(PromptShape(has_input=True), cutoff=150)
     with pytest.raises(UsageError, match="alpaca template alone"):
-        alpaca.check(RowShape(has_input=True), cutoff=100)
+        alpaca.check(PromptShape(has_input=True), cutoff=100)
     for file in read.files:
         file.write_text(json.dumps([{**row, "input": ""} for row in json.loads(file.read_text())]))
     read(template="alpaca", cutoff_len=150)

@@ -31,6 +31,7 @@ from fedlora.flower.messenger import handle, reply
 from fedlora.flower.node import Node
 from fedlora.flower.node_config import NodeConfig
 from fedlora.flower.node_replies import ask_facts, ask_update, read_facts
+from fedlora.flower.policy import accept_config
 from fedlora.llm.base_model import load_outline
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.types import ClientFailure, ClientUpdate, Download, TrainTask
@@ -88,6 +89,14 @@ def test_a_request_beyond_the_owner_s_bounds_is_refused_with_its_reason(federati
     assert isinstance(told, ClientFailure)
     assert told.kind == "refused"
     assert reason in told.reason
+
+
+def test_a_run_cannot_say_which_columns_of_the_owner_are_trained_on(federation):
+    asked = federation.config("x", columns="instruction=patient,response=secret", row_kind="instruction").record()
+    theirs = accept_config(federation.policy(0), asked)
+    assert (dict(theirs.columns), theirs.row_kind) == ({}, "auto")
+    ours = accept_config(federation.policy(0, columns="instruction=question", row_kind="instruction"), asked)
+    assert (dict(ours.columns), ours.row_kind) == ({"instruction": "question"}, "instruction")
 
 
 @pytest.mark.parametrize(

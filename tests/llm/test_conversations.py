@@ -12,7 +12,7 @@ from fedlora.errors import UsageError
 from fedlora.llm.chat_template import ChatTemplate
 from fedlora.llm.examples import encode_rows, make_batch, make_example
 from fedlora.llm.prompts import PromptEncoder
-from fedlora.rows import Row, RowShape, Turn
+from fedlora.rows import PromptShape, Row, Turn
 
 MARKED = (
     "{% for message in messages %}{% if message.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
@@ -145,13 +145,13 @@ def test_an_answer_ends_where_the_template_ends_a_turn_or_the_tokenizer_a_text(t
 def test_a_system_turn_that_a_template_refuses_joins_the_first_user_turn_and_it_is_said(tokenizer, capsys):
     encoder = encoder_of(tokenizer, GEMMA)
     assert shown(tokenizer, GEMMA, WITH_SYSTEM).startswith("<|im_start|>user\nBe brief.\n\nHi<|im_end|>")
-    encoder.check(RowShape("conversation", has_system=True), cutoff=512)
-    encoder_of(tokenizer, CHATML).check(RowShape("conversation", has_system=True), cutoff=512)
+    encoder.check(PromptShape("conversation", has_system=True), cutoff=512)
+    encoder_of(tokenizer, CHATML).check(PromptShape("conversation", has_system=True), cutoff=512)
     assert capsys.readouterr().err.count("in front of the first user turn") == 1
 
 
 def test_a_template_that_rewrites_history_is_refused_for_several_turns_and_trains_on_the_last(tokenizer):
-    shape = RowShape("conversation", has_history=True)
+    shape = PromptShape("conversation", has_history=True)
     for template in (THINKING, OPENS_THOUGHT):
         encoder = encoder_of(tokenizer, template)
         with pytest.raises(UsageError, match="earlier replies cannot be trained on"):
@@ -159,7 +159,7 @@ def test_a_template_that_rewrites_history_is_refused_for_several_turns_and_train
         with pytest.raises(UsageError, match="earlier replies"):
             list(encoder.encode([THREE], cutoff=512))
         encoder.check(shape, cutoff=512, train_on="last")
-        encoder.check(RowShape("conversation"), cutoff=512)
+        encoder.check(PromptShape("conversation"), cutoff=512)
     assert shown(tokenizer, THINKING, THREE, "last").endswith("assistant\n[[<think>\n\n</think>\n\nthree<|im_end|>]]")
     # the whole text does not begin with this prompt: the reply follows it alone
     assert shown(tokenizer, OPENS_THOUGHT, THREE, "last").endswith("assistant\n<think>\n[[three<|im_end|>]]")

@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from fedlora.config.schema import Config, Pairs, flag
 from fedlora.row_shapes import find_shapes
-from fedlora.rows import STRICT, ReadRules
+from fedlora.rows import STRICT, ReadRules, RowFormat
 
 
 class ReadingConfig(Config):
@@ -30,7 +30,7 @@ class ReadingConfig(Config):
         STRICT.surrogates, "half a surrogate pair in a text: refuse it, or replace it by U+FFFD", group="data"
     )
 
-    row_kind: Literal["auto", "any", "instruction", "messages", "conversations", "completion", "text"] = flag(
+    row_kind: RowFormat = flag(
         STRICT.row_kind,
         "kind of the rows; auto: by the fields of a file's first, in this order; any: by those of each",
         group="data",

@@ -23,7 +23,7 @@ from fedlora.data.records import iter_rows
 from fedlora.errors import DataError
 from fedlora.plain_text import counted
 from fedlora.row_shapes import INSTRUCTION
-from fedlora.rows import Row, RowShape
+from fedlora.rows import PromptShape, Row
 from fedlora.seeds import derive_seed
 from fedlora.typed_json import to_json
 from fedlora.types import ClientId
@@ -73,7 +73,7 @@ class ClientFile:
 
     path: Path
     facts: ClientFacts
-    shapes: frozenset[RowShape] = frozenset()
+    shapes: frozenset[PromptShape] = frozenset()
 
 
 class FieldsReport:
@@ -151,7 +151,7 @@ def _read_file(
     on_fields: Callable[[RowFields], None],
 ) -> ClientFile:
     digest, skipped = hashlib.sha256(), 0
-    shapes: set[RowShape] = set()
+    shapes: set[PromptShape] = set()
 
     def skip(message: str) -> None:
         nonlocal skipped

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
-from fedlora.config.schema import Config, Names, flag
+from fedlora.config.schema import Config, Names, Pairs, flag
 from fedlora.home import expand_home
+from fedlora.rows import STRICT, RowFormat
 
 
 def _names_of_mapping(value: Any) -> Any:
@@ -31,6 +32,12 @@ class NodeConfig(Config):
     bundles: Names = flag((), "SHA-256 of app bundles that are allowed beside that of this release of fedlora")
     client_id: int = flag(0, "number of this client in the federation, from 0", ge=0, lt=100_000)
     data_path: Path = flag(Path("./train.json"), "file or folder of this client's rows; no run can name another")
+    row_kind: RowFormat = flag(STRICT.row_kind, "kind of this client's rows; auto: by their fields")
+    columns: Pairs = flag(
+        {},
+        "fields of a row and this client's columns that hold them, such as prompt=question; no run can name others",
+        if_none="columns have the fields' names",
+    )
     state_dir: Path = flag(Path("./node"), "folder for this client's memory between rounds, readable by the owner only")
     base_models: Models = flag((), "base models that a run may name, as name or name=local folder")
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>")

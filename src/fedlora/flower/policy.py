@@ -30,11 +30,14 @@ def accept_config(policy: NodeConfig, asked: Mapping[str, Any], source: Any = No
     `source` is what the server says of the source of a method from outside.
     """
     _check_method(policy, asked.get("federation_mode"), source)
+    # which columns a model is trained on is the owner's to say, as where the rows lie
+    decided_here = {"device": policy.device, "data_path": policy.data_path}
+    decided_here |= {"row_kind": policy.row_kind, "columns": policy.columns}
     fields = {name: value for name, value in asked.items() if name not in PLACEMENT_FIELDS}
     if fields.pop("trust_remote_code", False) is not False:
         raise Refusal("this node runs no code that a model repository ships")
     try:
-        config = TrainConfig.model_validate({**fields, "device": policy.device, "data_path": policy.data_path})
+        config = TrainConfig.model_validate({**fields, **decided_here})
         check_ranks(config)
     except (ValueError, UsageError):
         # the text of a validation error repeats its input

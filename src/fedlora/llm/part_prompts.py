@@ -15,7 +15,7 @@ from fedlora.config.train import TrainOn
 from fedlora.errors import UsageError
 from fedlora.llm.prompts import EncodedRow, FittedPrompt, PromptEncoder
 from fedlora.llm.row_text import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
-from fedlora.rows import Row, RowShape
+from fedlora.rows import PromptShape, Row
 
 _MARK = "fedlora7content3mark"
 
@@ -36,7 +36,7 @@ class PartsEncoder:
         """The id that ended every reply."""
         return frozenset({self.tokenizer.eos_token_id})
 
-    def check(self, shape: RowShape, *, cutoff: int, train_on: TrainOn = "assistant") -> None:
+    def check(self, shape: PromptShape, *, cutoff: int, train_on: TrainOn = "assistant") -> None:
         """UsageError for rows that the rule does not know."""
         if shape.kind not in ("instruction", "conversation") or shape.has_system or shape.has_history:
             raise UsageError(

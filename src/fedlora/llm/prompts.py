@@ -18,7 +18,7 @@ from fedlora.errors import UsageError
 from fedlora.llm.chat_template import ChatTemplate
 from fedlora.llm.row_text import ALPACA_WITH_INPUT, RowWriter, Written
 from fedlora.llm.text_ids import TextEncoder
-from fedlora.rows import Row, RowShape, Turn
+from fedlora.rows import PromptShape, Row, Turn
 
 Span = tuple[int, int]
 CHUNK = 512
@@ -113,7 +113,7 @@ class PromptEncoder:
             )
         return FittedPrompt(ids, len(whole) - len(ids))
 
-    def check(self, shape: RowShape, *, cutoff: int, train_on: TrainOn = "assistant") -> None:
+    def check(self, shape: PromptShape, *, cutoff: int, train_on: TrainOn = "assistant") -> None:
         """UsageError when rows of this shape cannot be encoded, or their template alone leaves no room in `cutoff`.
 
         Says what becomes of a system turn that the template does not take.
