@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedlora import cli
+from fedlora.errors import UsageError
 
 WEIGHTS = "model.safetensors"
 LAYER = "model.layers.1.mlp.up_proj.weight"
@@ -110,6 +111,9 @@ SENTENCEPIECE = both(
 
 CASES: dict[str, Broken] = {
     "a layer that is missing": Broken(weights(lambda state: state.pop(LAYER)), ("missing", LAYER), AGAIN),
+    "an embedding that is missing and tied": Broken(
+        weights(lambda state: state.pop("model.embed_tokens.weight")), ("missing", "model.embed_tokens.weight"), AGAIN
+    ),
     "a layer too many": Broken(
         weights(lambda state: state.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(64, 32)})),
         ("LlamaForCausalLM has no place for", "model.layers.2.mlp.up_proj.weight"),
@@ -285,6 +289,37 @@ def test_tied_weights_and_buffers_that_a_model_computes_need_no_file(world):
     save_file({**state, "h.0.attn.bias": torch.ones(1, 1, 32, 32)}, f"gpt2/{WEIGHTS}", metadata={"format": "pt"})
     for load in (load_base_model, load_outline):
         assert load("gpt2", device="cpu", dtype="float32").model.config.model_type == "gpt2"
+
+
+def test_one_expert_of_a_mixture_that_is_missing_is_no_mixture_of_fewer(world):
+    """transformers puts the experts of a file into one tensor."""
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+    from fedlora.llm.base_model import load_base_model, load_outline
+
+    config = MixtralConfig(
+        vocab_size=259, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=3,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained("mixtral")
+    AutoTokenizer.from_pretrained("model").save_pretrained("mixtral")
+    load_base_model("mixtral", device="cpu")
+    weights(lambda state: state.pop(next(name for name in sorted(state) if "experts.2" in name)))(Path("mixtral"))
+    for load in (load_base_model, load_outline):
+        with pytest.raises(UsageError, match=r"parts of model\.layers\.0\.mlp\.experts\.\w+ are missing"):
+            load("mixtral", device="cpu")
+
+
+def test_code_of_a_repository_that_needs_a_package_names_it(world, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(world / "modules"))
+    settings(model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"})(
+        world / "model"
+    )
+    (world / "model" / "own.py").write_text("import nowhere_to_be_found\n\nclass Own: ...\n\nclass OwnModel: ...\n")
+    for command in (TRAIN, PLAN):
+        told = refuse(f"{command} --trust_remote_code true", capsys)
+        assert "a package is missing" in told
+        assert "pip install 'nowhere_to_be_found'" in told
 
 
 def test_a_socks_proxy_without_its_package_is_one_message(world, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fedlora.llm.base_files import (
     find_weights,
     read_names,
 )
-from fedlora.llm.base_identity import is_hub_id
+from fedlora.llm.base_identity import find_folder, is_hub_id
 from fedlora.llm.quantization import check_checkpoint, check_quantizer
 
 HUB_PATIENCE = 5.0
@@ -33,6 +33,8 @@ HUB_PATIENCE = 5.0
 
 _INSTALL = re.compile(r"pip install (?:-\S+ )*[\"'`]?([\w.-]+(?:\[[\w,-]+\])?(?:[<>=!~]=?[\w.]+)?)")
 _LONGEST_REASON = 240
+_NOT_CONVERTED = re.compile(r"^(\S+) *\| CONVERSION", re.MULTILINE)
+"""A weight that transformers could not put together, in its report of a load."""
 _LIBRARY = re.compile(r"requires the (\w+) library")
 
 
@@ -81,7 +83,7 @@ class Source:
         how = {**how, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with self._reading("weights"):
             model, found = AutoModelForCausalLM.from_pretrained(self.place, **how, **self.options)
-        check_whole(self.name, model, found)
+            check_whole(self.name, model, found)
         return model
 
     def make_outline(self, config: Any, dtype: Any) -> Any:
@@ -137,21 +139,23 @@ class Source:
     @contextlib.contextmanager
     def _reading(self, part: str) -> Iterator[None]:
         """Inside, the library is quiet, and what it raises becomes a UsageError about this part of the base."""
+        held: list[logging.LogRecord] = []
         try:
-            with quiet_transformers(), _held_warnings():
+            with quiet_transformers(), _held_warnings(held):
                 yield
         except (FedloraError, MemoryError):
             raise
         except Exception as error:
             if type(error).__name__ == "OutOfMemoryError" or getattr(error, "errno", None) == errno.ENOSPC:
                 raise
-            raise self._explain(part, error) from error
+            raise self._explain(part, error, held) from error
 
-    def _explain(self, part: str, error: Exception) -> UsageError:
-        fault = find_tokenizer_fault(Path(self.place)) if self.is_local and part == "tokenizer" else None
-        if fault is not None:
+    def _explain(self, part: str, error: Exception, held: Sequence[logging.LogRecord]) -> UsageError:
+        if (fault := self._find_fault(part)) is not None:
             return fault
         reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        if apart := [name for record in held for name in _NOT_CONVERTED.findall(record.getMessage())]:
+            reason = f"parts of {', '.join(apart[:3])} are missing or do not fit together"
         package = _find_package(error)
         if package or isinstance(error, ImportError):
             return UsageError(
@@ -166,6 +170,18 @@ class Source:
             f"base_model={self.name!r} cannot be loaded from {where}: {reason} ({part})",
             hint=f"{first}, or use --base_model {embedded_model.NAME}; {embedded_model.INSTALL_HINT}",
         )
+
+    def _find_fault(self, part: str) -> UsageError | None:
+        """What is wrong with the files themselves: those of a hub are looked at once they could not be read."""
+        folder = find_folder(self.place)
+        if folder is None or part not in ("tokenizer", "weights"):
+            return None
+        try:
+            if not self.is_local:
+                check_files(folder)
+        except UsageError as error:
+            return UsageError(str(error), hint=f"run `hf cache rm model/{self.place}`, then this command again")
+        return find_tokenizer_fault(folder) if part == "tokenizer" else None
 
 
 def open_source(name: str, trust_remote_code: bool) -> Source:
@@ -220,26 +236,26 @@ def quiet_transformers() -> Iterator[None]:
 
 
 class _Held(logging.Handler):
-    def __init__(self) -> None:
+    def __init__(self, records: list[logging.LogRecord]) -> None:
         super().__init__()
-        self.records: list[logging.LogRecord] = []
+        self.records = records
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
 
 
 @contextlib.contextmanager
-def _held_warnings() -> Iterator[None]:
+def _held_warnings(held: list[logging.LogRecord]) -> Iterator[None]:
     """The library's log is shown afterwards; not where it fails, which is one message of ours, and not its report of a
     load, which `check_whole` reads."""
-    logger, held = logging.getLogger("transformers"), _Held()
+    logger = logging.getLogger("transformers")
     handlers = logger.handlers
-    logger.handlers = [held]
+    logger.handlers = [_Held(held)]
     try:
         yield
     finally:
         logger.handlers = handlers
-    for record in held.records:
+    for record in held:
         if "LOAD REPORT" not in record.getMessage():
             logger.handle(record)
 

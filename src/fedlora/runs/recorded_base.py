@@ -66,8 +66,12 @@ class RecordedBase:
         )
 
     def check(self, found: BaseIdentity | None) -> None:
-        """UsageError when what was found at the place is another base."""
+        """UsageError when what was found at the place is another base, or this one with a damaged file."""
         if fault := self.find_fault(found):
+            if (folder := find_folder(self.place)) is not None:
+                from fedlora.llm.base_files import check_files
+
+                check_files(folder)
             raise UsageError(fault, hint=HINT)
 
     def check_records_every_byte(self) -> None:
