@@ -155,7 +155,7 @@ def _print_result(result: Result | None, *, as_json: bool = False) -> None:
         from fedlora.files import json_text
 
         print(json_text(result.as_dict()), end="", flush=True)
-    elif text := result.text():
+    elif text := result.terminal_text() if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else result.text():
         print(text, flush=True)
 
 

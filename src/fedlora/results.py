@@ -39,6 +39,10 @@ class Result(ABC):
         """What the command line prints on standard output; empty when the messages on the way have said everything."""
         return "\n".join(part for part in self.parts() if part)
 
+    def terminal_text(self) -> str:
+        """The text for a terminal that has colours."""
+        return self.text()
+
     @abstractmethod
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON values: what `--json` prints. docs/reference/json.md has the schema."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ from fedlora.planning.plan_text import plan_parts
 from fedlora.stages import plan, train
 
 
-def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows), encoding="utf-8")
     return path
@@ -479,3 +481,91 @@ def test_a_plan_of_silos_calls_clients_by_their_files_and_knows_their_test_rows(
         plan.run(PlanConfig.of(**silos(probe=False, test_file_path=tmp_path / "silos")))
     with pytest.raises(UsageError, match="its folder takes this file for a client"):
         plan.run(PlanConfig.of(**silos(probe=False, test_file_path=tmp_path / "silos" / "north.json")))
+
+
+TEMPLATE = """{% if messages[0].role != 'system' %}<s>system
+Be kind. Today is {{ strftime_now('%Y-%m-%d') }}.</s>
+{% endif %}{% for message in messages %}<s>{{ message.role }}
+{{ message.content }}</s>
+{% endfor %}{% if add_generation_prompt %}<s>assistant
+{% endif %}"""
+
+
+def make_talks(tmp_path: Path, count: int = 12, length: int = 1) -> None:
+    rows = []
+    for number in range(count):
+        said = ("user", f"who {number}?"), ("assistant", "Ada\n" * length), ("user", "when?"), ("assistant", "\x1b[2J")
+        rows.append({"messages": [{"role": role, "content": text} for role, text in said]})
+    write_rows(tmp_path / "data" / "3" / "local_training_0.json", rows)
+
+
+def test_two_rows_of_every_client_are_shown_as_training_sees_them(world, tmp_path):
+    make_talks(tmp_path)
+    record = make_plan(world(prompt_template="chat"), probe=False)
+    talk, instruction, _ = (client["rows_shown"] for client in record["clients"])
+    assert [shown["row"] for shown in talk] == [1, 2]
+    assert [text.split("<")[0] for text, trained in talk[1]["parts"] if trained] == ["Ada\n", "\x1b[2J"]
+    assert "who 1?" in talk[1]["parts"][0][0]
+    assert [trained for _, trained in instruction[0]["parts"]] == [False, True]
+    counts = [{name: client[name] for name in ("num_turns", "num_cut_turns")} for client in record["clients"]]
+    assert counts == [{"num_turns": 48, "num_cut_turns": 0}, *[{"num_turns": 24, "num_cut_turns": 0}] * 2]
+    text = "\n".join(plan_parts(record))
+    assert "\x1b" not in text
+    assert "[[Ada\\n" in text
+    assert "[[\\x1b[2J" in text
+    heads = next(line for line in text.splitlines() if line.startswith("client "))
+    assert "turns" in heads
+    assert "cut turns" not in heads
+    assert "north, row" not in text
+    assert plan_parts({**record, "clients": record["clients"][1:]})[1].split("\n")[0].count("turns") == 0
+
+
+def test_trained_tokens_are_green_on_a_terminal_and_bracketed_elsewhere(world, tmp_path, monkeypatch, capsys):
+    make_talks(tmp_path)
+    made = plan.run(PlanConfig.of(**world(prompt_template="chat"), probe=False))
+    coloured = made.terminal_text()
+    assert "\x1b[32mAda\\n" in coloured
+    assert "\x1b[2J" not in coloured
+    assert (
+        coloured.replace("\x1b[32m", "[[").replace("\x1b[0m", "]]").replace("[[green", "[[in brackets") == made.text()
+    )
+    for is_terminal, no_color, shown in ((True, "", coloured), (True, "1", made.text()), (False, "", made.text())):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        cli._print_result(made)
+        assert capsys.readouterr().out == f"{shown}\n"
+
+
+def test_long_texts_are_shortened_in_the_middle_in_the_text_only(world, tmp_path):
+    make_talks(tmp_path, length=200)
+    record = make_plan(world(prompt_template="chat", cutoff_len=2048), probe=False)
+    parts = record["clients"][0]["rows_shown"][0]["parts"]
+    assert any(text.startswith("Ada\n" * 200) for text, _ in parts)
+    lines = [line for line in "\n".join(plan_parts(record)).splitlines() if "row 1:" in line]
+    assert "Ada\\nAda\\n ... " in lines[0].replace("Ada ...", "Ada\\n ...")
+    assert all(len(line) < 1000 for line in lines)
+    many = {**record["clients"][0], "rows_shown": [{"row": 1, "parts": [["t", True]] * 40}]}
+    assert " ... " in "\n".join(plan_parts({**record, "clients": [many]}))
+
+
+def test_turns_that_are_cut_and_control_text_have_columns_where_there_are_some(world, tmp_path):
+    make_talks(tmp_path, length=40)
+    rows = [{"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "no"}]}]
+    write_rows(tmp_path / "data" / "3" / "local_training_1.json", rows)
+    record = make_plan(world(prompt_template="chat", cutoff_len=96), probe=False)
+    assert record["clients"][0]["num_cut_turns"] == 24
+    assert record["clients"][1]["num_control"] == 1
+    heads = next(line for line in "\n".join(plan_parts(record)).splitlines() if line.startswith("client "))
+    assert "cut turns  control" in heads
+
+
+def test_what_the_template_writes_by_itself_is_shown(world, tmp_path):
+    (tmp_path / "my.jinja").write_text(TEMPLATE)
+    fields = world(prompt_template=str(tmp_path / "my.jinja"), template_date="2026-01-31")
+    record = make_plan(fields, probe=False)
+    system = "Be kind. Today is 2026-01-31."
+    assert record["template"] == {"name": "my.jinja", "date": "2026-01-31", "default_system": system}
+    (line,) = (line for line in "\n".join(plan_parts(record)).splitlines() if line.startswith("template "))
+    assert "it inserts the date 2026-01-31 (--template_date)" in line
+    assert line.endswith(f"where a row has no system turn it writes: {system}")
+    assert make_plan(world(), probe=False)["template"] == {"name": "alpaca", "date": None, "default_system": None}

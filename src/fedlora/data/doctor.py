@@ -90,7 +90,7 @@ def examine_shortened(silo: Silo, count: int, rows: Iterable[int], cutoff: int) 
         f"{silo.name}: {count} of {counted(len(silo.rows), 'row')} are longer than cutoff_len={cutoff} and "
         f"are shortened",
         _first(silo.place(row) for row in rows),
-        "raise --cutoff_len, or split long inputs; the input gives way first, a response is cut last",
+        "raise --cutoff_len, or split long inputs; old turns and the input give way first, a response is cut last",
     )
 
 

@@ -29,7 +29,7 @@ class PartsEncoder:
         self.template = settings.template
         # what does not depend on the rule: the tokenizer's control texts, the checks, the decoding
         self._today = PromptEncoder(tokenizer, settings)
-        self.marks, self.decode = self._today.marks, self._today.decode
+        self.marks, self.decode, self.chat = self._today.marks, self._today.decode, self._today.chat
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -12,8 +12,12 @@ from fedlora.console import duration, printable
 from fedlora.data.client_names import name_of_file, shown_client
 from fedlora.data.doctor import PLACES
 from fedlora.plain_text import NOTHING, counted, one_line, size_text, table_text
+from fedlora.planning.shown_rows import row_lines, template_text
 
-COLUMNS = ("client", "file", "rows", "train", "empty", "cut", "prompt tok", "response tok", "rounds", "steps")
+COLUMNS = ("client", "file", "rows", "train", "empty", "cut", "masked tok", "trained tok", "rounds", "steps")
+COUNTED = {"turns": "num_turns", "cut turns": "num_cut_turns", "control": "num_control"}
+"""Further columns, each shown where it says something of a client."""
+
 MOST_CLIENTS = 20
 """Clients and warnings beyond these numbers are counted, and listed in the plan file only."""
 
@@ -21,10 +25,12 @@ MOST_WARNINGS = 40
 CATEGORIES = 3
 
 
-def plan_parts(record: Mapping[str, Any]) -> list[str]:
-    """The whole plan, in pieces that each begin a line."""
+def plan_parts(record: Mapping[str, Any], *, coloured: bool = False) -> list[str]:
+    """The whole plan, in pieces that each begin a line; `coloured` is for a terminal."""
     clients = record["clients"]
-    table = table_text((*COLUMNS, "categories"), [_client_cells(client) for client in clients[:MOST_CLIENTS]])
+    counts = {head: name for head, name in COUNTED.items() if any(_says_something(one, name) for one in clients)}
+    cells = [_client_cells(client, list(counts.values())) for client in clients[:MOST_CLIENTS]]
+    table = table_text((*COLUMNS, *counts, "categories"), cells)
     more = len(clients) - MOST_CLIENTS
     intro = one_line(
         f"plan of {record['exp_name']}: {record['mode']}, {counted(record['rounds'], 'round')} of "
@@ -36,12 +42,19 @@ def plan_parts(record: Mapping[str, Any]) -> list[str]:
         f"{intro}\n",
         table,
         *([f"... and {counted(more, 'client')} more, in --plan_file"] if more > 0 else []),
+        "\n" + "\n".join(row_lines(clients[:MOST_CLIENTS], coloured=coloured)),
         "\n" + "\n".join(printable(line) for line in _run_lines(record)),
         "\n" + "\n".join(_warning_lines(record["warnings"])),
     ]
 
 
-def _client_cells(client: Mapping[str, Any]) -> tuple[str, ...]:
+def _says_something(client: Mapping[str, Any], name: str) -> bool:
+    """Whether a client's count is not what it is for every instruction row."""
+    usual = 2 * client["num_examples"] if name == "num_turns" else 0
+    return client[name] > usual
+
+
+def _client_cells(client: Mapping[str, Any], counts: Sequence[str]) -> tuple[str, ...]:
     return (
         one_line(name_of_file(client["file"])),
         one_line(client["file"]),
@@ -53,6 +66,7 @@ def _client_cells(client: Mapping[str, Any]) -> tuple[str, ...]:
         f"{client['num_response_tokens']:,}",
         str(client["num_rounds"]),
         f"{client['num_steps']:,}",
+        *(f"{client[name]:,}" for name in counts),
         _category_text(client["categories"]),
     )
 
@@ -67,6 +81,7 @@ def _category_text(categories: Mapping[str, int]) -> str:
 
 def _run_lines(record: Mapping[str, Any]) -> Iterator[str]:
     run, adapter, memory, layout = (record[name] for name in ("run", "adapter", "memory", "layout"))
+    yield f"template     {template_text(record['template'])}"
     if record["label_skew"] is not None:
         yield f"label skew   {record['label_skew']:.2f} (0: every client has the pool's mix)"
     if record["test"] is not None:

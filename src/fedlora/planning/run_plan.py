@@ -34,6 +34,7 @@ from fedlora.planning.forecast import RunForecast, Work, count_run_units, draw_w
 from fedlora.planning.plan_tests import find_tests
 from fedlora.planning.probe import Probe, run_probe
 from fedlora.planning.run_warnings import examine_cohorts, examine_probe, examine_run, free_bytes
+from fedlora.planning.shown_rows import describe_template, show_rows
 from fedlora.rows import Row
 from fedlora.runs.run_folder import check_free, check_same, read_run
 from fedlora.training.live_run import Training, open_bench
@@ -114,6 +115,7 @@ class Planning:
             "base_dtype": bench.base.dtype_name,
             "layout": bench.book.layout.record(),
             "config": train.record(),
+            "template": describe_template(bench.encoder),
             "clients": self._client_records(forecast),
             "test": self._test_record(),
             "label_skew": skew,
@@ -214,6 +216,7 @@ class Planning:
                 "num_rows": len(silo.rows),
                 "num_rounds": forecast.rounds_of.get(facts.client_id, 0),
                 "num_steps": forecast.steps_of.get(facts.client_id, 0),
+                "rows_shown": show_rows(silo, self.bench.encoder, self.train),
             }
             for silo, facts in zip(self.silos, self.bench.examples.facts.values(), strict=True)
         ]

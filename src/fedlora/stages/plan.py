@@ -32,6 +32,9 @@ class Plan(Result):
         """The clients, the run, what it takes, and the warnings."""
         return plan_parts(self.record)
 
+    def terminal_text(self) -> str:
+        return "\n".join(plan_parts(self.record, coloured=True))
+
     def as_dict(self) -> dict[str, Any]:
         """The same as `plan_file`."""
         return dict(self.record)
