@@ -143,6 +143,13 @@ COMMANDS = {
         "fedlora.config.data:DollyConfig",
         "fedlora.stages.data_dolly:run",
     ),
+    "data hub": Command(
+        "fetch a data set from the hub at a recorded commit",
+        "fedlora.config.data:HubConfig",
+        "fedlora.stages.data_hub:run",
+        positional="repository",
+        requires="fedlora.stages.data_hub:check_datasets",
+    ),
     "model": Command(
         "install the embedded model, smollm2-135m",
         "fedlora.config.data:ModelConfig",

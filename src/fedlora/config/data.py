@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +101,27 @@ class DollyConfig(Config):
 
     output_file: Path = flag(Path("./data/new-databricks-dolly-15k.json"), "file for the rows: a JSON array")
     overwrite: bool = flag(False, "replace an existing file")
+
+
+class HubConfig(Config):
+    """Fetch one split of a data set from the hub as JSON lines, at a commit that is recorded."""
+
+    repository: str = flag("", "data set on the hub, such as ORG/NAME", if_none="refused: name one")
+    revision: str = flag("main", "branch, tag or commit of the data set; its commit is recorded")
+    split: str = flag("train", "split whose rows are written")
+    subset: str = flag("", "configuration of a data set that has several", if_none="the only one")
+    output_file: Path = flag(
+        Path("./data/rows.jsonl"), "file for the rows; <file>.source beside it records where they are from"
+    )
+    overwrite: bool = flag(False, "replace an existing file")
+
+    @model_validator(mode="after")
+    def _is_named(self) -> HubConfig:
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.repository):
+            raise ValueError(f"repository={self.repository!r} is not the name of a data set, such as ORG/NAME")
+        if self.output_file.suffix != ".jsonl":
+            raise ValueError(f"output_file={self.output_file}: rows are written as JSON lines, so name it .jsonl")
+        return self
 
 
 class ModelConfig(Config):
