@@ -80,13 +80,16 @@ def test_conversations_that_end_alike_differ_by_what_was_said_before():
     assert found([first], [talk("who?", "Ada", "when?", "1815")]) == [("row", "across", 1, 0, 0, 0)]
 
 
-def test_the_beginning_of_an_earlier_conversation_repeats_one_of_its_turns():
+def test_the_beginning_of_a_conversation_and_the_conversation_repeat_each_other():
     long = talk("who?", "Ada", "when?", "1815", "where?", "London", system="Be short.")
     assert found([long], [talk("who?", "Ada", "when?", "1816", system="be short.")]) == [("turn", "across", 1, 0, 0, 0)]
     assert found([long], [talk("who?", "Ada", system="Be short."), talk("when?", "1815")]) == [
         ("turn", "across", 1, 0, 0, 0)
     ]
-    assert found([talk("who?", "Ada")], [talk("who?", "Ada", "when?", "1815")]) == []
+    assert found([talk("who?", "Ada")], [talk("who?", "Ada", "when?", "1815")]) == [("turn", "across", 1, 0, 0, 0)]
+    grows = [talk("who?", "Ada"), talk("who?", "Ada", "when?", "1815"), talk("who?", "Ada", "when?", "1815", "a", "b")]
+    assert found(grows) == [("turn", "inside", 0, 1, 0, 0), ("turn", "inside", 0, 2, 0, 0)]
+    assert found([talk("Hello", "Hi", "who?", "Ada")], [talk("Hello", "Hi", "when?", "1815")]) == []
 
 
 def test_texts_repeat_by_their_text_and_are_near_by_its_words():

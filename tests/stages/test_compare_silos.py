@@ -13,6 +13,7 @@ import pytest
 from fedlora import cli
 from fedlora.comparing.data_sets import DataSets
 from fedlora.comparing.experiment import cells_of, rows_to_answer, train_config_of, train_fields_of
+from fedlora.comparing.known_bases import KnownBases
 from fedlora.comparing.silo_data import make_silo_data
 from fedlora.config.compare import CompareConfig
 from fedlora.data.records import read_rows
@@ -264,26 +265,47 @@ def test_runs_read_the_rows_of_a_comparison_under_the_fields_own_names(tmp_path)
     assert {name: found[name] for name in more if name in found} == {"skip_bad": 2}
 
 
-def test_silos_of_several_kinds_keep_their_rows_and_leaks_are_found_across_them(tmp_path):
-    silos = make_silos(tmp_path / "silos")
-    turns = [{"role": "user", "content": "north 1"}, {"role": "assistant", "content": "n1"}]
-    more = [{"role": "user", "content": "more"}, {"role": "assistant", "content": "no"}]
-    rows = [{"messages": [{**turns[0], "content": f"talk {n}"}, *turns[1:], *more]} for n in range(10)]
-    (silos / "south.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (silos / "west.test.jsonl").write_text(
-        json.dumps({"messages": [{**turns[0], "content": "talk 3"}, turns[1]]}) + "\n"
-    )
-    (silos / "north.test.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
-    config = CompareConfig.of(**options(tmp_path, silos))
-    data = make_silo_data(config, 1, ComparisonPaths(tmp_path, "own"))
-    tests = read_rows(data.test)
-    assert {row.question for row in tests} == {"talk 3", "north 1"}
+def make_mixed_silos(folder: Path) -> Path:
+    """North has instructions, south conversations of two exchanges, west prompts with completions."""
+    silos = make_silos(folder)
+    replies = {"role": "assistant", "content": "yes"}, {"role": "user", "content": "more"}
+    talks = [{"messages": [{"role": "user", "content": f"talk {n}"}, *replies, replies[0]]} for n in range(10)]
+    completions = [{"prompt": f"west {n}", "completion": " is west"} for n in range(10)]
+    for name, rows in (("south", talks), ("west", completions)):
+        (silos / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return silos
+
+
+def test_silos_of_several_kinds_keep_their_rows_and_leaks_are_found_across_them(tmp_path, tiny_model):
+    silos = make_mixed_silos(tmp_path / "silos")
+    for name, question in (("north", "north 1"), ("west", "talk 3")):
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "no"}]
+        (silos / f"{name}.test.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    config, paths = CompareConfig.of(**options(tmp_path, silos, tiny_model)), ComparisonPaths(tmp_path, "own")
+    data = make_silo_data(config, 1, paths)
+    assert {row.question for row in read_rows(data.test)} == {"talk 3", "north 1"}
     trained = [row for file in data.folder.iterdir() for row in read_rows(file)]
-    assert {row.kind for row in trained} == {"instruction", "conversation"}
+    assert {row.kind for row in trained} == {"instruction", "conversation", "completion"}
     both = {row.before[0].content if row.before else row.question for row in trained}
     assert data.silos.num_leaks == len(both & {"talk 3", "north 1"})
-    assert len({row.kind for row in read_rows(data.validation, rules=MIXED)}) == 2
-    cell = cells_of(config)[0]
+    assert len({row.kind for row in read_rows(data.validation, rules=MIXED)}) == 3
     for is_mixed, row_kind in ((data.is_mixed, "any"), (False, "auto")):
-        run = train_config_of(config, cell, seed=1, rate=1e-3, rounds=1, data=replace(data, is_mixed=is_mixed))
+        how = {"seed": 1, "rate": 1e-3, "rounds": 1, "bases": KnownBases(paths)}
+        run = train_config_of(config, cells_of(config)[0], data=replace(data, is_mixed=is_mixed), **how)
         assert run.row_kind == row_kind
+
+
+@pytest.mark.thorough
+def test_a_comparison_of_silos_of_several_kinds_measures_and_scores_all_of_them(tmp_path, tiny_model):
+    silos = make_mixed_silos(tmp_path / "silos")
+    more = {**SMALL, "answers_per_cat": 1, "curves": ["homo"]}
+    result = compare.run(CompareConfig.of(**options(tmp_path / "root", silos, tiny_model, **more)))
+    (row,) = (row for row in result.record["rows"] if row["label"] == "homo")
+    assert row["metrics"]["loss_own"]["n"] == 1
+    files = (tmp_path / "root").rglob("global_output.jsonl")
+    answers = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert {tuple(sorted(set(answer) & {"instruction", "messages", "prompt"})) for answer in answers} == {
+        ("instruction",),
+        ("messages",),
+        ("prompt",),
+    }

@@ -161,6 +161,8 @@ def _group_shared(
 
 
 def _count_leaks(tests: Sequence[Row], silos: Sequence[_Silo]) -> int:
-    """Test rows whose prompt some client trains on, as a row or as an earlier turn of one."""
-    trained = {prompt for silo in silos for row in silo.labelled for prompt in (row.prompt, *row.earlier_prompts)}
-    return sum(row.prompt in trained for row in tests)
+    """Test rows whose prompt some client trains on, also where one of the two is the beginning of the other."""
+    rows = [row for silo in silos for row in silo.labelled]
+    trained = {row.prompt for row in rows}
+    turns = trained.union(*(row.earlier_prompts for row in rows))
+    return sum(row.prompt in turns or not trained.isdisjoint(row.earlier_prompts) for row in tests)

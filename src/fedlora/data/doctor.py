@@ -139,7 +139,7 @@ def _unlabelled(silo: Silo) -> Finding | None:
 _KINDS: Mapping[str, str] = {
     "row": "are equal to",
     "prompt": "have the prompt, with another response, of",
-    "turn": "have the prompt of an earlier turn of",
+    "turn": "are the beginning or the continuation of",
     "near": f"share at least {NEAR:.0%} of their word triples with",
 }
 

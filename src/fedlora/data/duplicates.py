@@ -58,17 +58,15 @@ class Repeat:
 def find_repeats(sources: Sequence[Sequence[Row]]) -> list[Repeat]:
     """Every row that repeats an earlier one of its own source or of an earlier source, in order of the rows.
 
-    All turns of a conversation count. A row of the kind `turn` has the prompt of a turn before the last of an earlier
-    conversation, whose reply to it may be trained on too.
+    All turns of a conversation count. Of a row of the kind `turn` and the earlier one, one is the beginning of the
+    other: it has the prompt of a turn before the other's last, whose reply may be trained on too.
     """
     found: dict[tuple[int, int, Scope], Repeat] = {}
-    for kind, key, held in (
-        ("row", _row_key, lambda row: (_row_key(row),)),
-        ("prompt", _prompt_key, lambda row: (_prompt_key(row),)),
-        ("turn", _prompt_key, lambda row: tuple(map(_fold_all, row.earlier_prompts))),
-    ):
-        for repeat in _find_equal(kind, sources, key, held):
-            found.setdefault((repeat.source, repeat.row, repeat.scope), repeat)
+    equal = [*_find_equal("row", sources, _row_keys), *_find_equal("prompt", sources, _prompt_keys)]
+    if any(row.before for rows in sources for row in rows):
+        equal += _find_equal("turn", sources, _turn_keys, _held_turn_keys)
+    for repeat in equal:
+        found.setdefault((repeat.source, repeat.row, repeat.scope), repeat)
     for repeat in _find_near(sources, set(found)):
         found[repeat.source, repeat.row, repeat.scope] = repeat
     return [found[key] for key in sorted(found)]
@@ -83,12 +81,22 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-def _row_key(row: Row) -> Hashable:
-    return (*_prompt_key(row), " ".join(_fold(row.output).split()))
+def _row_keys(row: Row) -> list[Hashable]:
+    return [_fold_all((*row.prompt, row.output))]
 
 
-def _prompt_key(row: Row) -> tuple[str, ...]:
-    return _fold_all(row.prompt)
+def _prompt_keys(row: Row) -> list[Hashable]:
+    return [_fold_all(row.prompt)]
+
+
+def _turn_keys(row: Row) -> list[tuple[bool, Hashable]]:
+    """The prompt of every exchange, and whether it is the last."""
+    return [(True, _fold_all(row.prompt)), *((False, _fold_all(prompt)) for prompt in row.earlier_prompts)]
+
+
+def _held_turn_keys(row: Row) -> list[tuple[bool, Hashable]]:
+    """What a last exchange is compared with is an earlier one, and the other way round."""
+    return [(not is_last, prompt) for is_last, prompt in _turn_keys(row)]
 
 
 def _fold_all(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,21 +106,22 @@ def _fold_all(texts: tuple[str, ...]) -> tuple[str, ...]:
 def _find_equal(
     kind: Any,
     sources: Sequence[Sequence[Row]],
-    key: Callable[[Row], Hashable],
-    held_by: Callable[[Row], Sequence[Hashable]],
+    keys_of: Callable[[Row], Sequence[Hashable]],
+    held_by: Callable[[Row], Sequence[Hashable]] | None = None,
 ) -> Iterator[Repeat]:
-    """Rows whose key an earlier row holds."""
+    """Rows with a key that an earlier row holds, by default as one of its own."""
     firsts: defaultdict[Hashable, dict[int, int]] = defaultdict(dict)
     for source, rows in enumerate(sources):
         for number, row in enumerate(rows):
-            held = firsts.get(key(row), {})
-            if source in held:
-                yield Repeat(kind, "inside", source, number, source, held[source])
-            other = next((place for place in held.items() if place[0] != source), None)
+            places = [place for key in keys_of(row) for place in firsts.get(key, {}).items()]
+            own = min((place for place in places if place[0] == source), default=None)
+            if own is not None:
+                yield Repeat(kind, "inside", source, number, *own)
+            other = min((place for place in places if place[0] != source), default=None)
             if other is not None:
                 yield Repeat(kind, "across", source, number, *other)
-            for one in held_by(row):
-                firsts[one].setdefault(source, number)
+            for key in (held_by or keys_of)(row):
+                firsts[key].setdefault(source, number)
 
 
 def _find_near(sources: Sequence[Sequence[Row]], settled: set[tuple[int, int, Scope]]) -> Iterator[Repeat]:
