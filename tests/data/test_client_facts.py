@@ -199,3 +199,20 @@ def test_a_field_without_end_of_names_is_not_listed_without_end(tmp_path, capsys
     path.write_text("".join(json.dumps({**ROWS[1], f"k{number}": 1}) + "\n" for number in range(100)))
     read_client_files({0: path}, TrainConfig.of())
     assert capsys.readouterr().err.count("k") == 20
+
+
+def test_kinds_other_than_plain_instructions_are_reported_once_with_their_files(tmp_path, capsys):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes", "weight": 1}]
+    rows = [{"messages": turns}, {"text": "t"}, {"instruction": "i", "output": "o"}, {"messages": turns}]
+    files = {}
+    for client, row in enumerate(rows):
+        files[client] = tmp_path / f"client{client}.jsonl"
+        files[client].write_text((json.dumps(row) + "\n") * 3)
+    read_client_files(files, TrainConfig.of())
+    assert capsys.readouterr().err.splitlines() == [
+        "conversation rows, read from messages in client0.jsonl, client3.jsonl",
+        "not used in client0.jsonl, client3.jsonl: messages[].weight",
+        "text rows, read from text in client1.jsonl",
+    ]
+    read_client_files({0: files[0]}, TrainConfig.of())
+    assert capsys.readouterr().err.splitlines()[0] == "conversation rows, read from messages"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -16,6 +17,7 @@ import pytest
 MEBIBYTE = 1 << 20
 SIZE = 200
 ALLOWED = 64 * MEBIBYTE
+ROLES = pyarrow.array([2, 3], "int32")
 
 MEASURE = """
 import sys
@@ -45,8 +47,20 @@ def repeat(first: str, last: str = "", *, piece: str = "x" * MEBIBYTE) -> Iterat
 
 
 def table(texts: list[str], **options: str) -> bytes:
+    return written({"instruction": texts, "output": ["o"] * len(texts)}, **options)
+
+
+def talks(indices: pyarrow.Array) -> bytes:
+    """A short conversation, and one whose turns all have the same text of a mebibyte, or are null."""
+    texts = pyarrow.DictionaryArray.from_arrays(indices, ["x" * MEBIBYTE, "hi", "user", "assistant"])
+    roles = pyarrow.DictionaryArray.from_arrays(pyarrow.concat_arrays([ROLES, indices[2:]]), texts.dictionary)
+    turns = pyarrow.StructArray.from_arrays([roles, texts], ["role", "content"])
+    return written({"messages": pyarrow.ListArray.from_arrays([0, 2, len(indices)], turns)}, compression="zstd")
+
+
+def written(columns: dict[str, Any], **options: str) -> bytes:
     sink = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"instruction": texts, "output": ["o"] * len(texts)}), sink, **options)
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink, **options)
     return sink.getvalue()
 
 
@@ -69,6 +83,10 @@ def varint(size: int) -> bytes:
 
 def write_cell(path: str) -> None:
     """The Parquet file of a name."""
+    if "turns" in path or "endless" in path:
+        more = pyarrow.nulls(16 << 20, "int32") if "endless" in path else pyarrow.array([0] * SIZE, "int32")
+        Path(path).write_bytes(talks(pyarrow.concat_arrays([pyarrow.array([1, 1], "int32"), more])))
+        return
     content = table(["i", "x" * (SIZE * MEBIBYTE), "i"], compression="zstd")
     # Arrow alone unpacks the page whatever the footer declares, so only the pages' own headers are a bound
     Path(path).write_bytes(understate(content) if "understated" in path else content)
@@ -111,6 +129,8 @@ def measure(sound: Path, path: Path) -> tuple[int, str]:
         "line.jsonl.gz",
         pytest.param("cell.parquet", marks=pytest.mark.thorough),
         "understated.parquet",
+        "turns.parquet",
+        pytest.param("endless.parquet", marks=pytest.mark.thorough),
     ],
 )
 def test_a_gigantic_row_is_refused_in_bounded_memory(tmp_path: Path, sound: Path, name: str) -> None:
@@ -127,7 +147,11 @@ def test_a_gigantic_row_is_refused_in_bounded_memory(tmp_path: Path, sound: Path
     growth, message = measure(sound, path)
     path.unlink()
     assert growth < ALLOWED, f"{growth / MEBIBYTE:.0f} MiB"
-    if name.endswith(".parquet"):
+    if name == "endless.parquet":
+        assert "values in 2 rows" in message
+    elif name == "turns.parquet":
+        assert message == f"{path}: row 2: the row is larger than 4194304 bytes"
+    elif name.endswith(".parquet"):
         assert message.startswith(f"{path}: a page of the column 'instruction' takes 2097")
     else:
         assert message == f"{path}:2:1: the row is larger than 4194304 bytes"

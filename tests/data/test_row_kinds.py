@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from fedlora.data.fields import RowFields
@@ -278,3 +283,35 @@ def test_unused_keys_of_turns_are_named(tmp_path: Path) -> None:
     said = [{**OPENAI[1], "name": "Ann", "tool_calls": None}, {**OPENAI[2], "weight": 0}]
     list(iter_rows(write(tmp_path, {"messages": said, "tools": []}), on_fields=found.append))
     assert list(found[0].unused) == ["messages[].name", "messages[].weight", "tools"]
+
+
+def test_seven_files_of_seven_formats_and_several_kinds_hold_the_same_talks(tmp_path: Path) -> None:
+    talks = [[("Capital of Peru?", "Lima"), (f"And {number}?", f"no {number}")] for number in range(20)]
+    openai = [
+        [
+            {"role": role, "content": text}
+            for pair in talk
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        for talk in talks
+    ]
+    sharegpt = [[{"from": SIDES[each["role"]], "value": each["content"]} for each in talk] for talk in openai]
+    histories = [{"instruction": talk[1][0], "output": talk[1][1], "history": [list(talk[0])]} for talk in talks]
+    lines = "".join(json.dumps({"conversations": talk}) + "\n" for talk in sharegpt).encode()
+    cells = io.StringIO(newline="")
+    csv.writer(cells).writerows([["messages"], *([json.dumps(talk)] for talk in openai)])
+    contents = {
+        "a.json": json.dumps([{"messages": talk} for talk in openai]).encode(),
+        "b.jsonl": "".join(json.dumps(row) + "\n" for row in histories).encode(),
+        "c.jsonl.gz": gzip.compress(lines),
+        "d.jsonl.zst": pyarrow.compress(lines, "zstd", asbytes=True),
+        "e.csv": cells.getvalue().encode(),
+        "f.csv.gz": gzip.compress(cells.getvalue().encode()),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    table = {"prompt": [talk[:-1] for talk in openai], "completion": [talk[-1:] for talk in openai]}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "g.parquet")
+    wanted = [tuple(Turn(each["role"], each["content"]) for each in talk) for talk in openai]  # type: ignore[arg-type]
+    for name in (*contents, "g.parquet"):
+        assert [row.turns for row in read_rows(tmp_path / name)] == wanted, name

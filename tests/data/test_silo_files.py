@@ -126,3 +126,40 @@ def test_what_is_no_silo_is_refused_by_name_and_nothing_is_written(clients, erro
         fl.silos(clients)
     assert words in str(caught.value)
     assert not Path("silos").exists()
+
+
+TALK = [{"role": "user", "content": "Capital of Peru?"}, {"role": "assistant", "content": "Lima"}]
+OF_EVERY_KIND = {
+    "instruction": {
+        "instruction": "Of Chile?",
+        "response": "Santiago",
+        "history": (("Of Peru?", "Lima"),),
+        "system": "s",
+    },
+    "messages": {"messages": TALK},
+    "parts": {"messages": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in TALK]},
+    "conversations": {"conversations": [{"from": "human", "value": "Of Peru?"}, {"from": "gpt", "value": "Lima"}]},
+    "completion": {"prompt": "Lima is in", "completion": " Peru", "category": None},
+    "messages beside": {"prompt": tuple(TALK[:1]), "completion": TALK[1:]},
+    "text": {"text": "Lima is in Peru."},
+}
+
+
+@pytest.mark.parametrize("kind", OF_EVERY_KIND)
+def test_rows_of_every_kind_are_written_as_they_were_given(kind):
+    row = OF_EVERY_KIND[kind]
+    fl.silos({"north": [{**row, "when": object()}] * 2})
+    assert json.loads(Path("silos/north.jsonl").read_text().splitlines()[0]) == json.loads(json.dumps(row))
+    first, second = read_rows(Path("silos/north.jsonl"))
+    assert first == second
+    assert first.output
+
+
+def test_a_silo_of_another_kind_than_its_first_row_is_refused_and_so_is_what_json_cannot_hold():
+    with pytest.raises(DataError, match="a: row 2: a row with messages, but the file began with text"):
+        fl.silos({"a": [{"text": "t"}, {"messages": TALK}]})
+    with pytest.raises(DataError, match=r"a: row 1: the field 'messages\[1\].when' is of the type object"):
+        fl.silos({"a": [{"messages": [TALK[0], {**TALK[1], "when": object()}]}]})
+    with pytest.raises(DataError, match=r"a: row 1: the field 'messages\[1\].content' must be text, got a number"):
+        fl.silos({"a": [{"messages": [TALK[0], {**TALK[1], "content": 7}]}]})
+    assert not Path("silos").exists()
