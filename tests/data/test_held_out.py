@@ -104,3 +104,19 @@ def test_what_is_drawn_from_rows_of_instructions_does_not_depend_on_the_other_ki
     assert prompt_key(Row("who?", "", "Ada", "c", (Turn("system", "Be short."),))) != plain
     assert prompt_key(Row("", "", "who?", "c", kind="text")) == plain
     assert prompt_key(Row("", "", " ", "c", kind="text")) is None
+
+
+def test_a_conversation_and_its_beginnings_are_drawn_together() -> None:
+    rows = []
+    for number in range(30):
+        said = tuple(Turn(role, f"{role} {number} {turn}") for turn in range(3) for role in ("user", "assistant"))
+        # a greeting that all conversations share joins none of them
+        greeted = (Turn("user", "Hello"), Turn("assistant", "Hi"), *said)
+        rows += [Row(greeted[end].content, "", "yes", "c", greeted[:end], "conversation") for end in (2, 4, 6)]
+    drawn = draw_rows([prompt_key(row) for row in rows], 20, 1, "test_rows")
+    assert 20 <= len(drawn) <= 22
+    assert all(len({place in drawn for place in range(first, first + 3)}) == 1 for first in range(0, 90, 3))
+    both = draw_rows(
+        [prompt_key(row) for row in (*rows, Row("Hello", "", "Hi", "c"), Row("b", "", "c", ""))], 1, 1, "t"
+    )
+    assert len(both) in (1, 91)

@@ -1,8 +1,8 @@
 """The rows that are held out for testing: one file for all, or the clients' own, and how a share of rows is drawn.
 
-A share is drawn by the seed and by prompt, the same for every method. Rows with one prompt stand on one side, so no
-held-out prompt is trained on in the same file. The draw depends on seed and prompt and not on the client, so a prompt
-that two clients have mostly falls on one side for both.
+A share is drawn by the seed and by prompt, the same for every method. Rows with one prompt stand on one side, as do a
+conversation and its beginning, so no held-out prompt is trained on in the same file. The draw depends on seed and
+prompt and not on the client, so a prompt that two clients have mostly falls on one side for both.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from fedlora.errors import DataError, UsageError
 from fedlora.files import sha256_of_json
 from fedlora.rows import ReadRules, Row
 from fedlora.seeds import derive_seed
+
+KEY = 16
+"""Bytes of the hash of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +119,46 @@ def own_test_files(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def prompt_key(row: Row) -> bytes | None:
-    """A hash of a row's prompt; None where the response is empty, for such a row measures nothing."""
-    return hashlib.sha256(json.dumps(row.prompt).encode()).digest()[:16] if row.output.strip() else None
+    """A hash of KEY bytes of a row's prompt, then one of every earlier exchange's, as `Row.earlier_prompts` has them.
+
+    None where the response is empty, for such a row measures nothing.
+    """
+    if not row.output.strip():
+        return None
+    prompts = (row.prompt, *row.earlier_prompts)
+    return b"".join(hashlib.sha256(json.dumps(prompt).encode()).digest()[:KEY] for prompt in prompts)
+
+
+def _join_beginnings(prompts: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Hash of a prompt -> the hash that stands for it and for the conversations that it belongs to."""
+    stands = {prompt[:KEY]: prompt[:KEY] for prompt in prompts}
+
+    def find(prompt: bytes) -> bytes:
+        while stands[prompt] != prompt:
+            prompt = stands[prompt]
+        return prompt
+
+    for prompt in prompts:
+        for start in range(KEY, len(prompt), KEY):
+            earlier = prompt[start : start + KEY]
+            # an opening that no row is by itself, such as a greeting, joins nothing
+            if earlier in stands:
+                first, other = sorted((find(prompt[:KEY]), find(earlier)))
+                stands[other] = first
+    return {prompt: find(prompt) for prompt in stands}
 
 
 def draw_rows(prompts: Sequence[bytes | None], count: int, seed: int, purpose: str) -> frozenset[int]:
     """The positions of `count` rows, or of a few more where prompts repeat; at least one prompt is never drawn.
 
-    Rows without a prompt are not drawn. Fewer come back where the rows have too few different prompts.
+    Rows without a prompt are not drawn, and a conversation only together with a row that is its beginning. Fewer come
+    back where the rows have too few different prompts.
     """
+    stands = _join_beginnings([prompt for prompt in prompts if prompt is not None])
     places: defaultdict[bytes, list[int]] = defaultdict(list)
     for place, prompt in enumerate(prompts):
         if prompt is not None:
-            places[prompt].append(place)
+            places[stands[prompt[:KEY]]].append(place)
     salt = str(derive_seed(seed, purpose)).encode()
     order = sorted(places, key=lambda prompt: hashlib.sha256(salt + prompt).digest())
     drawn: list[int] = []
