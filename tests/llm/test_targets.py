@@ -147,7 +147,7 @@ def test_expert_weights_in_one_tensor_are_named_as_such():
     ],
 )
 def test_all_linear_says_which_kinds_it_leaves_out(kind, parts):
-    left_out = " ".join(find_targets(make(kind), ("all-linear",)).left_out)
+    left_out = " ".join(find_targets(make(kind), ("all-linear",)).notes)
     assert all(part in left_out for part in parts), left_out
     assert bool(left_out) == bool(parts)
 
@@ -159,7 +159,7 @@ def test_the_tower_of_a_wrapper_is_left_out_and_peft_gets_the_paths_of_the_other
     assert len(names) == 4
     assert all(name.startswith("model.language_model.layers.") for name in names)
     assert found.peft_names == sorted(names)
-    assert found.left_out == ["model.vision_tower (4 layers that text does not pass through)"]
+    assert found.notes == ["not adapted: model.vision_tower (4 layers that text does not pass through)"]
     with pytest.raises(UsageError, match=r"\*\.vision_tower\.\* can get no gradient"):
         find_targets(model, ("q_proj", "*.vision_tower.*"))
 
@@ -169,9 +169,19 @@ def test_a_layer_whose_weight_other_code_multiplies_by_is_left_out_by_name_too()
     found = find_targets(model, ("all-linear",))
     assert "out_proj" not in ends_of(layer.name for layer in found.layers)
     assert {"in_proj", "q_proj", "down_proj"} <= ends_of(layer.name for layer in found.layers)
-    assert "mamba.out_proj (2 layers whose weight the model's code multiplies by itself)" in found.left_out[0]
+    assert "mamba.out_proj (2 layers whose weight the model's code multiplies by itself)" in found.notes[0]
     with pytest.raises(UsageError, match="out_proj can get no gradient"):
         find_targets(model, ("out_proj",))
+
+
+def test_layers_that_share_a_name_with_experts_in_one_tensor_are_named_because_peft_mistakes_them():
+    config = transformers.DeepseekV3Config(
+        **SMALL, n_routed_experts=2, n_group=1, topk_group=1, num_experts_per_tok=1, moe_intermediate_size=8,
+        first_k_dense_replace=1, q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    assert "PEFT may take down_proj, gate_proj, up_proj" in find_targets(model, ("all-linear",)).notes[-1]
+    assert find_targets(model, ("q_a_proj",)).notes == []
 
 
 class Detached(nn.Module):
@@ -314,7 +324,7 @@ def test_a_quantised_base_has_the_same_targets(tiny_model):
     packed = load_base_model(str(tiny_model), device="cpu", dtype="float32", quantization="nf4").model
     for targets in (("all-linear",), ("*.mlp.*",), ("re:.*q_proj",)):
         assert names_of(dense, *targets) == names_of(packed, *targets)
-        assert find_targets(packed, targets).left_out == []
+        assert find_targets(packed, targets).notes == []
 
 
 def test_the_help_names_every_form(capsys):

@@ -80,8 +80,8 @@ def make_workbench(
     encoder = make_encoder(base.tokenizer, config.prompting)
     check_training(base, encoder, config.cutoff_len)
     lora = LoraModel(base.model, spec_of(config))
-    for part in lora.left_out:
-        say(f"not adapted: {part}")
+    for note in lora.notes:
+        say(note)
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
     examples = ClientExamples(clients, encoder, config, tokens)
     book = LayoutBook(layout or plan_layout(base, lora, config), on_layout, examples.names)

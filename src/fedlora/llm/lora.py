@@ -23,8 +23,8 @@ KEY_PREFIX = "base_model.model."
 class LoraModel:
     """A causal language model with LoRA layers in it, whose adapter is loaded and read as PEFT-keyed tensors.
 
-    `peft_names` are the names by which PEFT finds the layers, `left_out` says which ones have none though a target
-    means them.
+    `peft_names` are the names by which PEFT finds the layers; `notes` say which layers have none though a target means
+    them, and which PEFT may not find.
     """
 
     def __init__(self, model: Any, spec: LoraSpec) -> None:
@@ -37,7 +37,7 @@ class LoraModel:
         self._stacked_rank = spec.r
         model.requires_grad_(False)
         targets = find_targets(model, spec.target_modules)
-        self.peft_names, self.left_out = targets.peft_names, targets.left_out
+        self.peft_names, self.notes = targets.peft_names, targets.notes
         self.noise = DropoutNoise(spec.dropout, len(targets.layers))
         for number, found in enumerate(targets.layers):
             layer = LoraLinear(found.layer, found.d_in, found.d_out, spec, self._answerers, self.noise, number)

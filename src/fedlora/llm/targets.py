@@ -29,11 +29,11 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Targets:
-    """The layers to adapt, the names by which PEFT finds exactly these, and in words what was left out."""
+    """The layers to adapt, the names by which PEFT finds exactly these, and what the user should know of them."""
 
     layers: list[Linear]
     peft_names: list[str]
-    left_out: list[str]
+    notes: list[str]
 
 
 def find_targets(model: Any, targets: Sequence[str]) -> Targets:
@@ -63,7 +63,13 @@ def find_targets(model: Any, targets: Sequence[str]) -> Targets:
     layers = [layer for name, layer in linear.items() if name in trained]
     if ALL_LINEAR in targets:
         left_out += _other_kinds(model, layers)
-    return Targets(layers, _peft_names(model, targets, trained), left_out)
+    notes = [f"not adapted: {part}" for part in left_out]
+    if shared := _names_of_experts(model) & {layer.name.rpartition(".")[2] for layer in layers}:
+        taken = ", ".join(sorted(shared))
+        notes.append(
+            f"warning: PEFT may take {taken} for experts of this model, and then cannot load this run's adapters"
+        )
+    return Targets(layers, _peft_names(model, targets, trained), notes)
 
 
 def places_of(names: Collection[str], trained: Collection[str]) -> list[str]:
@@ -97,6 +103,22 @@ def _peft_names(model: Any, targets: Sequence[str], trained: Collection[str]) ->
     if len(plain) == len(targets) and set().union(*(_match(target, everything) for target in plain)) == set(trained):
         return sorted(plain)
     return sorted(trained)
+
+
+def _names_of_experts(model: Any) -> set[str]:
+    """What the weights of experts are called in the files of a model that holds them in one tensor.
+
+    PEFT 0.21 goes by these names in some models: a layer outside the experts that has one of them is not found there.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import MergeModulelist
+
+    merged = [
+        rule
+        for rule in get_model_conversion_mapping(model)
+        if any(isinstance(step, MergeModulelist) for step in getattr(rule, "operations", ()))
+    ]
+    return {part.removesuffix(".weight").rpartition(".")[2] for rule in merged for part in rule.source_patterns}
 
 
 def _unmatched(model: Any, linear: Mapping[str, Linear], targets: Sequence[str]) -> UsageError:
