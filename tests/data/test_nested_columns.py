@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -79,6 +80,13 @@ def test_null_values_and_further_keys_of_turns_are_read_as_in_json_lines(tmp_pat
     )
     with pytest.raises(DataError, match=r"row 2: the field 'conversations\[3\].tool_calls': tools are not supported"):
         read_rows(write(tmp_path, columns), rules=ReadRules(row_kind="conversations"))
+
+
+def test_a_column_of_nothing_but_null_is_an_empty_field(tmp_path: Path) -> None:
+    columns = {"instruction": ["i"], "input": [None], "output": ["o"], "system": [None], "history": [None]}
+    assert read_rows(write(tmp_path, columns))[0].turns == (Turn("user", "i"), Turn("assistant", "o"))
+    with pytest.raises(DataError, match="row 1: the field 'output' must be text, got null"):
+        read_rows(write(tmp_path, {"instruction": ["i"], "output": [None]}))
 
 
 def test_pairs_of_a_history_and_conversations_as_text_are_read(tmp_path: Path) -> None:
@@ -156,3 +164,19 @@ def test_a_page_of_a_turn_is_bounded_like_one_of_a_column(tmp_path: Path) -> Non
     (tmp_path / "a.parquet").write_bytes(sink.getvalue())
     with pytest.raises(DataError, match=r"a page of the column 'messages.list.element.content' takes 178\d+ bytes"):
         read_rows(tmp_path / "a.parquet")
+
+
+def test_columns_that_are_kept_may_be_numbers_or_parts_of_structs(tmp_path: Path) -> None:
+    columns = {"messages": [OPENAI, OPENAI], "site": [7, 8], "meta": [{"town": "Lima"}, {"town": "Cusco"}]}
+    rows = read_rows(write(tmp_path, columns), rules=ReadRules(keep=("site", "meta.town")))
+    assert [row.more for row in rows] == [{"site": "7", "meta.town": "Lima"}, {"site": "8", "meta.town": "Cusco"}]
+    with pytest.raises(DataError, match="row 1: the field 'meta' must be text or a number, got an object"):
+        read_rows(write(tmp_path, columns), rules=ReadRules(keep=("meta",)))
+
+
+def test_conversations_in_the_arrow_files_of_a_data_set_are_read(tmp_path: Path) -> None:
+    table = pyarrow.table({"messages": pyarrow.array([OPENAI] * 9, TYPES["dictionary"]), "history": [None] * 9})
+    with pyarrow.ipc.new_stream(tmp_path / "data.arrow", table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    assert [row.turns for row in read_rows(tmp_path)] == [TALK] * 9

@@ -29,7 +29,7 @@ def find_columns(schema: pyarrow.Schema, fields: RowFields) -> list[str]:
     columns = [name for name in names if name in fields.names]
     for name in columns:
         kind, nested = schema.field(name).type, fields.takes_lists(name)
-        if not (is_text(kind) or (nested and _is_nested(kind))):
+        if not (is_text(kind) or str(kind) == "null" or fields.keeps(name) or (nested and _is_nested(kind))):
             what = f"the column {shorten(name)} must be text{' or a list' * nested}, got {str(kind)[:60]}"
             raise RecordError("", what, hint="store the column as strings; only text is taken")
     return columns

@@ -125,6 +125,8 @@ class KeptColumns:
             raise refuse(f"the field {column!r} is {'missing' if value is _MISSING else 'empty'}", NEEDED_HINT)
         if isinstance(value, bool):
             return str(value).lower()
+        if isinstance(value, int | float):
+            return str(value)
         if not isinstance(value, str):
             raise refuse(f"the field {column!r} must be text or a number, got {kind_of(value)}", NEEDED_HINT)
         return self._texts.clean(str(value), column)

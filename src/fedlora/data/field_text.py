@@ -16,7 +16,15 @@ from fedlora.data.raw_records import ROW_HINT, Number, RecordError
 from fedlora.rows import ReadRules
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_KINDS = {dict: "an object", list: "a list", str: "text", Number: "a number", bool: "true or false"}
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    Number: "a number",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 def refuse(what: str, hint: str = ROW_HINT) -> RecordError:

@@ -80,6 +80,10 @@ class RowFields:
         """Whether a column of a table may hold lists, or values that a name with dots leads into."""
         return self._columns.takes_lists(column)
 
+    def keeps(self, column: str) -> bool:
+        """Whether `Row.more` holds a column, or something of it, whatever its type."""
+        return column in self._kept.names
+
     def make_row(self, record: Record) -> Row:
         """The row of a decoded record; RecordError names the field that cannot be used."""
         fields = record.value
