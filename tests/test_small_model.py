@@ -76,5 +76,5 @@ def test_the_folder_loads_like_any_other_base(script, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     script.make_model(0, len(tokenizer)).save_pretrained(tmp_path)
     base = load_base_model(str(tmp_path), device="cpu", dtype="float32")
-    assert base.has_plain_head
+    assert base.can.head == "linear"
     assert PromptEncoder(base.tokenizer, "chat").decode(tokenizer("a b")["input_ids"]) == "a b"

@@ -279,6 +279,11 @@ def tokens_folder() -> Path:
     return cache_folder() / "tokens"
 
 
+def checks_folder() -> Path:
+    """Where self-checks of base models are kept."""
+    return cache_folder() / "checks"
+
+
 def secret_file(secret_id: str) -> Path:
     """Where a private run's secret lies, away from what is shared: FEDLORA_SECRETS, else the user's state folder."""
     folder = user_folder("FEDLORA_SECRETS", "XDG_STATE_HOME", ".local/state", "fedlora/secrets")

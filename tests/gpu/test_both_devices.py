@@ -15,6 +15,7 @@ import torch
 from fedlora.config.train import TrainConfig
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm import local_training
+from fedlora.llm.abilities import ALWAYS
 from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.decoding import Decoding
 from fedlora.llm.dropout import DropoutNoise
@@ -94,7 +95,7 @@ def test_a_base_lies_on_its_device_and_finds_a_layout_there(tiny_model, device):
     assert all(value.device.type == "cpu" for value in lora.get_adapter().values())
     assert available_memory(base.device) > 0
     assert plan_layout(base, lora, TrainConfig.of()).tokens_per_pass >= 512
-    assert (base.has_plain_head, base.can_share_prefix) == (True, True)
+    assert (base.can.head, base.can.shared_prefix) == ("linear", ALWAYS)
 
 
 @both

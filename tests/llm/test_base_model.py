@@ -111,7 +111,7 @@ def test_a_model_whose_logits_are_more_than_its_output_layer_goes_through_its_ow
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     base = load_base_model(str(tmp_path), device="cpu", dtype="float32")
-    assert not base.has_plain_head
+    assert base.can.head == "own"
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         expected = base.model(ids).logits[:, -1]

@@ -188,7 +188,7 @@ def test_running_out_of_memory_in_the_middle_of_a_step_changes_no_gradient(tiny_
 def test_a_base_that_can_share_a_prefix_shares_none_under_dropout(tiny_model):
     rows = [Row("ask " + "y" * 60 + "x" * i, "", "yes", "c") for i in range(8)]
     trainer, prefixes = make_trainer(tiny_model), []
-    assert trainer.base.can_share_prefix
+    assert trainer.base.can.shared_prefix
     hook = trainer.base.model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: prefixes.append(kwargs.get("past_key_values")), with_kwargs=True
     )

@@ -111,9 +111,11 @@ def test_the_gradient_is_the_same_for_any_layout_and_chunk(tiny_model, monkeypat
     single_loss, single = gradient([[example] for example in examples])
     monkeypatch.setattr(loss, "LOGIT_BYTES", {"cpu": 3 * 259 * 12})
     chunk_loss, chunked = gradient([examples])
-    monkeypatch.setattr(trainer, "base", replace(trainer.base, has_plain_head=False))
-    model_loss, through_model = gradient([examples])
-    for other_loss, other in ((single_loss, single), (chunk_loss, chunked), (model_loss, through_model)):
+    others = [(single_loss, single), (chunk_loss, chunked)]
+    for head in ("own", "model"):
+        monkeypatch.setattr(trainer, "base", replace(trainer.base, can=replace(trainer.base.can, head=head)))
+        others.append(gradient([examples]))
+    for other_loss, other in others:
         assert other_loss == pytest.approx(whole_loss, rel=1e-5)
         assert close(other, whole)
 
@@ -220,7 +222,7 @@ def test_a_shared_prefix_changes_neither_loss_nor_gradient(tiny_model):
     from fedlora.llm.examples import make_batch
 
     trainer = make_trainer(tiny_model)
-    assert trainer.base.can_share_prefix
+    assert trainer.base.can.shared_prefix
     adapter = {key: torch.randn_like(value) * 0.1 for key, value in make_adapter(trainer.lora.shapes(), 0).items()}
     trainer.lora.set_adapter(adapter)
     found = []
@@ -255,5 +257,5 @@ def test_a_base_with_dropout_of_its_own_shares_no_prefix(tiny_model, tmp_path):
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     base = load_base_model(str(tmp_path), device="cpu")
-    assert base.has_plain_head
-    assert not base.can_share_prefix
+    assert base.can.head == "linear"
+    assert not base.can.shared_prefix

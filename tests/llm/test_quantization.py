@@ -149,7 +149,7 @@ def test_a_row_s_result_depends_neither_on_its_neighbours_nor_on_the_mode(tiny_m
 def test_the_products_run_in_the_base_s_type(tiny_model, kind):
     base = load(tiny_model, kind, "bfloat16")
     assert base.hidden(torch.arange(5, 15)[None]).dtype == torch.bfloat16
-    assert base.has_plain_head
+    assert base.can.head == "linear"
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_a_missing_or_old_library_is_an_error_that_says_how_to_install_it(tiny_m
     with pytest.raises(UsageError, match=r"quantization needs bitsandbytes>=0\.50") as caught:
         load(tiny_model, "nf4")
     assert "pip install 'fedlora[quantization]'" in caught.value.hint
-    assert load(tiny_model, "none").has_plain_head
+    assert load(tiny_model, "none").can.head == "linear"
 
 
 @pytest.mark.parametrize(("kind", "function"), [("int8", "int8_vectorwise_quant"), ("nf4", "quantize_4bit")])

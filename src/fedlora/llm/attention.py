@@ -9,7 +9,9 @@ stay with the fused kernel, whose memory does not grow with the square.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,20 +21,58 @@ NAME = "fedlora_batched"
 BLOCK = 128
 """Queries of a causal block: what lies above the diagonal is computed within a block only."""
 
+_MINDED = {"module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "kwargs"}
+"""What `sdpa` takes by name and batched products mind as well; of `is_causal` only the usual value."""
+
 LONGEST = 640
 """Longest query for which plain products were faster than the fused kernel, forward and backward."""
 
 
 def use_batched_attention(model: Any) -> None:
     """Switch a model that runs `sdpa` over to batched products; other implementations are left alone."""
+    if getattr(model.config, "_attn_implementation", None) == "sdpa":
+        _register(NAME, batched_attention)
+        model.set_attn_implementation(NAME)
+
+
+def is_batched(model: Any) -> bool:
+    """Whether a model runs batched products."""
+    return getattr(model.config, "_attn_implementation", None) == NAME
+
+
+def choose_attention(model: Any, *, ours: bool) -> None:
+    """Let a model that can run batched products run them, or its own `sdpa` again."""
+    model.set_attn_implementation(NAME if ours else "sdpa")
+
+
+@contextmanager
+def watched_attention(model: Any) -> Iterator[set[str]]:
+    """Inside, a model runs batched products, and the set fills with the names of options that only `sdpa` minds."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    seen: set[str] = set()
+    minded = set(inspect.signature(sdpa_attention_forward).parameters) - _MINDED
+
+    def watch(*arguments: Any, **options: Any) -> tuple[Tensor, None]:
+        seen.update(name for name in minded & options.keys() if options[name] is not None)
+        if options.get("is_causal") is False:
+            seen.add("is_causal")
+        return batched_attention(*arguments, **options)
+
+    _register(f"{NAME}_watched", watch)
+    model.set_attn_implementation(f"{NAME}_watched")
+    try:
+        yield seen
+    finally:
+        model.set_attn_implementation(NAME)
+
+
+def _register(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    if getattr(model.config, "_attn_implementation", None) != "sdpa":
-        return
-    AttentionInterface.register(NAME, batched_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 def batched_attention(

@@ -1,13 +1,11 @@
-"""The frozen base: loaded once, put on its device in the type that device is fast at.
+"""The frozen base: loaded once, checked on a few tokens, put on its device in the type that device is fast at.
 
 `head` maps final hidden states to logits, so that logits are computed only where they are needed.
-Models whose logits are more than their output layer (soft-capping, scaling) are detected by a
-comparison on a few tokens at load time and go through their own forward pass instead.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,10 +13,12 @@ from torch import Tensor
 
 from fedlora.config.train_fields import Quantization
 from fedlora.errors import UsageError
+from fedlora.llm.abilities import ALWAYS, Abilities
 from fedlora.llm.allocator import keep_freed_memory
 from fedlora.llm.attention import use_batched_attention
 from fedlora.llm.base_identity import BaseIdentity, find_identity
 from fedlora.llm.base_source import open_source
+from fedlora.llm.model_head import find_decoder, logits_of
 from fedlora.llm.quantization import loading_options, replace_layers
 
 
@@ -32,10 +32,21 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     pad_id: int
-    has_plain_head: bool = False
-    can_share_prefix: bool = False
     identity: BaseIdentity | None = None
     """None where the hub's client keeps no copy of what it loaded."""
+    can: Abilities = field(default_factory=Abilities)
+    """Which faster ways are right for this base."""
+
+    @property
+    def decoder(self) -> Any:
+        """The part of the model that turns token ids into hidden states."""
+        return self.model.get_submodule(self.can.decoder)
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of a position."""
+        head = self.model.get_output_embeddings()
+        return self.model.config.get_text_config().vocab_size if head is None else head.weight.shape[0]
 
     def hidden(self, ids: Tensor, prefix: Tensor | None = None) -> Tensor:
         """Final hidden states (rows, length, d) of right-padded ids, all after the same `prefix` (p,).
@@ -43,30 +54,33 @@ class BaseModel:
         The prefix passes through the model once; its keys and values are shared by the rows, gradients included.
         """
         if prefix is None or not len(prefix):
-            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            return self.decoder(input_ids=ids, use_cache=False).last_hidden_state
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config)
-        self.model.base_model(input_ids=prefix[None], past_key_values=cache, use_cache=True)
+        self.decoder(input_ids=prefix[None], past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(len(ids))
-        return self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        return self.decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (n, vocabulary) of hidden states (n, d)."""
-        return self.model.get_output_embeddings()(hidden)
+        if self.can.head == "linear":
+            return self.model.get_output_embeddings()(hidden)
+        return logits_of(self.model, self.can.decoder, hidden)
 
     def last_logits(self, **inputs: Any) -> Tensor:
         """Logits (rows, vocabulary) after the last position of the model's input."""
-        if not self.has_plain_head:
-            return self.model(**inputs, logits_to_keep=1).logits[:, -1]
+        if self.can.head == "model":
+            return self.model(**inputs).logits[:, -1]
         # contiguous: for a strided slice of three dimensions torch copies the output layer once per row
-        return self.head(self.model.base_model(**inputs).last_hidden_state[:, -1].contiguous())
+        return self.head(self.decoder(**inputs).last_hidden_state[:, -1].contiguous())
 
     @property
     def context(self) -> int | None:
         """Most tokens of prompt and answer together that the model is made for; None when it names no limit."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return limit if isinstance(limit, int) and limit > 0 else None
+        limits = [limit] if isinstance(limit, int) and limit > 0 else []
+        return min([*limits, *([self.can.longest] if self.can.longest != ALWAYS else [])], default=None)
 
     @property
     def dtype_name(self) -> str:
@@ -94,9 +108,11 @@ def load_base_model(
     if where.type == "cpu":
         keep_freed_memory()
         use_batched_attention(model)
-    base = BaseModel(model, tokenizer, name, where, kind, _padding(model, tokenizer))
-    base = replace(base, has_plain_head=_has_plain_head(base), identity=find_identity(name))
-    return replace(base, can_share_prefix=base.has_plain_head and _can_share_prefix(base))
+    # it runs the code that trains and answers, which stands on this module
+    from fedlora.llm.self_check import checked
+
+    base = BaseModel(model, tokenizer, name, where, kind, _padding(model, tokenizer), find_identity(name))
+    return checked(base, quantization)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -152,7 +168,8 @@ def load_outline(
     model.eval()
     if where.type == "cpu":
         use_batched_attention(model)
-    return BaseModel(model, tokenizer, name, where, kind, pad_id=0, identity=find_identity(name))
+    can = Abilities(decoder=find_decoder(model))
+    return BaseModel(model, tokenizer, name, where, kind, pad_id=0, identity=find_identity(name), can=can)
 
 
 def _fill_with_zeros(model: Any) -> None:
@@ -178,30 +195,3 @@ def _load(name: str, quantization: Quantization, how: dict[str, Any], trust_remo
     source = open_source(name, trust_remote_code)
     source.load_config(quantization)
     return source.load_model(**how), source.load_tokenizer()
-
-
-@torch.no_grad()
-def _has_plain_head(base: BaseModel) -> bool:
-    if base.model.get_output_embeddings() is None:
-        return False
-    ids = _some_ids(base)
-    expected = base.model(input_ids=ids, use_cache=False).logits
-    found = base.head(base.hidden(ids))
-    return expected.shape == found.shape and torch.equal(expected, found)
-
-
-@torch.no_grad()
-def _can_share_prefix(base: BaseModel) -> bool:
-    """Whether a token influences later ones through keys and values alone, and the base has no dropout of its own."""
-    own_noise = any(isinstance(module, torch.nn.Dropout) and module.p for module in base.model.modules())
-    if own_noise or getattr(base.model.config, "attention_dropout", 0.0):
-        return False
-    ids = _some_ids(base)
-    expected = base.hidden(ids)[:, 2:].float()
-    found = base.hidden(ids[:, 2:], ids[0, :2]).float()
-    return float((found - expected).norm()) <= 0.05 * float(expected.norm())
-
-
-def _some_ids(base: BaseModel) -> Tensor:
-    """(1, 6) ids inside the vocabulary."""
-    return torch.arange(1, 7, device=base.device).remainder(base.model.config.get_text_config().vocab_size)[None]

@@ -63,6 +63,11 @@ class Source:
                 f"base_model={self.name!r} is no causal language model: its model_type is {config.model_type!r}",
                 hint="choose a base that generates text from left to right, such as Llama, Qwen, Gemma or Mistral",
             )
+        if getattr(config, "is_encoder_decoder", False):
+            raise UsageError(
+                f"base_model={self.name!r} is no causal language model: its encoder reads a text before it writes",
+                hint="choose a base that generates text from left to right, such as Llama, Qwen, Gemma or Mistral",
+            )
         check_checkpoint(self.name, config, quantization)
         with self._reading("quantization"):
             check_quantizer(self.name, config)

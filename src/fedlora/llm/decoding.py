@@ -6,7 +6,7 @@ rows it was batched with. The filters come in transformers' order: repetition, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,21 @@ import torch
 from torch import Tensor
 
 from fedlora.config.generate import GenerateConfig
+from fedlora.llm.base_model import BaseModel
 from fedlora.seeds import derive_seed
+
+Choose = Callable[[Tensor, Tensor, int], Tensor]
+"""Next token of each unfinished row (rows,): from its logits (rows, vocabulary), its place in the batch (rows,), and
+the number of the step."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, the number of its row (a sampled answer belongs to it), and which stacked adapter answers."""
+
+    prompt: Sequence[int]
+    row: int
+    adapter: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,3 +89,20 @@ def choose_tokens(logits: Tensor, seen: Tensor, uniforms: Tensor, decoding: Deco
     edges = shares.cumsum(-1)
     picked = torch.searchsorted(edges, (uniforms.to(edges) * edges[:, -1])[:, None], right=True)
     return tokens.gather(1, picked.clamp(max=tokens.shape[1] - 1))[:, 0]
+
+
+def mark_seen(base: BaseModel, prompts: Sequence[Sequence[int]], decoding: Decoding) -> Tensor:
+    """(rows, vocabulary) marks of prompt tokens where a repetition penalty needs them, else (rows, 0)."""
+    if decoding.repetition_penalty == 1.0:
+        return torch.zeros((len(prompts), 0), dtype=torch.bool, device=base.device)
+    seen = torch.zeros((len(prompts), base.vocabulary), dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen[row, list(prompt)] = True
+    return seen.to(base.device)
+
+
+def stop_tokens(base: BaseModel) -> set[int]:
+    """The ids that end an answer: the tokenizer's and the generation configuration's."""
+    listed = getattr(base.model.generation_config, "eos_token_id", None)
+    more = listed if isinstance(listed, list) else [listed]
+    return {token for token in [base.tokenizer.eos_token_id, *more] if token is not None}

@@ -169,6 +169,27 @@ def cut_passes(
     return passes[::-1]
 
 
+def cut_alike(
+    lengths: Sequence[int],
+    mixed: int,
+    *,
+    token_budget: int,
+    most_rows: int | None = None,
+    overhead: int = PASS_OVERHEAD_TOKENS,
+) -> list[list[int]]:
+    """`cut_passes` where rows of more than `mixed` tokens share a pass only with rows of their own length."""
+    groups: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        groups.setdefault(0 if length <= mixed else length, []).append(index)
+    return [
+        [numbers[index] for index in group]
+        for _, numbers in sorted(groups.items(), reverse=True)
+        for group in cut_passes(
+            [lengths[number] for number in numbers], token_budget=token_budget, most_rows=most_rows, overhead=overhead
+        )
+    ]
+
+
 @dataclass(frozen=True)
 class Batch:
     """One pass: right-padded ids (rows, longest), what all rows begin with, and where the predicted tokens are.

@@ -73,8 +73,7 @@ def estimate_footprint(
     kept = count_kept_bytes(base, lora, pass_length)
     if layout.gradient_checkpointing:
         kept = kept_with_checkpointing(base, kept)
-    vocabulary = base.model.get_output_embeddings().weight.shape[0]
-    logits = min(LOGIT_BYTES[base.device.type], BYTES_PER_LOGIT * vocabulary * pass_labels)
+    logits = min(LOGIT_BYTES[base.device.type], BYTES_PER_LOGIT * base.vocabulary * pass_labels)
     factors = sum(factor.numel() * factor.element_size() for _, factor in lora.named_factors())
     return Footprint(
         program=program,

@@ -8,7 +8,6 @@ finished rows leave; the results come back in the order of the input.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,23 +15,15 @@ from torch import Tensor
 from fedlora.errors import TrainingError
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.cache import can_share_rows, make_cache, room_for
-from fedlora.llm.decoding import Decoding, choose_tokens, draw_uniforms
-from fedlora.llm.examples import cut_passes
+from fedlora.llm.decoding import Choose, Decoding, Request, choose_tokens, draw_uniforms, mark_seen, stop_tokens
+from fedlora.llm.examples import cut_alike
+from fedlora.llm.library_generation import LibraryBatch
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.memory import is_out_of_memory
 from fedlora.stopping import stop_if_asked
 
 BATCH_OVERHEAD_TOKENS = 4096
 """What another batch costs in tokens of padding: every decode step reads all weights again."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt, the number of its row (a sampled answer belongs to it), and which stacked adapter answers."""
-
-    prompt: Sequence[int]
-    row: int
-    adapter: int = 0
 
 
 def generate_answers(
@@ -52,13 +43,15 @@ def generate_answers(
     holds stacked adapters, each request is answered by its own; else by what is set.
     """
     answers: list[list[int]] = [[] for _ in requests]
-    batches = cut_passes(
+    can = base.can
+    ahead = cut_alike(
         [len(request.prompt) + decoding.max_new_tokens for request in requests],
+        # rows for our own cache and rows for the library's are never mixed
+        min(can.padded_prompts, can.own_cache) if can.own_cache else can.padded_prompts,
         token_budget=tokens_per_pass,
         most_rows=most_rows,
         overhead=BATCH_OVERHEAD_TOKENS,
-    )
-    ahead = batches[::-1]
+    )[::-1]
     while ahead:
         numbers = ahead.pop()
         done = _answer_together(base, [requests[number] for number in numbers], decoding, lora, stop_ids)
@@ -80,7 +73,9 @@ def _answer_together(
 ) -> list[list[int]] | None:
     """The answers; None when memory runs out. TrainingError when it does for a single request."""
     try:
-        return Batch(base, requests, decoding, lora, stop_ids).answer()
+        longest = max(len(request.prompt) for request in requests) + decoding.max_new_tokens
+        kind = Batch if longest <= base.can.own_cache else LibraryBatch
+        return kind(base, requests, decoding, lora, stop_ids).answer()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -105,7 +100,10 @@ class Batch:
         decoding: Decoding,
         lora: LoraModel | None = None,
         stop_ids: Collection[int] = (),
+        *,
+        choose: Choose | None = None,
     ) -> None:
+        """`choose` takes the place of the choice that `decoding` makes."""
         self.base = base
         self.decoding = decoding
         self.lora = lora
@@ -131,8 +129,9 @@ class Batch:
         limits = [max(1, min(decoding.max_new_tokens, context - len(prompt))) for prompt in prompts]
         self.limits = torch.tensor(limits, device=base.device)
         self.uniforms = draw_uniforms(decoding, [request.row for request in requests]).to(base.device)
-        self.seen = self._mark_prompts()
+        self.seen = mark_seen(base, prompts, decoding)
         self.alive = torch.arange(len(prompts), device=base.device)
+        self.choose = choose or self._choose_next
         self.written: list[list[int]] = [[] for _ in prompts]
 
     @torch.inference_mode()
@@ -149,7 +148,7 @@ class Batch:
                 past_key_values=self.cache,
                 use_cache=True,
             )
-            tokens = choose_tokens(logits, self.seen, self.uniforms[self.alive, step], self.decoding)
+            tokens = self.choose(logits, self.alive, step)
             written = ~torch.isin(tokens, self.stop_ids)
             for row, token, is_text in zip(self.alive.tolist(), tokens.tolist(), written.tolist(), strict=True):
                 if is_text:
@@ -174,13 +173,16 @@ class Batch:
         self.cache = make_cache(self.base.model.config)
         if len(self.prefix):
             owners, places = self.adapters.unique(return_inverse=True)
-            self._choose(owners)
+            self._place(owners)
             ids = self.prefix.expand(len(owners), -1)
-            self.base.model.base_model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+            self.base.decoder(input_ids=ids, past_key_values=self.cache, use_cache=True)
             self.cache.batch_select_indices(places)
-        self._choose(self.adapters)
+        self._place(self.adapters)
 
-    def _choose(self, adapters: Tensor) -> None:
+    def _choose_next(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        return choose_tokens(logits, self.seen, self.uniforms[rows, step], self.decoding)
+
+    def _place(self, adapters: Tensor) -> None:
         if self.lora is not None:
             self.lora.choose_rows(adapters)
 
@@ -188,27 +190,19 @@ class Batch:
         self.cache.batch_select_indices(kept)
         self.alive, self.mask, self.seen = self.alive[kept], self.mask[kept], self.seen[kept]
         self.adapters = self.adapters[kept]
-        self._choose(self.adapters)
+        self._place(self.adapters)
 
     def _count_shared(self, prompts: Sequence[Sequence[int]]) -> int:
         """How many tokens all prompts begin with; every row keeps one of its own."""
-        if len(prompts) < 2 or not (self.base.can_share_prefix and can_share_rows(self.base.model.config)):
+        can = self.base.can
+        longest = max(len(prompt) for prompt in prompts) + self.decoding.max_new_tokens
+        if len(prompts) < 2 or longest > can.shared_prompts or not can_share_rows(self.base.model.config):
             return 0
         limit = min(len(prompt) for prompt in prompts) - 1
         first = prompts[0]
         for prompt in prompts[1:]:
             limit = next((i for i in range(limit) if prompt[i] != first[i]), limit)
         return max(0, limit)
-
-    def _mark_prompts(self) -> Tensor:
-        """(rows, vocabulary) marks of prompt tokens where a repetition penalty needs them, else (rows, 0)."""
-        if self.decoding.repetition_penalty == 1.0:
-            return torch.zeros((len(self.ids), 0), dtype=torch.bool, device=self.base.device)
-        vocabulary = self.base.model.get_output_embeddings().weight.shape[0]
-        seen = torch.zeros((len(self.ids), vocabulary), dtype=torch.bool, device=self.base.device)
-        real = self.ids.where(self.mask[:, len(self.prefix) : self.length].bool(), self.ids[:, -1:])
-        seen[:, self.prefix] = True
-        return seen.scatter_(1, real, True)
 
 
 def order_left(going: Tensor) -> Tensor:
@@ -218,10 +212,3 @@ def order_left(going: Tensor) -> Tensor:
     order = torch.arange(len(kept), device=going.device)
     order[~going[: len(kept)]] = kept[kept >= len(kept)]
     return order
-
-
-def stop_tokens(base: BaseModel) -> set[int]:
-    """The ids that end an answer: the tokenizer's and the generation configuration's."""
-    listed = getattr(base.model.generation_config, "eos_token_id", None)
-    more = listed if isinstance(listed, list) else [listed]
-    return {token for token in [base.tokenizer.eos_token_id, *more] if token is not None}

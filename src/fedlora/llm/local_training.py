@@ -23,7 +23,7 @@ from fedlora.federated.adapters import pick_half
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.federated.schedule import learning_rate
 from fedlora.llm.base_model import BaseModel
-from fedlora.llm.examples import Batch, Example, cut_passes, make_batch, order_steps
+from fedlora.llm.examples import Batch, Example, cut_alike, make_batch, order_steps
 from fedlora.llm.layout import LayoutBook, Reduction
 from fedlora.llm.local_gradient import GradientTerms
 from fedlora.llm.lora import LoraModel
@@ -223,14 +223,15 @@ class Trainer:
     ) -> list[list[int]]:
         limits = [limit for limit in (self.config.local_micro_batch_size, most_rows) if limit is not None]
         lengths = [len(example.ids) for example in rows]
-        return cut_passes(lengths, token_budget=tokens_per_pass, most_rows=min(limits, default=None))
+        most = min(limits, default=None)
+        return cut_alike(lengths, self.base.can.padding, token_budget=tokens_per_pass, most_rows=most)
 
     def _make_batch(self, rows: Sequence[Example], *, share_prefix: bool) -> Batch:
         return make_batch(
             rows,
             pad_id=self.base.pad_id,
             device=self.base.device,
-            share_prefix=share_prefix and self.base.can_share_prefix,
+            share_prefix=share_prefix and max(len(row.ids) for row in rows) <= self.base.can.shared_prefix,
         )
 
     def _update(

@@ -21,14 +21,17 @@ LOGIT_BYTES = {"cpu": 150_000_000, "cuda": 600_000_000}
 BYTES_PER_LOGIT = 12
 """Each once in the base's type, once in float32, and once more while one becomes the other."""
 
+BYTES_PER_OWN_LOGIT = 36
+"""The same where the model's own code scales and caps, and autograd keeps the steps."""
+
 
 def backward_loss(base: BaseModel, batch: Batch, *, scale: float) -> Tensor:
     """Accumulate the gradient of `scale * sum(cross-entropy)` over a batch's labels; returns the unscaled sum ()."""
-    if not base.has_plain_head:
+    if base.can.head == "model":
         loss = _sum_through_model(base, batch)
         (loss * scale).backward()
         return loss.detach()
-    hidden = base.hidden(batch.ids, batch.prefix).flatten(0, 1).index_select(0, batch.positions)
+    hidden = label_states(base, batch)
     gradient = torch.empty_like(hidden)
     total = torch.zeros((), device=hidden.device)
     for part in _chunks(base, batch):
@@ -41,13 +44,25 @@ def backward_loss(base: BaseModel, batch: Batch, *, scale: float) -> Tensor:
 @torch.no_grad()
 def sum_loss(base: BaseModel, batch: Batch) -> Tensor:
     """Sum () of cross-entropy over a batch's labels, without gradients."""
-    if not base.has_plain_head:
+    if base.can.head == "model":
         return _sum_through_model(base, batch)
-    hidden = base.hidden(batch.ids, batch.prefix).flatten(0, 1).index_select(0, batch.positions)
+    hidden = label_states(base, batch)
     total = torch.zeros((), device=hidden.device)
     for part in _chunks(base, batch):
         total += F.cross_entropy(base.head(hidden[part]).float(), batch.targets[part], reduction="sum")
     return total
+
+
+def label_states(base: BaseModel, batch: Batch) -> Tensor:
+    """The hidden states (labels, d) that predict a batch's targets."""
+    return base.hidden(batch.ids, batch.prefix).flatten(0, 1).index_select(0, batch.positions)
+
+
+def label_logits(base: BaseModel, batch: Batch) -> Tensor:
+    """The logits (labels, vocabulary) of a batch's targets, all at once."""
+    if base.can.head == "model":
+        return base.model(input_ids=batch.ids, use_cache=False).logits.flatten(0, 1).index_select(0, batch.positions)
+    return base.head(label_states(base, batch))
 
 
 def _loss_and_gradient(base: BaseModel, hidden: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -57,7 +72,7 @@ def _loss_and_gradient(base: BaseModel, hidden: Tensor, targets: Tensor, scale: 
     softmax itself: autograd would keep and pass over every logit twice as often.
     """
     head = base.model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear:
+    if base.can.head != "linear" or type(head) is not torch.nn.Linear:
         leaf = hidden.requires_grad_()
         loss = F.cross_entropy(base.head(leaf).float(), targets, reduction="sum")
         return loss.detach(), torch.autograd.grad(loss * scale, leaf)[0]
@@ -71,12 +86,11 @@ def _loss_and_gradient(base: BaseModel, hidden: Tensor, targets: Tensor, scale: 
 
 def _chunks(base: BaseModel, batch: Batch) -> Iterator[slice]:
     """Slices of the labels whose logits fit into memory together."""
-    vocabulary = base.model.get_output_embeddings().weight.shape[0]
-    size = max(1, LOGIT_BYTES[base.device.type] // (BYTES_PER_LOGIT * vocabulary))
+    each = BYTES_PER_LOGIT if base.can.head == "linear" else BYTES_PER_OWN_LOGIT
+    size = max(1, LOGIT_BYTES[base.device.type] // (each * base.vocabulary))
     for start in range(0, len(batch.targets), size):
         yield slice(start, start + size)
 
 
 def _sum_through_model(base: BaseModel, batch: Batch) -> Tensor:
-    logits = base.model(input_ids=batch.ids, use_cache=False).logits.flatten(0, 1)
-    return F.cross_entropy(logits.index_select(0, batch.positions).float(), batch.targets, reduction="sum")
+    return F.cross_entropy(label_logits(base, batch).float(), batch.targets, reduction="sum")

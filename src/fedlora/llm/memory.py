@@ -22,7 +22,7 @@ from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Example, make_batch
 from fedlora.llm.layout import Layout
 from fedlora.llm.lora import LoraModel
-from fedlora.llm.loss import LOGIT_BYTES
+from fedlora.llm.loss import LOGIT_BYTES, label_logits
 
 Result = TypeVar("Result")
 
@@ -81,11 +81,15 @@ def plan_batch(base: BaseModel) -> int:
 
 @torch.no_grad()
 def count_cache_bytes(base: BaseModel) -> float:
-    """Bytes of keys and values per token."""
+    """Bytes of keys, values and other states per token of a short row; at least one number's."""
     ids = torch.zeros((1, 4), dtype=torch.long, device=base.device)
-    cache = base.model.base_model(input_ids=ids, use_cache=True).past_key_values
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / ids.shape[1]
+    part = base.decoder if base.can.decoder else base.model
+    cache = getattr(part(input_ids=ids, use_cache=True), "past_key_values", None)
+    layers = getattr(cache, "layers", [])
+    found = [value for layer in layers for value in vars(layer).values()]
+    tensors = [one for value in found for one in (value.values() if isinstance(value, dict) else [value])]
+    held = sum(one.nbytes for one in tensors if isinstance(one, Tensor) and one.is_floating_point())
+    return max(held, base.dtype.itemsize) / ids.shape[1]
 
 
 def count_kept_bytes(base: BaseModel, lora: LoraModel, length: int) -> float:
@@ -109,8 +113,11 @@ def count_kept_bytes(base: BaseModel, lora: LoraModel, length: int) -> float:
         lora.train_mode(),
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
     ):
-        hidden = base.hidden(batch.ids)
-    return sum(kept.values()) / hidden.shape[1]
+        if base.can.head == "model":
+            label_logits(base, batch)
+        else:
+            base.hidden(batch.ids)
+    return sum(kept.values()) / length
 
 
 def kept_with_checkpointing(base: BaseModel, whole: float) -> float:

@@ -1,0 +1,74 @@
+"""Which of our faster ways to compute are right for a base, as its self-check found.
+
+Every way has a slower one behind it that is the model's own. A limit is the longest row, answer included, for which a
+way gives the model's own results: 0 is never, ALWAYS is at any length.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+ALWAYS = sys.maxsize
+
+HeadKind = Literal["linear", "own", "model"]
+"""How logits come from hidden states: the output layer alone; the model's own code behind its decoder (scales, soft
+caps); only the whole forward pass, for all positions."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a base computes as it would by itself. The defaults are those of Llama and its like.
+
+    `padding` is rows of different lengths in one training pass, `shared_prefix` their first tokens computed once;
+    `own_cache` is our cache and decoding, `padded_prompts` and `shared_prompts` the same two while answering.
+    `longest` is the longest row that the model itself computes without regard to the rows before it.
+    """
+
+    decoder: str = "model"
+    """Path of the part that turns token ids into hidden states; empty where there is none apart from the head."""
+    head: HeadKind = "linear"
+    own_attention: bool = True
+    padding: int = ALWAYS
+    shared_prefix: int = ALWAYS
+    own_cache: int = ALWAYS
+    padded_prompts: int = ALWAYS
+    shared_prompts: int = ALWAYS
+    longest: int = ALWAYS
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Field -> what was seen without it, of each that is off or limited because results differed."""
+
+    def record(self) -> dict[str, Any]:
+        """JSON values; a limit that is none is null."""
+        return {name: None if value == ALWAYS else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Abilities:
+        """The abilities of a record; ValueError where it is not one."""
+        if set(record) != {one.name for one in fields(cls)} or record["head"] not in get_args(HeadKind):
+            raise ValueError("not a record of abilities")
+        return cls(**{name: ALWAYS if value is None else value for name, value in record.items()})
+
+    def sentence(self) -> str:
+        """What is computed in a slower way because the faster one differs; empty where nothing is."""
+        parts = [self._slower(name) for name in _SLOWER if name in self.reasons]
+        return ", ".join(parts)
+
+    def _slower(self, name: str) -> str:
+        value = getattr(self, name)
+        beyond = "" if value in (0, False) or isinstance(value, str) else f" beyond {value:,} tokens"
+        return _SLOWER[name] + beyond
+
+
+_SLOWER = {
+    "head": "its own forward pass gives the logits of all positions",
+    "own_attention": "its own attention",
+    "padding": "training passes hold rows of one length",
+    "shared_prefix": "no shared prefix in training",
+    "own_cache": "transformers' own cache and generate()",
+    "padded_prompts": "prompts of one length are answered together",
+    "shared_prompts": "no shared prefix of prompts",
+    "longest": "refused: rows",
+}

@@ -1,0 +1,155 @@
+"""The trials of a self-check: a few rows through the model's own forward pass, through training, through answering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlora.llm.base_model import BaseModel
+from fedlora.llm.decoding import Decoding, Request, stop_tokens
+from fedlora.llm.examples import Batch
+from fedlora.llm.generation import Batch as AnsweringBatch
+from fedlora.llm.library_generation import LibraryBatch
+from fedlora.llm.loss import label_logits
+
+ROW_TOKENS = 14
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids, of which the first `shared` begin every row of a trial. Answers follow `prompt` tokens and are the
+    next `steps` tokens; `truth` is the place of its logits."""
+
+    ids: list[int]
+    shared: int
+    prompt: int
+    steps: int
+    truth: int
+
+    def of_training(self, logits: Sequence[Tensor]) -> Tensor:
+        """Of the logits (length, vocabulary) of whole rows, those that a training pass gives."""
+        return logits[self.truth][self.shared :]
+
+    def of_answering(self, logits: Sequence[Tensor]) -> Tensor:
+        """The same of an answer: one for each step."""
+        return logits[self.truth][self.prompt - 1 : self.prompt - 1 + self.steps]
+
+
+def draw_rows(base: BaseModel, length: int = ROW_TOKENS, *, prompt: int | None = None) -> tuple[Row, Row, Row]:
+    """Three rows of a trial: one of `length` tokens, a shorter one that begins like it, and one that does not.
+
+    Special tokens, images and padding among them, are left out. A model with fewer positions gets shorter rows.
+    """
+    size = min(ROW_TOKENS, length, base.context or length)
+    shared, steps = size // 4, max(1, size // 4)
+    special = {*_special_ids(base.model.config.to_dict()), *base.tokenizer.all_special_ids, *stop_tokens(base)}
+    usual = [token for token in range(base.vocabulary) if token not in special | {base.pad_id}] or [0]
+    draw = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(usual), (3, max(size, length if prompt else size)), generator=draw)
+    first, second, third = ([usual[pick] for pick in row.tolist()] for row in picks)
+    second, third = first[:shared] + second[shared : size - 2], third[:size]
+    follows = prompt or size - steps
+    return (
+        Row(first, shared, follows, min(6, len(first) - follows), 0),
+        Row(second, shared, len(second) - 2, 2, 1),
+        Row(third, 0, size - steps, steps, 2),
+    )
+
+
+def leaving(row: Row, prompt: int) -> Row:
+    """The same row, whose answer after so many tokens is empty: it leaves while others go on."""
+    return replace(row, prompt=prompt, steps=0)
+
+
+def own_logits(base: BaseModel, rows: Sequence[Row]) -> list[Tensor]:
+    """Logits (length, vocabulary) of each row alone, by the model's own forward pass without a cache."""
+    found = []
+    for row in rows:
+        ids = torch.tensor([row.ids], device=base.device)
+        found.append(base.model(input_ids=ids, use_cache=False).logits[0])
+    return found
+
+
+def head_logits(base: BaseModel, row: Row) -> list[Tensor]:
+    """The same of one row, by decoder and head; hidden states have the shape that the model gives its output layer."""
+    if base.can.head == "model":
+        return own_logits(base, [row])
+    hidden = base.hidden(torch.tensor([row.ids], device=base.device))
+    return [base.head(hidden)[0] if base.can.head == "linear" else base.head(hidden[0])]
+
+
+def training_logits(base: BaseModel, groups: Sequence[Sequence[Row]]) -> list[Tensor]:
+    """Logits of each row's tokens after the shared ones, in passes as training makes them of each group."""
+    found: list[Tensor] = []
+    for rows in groups:
+        longest = max(len(row.ids) for row in rows)
+        skip = min(row.shared for row in rows) if longest <= base.can.shared_prefix else 0
+        for part in _parts(rows, [len(row.ids) for row in rows], longest <= base.can.padding):
+            found += _train_pass(base, part, skip)
+    return found
+
+
+def _parts(rows: Sequence[Row], lengths: Sequence[int], together: bool) -> list[list[Row]]:
+    """Rows of one length apart from others, unless all are `together`; neighbours stay in their order."""
+    keys = [0 if together else length for length in lengths]
+    return [[row for row, _ in part] for _, part in groupby(zip(rows, keys, strict=True), lambda pair: pair[1])]
+
+
+def _train_pass(base: BaseModel, rows: Sequence[Row], skip: int) -> Iterator[Tensor]:
+    width = max(len(row.ids) for row in rows) - skip
+    ids = torch.full((len(rows), width), base.pad_id, dtype=torch.long)
+    positions: list[int] = []
+    for index, row in enumerate(rows):
+        ids[index, : len(row.ids) - skip] = torch.tensor(row.ids[skip:])
+        positions += range(index * width + row.shared - skip, index * width + len(row.ids) - skip)
+    parts = (torch.tensor(rows[0].ids[:skip], dtype=torch.long), ids, torch.tensor(positions), torch.tensor(positions))
+    batch = Batch(*(part.to(base.device) for part in parts))
+    yield from label_logits(base, batch).split([len(row.ids) - row.shared for row in rows])
+
+
+def answering_logits(base: BaseModel, groups: Sequence[Sequence[Row]]) -> list[Tensor]:
+    """Logits (steps, vocabulary) of each row's answer, in batches as answering makes them of each group."""
+    found: list[Tensor] = []
+    for rows in groups:
+        together = max(row.prompt + row.steps for row in rows) <= base.can.padded_prompts
+        for part in _parts(rows, [row.prompt for row in rows], together):
+            found += _answer_batch(base, part)
+    return found
+
+
+def _answer_batch(base: BaseModel, rows: Sequence[Row]) -> list[Tensor]:
+    """Every row is led along its own tokens; one that has no more of them ends."""
+    seen: list[list[Tensor]] = [[] for _ in rows]
+    used = {token for row in rows for token in row.ids}
+    end = next(token for token in range(base.vocabulary) if token not in used)
+
+    def follow(logits: Tensor, places: Tensor, step: int) -> Tensor:
+        tokens = []
+        for place, scores in zip(places.tolist(), logits, strict=True):
+            row = rows[place]
+            goes_on = step < row.steps
+            if goes_on:
+                seen[place].append(scores.clone())
+            tokens.append(row.ids[row.prompt + step] if goes_on else end)
+        return torch.tensor(tokens, device=base.device)
+
+    requests = [Request(row.ids[: row.prompt], index) for index, row in enumerate(rows)]
+    decoding = Decoding(max(row.steps for row in rows))
+    longest = max(row.prompt for row in rows) + decoding.max_new_tokens
+    kind = AnsweringBatch if longest <= base.can.own_cache else LibraryBatch
+    kind(base, requests, decoding, stop_ids=[end], choose=follow).answer()
+    return [torch.stack(one) if one else torch.empty(0, base.vocabulary, device=base.device) for one in seen]
+
+
+def _special_ids(facts: Any) -> Iterator[int]:
+    """The token ids that a configuration names, at any depth."""
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            yield from _special_ids(value)
+        elif str(key).endswith(("token_id", "token_index", "token_ids")):
+            yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))

@@ -1,0 +1,302 @@
+"""A base is tried on a few tokens before it is used: each of our faster ways against the model's own.
+
+Compared are logits: of a plain forward pass, of a training pass (attention, padding, shared prefix, head), and of every
+step of decoding (cache, padding, shared prefix, a row that leaves). A way whose logits differ is off for this base;
+what is behind it is slower and the model's own. Past each length at which the configuration says that the model
+computes differently, one row is tried as well. Nothing depends on the name of an architecture.
+
+In a base of fewer bits everything is computed twice: in float32 with its weights, where a difference is a fault, and in
+its own type, where ours may be no farther from float32 than the model's own path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedlora.console import say
+from fedlora.errors import UsageError
+from fedlora.llm.abilities import ALWAYS, Abilities
+from fedlora.llm.attention import choose_attention, is_batched, watched_attention
+from fedlora.llm.base_model import BaseModel
+from fedlora.llm.cache import BLOCK_TOKENS
+from fedlora.llm.change_lengths import ChangeLength, change_lengths
+from fedlora.llm.check_files import keep_check, recall_check
+from fedlora.llm.exact_numbers import TOLERANCE, ExactNumbers, find_difference, find_excess
+from fedlora.llm.memory import is_out_of_memory
+from fedlora.llm.model_head import find_decoder
+from fedlora.llm.probes import Row, answering_logits, draw_rows, head_logits, leaving, own_logits, training_logits
+
+MOST_WORK = {"cpu": 1e11, "cuda": 5e13}
+"""Weights times tokens of a trial past a change of length: seconds. Past longer ones our cache is off, untried."""
+
+IN_TRAINING = ("own_attention", "padding", "shared_prefix")
+IN_ANSWERS = ("own_attention", "own_cache", "padded_prompts", "shared_prompts")
+
+Probe = Callable[[BaseModel], list[Tensor]]
+Groups = Sequence[Sequence[Row]]
+"""Rows that a trial puts into one pass or batch where the base can."""
+
+
+def checked(base: BaseModel, quantization: str) -> BaseModel:
+    """The base with what it can do; said where something is off, UsageError where nothing of ours gives its results."""
+    can = recall_check(base, quantization)
+    if can is None:
+        can = SelfCheck(base).run()
+        keep_check(base, can, quantization)
+    if is_batched(base.model) or can.own_attention:
+        choose_attention(base.model, ours=can.own_attention)
+    if slower := can.sentence():
+        say(f"{base.name}: {slower}; `fedlora model check {base.name}` says why")
+    return replace(base, can=can)
+
+
+class SelfCheck:
+    """One base on trial."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self.base = replace(base, can=_bare(base.model))
+        self.numbers: Any = nullcontext() if base.dtype == torch.float32 else ExactNumbers(base.model)
+        self.can_batch = is_batched(base.model)
+        self.reasons: dict[str, str] = {}
+
+    @torch.no_grad()
+    def run(self) -> Abilities:
+        """Everything that the base can do; UsageError when it is no causal language model, or cannot be run at all."""
+        rows = draw_rows(self.base)
+        truth = self._find_truth(rows)
+        base = self._find_head(rows[0], truth)
+        first, alike, other = rows
+        base = self._settle_training(base, [[first, alike], [first, other, alike]], truth)
+        early = leaving(first, first.shared + 1)
+        late = leaving(other, other.prompt)
+        base = self._settle_answers(base, [[first, early, alike], [replace(first, steps=2), late, alike]], truth)
+        base = self._settle_rounding(base, [first, alike], truth)
+        if _has_noise(base.model):
+            base = _off(base, ("shared_prefix", "shared_prompts"))
+        for change in change_lengths(base.model.config):
+            base = self._try_past(base, change)
+        return replace(base.can, reasons={name: why for name, why in self.reasons.items() if _is_less(base, name)})
+
+    def _find_truth(self, rows: Sequence[Row]) -> list[Tensor]:
+        """The logits of the model's own forward pass, row by row."""
+        try:
+            truth = self._find_own(lambda base: own_logits(base, rows))
+        except Exception as error:
+            _raise_if_memory(error)
+            raise UsageError(
+                f"base_model={self.base.name!r} cannot be run on token ids alone: {_first_line(error)}",
+                hint="choose a causal language model, one that reads text and predicts the next token",
+            ) from error
+        if not _is_finite(truth):
+            raise self._not_numbers()
+        shared = rows[0].shared
+        if why := find_difference([truth[1][:shared]], [truth[0][:shared]]):
+            raise UsageError(
+                f"base_model={self.base.name!r} is not causal: a token's logits depend on the tokens after it ({why})",
+                hint="choose a model that was trained to predict the next token from those before it",
+            )
+        return truth
+
+    def _find_head(self, row: Row, truth: list[Tensor]) -> BaseModel:
+        """The base with its decoder and head, and nothing else that is ours."""
+        base = self.base
+        for head in ("linear", "own", "model"):
+            base = replace(base, can=replace(base.can, head=head, decoder="" if head == "model" else base.can.decoder))
+            # equal to the last bit: a soft cap of small logits makes a small difference
+            most = 0.0 if head == "linear" else TOLERANCE
+            why = self._find_fault(lambda one: head_logits(one, row), base, truth[:1], most)
+            if why is None:
+                break
+            if head == "own":
+                self.reasons["head"] = why
+        return base
+
+    def _settle_training(self, base: BaseModel, groups: Groups, truth: list[Tensor]) -> BaseModel:
+        names = [name for name in IN_TRAINING if name != "own_attention" or self.can_batch]
+        if base.can.head == "model":
+            names.remove("shared_prefix")
+        expected = [row.of_training(truth) for rows in groups for row in rows]
+        return self._settle(base, names, lambda one: training_logits(one, groups), expected)
+
+    def _settle_answers(self, base: BaseModel, groups: Groups, truth: list[Tensor]) -> BaseModel:
+        """The same for answers. Where ours differ, what generate() gives for each row alone is the truth."""
+
+        def probe(one: BaseModel) -> list[Tensor]:
+            return answering_logits(one, groups)
+
+        names = [name for name in IN_ANSWERS if name != "own_attention" or base.can.own_attention]
+        expected = [row.of_answering(truth) for rows in groups for row in rows]
+        everything = _on(base, names)
+        if self._find_fault(probe, everything, expected) is None:
+            return everything
+        bare = _off(base, ("own_attention",))
+        try:
+            expected = self._find_own(lambda _: probe(bare))
+        except Exception as error:
+            _raise_if_memory(error)
+            raise UsageError(
+                f"base_model={self.base.name!r} cannot answer through transformers' generate(): {_first_line(error)}",
+                hint="choose a model that can generate text",
+            ) from error
+        return self._settle(bare, names, probe, expected)
+
+    def _settle_rounding(self, base: BaseModel, rows: Sequence[Row], truth: list[Tensor]) -> BaseModel:
+        """The base without what rounds worse in its own type than the model's own path does."""
+        if base.dtype == torch.float32:
+            return base
+        with self._attention_of(self.base):
+            own = own_logits(self.base, rows)
+        if not _is_finite(own):
+            raise self._not_numbers()
+        expected = [row.of_training(truth) for row in rows] + [row.of_answering(truth) for row in rows]
+        theirs = [row.of_training(own) for row in rows] + [row.of_answering(own) for row in rows]
+        for names in ((), IN_TRAINING[:1], (*IN_TRAINING, *IN_ANSWERS)):
+            base = _off(base, names)
+            with self._attention_of(base):
+                why = find_excess([*training_logits(base, [rows]), *answering_logits(base, [rows])], theirs, expected)
+            if why is None:
+                break
+            self.reasons |= dict.fromkeys(names, why)
+        return base
+
+    def _settle(self, base: BaseModel, names: Sequence[str], probe: Probe, truth: list[Tensor]) -> BaseModel:
+        """Switch on what gives the truth: all at once where that does, else one after the other."""
+        everything = _on(base, names)
+        if self._find_fault(probe, everything, truth) is None:
+            return everything
+        for name in names:
+            tried = _on(base, [name])
+            why = self._find_fault(probe, tried, truth)
+            if why is None:
+                base = tried
+            else:
+                self.reasons[name] = why
+        return base
+
+    def _try_past(self, base: BaseModel, change: ChangeLength) -> BaseModel:
+        """The base with limits where rows past a change of length are not computed right, or cannot be tried."""
+        end = change.tokens
+        # the cache shows its room to the model, which may count it
+        room = max(0, end // BLOCK_TOKENS * BLOCK_TOKENS - 1)
+        weights = sum(one.numel() for one in base.model.parameters()) - base.model.get_input_embeddings().weight.numel()
+        if weights * end > MOST_WORK[base.device.type]:
+            base = self._limit(base, IN_ANSWERS[1:], room, f"rows past {end:,} tokens take too long to try")
+            if change.in_positions:
+                base = self._limit(base, IN_TRAINING[1:], end, f"positions change past {end:,} tokens")
+            return base
+        first, alike, other = rows = draw_rows(base, end + 7, prompt=end - 2)
+        truth = self._find_own(lambda one: own_logits(one, rows))
+        if change.in_positions and (why := self._find_memory(first, truth)):
+            return self._limit(base, ("longest",), end, why)
+        groups = [[first, alike], [first, other]]
+        expected = [row.of_training(truth) for rows in groups for row in rows]
+        base = self._limit_faults(base, IN_TRAINING, lambda one: training_logits(one, groups), expected, end)
+        bare = _off(base, IN_ANSWERS)
+        expected = self._find_own(lambda _: answering_logits(bare, groups))
+        return self._limit_faults(base, IN_ANSWERS, lambda one: answering_logits(one, groups), expected, room)
+
+    def _limit_faults(
+        self, base: BaseModel, names: Sequence[str], probe: Probe, truth: list[Tensor], limit: int
+    ) -> BaseModel:
+        """The base with `names` limited where they are at fault; our attention is then off at any length."""
+        if self._find_fault(probe, base, truth) is None:
+            return base
+        tried = _off(base, names)
+        for name in names:
+            once = replace(tried, can=replace(tried.can, **{name: getattr(base.can, name)}))
+            if (why := self._find_fault(probe, once, truth)) is None:
+                tried = once
+            else:
+                base = self._limit(base, (name,), limit, why)
+        return base
+
+    def _limit(self, base: BaseModel, names: Sequence[str], limit: int, why: str) -> BaseModel:
+        for name in names:
+            if getattr(base.can, name) is True:
+                base = _off(base, (name,))
+            elif getattr(base.can, name) > limit:
+                base = replace(base, can=replace(base.can, **{name: limit}))
+            else:
+                continue
+            self.reasons[name] = why
+        return base
+
+    def _find_memory(self, row: Row, truth: list[Tensor]) -> str | None:
+        """What differs for a row once the model has seen a longer one."""
+        own_logits(self.base, [replace(row, ids=row.ids + row.ids[: len(row.ids) // 2])])
+        return self._find_fault(lambda one: own_logits(one, [row]), self.base, truth[:1])
+
+    def _find_fault(self, probe: Probe, base: BaseModel, truth: list[Tensor], most: float = TOLERANCE) -> str | None:
+        """How what a probe finds differs from the truth; None where it does not."""
+        try:
+            with self._attention_of(base) as foreign:
+                with self.numbers:
+                    found = probe(base)
+                if foreign:
+                    return f"the model gives its attention {' and '.join(sorted(foreign))}"
+                return find_difference(found, truth, most)
+        except Exception as error:
+            _raise_if_memory(error)
+            return f"{type(error).__name__}: {_first_line(error)}"
+
+    def _find_own(self, probe: Probe) -> list[Tensor]:
+        """What a probe finds with the model's own attention."""
+        with self._attention_of(self.base), self.numbers:
+            return probe(self.base)
+
+    def _not_numbers(self) -> UsageError:
+        return UsageError(
+            f"base_model={self.base.name!r}: its logits in {self.base.dtype_name} are not numbers",
+            hint="use --base_dtype float32; if they are not numbers there either, the weights are damaged",
+        )
+
+    def _attention_of(self, base: BaseModel) -> AbstractContextManager[set[str]]:
+        """Inside, the model runs the attention that this base has."""
+        if base.can.own_attention:
+            return watched_attention(base.model)
+        if self.can_batch:
+            choose_attention(base.model, ours=False)
+        return nullcontext(set())
+
+
+def _bare(model: Any) -> Abilities:
+    """Nothing that is ours."""
+    return Abilities(find_decoder(model), "linear", False, 0, 0, 0, 0, 0)
+
+
+def _on(base: BaseModel, names: Sequence[str]) -> BaseModel:
+    return replace(base, can=replace(base.can, **{name: name == "own_attention" or ALWAYS for name in names}))
+
+
+def _off(base: BaseModel, names: Sequence[str]) -> BaseModel:
+    return replace(base, can=replace(base.can, **{name: False if name == "own_attention" else 0 for name in names}))
+
+
+def _is_less(base: BaseModel, name: str) -> bool:
+    """Whether a way is off, or limited."""
+    return getattr(base.can, name) not in (True, ALWAYS, "linear", "own")
+
+
+def _has_noise(model: Any) -> bool:
+    """Whether the model drops activations of its own in training: each row then draws noise on shared tokens too."""
+    drops = any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
+    return drops or bool(getattr(model.config, "attention_dropout", 0.0))
+
+
+def _is_finite(logits: Sequence[Tensor]) -> bool:
+    return all(bool(one.isfinite().all()) for one in logits)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _raise_if_memory(error: Exception) -> None:
+    if is_out_of_memory(error):
+        raise error
