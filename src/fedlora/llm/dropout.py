@@ -9,9 +9,10 @@ example's seed, the layer, the token's position and the feature. It costs two pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 GAMMA, MIX_1, MIX_2 = (word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 """Constants of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), as signed 64-bit integers."""
@@ -85,3 +86,9 @@ def split_mix(seeds: Tensor, numbers: Tensor) -> Tensor:
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Shift without the sign, which torch's shift of signed integers would repeat."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def has_own_dropout(model: Any) -> bool:
+    """Whether a model drops activations of its own in training: each row then draws noise on shared tokens too."""
+    drops = any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
+    return drops or bool(getattr(model.config, "attention_dropout", 0.0))

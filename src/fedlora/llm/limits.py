@@ -29,6 +29,12 @@ def check_training(base: BaseModel, encoder: Encoder, cutoff_len: int) -> None:
     Says when examples may be longer than the base was made for, though it has positions for them.
     """
     check_tokens(base, encoder)
+    if cutoff_len > base.can.longest:
+        raise UsageError(
+            f"cutoff_len={cutoff_len}: past {base.can.longest} tokens, what base_model={base.name!r} computes for a row "
+            "depends on the rows before it",
+            hint=f"use --cutoff_len {base.can.longest} or less",
+        )
     context = base.context
     if context is None or cutoff_len <= context:
         return

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedlora.console import say
 from fedlora.errors import UsageError
@@ -27,6 +27,7 @@ from fedlora.llm.base_model import BaseModel
 from fedlora.llm.cache import BLOCK_TOKENS
 from fedlora.llm.change_lengths import ChangeLength, change_lengths
 from fedlora.llm.check_files import keep_check, recall_check
+from fedlora.llm.dropout import has_own_dropout
 from fedlora.llm.exact_numbers import TOLERANCE, ExactNumbers, find_difference, find_excess
 from fedlora.llm.memory import is_out_of_memory
 from fedlora.llm.model_head import find_decoder
@@ -77,7 +78,7 @@ class SelfCheck:
         late = leaving(other, other.prompt)
         base = self._settle_answers(base, [[first, early, alike], [replace(first, steps=2), late, alike]], truth)
         base = self._settle_rounding(base, [first, alike], truth)
-        if _has_noise(base.model):
+        if has_own_dropout(base.model):
             base = _off(base, ("shared_prefix", "shared_prompts"))
         for change in change_lengths(base.model.config):
             base = self._try_past(base, change)
@@ -281,12 +282,6 @@ def _off(base: BaseModel, names: Sequence[str]) -> BaseModel:
 def _is_less(base: BaseModel, name: str) -> bool:
     """Whether a way is off, or limited."""
     return getattr(base.can, name) not in (True, ALWAYS, "linear", "own")
-
-
-def _has_noise(model: Any) -> bool:
-    """Whether the model drops activations of its own in training: each row then draws noise on shared tokens too."""
-    drops = any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
-    return drops or bool(getattr(model.config, "attention_dropout", 0.0))
 
 
 def _is_finite(logits: Sequence[Tensor]) -> bool:
