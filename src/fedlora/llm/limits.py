@@ -31,8 +31,8 @@ def check_training(base: BaseModel, encoder: Encoder, cutoff_len: int) -> None:
     check_tokens(base, encoder)
     if cutoff_len > base.can.longest:
         raise UsageError(
-            f"cutoff_len={cutoff_len}: past {base.can.longest} tokens, what base_model={base.name!r} computes for a row "
-            "depends on the rows before it",
+            f"cutoff_len={cutoff_len}: past {base.can.longest} tokens base_model={base.name!r} computes a row by "
+            "the rows before it",
             hint=f"use --cutoff_len {base.can.longest} or less",
         )
     context = base.context
