@@ -1,6 +1,6 @@
 """Which of our faster ways to compute are right for a base, as its self-check found.
 
-Every way has a slower one behind it that is the model's own. A limit is the longest row, answer included, for which a
+For every way there is a slower one that is the model's own. A limit is the longest row, answer included, for which a
 way gives the model's own results: 0 is never, ALWAYS is at any length.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 ALWAYS = sys.maxsize
 
 HeadKind = Literal["linear", "own", "model"]
-"""How logits come from hidden states: the output layer alone; the model's own code behind its decoder (scales, soft
+"""How logits come from hidden states: the output layer alone; the model's own code after its decoder (scales, soft
 caps); only the whole forward pass, for all positions."""
 
 

@@ -17,7 +17,7 @@ TOLERANCE = 1e-5
 
 NOISE = 2.0
 """How much farther from float32 than the model's own path ours may be, in the median over positions: rounding is drawn
-anew on every path."""
+again on every path."""
 
 
 MOST_KEPT_BYTES = 2 << 30

@@ -15,7 +15,7 @@ def find_decoder(model: Any) -> str:
 
 
 def logits_of(model: Any, decoder: str, hidden: Tensor) -> Tensor:
-    """Logits (n, vocabulary) of hidden states (n, d): the model's own forward pass, behind its decoder."""
+    """Logits (n, vocabulary) of hidden states (n, d): the model's own forward pass, after its decoder."""
     # the copy shares every part with the model; its table of parts is its own
     head = copy.copy(model)
     head._modules = {**model._modules, decoder: _Given()}

@@ -62,7 +62,7 @@ def draw_rows(base: BaseModel, length: int = ROW_TOKENS, *, prompt: int | None =
 
 
 def leaving(row: Row, prompt: int) -> Row:
-    """The same row, whose answer after so many tokens is empty: it leaves while others go on."""
+    """The same row, whose answer after so many tokens is empty: it leaves before the others."""
     return replace(row, prompt=prompt, steps=0)
 
 

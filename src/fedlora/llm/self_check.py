@@ -2,7 +2,7 @@
 
 Compared are logits: of a plain forward pass, of a training pass (attention, padding, shared prefix, head), and of every
 step of decoding (cache, padding, shared prefix, a row that leaves). A way whose logits differ is off for this base;
-what is behind it is slower and the model's own. Past each length at which the configuration says that the model
+the way in its place is slower and the model's own. Past each length at which the configuration says that the model
 computes differently, one row is tried as well. Nothing depends on the name of an architecture.
 
 In a base of fewer bits everything is computed twice: in float32 with its weights, where a difference is a fault, and in
