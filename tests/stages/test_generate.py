@@ -272,6 +272,18 @@ def test_a_prediction_holds_what_was_asked_as_the_kind_of_row_that_it_was(traine
         assert found == answered[kind]
 
 
+def test_questions_without_a_reply_are_answered_as_those_with_one(trained):
+    whole, alone = trained.root / "whole.jsonl", trained.root / "alone.jsonl"
+    rows = [{"instruction": "a", "output": "yes"}, {"messages": [*TALK, {"role": "assistant", "content": "so"}]}]
+    whole.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alone.write_text("".join(json.dumps(row) + "\n" for row in [{"instruction": "a"}, {"messages": TALK}]))
+    made = [
+        trained.result(f"asked {file.stem}", test_file_path=file, row_kind="any").answers[0].texts
+        for file in (whole, alone)
+    ]
+    assert made[0] == made[1]
+
+
 def test_a_folder_of_silos_of_several_kinds_is_answered_and_scored_in_one_file(trained):
     folder = trained.root / "mixed"
     folder.mkdir()

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fedlora.data.client_files import find_silos, find_test_files, is_silo_folder
 from fedlora.data.client_names import name_of_file
@@ -59,21 +59,27 @@ class HeldOutRows:
 
 
 def read_test_rows(
-    path: Path, *, rules: ReadRules, share: Share | None = None, output_key: str | None = None
+    path: Path,
+    *,
+    rules: ReadRules,
+    share: Share | None = None,
+    output_key: str | None = None,
+    needs_reply: bool = True,
 ) -> HeldOutRows:
     """The rows of a test file; of a folder of silos those of every client, in client-id order, each once.
 
     In a folder they are the rows of `<client>.test.<format>`, else the `share` that a run held out of each client's
-    file.
+    file. Without `needs_reply` a row may be a question alone.
     Raises UsageError where there are none, and what `read_rows` raises.
     """
+    reading: dict[str, Any] = {"rules": rules, "output_key": output_key, "needs_reply": needs_reply}
     if not is_silo_folder(path):
-        whole = tuple(read_rows(path, rules=rules, output_key=output_key))
+        whole = tuple(read_rows(path, **reading))
         return HeldOutRows(whole, (), sha256_of_rows(path))
     files, _ = find_silos(path)
     found: list[tuple[str, Row]] = []
     for name, file in own_test_files(files).items():
-        found += [(name, row) for row in read_rows(file, rules=rules, output_key=output_key)]
+        found += [(name, row) for row in read_rows(file, **reading)]
     if not found and share is not None:
         for file in files:
             name = name_of_file(file.name)
@@ -83,7 +89,7 @@ def read_test_rows(
                     f"{file}: not the file that the run was trained on, so it is unknown which rows were held out",
                     hint="restore the file, or give test rows in a file of their own",
                 )
-            rows = read_rows(file, rules=rules, may_be_empty=True, output_key=output_key)
+            rows = read_rows(file, may_be_empty=True, **reading)
             found += [(name, row) for row in drawn_test_rows(rows, share)]
     if not found:
         raise no_test_rows(path)

@@ -118,7 +118,7 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] | None = None)
         model_dir=config.model_dir,
     )
     share = find_share(subjects, config.model_dir) if is_silo_folder(config.test_file_path) else None
-    tests = read_test_rows(config.test_file_path, rules=config.read_rules, share=share)
+    tests = read_test_rows(config.test_file_path, rules=config.read_rules, share=share, needs_reply=False)
     _check_asking(tests, config.test_file_path)
     parts = {place: _make_part(config, place, found, tests) for place, found in by_round(subjects).items()}
     left = {place: part.missing(overwrite=config.overwrite) for place, part in parts.items()}
