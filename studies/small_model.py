@@ -31,7 +31,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from fedlora.data.skills import SKILLS
 from fedlora.data.vocabulary import NAMES, WORDS
 from fedlora.files import sha256_of
-from fedlora.llm.base_source import quiet_transformers
+from fedlora.llm.library_log import quiet_transformers
 from fedlora.seeds import derive_seed
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -310,6 +310,33 @@ def test_one_expert_of_a_mixture_that_is_missing_is_no_mixture_of_fewer(world):
             load("mixtral", device="cpu")
 
 
+def test_the_towers_of_a_multimodal_checkpoint_may_be_left_but_no_layer_of_its_text_model(world):
+    """transformers takes the text model alone out of some multimodal checkpoints, such as Llama 4's."""
+    from transformers import AutoTokenizer, Llama4Config, Llama4ForConditionalGeneration
+
+    from fedlora.llm.base_model import load_base_model, load_outline
+
+    text = {
+        "vocab_size": 259, "hidden_size": 16, "intermediate_size": 24, "intermediate_size_mlp": 24, "head_dim": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2,
+        "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16,
+    }  # fmt: skip
+    Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=vision)).save_pretrained("llama4")
+    AutoTokenizer.from_pretrained("model").save_pretrained("llama4")
+    stored = load_file(f"llama4/{WEIGHTS}")
+    assert any(name.startswith("vision_model.") for name in stored)
+    assert type(load_outline("llama4", device="cpu").model).__name__ == "Llama4ForCausalLM"
+    more = "language_model.model.layers.1.self_attn.q_proj.weight"
+    weights(lambda state: state.update({more: torch.zeros(16, 16)}))(Path("llama4"))
+    for load in (load_base_model, load_outline):
+        with pytest.raises(UsageError, match=r"1 weight that Llama4ForCausalLM has no place for \(.*layers\.1"):
+            load("llama4", device="cpu")
+
+
 def test_code_of_a_repository_that_needs_a_package_names_it(world, capsys, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(world / "modules"))
     settings(model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"})(

@@ -299,6 +299,32 @@ def test_a_run_with_an_expression_says_its_layers_to_peft_and_answers(
     assert cli.main(["verify", "r", "--model_dir", f"{tmp_path}/m"]) == 0, capsys.readouterr().err
 
 
+def test_a_multimodal_base_trains_and_answers_as_a_text_model_with_its_tower_as_it_was(
+    tmp_path, tiny_model, make_clients, test_file, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = transformers.Gemma3Config(
+        text_config={**SMALL, "vocab_size": 259, "head_dim": 8, "max_position_embeddings": 256},
+        vision_config=VISION, mm_tokens_per_image=4, image_token_index=250, boi_token_index=251, eoi_token_index=252,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained("gemma3")
+    transformers.AutoTokenizer.from_pretrained(tiny_model).save_pretrained("gemma3")
+    make_clients([2, 2])
+    commands = (
+        "train --base_model gemma3 --base_dtype float32 --device cpu --exp_name r --num_clients 2 --min_clients 2 "
+        "--num_communication_rounds 1 --client_selection_frac 1 --prompt_template chat --local_learning_rate 0.01",
+        f"generate r --of base,global --test {test_file} --max_new_tokens 3 --device cpu",
+        f"loss r --of base,global --test {test_file} --device cpu",
+        "verify r",
+    )
+    for command in commands:
+        assert cli.main(command.split()) == 0, capsys.readouterr().err
+    names = json.loads((tmp_path / "models/r/1/adapter_config.json").read_text())["target_modules"]
+    assert len(names) == 4
+    assert all(name.startswith("model.language_model.layers.") for name in names)
+
+
 def test_training_says_once_what_is_not_adapted(tmp_path, tiny_model, make_clients, capsys):
     base = tmp_path / "mixtral"
     transformers.MixtralForCausalLM(

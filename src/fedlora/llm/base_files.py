@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +105,16 @@ def find_tokenizer_fault(folder: Path) -> UsageError | None:
     return UsageError(f"{folder}: no tokenizer (tokenizer.json)", hint=FETCH_AGAIN)
 
 
-def check_whole(name: str, model: Any, found: Mapping[str, Any]) -> None:
+def check_whole(name: str, model: Any, found: Mapping[str, Any], *, others: Collection[str] = ()) -> None:
     """UsageError unless every weight of the model came from the files and the model took every weight of them.
 
-    `found` is transformers' report of a load. A tied weight, and a buffer that the model computes itself, need no file.
+    `found` is transformers' report of a load. A tied weight, and a buffer that the model computes itself, need no file;
+    weights of `others` belong to another model in the same files.
     """
     what = []
     if missing := sorted(found["missing_keys"]):
         what.append(f"{counted(len(missing), 'weight')} missing from the files ({_some(missing)})")
-    if foreign := sorted(found["unexpected_keys"]):
+    if foreign := sorted(key for key in found["unexpected_keys"] if _top(key, others) is None):
         what.append(
             f"{counted(len(foreign), 'weight')} that {type(model).__name__} has no place for ({_some(foreign)})"
         )
@@ -125,6 +126,23 @@ def check_whole(name: str, model: Any, found: Mapping[str, Any]) -> None:
             f"base_model={name!r}: the checkpoint does not fit its model: {'; '.join(what)}",
             hint=f"{FETCH_AGAIN}: a part of it would be random or left out",
         )
+
+
+def find_others(folder: Path, foreign: Collection[str]) -> list[str]:
+    """The parts of a multimodal checkpoint that hold nothing but `foreign` weights: towers beside the text model."""
+    stored = {name for file in find_weights(folder) for name in read_names(file)}
+    parts = {part for name in stored - set(foreign) for part in _tops(name)}
+    return sorted({next((part for part in _tops(name) if part not in parts), "") for name in foreign} - {""})
+
+
+def _tops(name: str) -> list[str]:
+    """The first one and two parts of a weight's path: a tower stands there, and blocks of a model stand deeper."""
+    parts = name.split(".")
+    return [".".join(parts[:size]) for size in (1, 2) if size < len(parts)]
+
+
+def _top(name: str, parts: Collection[str]) -> str | None:
+    return next((part for part in _tops(name) if part in parts), None)
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

@@ -193,5 +193,5 @@ def _padding(model: Any, tokenizer: Any) -> int:
 
 def _load(name: str, quantization: Quantization, how: dict[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
     source = open_source(name, trust_remote_code)
-    source.load_config(quantization)
-    return source.load_model(**how), source.load_tokenizer()
+    config = source.load_config(quantization)
+    return source.load_model(config, **how), source.load_tokenizer()

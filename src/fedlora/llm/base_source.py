@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from fedlora.llm.base_files import (
     FETCH_AGAIN,
     check_files,
     check_whole,
+    find_others,
     find_tokenizer_fault,
     find_weights,
     read_names,
 )
 from fedlora.llm.base_identity import find_folder, is_hub_id
+from fedlora.llm.library_log import held_warnings, quiet_transformers
 from fedlora.llm.quantization import check_checkpoint, check_quantizer
 
 HUB_PATIENCE = 5.0
@@ -60,7 +62,8 @@ class Source:
         code = facts.get("auto_map", {}) if self.options["trust_remote_code"] else {}
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in code:
             raise UsageError(
-                f"base_model={self.name!r} is no causal language model: its model_type is {config.model_type!r}",
+                f"base_model={self.name!r} is no causal language model for transformers: its model_type is "
+                f"{config.model_type!r}",
                 hint="choose a base that generates text from left to right, such as Llama, Qwen, Gemma or Mistral",
             )
         if getattr(config, "is_encoder_decoder", False):
@@ -80,15 +83,15 @@ class Source:
         with self._reading("tokenizer"):
             return AutoTokenizer.from_pretrained(self.place, **self.options)
 
-    def load_model(self, **how: Any) -> Any:
-        """The model with all of its weights; `how` are arguments of from_pretrained."""
+    def load_model(self, config: Any, **how: Any) -> Any:
+        """The model of a configuration with all of its weights; `how` are arguments of from_pretrained."""
         from transformers import AutoModelForCausalLM
 
         # a shape that differs is reported with the others, not raised
         how = {**how, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with self._reading("weights"):
             model, found = AutoModelForCausalLM.from_pretrained(self.place, **how, **self.options)
-            check_whole(self.name, model, found)
+            check_whole(self.name, model, found, others=self._others(config, model, found))
         return model
 
     def make_outline(self, config: Any, dtype: Any) -> Any:
@@ -105,8 +108,14 @@ class Source:
             if names:
                 how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": {"": "meta"}}
                 _, found = type(model).from_pretrained(None, config=model.config, state_dict=names, **how)
-                check_whole(self.name, model, found)
+                check_whole(self.name, model, found, others=self._others(config, model, found))
         return model
+
+    def _others(self, config: Any, model: Any, found: Mapping[str, Any]) -> list[str]:
+        """The towers of a multimodal checkpoint of which transformers takes the text model alone."""
+        folder = find_folder(self.place)
+        is_text_alone = type(model.config) is not type(config) and type(model.config) is type(config.get_text_config())
+        return find_others(folder, found["unexpected_keys"]) if folder and is_text_alone else []
 
     def _read_headers(self, config: Any) -> dict[str, Any]:
         """Name and shape of every stored weight; empty where they are not known before the weights are read."""
@@ -146,7 +155,7 @@ class Source:
         """Inside, the library is quiet, and what it raises becomes a UsageError about this part of the base."""
         held: list[logging.LogRecord] = []
         try:
-            with quiet_transformers(), _held_warnings(held):
+            with quiet_transformers(), held_warnings(held):
                 yield
         except (FedloraError, MemoryError):
             raise
@@ -224,45 +233,6 @@ def is_offline() -> bool:
     except OSError:
         return True
     return False
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars of the library between our own lines."""
-    from transformers.utils import logging as theirs
-
-    was_on = theirs.is_progress_bar_enabled()
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            theirs.enable_progress_bar()
-
-
-class _Held(logging.Handler):
-    def __init__(self, records: list[logging.LogRecord]) -> None:
-        super().__init__()
-        self.records = records
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
-@contextlib.contextmanager
-def _held_warnings(held: list[logging.LogRecord]) -> Iterator[None]:
-    """The library's log is shown afterwards; not where it fails, which is one message of ours, and not its report of a
-    load, which `check_whole` reads."""
-    logger = logging.getLogger("transformers")
-    handlers = logger.handlers
-    logger.handlers = [_Held(held)]
-    try:
-        yield
-    finally:
-        logger.handlers = handlers
-    for record in held:
-        if "LOAD REPORT" not in record.getMessage():
-            logger.handle(record)
 
 
 def _no_folder(name: str) -> UsageError:
