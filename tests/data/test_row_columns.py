@@ -57,6 +57,7 @@ def test_a_name_that_no_row_has_is_one_error_with_the_nearest(tmp_path: Path, na
     with pytest.raises(DataError) as caught:
         read_rows(path, rules=ReadRules(columns={**COLUMNS, "prompt": "questions"}))
     assert "'questions'" in str(caught.value)
+    assert "json" not in name or "; the row has 'question', 'answer', 'topic', 'id'" in str(caught.value)
     assert caught.value.hint == "did you mean question?"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from fedlora.data.columns import ColumnMap, KeptColumns
 from fedlora.data.field_text import FieldText, kind_of, refuse
 from fedlora.data.raw_records import Record, RecordError
-from fedlora.data.row_maker import RowMaker, listed
+from fedlora.data.row_maker import MissingFieldError, RowMaker, listed
 from fedlora.errors import UsageError
 from fedlora.row_shapes import Names, RowShape, find_shapes
 from fedlora.rows import ReadRules, Row, RowKind
@@ -97,7 +97,8 @@ class RowFields:
         except RecordError as error:
             other = self._find_other(fields)
             hint = "give --row_kind any where a file holds several kinds of rows" if other else error.hint
-            raise RecordError(record.place, other or str(error), excerpt=record.excerpt, hint=hint) from None
+            has = f"; the row has {listed(fields)}" if isinstance(error, MissingFieldError) else ""
+            raise RecordError(record.place, other or f"{error}{has}", excerpt=record.excerpt, hint=hint) from None
         return row
 
     def check_columns(self) -> None:

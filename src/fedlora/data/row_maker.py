@@ -10,7 +10,7 @@ from typing import Any
 from fedlora.data.columns import ColumnMap
 from fedlora.data.conversations import ConversationReader, Last, Said, add_system, check_turns
 from fedlora.data.field_text import FieldText, refuse
-from fedlora.data.raw_records import ROW_HINT, shorten
+from fedlora.data.raw_records import ROW_HINT, RecordError, shorten
 from fedlora.row_shapes import Names, RowShape
 from fedlora.rows import Row, Turn
 
@@ -20,6 +20,10 @@ _LISTED = 90
 
 Fields = Mapping[str, Any]
 """A record under the names of a row."""
+
+
+class MissingFieldError(RecordError):
+    """A record lacks a field that rows of its kind need."""
 
 
 class RowMaker:
@@ -72,7 +76,7 @@ class RowMaker:
 
     def _messages(self, fields: Fields, shape: RowShape) -> Row:
         name = shape.asks[0][0]
-        self._refuse_field(fields, "history", "a conversation holds its turns itself")
+        self._refuse_field(fields, "history", shape, "a conversation holds its turns itself")
         said = self._conversations.read_turns(fields.get(name), self._label(name))
         other = shape.may[0][0]
         if not _is_empty(fields.get(other)):
@@ -83,9 +87,12 @@ class RowMaker:
 
     def _completion(self, fields: Fields, shape: RowShape) -> Row:
         prompt, completion = fields.get("prompt"), fields.get(shape.reply[0])
-        self._refuse_field(fields, "history", "write the turns as messages")
+        self._refuse_field(fields, "history", shape, "write the turns as messages")
+        if shape.reply == ("completion",) and {type(prompt), type(completion)} == {str, list}:
+            both = f"{self._label('prompt')!r} and {self._label('completion')!r}"
+            raise refuse(f"of the fields {both} one is text, the other a list", "give both as text or as messages")
         if type(prompt) is not list:
-            self._refuse_field(fields, "system", "no template frames a prompt and its completion; write messages")
+            self._refuse_field(fields, "system", shape, "no template frames a completion; write messages")
             asked = self._text(fields, shape.asks[0], True)
             return Row(
                 asked, "", self._text(fields, shape.reply, self._needs_reply), self._category(fields), (), "completion"
@@ -99,7 +106,7 @@ class RowMaker:
 
     def _plain_text(self, fields: Fields, shape: RowShape) -> Row:
         for name in ("system", "history"):
-            self._refuse_field(fields, name, "a text is trained on as it is; write messages")
+            self._refuse_field(fields, name, shape, "a text is trained on as it is; write messages")
         return Row("", "", self._text(fields, shape.reply, True), self._category(fields), (), "text")
 
     def _conversation(self, fields: Fields, said: list[Said], reply: Names) -> Row:
@@ -123,9 +130,9 @@ class RowMaker:
             raise refuse(f"the field {self._label('category')!r} is empty")
         return category
 
-    def _refuse_field(self, fields: Fields, name: str, reason: str) -> None:
+    def _refuse_field(self, fields: Fields, name: str, shape: RowShape, reason: str) -> None:
         if not _is_empty(fields.get(name)):
-            raise refuse(f"the field {self._label(name)!r} has no place in such a row", f"{reason}, or leave it out")
+            raise refuse(f"the field {self._label(name)!r} has no place beside {shape}", f"{reason}, or leave it out")
 
     def _label(self, name: str) -> str:
         return self._columns.label(name)
@@ -147,8 +154,8 @@ class RowMaker:
         for name in group:
             if name in fields:
                 self._clean(None, self._label(name))
-        what = f"the field {self.either(group)} is missing; the row has {listed(fields)}"
-        raise refuse(what, self._columns.suggest(group) or ROW_HINT)
+        hint = self._columns.suggest(group) or ROW_HINT
+        raise MissingFieldError("", f"the field {self.either(group)} is missing", hint=hint)
 
 
 def listed(names: Iterable[str]) -> str:
