@@ -249,6 +249,14 @@ def test_a_faulty_row_is_named_by_line_and_field_and_can_be_left_out(
     assert [row.turns for row in read_rows(path, rules=ReadRules(skip_bad=1), on_skip=lambda message: None)] == [TALK]
 
 
+def test_a_conversation_that_is_missing_is_not_called_null(tmp_path: Path) -> None:
+    path = write(tmp_path, {"messages": OPENAI}, {"id": 1}, {"messages": None})
+    assert refusal(path) == ":2:1: the field 'messages' is missing; the row has 'id'"
+    assert "'messages' must be a list of messages, got null" in refusal(path, skip_bad=1)
+    asked = write(tmp_path, {"prompt": OPENAI[:-1], "id": 1})
+    assert refusal(asked) == ":1:1: the field 'completion' is missing; the row has 'prompt', 'id'"
+
+
 def test_numbers_and_surrogates_in_a_conversation_are_taken_as_the_rules_say(tmp_path: Path) -> None:
     path = write(tmp_path, turns(HI, ("assistant", 1.50)))
     assert read_rows(path, rules=ReadRules(numbers_as_text=True))[0].output == "1.5"
@@ -263,6 +271,14 @@ def test_a_question_alone_is_read_where_no_reply_is_needed(tmp_path: Path) -> No
         assert read.question in ("q", "hi", "Capital of Peru?")
     [row] = read_rows(write(tmp_path, {"prompt": "q", "response": "r"}), needs_reply=False)
     assert (row.kind, row.output) == ("instruction", "r")
+
+
+def test_a_file_whose_first_row_has_a_reply_is_no_file_of_questions(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=":2:1: the field 'response' or 'output' is missing"):
+        read_rows(write(tmp_path, {"instruction": "q", "output": "a"}, {"instruction": "q"}), needs_reply=False)
+    with pytest.raises(DataError, match=r":2:1: .* must end with the assistant"):
+        read_rows(write(tmp_path, turns(HI, YES), turns(HI)), needs_reply=False)
+    assert len(read_rows(write(tmp_path, turns(HI), turns(HI, YES)), needs_reply=False)) == 2
 
 
 def test_answers_to_a_conversation_stand_in_their_own_field(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ MOST_UNUSED = 20
 class RowFields:
     """Finds what the records of a file are, or of several that are read as one, and makes rows of them.
 
-    `output_key` names the field that holds the reply; without `needs_reply` a row may be a question alone.
+    `output_key` names the field that holds the reply. Without `needs_reply` the rows of a file may be questions alone;
+    where its first row has a reply, all need one.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class RowFields:
         self.shape = self._kind = None
         self.names = frozenset()
         self._may_mix = self.rules.row_kind == "any"
+        self._maker.expect_replies(self._needs_reply)
 
     def find_columns(self, columns: Collection[str]) -> None:
         """Decide by the columns of a table what its rows are; RecordError where they make no row."""
@@ -111,7 +113,7 @@ class RowFields:
         shape = self._choose({shape: _present(each) for shape, each in renamed.items()}, fields)
         row = self._maker.make(renamed[shape], shape)
         self._settle(shape)
-        self._check_kind(row.kind, shape)
+        self._check_kind(row, shape)
         self._note(fields)
         return row
 
@@ -120,7 +122,7 @@ class RowFields:
             self._note(fields)
         row = self._maker.make(self._columns.rename(fields, shape), shape)
         if row.kind != self._kind:
-            self._check_kind(row.kind, shape)
+            self._check_kind(row, shape)
         return row
 
     def _choose(self, there: Mapping[RowShape, Collection[str]], names: Collection[str]) -> RowShape:
@@ -139,7 +141,7 @@ class RowFields:
 
     def _find_missing(self, shape: RowShape, there: Collection[str]) -> Names:
         """The names of the first field that rows of a shape need and that is not there, or nothing."""
-        needs = shape.needs if self._needs_reply or not shape.asks else shape.asks
+        needs = shape.needs if self._maker.needs_reply or not shape.asks else shape.asks
         return next((group for group in needs if not _has(group, there)), ())
 
     def _find_other(self, fields: Any) -> str:
@@ -152,12 +154,14 @@ class RowFields:
             return ""
         return f"a row with {other}, but the file began with {self.shape}"
 
-    def _check_kind(self, kind: RowKind, shape: RowShape) -> None:
+    def _check_kind(self, row: Row, shape: RowShape) -> None:
         """A prompt and its completion are texts in all rows of a file, or lists of messages in all."""
         if self._kind is not None and not self._may_mix:
-            raise refuse(f"a row of the kind {kind}, but the file began with the kind {self._kind}")
-        self._kind = kind
-        self.kinds[kind, shape] = None
+            raise refuse(f"a row of the kind {row.kind}, but the file began with the kind {self._kind}")
+        if self._kind is None:
+            self._maker.expect_replies(self._needs_reply or bool(row.output))
+        self._kind = row.kind
+        self.kinds[row.kind, shape] = None
 
     def _settle(self, shape: RowShape) -> None:
         self.shape = shape

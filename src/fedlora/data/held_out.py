@@ -69,7 +69,7 @@ def read_test_rows(
     """The rows of a test file; of a folder of silos those of every client, in client-id order, each once.
 
     In a folder they are the rows of `<client>.test.<format>`, else the `share` that a run held out of each client's
-    file. Without `needs_reply` a row may be a question alone.
+    file. Without `needs_reply` a file may hold questions alone.
     Raises UsageError where there are none, and what `read_rows` raises.
     """
     reading: dict[str, Any] = {"rules": rules, "output_key": output_key, "needs_reply": needs_reply}

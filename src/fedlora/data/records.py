@@ -46,7 +46,7 @@ def read_rows(
     At least one, unless `may_be_empty` lets an empty array or table pass.
 
     Takes every kind of row (`row_shapes`), the reply in `output_key` where it is given, and `category` ("" when it is
-    absent, unless `require_category`); without `needs_reply` a row may be a question alone. Raises UsageError when
+    absent, unless `require_category`); without `needs_reply` a file may hold questions alone. Raises UsageError when
     there is no such file, DataError `file:line:column: what` with the start of the record otherwise (`file: row <n>:
     what` for Parquet), StorageError when the disk fails. Positions count from 1; a fault inside a sound record is
     reported where the record starts.

@@ -40,7 +40,7 @@ class RowMaker:
     ) -> None:
         self._clean = texts.clean
         self._columns = columns
-        self._needs_reply = needs_reply
+        self.needs_reply = needs_reply
         self._needs_category = needs_category
         self._conversations = ConversationReader(texts, note)
         self._makers = {
@@ -50,6 +50,10 @@ class RowMaker:
             "completion": self._completion,
             "text": self._plain_text,
         }
+
+    def expect_replies(self, needs_reply: bool) -> None:
+        """From the next row on, whether a row needs a reply."""
+        self.needs_reply = needs_reply
 
     def make(self, fields: Fields, shape: RowShape) -> Row:
         """The row of a record of this shape."""
@@ -62,7 +66,7 @@ class RowMaker:
     def _instruction(self, fields: Fields, shape: RowShape) -> Row:
         instruction = self._text(fields, shape.asks[0], True)
         given = self._text(fields, shape.may[0])
-        output = self._text(fields, shape.reply, self._needs_reply)
+        output = self._text(fields, shape.reply, self.needs_reply)
         category = self._category(fields)
         if "system" not in fields and "history" not in fields:
             return Row(instruction, given, output, category)
@@ -77,12 +81,11 @@ class RowMaker:
     def _messages(self, fields: Fields, shape: RowShape) -> Row:
         name = shape.asks[0][0]
         self._refuse_field(fields, "history", shape, "a conversation holds its turns itself")
-        said = self._conversations.read_turns(fields.get(name), self._label(name))
+        said = self._turns(fields, name)
         other = shape.may[0][0]
-        if not _is_empty(fields.get(other)):
-            others = self._conversations.read_turns(fields[other], self._label(other))
-            if [each.turn for each in others] != [each.turn for each in said]:
-                raise refuse(f"the fields {self._label(name)!r} and {self._label(other)!r} are two conversations")
+        others = said if _is_empty(fields.get(other)) else self._turns(fields, other)
+        if [each.turn for each in others] != [each.turn for each in said]:
+            raise refuse(f"the fields {self._label(name)!r} and {self._label(other)!r} are two conversations")
         return self._conversation(fields, said, shape.reply)
 
     def _completion(self, fields: Fields, shape: RowShape) -> Row:
@@ -94,14 +97,13 @@ class RowMaker:
         if type(prompt) is not list:
             self._refuse_field(fields, "system", shape, "no template frames a completion; write messages")
             asked = self._text(fields, shape.asks[0], True)
-            return Row(
-                asked, "", self._text(fields, shape.reply, self._needs_reply), self._category(fields), (), "completion"
-            )
-        said = self._conversations.read_turns(prompt, self._label("prompt"))
+            answer = self._text(fields, shape.reply, self.needs_reply)
+            return Row(asked, "", answer, self._category(fields), (), "completion")
+        said = self._turns(fields, "prompt")
         if shape.reply != ("completion",):
             return self._conversation(fields, said, shape.reply)
-        if completion is not None or self._needs_reply:
-            said += self._conversations.read_turns(completion, self._label("completion"))
+        if completion is not None or self.needs_reply:
+            said += self._turns(fields, "completion")
         return self._conversation(fields, said, ())
 
     def _plain_text(self, fields: Fields, shape: RowShape) -> Row:
@@ -111,14 +113,19 @@ class RowMaker:
 
     def _conversation(self, fields: Fields, said: list[Said], reply: Names) -> Row:
         """The row of a conversation; with a `reply` its answer is in that field, and the user speaks last."""
-        last: Last = "any" if not self._needs_reply else "user" if reply else "assistant"
+        last: Last = "any" if not self.needs_reply else "user" if reply else "assistant"
         said = self._with_system(fields, said)
         check_turns(said, last)
-        answer = self._text(fields, reply, self._needs_reply) if reply else ""
+        answer = self._text(fields, reply, self.needs_reply) if reply else ""
         turns = [each.turn for each in said]
         if turns[-1].role == "assistant":
             answer = turns.pop().content
         return Row(turns[-1].content, "", answer, self._category(fields), tuple(turns[:-1]), "conversation")
+
+    def _turns(self, fields: Fields, name: str) -> list[Said]:
+        if name not in fields:
+            self._lacking(fields, (name,))
+        return self._conversations.read_turns(fields[name], self._label(name))
 
     def _with_system(self, fields: Fields, said: list[Said]) -> list[Said]:
         system, label = self._text(fields, ("system",)), self._label("system")
