@@ -64,8 +64,11 @@ def find_shapes(row_kind: str, columns: Collection[str] = (), output_key: str | 
     """The shapes that rows may have, in the order in which they are tried; at least one.
 
     `columns` names fields that the rows must have, under whatever name. An `output_key` that is no usual name of a
-    reply makes every row an answered question, and is its reply. ValueError says why no shape is left.
+    reply makes every row an answered question, and is its reply; a usual one gives way to a reply that `columns` names.
+    ValueError says why no shape is left.
     """
+    if output_key in REPLIES and not set(REPLIES).isdisjoint(columns):
+        output_key = None
     shapes = _with_reply(output_key) if output_key else SHAPES
     known = frozenset[str]().union(*(shape.names for shape in shapes))
     for name in columns:
@@ -78,7 +81,7 @@ def find_shapes(row_kind: str, columns: Collection[str] = (), output_key: str | 
     fitting = tuple(shape for shape in shapes if shape.names.issuperset(columns))
     if not fitting:
         kind = "no row" if row_kind in ("auto", "any") else f"no row of the kind {row_kind}"
-        raise ValueError(f"{kind} has the fields {' and '.join(columns)} together")
+        raise ValueError(f"{kind} has the fields {' and '.join([*columns, *([output_key] if output_key else [])])}")
     return fitting
 
 

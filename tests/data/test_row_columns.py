@@ -112,7 +112,7 @@ def test_the_fields_that_are_named_decide_the_kind(tmp_path: Path, columns: dict
     [
         ({"columns": "promt=question"}, "did you mean prompt?"),
         ({"columns": "zzz=question"}, "category"),
-        ({"columns": "messages=a,response=b"}, "no row has the fields messages and response together"),
+        ({"columns": "messages=a,response=b"}, "no row has the fields messages and response"),
         ({"columns": "text=a", "row_kind": "instruction"}, "no row of the kind instruction has the fields text"),
         ({"columns": "prompt"}, "prompt"),
     ],
@@ -129,3 +129,14 @@ def test_the_columns_are_part_of_what_is_recorded_of_the_rules() -> None:
         "columns": {"prompt": "question", "response": "answer.text.0"},
         "row_kind": "instruction",
     }
+
+
+def test_a_reply_that_is_mapped_comes_before_the_usual_name_that_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", [{**ROW, "output": "no"}])
+    assert read_rows(path, rules=ReadRules(columns=COLUMNS), output_key="output")[0].output == "a"
+
+
+def test_a_kind_without_an_answer_is_refused_where_answers_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", [{"text": "t"}])
+    with pytest.raises(UsageError, match="no row of the kind text has the fields gold"):
+        read_rows(path, rules=ReadRules(row_kind="text"), output_key="gold")

@@ -137,9 +137,12 @@ def check_turns(said: Sequence[Said], last: Last = "any") -> None:
 
 def _pick(message: dict[str, Any], called: str, keys: tuple[str, str]) -> tuple[Any, str]:
     """The value of one of two keys and what errors call it; RecordError where both are there and differ."""
-    first, second = (message.get(key) for key in keys)
+    usual, other = keys
+    if other not in message:
+        return message.get(usual), f"{called}.{usual}"
+    first, second = message.get(usual), message[other]
+    if first is None or first == second:
+        return second, f"{called}.{other}"
     if second is None:
-        return first, f"{called}.{keys[0] if keys[0] in message or keys[1] not in message else keys[1]}"
-    if first is not None and first != second:
-        raise refuse(f"the fields '{called}.{keys[0]}' and '{called}.{keys[1]}' differ")
-    return second, f"{called}.{keys[1]}"
+        return first, f"{called}.{usual}"
+    raise refuse(f"the fields '{called}.{usual}' and '{called}.{other}' differ")

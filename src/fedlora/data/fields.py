@@ -47,7 +47,7 @@ class RowFields:
         try:
             self._shapes = find_shapes(rules.row_kind, rules.columns, output_key)
         except ValueError as error:
-            raise UsageError(f"--columns: {error}", hint="name fields of one kind of row") from None
+            raise UsageError(str(error), hint="name fields of one kind of row, or another --row_kind") from None
         texts = FieldText(rules)
         self._columns = ColumnMap(rules.columns, texts)
         self._kept = KeptColumns(rules.keep, texts)
