@@ -126,7 +126,7 @@ def _hold_tokens(config: Any, count: int) -> float:
     size = 0
     for client in examples.clients():
         for example in examples.training(client):
-            size += sys.getsizeof(example.ids) + sum(sys.getsizeof(token) for token in example.ids)
+            size += sys.getsizeof(example) + sys.getsizeof(example.ids)
     return size / 1e6
 
 

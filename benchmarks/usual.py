@@ -137,9 +137,9 @@ def train_client(
 def _as_dataset(rows: Sequence[Example]) -> list[dict[str, list[int]]]:
     return [
         {
-            "input_ids": row.ids,
+            "input_ids": list(row.ids),
             "attention_mask": [1] * len(row.ids),
-            "labels": [IGNORED] * row.labels_from + row.ids[row.labels_from :],
+            "labels": [IGNORED] * row.labels_from + list(row.ids[row.labels_from :]),
         }
         for row in rows
     ]

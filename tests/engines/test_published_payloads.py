@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedlora.federated.adapters import pick_half
+from fedlora.llm.base_model import _fill_with_zeros
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.methods.choosing import load_method
 from fedlora.planning.forecast import measure_traffic
@@ -34,6 +35,7 @@ def shapes_of_model(name: str, targets: tuple[str, ...], rank: int):
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
+    _fill_with_zeros(model)
     return LoraModel(model, LoraSpec(rank, 16, 16 / rank, 0.0, targets)).shapes()
 
 

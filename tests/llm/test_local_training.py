@@ -66,7 +66,7 @@ def plain_padded_loop(trainer: Trainer):
         )
         for rows in steps:
             longest = max(len(row.ids) for row in rows)
-            ids = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
+            ids = torch.tensor([list(row.ids) + [0] * (longest - len(row.ids)) for row in rows])
             mask = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows])
             labels = torch.full_like(ids, -100)
             for index, row in enumerate(rows):

@@ -1,5 +1,6 @@
 import os
 import stat
+from array import array
 
 import pytest
 
@@ -8,9 +9,9 @@ from fedlora.llm.base_model import load_base_model
 from fedlora.llm.examples import Example, ExampleSet, RowCounts
 from fedlora.llm.token_files import TokenFiles, fingerprint_tokenizer
 
-TRAINING = ExampleSet(
-    [Example([1, 2, 3], 2), Example([49151], 1), Example([7, 8, 9, 4, 5], 1, ((2, 3),))], RowCounts(4, 5)
-)
+IDS = [array("i", ids) for ids in ([1, 2, 3], [49151], [7, 8, 9, 4, 5])]
+EXAMPLES = [Example(IDS[0], 2), Example(IDS[1], 1), Example(IDS[2], 1, ((2, 3),))]
+TRAINING = ExampleSet(EXAMPLES, RowCounts(4, 5))
 NOTHING = ExampleSet([], RowCounts(0, 0))
 
 

@@ -219,7 +219,7 @@ def test_the_first_rule_still_encodes_every_part_by_itself(template):
     assert any(ids[at : at + len(middle)] == middle for at in range(len(ids)))
     assert ids != PromptEncoder(tokenizer, template).question(row, cutoff=512, context=None, max_new_tokens=8).ids
     (example,) = encode_rows([row], first, cutoff=512).examples
-    assert example.ids[: len(ids)] == ids
+    assert list(example.ids[: len(ids)]) == ids
     assert example.ids[-1] == tokenizer.eos_token_id
     with pytest.raises(UsageError, match="instruction rows only"):
         encode_rows([CONVERSATIONS[-1]], first, cutoff=512)

@@ -117,7 +117,7 @@ def peft_loop(folder: Path, trainer: Trainer, phase: Phase):
 
 def loss_of(model, rows) -> torch.Tensor:
     longest = max(len(row.ids) for row in rows)
-    ids = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
+    ids = torch.tensor([list(row.ids) + [0] * (longest - len(row.ids)) for row in rows])
     mask = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows])
     labels = torch.full_like(ids, -100)
     for index, row in enumerate(rows):

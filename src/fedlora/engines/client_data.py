@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedlora.config.train import TrainConfig
+from fedlora.config.train import TrainConfig, TrainOn
 from fedlora.data.client_facts import ClientFacts, ClientFile, split_rows
 from fedlora.data.held_out import prompt_key
-from fedlora.data.records import read_rows
+from fedlora.data.records import iter_rows
 from fedlora.errors import DataError, UsageError
 from fedlora.llm.examples import Encoder, Example, ExampleSet, encode_rows
 from fedlora.llm.token_files import TokenFiles, fingerprint_tokenizer
@@ -99,22 +99,38 @@ class ClientExamples:
         return found
 
     def _encode(self, client_id: ClientId) -> tuple[ExampleSet, ExampleSet]:
-        config = self.config
-        rows = self._read(client_id)
-        prompts = [prompt_key(row) for row in rows] if config.test_share else []
-        split = split_rows(rows, prompts, config, client_id)
-        cutoff = config.cutoff_len
-        training = encode_rows(split.training, self.encoder, cutoff=cutoff, train_on=config.trained_tokens)
-        return training, encode_rows(split.validation, self.encoder, cutoff=cutoff, train_on=config.measured_tokens)
+        """Row by row, in as many passes over the file as it takes to know which rows train: no row is kept."""
+        config, cutoff = self.config, self.config.cutoff_len
+        if not config.test_share and not config.local_val_set_size:
+            rows = self._read(client_id)
+            return encode_rows(rows, self.encoder, cutoff=cutoff, train_on=config.trained_tokens), ExampleSet([])
+        prompts = [prompt_key(row) if config.test_share else None for row in self._read(client_id)]
+        split = split_rows(range(len(prompts)), prompts, config, client_id)
+        training = self._encode_places(client_id, split.training, config.trained_tokens)
+        return training, self._encode_places(client_id, split.validation, config.measured_tokens)
 
-    def _read(self, client_id: ClientId) -> list[Row]:
-        """The rows of the file that was read at the start, DataError for another. Which rows are left out was said
-        then, and is not said again."""
+    def _encode_places(self, client_id: ClientId, places: Sequence[int], train_on: TrainOn) -> ExampleSet:
+        """The examples of the rows at these places of the file, in the order of the places."""
+        wanted, labelled = set(places), []
+
+        def chosen() -> Iterator[Row]:
+            for place, row in enumerate(self._read(client_id) if wanted else ()):
+                if place in wanted:
+                    if row.output.strip():
+                        labelled.append(place)
+                    yield row
+
+        found = encode_rows(chosen(), self.encoder, cutoff=self.config.cutoff_len, train_on=train_on)
+        at = dict(zip(labelled, found.examples, strict=True))
+        return ExampleSet([at[place] for place in places if place in at], found.counts)
+
+    def _read(self, client_id: ClientId) -> Iterator[Row]:
+        """The rows of the file that was read at the start; DataError after the last when it is another. Which rows are
+        left out was said then, and is not said again."""
         file, digest = self.files[client_id], hashlib.sha256()
-        rows: list[Row] = []
         # a file that was read once and now cannot be has changed, like one with other bytes
         with contextlib.suppress(DataError, UsageError):
-            rows = read_rows(
+            yield from iter_rows(
                 file.path,
                 may_be_empty=True,
                 rules=self.config.read_rules,
@@ -126,7 +142,6 @@ class ClientExamples:
                 f"{file.path}: changed or gone since the run began",
                 hint="restore the file, or start the run again with --overwrite",
             )
-        return rows
 
     def _key(self, client_id: ClientId) -> list[Any]:
         """Everything the tokens depend on; who the client is matters only where the seed draws its validation rows."""

@@ -52,7 +52,7 @@ class ChatTemplate:
 
     @cached_property
     def suffix(self) -> str:
-        """What the template writes behind a last reply."""
+        """What the template writes after the last reply."""
         return self._once([Turn("user", _USER), Turn("assistant", _REPLY)]).rpartition(_REPLY)[2]
 
     @cached_property
@@ -106,7 +106,7 @@ class ChatTemplate:
 
     @cached_property
     def inserts_date(self) -> bool:
-        """Whether what is written depends on the date."""
+        """Whether the text depends on the date."""
         turns = [[Turn("user", _USER)]]
         return self._render(turns, asks=True, date=_OTHER_DATE) != self._render(turns, asks=True, date=self.date)
 

@@ -7,6 +7,8 @@ passes under a token budget; the cut is the one with the least padding.
 from __future__ import annotations
 
 import random
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,14 +29,14 @@ PASS_OVERHEAD_TOKENS = 224
 more pass, and whether a shared prefix is worth a pass of its own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One tokenised row: tokens from `labels_from` on are predicted, but for those in the ranges `masked`.
 
     The ranges are the turns of a conversation between two replies, in order.
     """
 
-    ids: list[int]
+    ids: Sequence[int]
     labels_from: int
     masked: tuple[Span, ...] = ()
 
@@ -92,25 +94,32 @@ def make_encoder(tokenizer: Any, settings: PromptSettings) -> Encoder:
 
 
 def encode_rows(rows: Iterable[Row], encoder: Encoder, *, cutoff: int, train_on: TrainOn = "assistant") -> ExampleSet:
-    """Tokenise rows for training; rows with an empty response are left out and counted.
+    """Tokenise rows for training, in memory that grows with their tokens alone (4 bytes each); rows with an empty
+    response are left out and counted.
 
     A response that is cut carries no end-of-sequence token. Every example carries at least one label.
     """
-    every = list(rows)
-    labelled = [row for row in every if row.output.strip()]
-    encoded = list(encoder.encode(labelled, cutoff=cutoff, train_on=train_on))
-    counts = RowCounts(
-        num_empty=len(every) - len(labelled),
-        num_shortened=sum(one.is_shortened for one in encoded),
-        num_control=sum(one.holds_control for one in encoded),
-        num_apart=sum(one.is_apart for one in encoded),
-        num_turns=sum(one.num_turns for one in encoded),
-        num_cut_turns=sum(one.num_cut_turns for one in encoded),
-    )
-    return ExampleSet([make_example(one.ids, one.spans) for one in encoded], counts)
+    counts: Counter[str] = Counter()
+
+    def labelled() -> Iterator[Row]:
+        for row in rows:
+            if row.output.strip():
+                yield row
+            else:
+                counts["num_empty"] += 1
+
+    examples = []
+    for one in encoder.encode(labelled(), cutoff=cutoff, train_on=train_on):
+        examples.append(make_example(array("i", one.ids), one.spans))
+        counts["num_shortened"] += one.is_shortened
+        counts["num_control"] += one.holds_control
+        counts["num_apart"] += one.is_apart
+        counts["num_turns"] += one.num_turns
+        counts["num_cut_turns"] += one.num_cut_turns
+    return ExampleSet(examples, RowCounts(**counts))
 
 
-def make_example(ids: list[int], spans: Sequence[Span]) -> Example:
+def make_example(ids: Sequence[int], spans: Sequence[Span]) -> Example:
     """An example from the ranges of its ids that are predicted; the last of them ends with the ids."""
     gaps = tuple((end, start) for (_, end), (start, _) in pairwise(spans) if start > end)
     return Example(ids, spans[0][0], gaps)
@@ -220,7 +229,7 @@ def make_batch(
         for start, end in example.labels():
             positions.extend(range(offset + start, offset + end))
             targets.extend(example.ids[start:end])
-    prefix = torch.tensor(examples[0].ids[:skip], dtype=torch.long)
+    prefix = torch.tensor(list(examples[0].ids[:skip]), dtype=torch.long)
     parts = (prefix, ids, torch.tensor(positions), torch.tensor(targets))
     return Batch(*(_send(part, torch.device(device)) for part in parts))
 

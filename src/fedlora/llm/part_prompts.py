@@ -6,7 +6,7 @@ trained under it any more. It knows instruction rows, the alpaca template and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -44,7 +44,7 @@ class PartsEncoder:
                 hint="give rows with instruction and output, or train again",
             )
 
-    def encode(self, rows: Sequence[Row], *, cutoff: int, train_on: TrainOn = "assistant") -> Iterator[EncodedRow]:
+    def encode(self, rows: Iterable[Row], *, cutoff: int, train_on: TrainOn = "assistant") -> Iterator[EncodedRow]:
         """Every row as training encoded it under this rule."""
         for row in rows:
             self.check(row.shape, cutoff=cutoff)

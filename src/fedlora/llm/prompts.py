@@ -1,14 +1,15 @@
 """The prompt and the reply of a row as token ids, and the one rule by which a row is made to fit.
 
 A prompt has the ids that the tokenizer makes of its whole text, as a server that is asked the same will have them. The
-reply has the ids that the whole text has behind these; where a token crosses the border, it is encoded by itself.
+reply has the ids that follow them in the whole text; where a token crosses the border, it is encoded by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from fedlora.config.prompting import ALPACA, PromptSettings
@@ -37,7 +38,7 @@ class FittedPrompt:
 class EncodedRow:
     """One row as ids; `spans` are the ranges of ids that are predicted, in order.
 
-    `is_apart` says that the reply is not what the whole text has behind the prompt.
+    `is_apart` says that the reply is not what the whole text has after the prompt.
     """
 
     ids: list[int]
@@ -82,15 +83,15 @@ class PromptEncoder:
         ends = {self.tokenizer.eos_token_id} - {None}
         return frozenset(ends | set(self.text.encode([self.chat.end])[0][-1:] if self.chat and self.chat.end else ()))
 
-    def encode(self, rows: Sequence[Row], *, cutoff: int, train_on: TrainOn = "assistant") -> Iterator[EncodedRow]:
+    def encode(self, rows: Iterable[Row], *, cutoff: int, train_on: TrainOn = "assistant") -> Iterator[EncodedRow]:
         """Every row for training, at most `cutoff` ids each; what is too long is shortened.
 
         The reply is promised at most half the cutoff. Whole turns before the last exchange go first, the oldest first,
         then the input gives way, then the instruction, each from its left; a system turn goes last. Then the reply is
         cut, and has no end token. Raises UsageError when the template alone leaves no room.
         """
-        for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
+        waiting = iter(rows)
+        while chunk := list(islice(waiting, CHUNK)):
             written = self.writer.write(chunk, train_on)
             for row, text, ids in zip(chunk, written, self._encode_written(written), strict=True):
                 yield self._fit_row(row, text, ids, cutoff, train_on)

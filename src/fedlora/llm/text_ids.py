@@ -1,4 +1,4 @@
-"""Text as token ids: whole, as whoever serves an adapter will tokenise it, and never a control token out of data.
+"""Text as token ids: whole, as a server of the adapter will tokenise it, and never a control token out of data.
 
 A tokenizer turns the text of an added token (`<|im_end|>`, `<think>`) into that token wherever it stands. Text from
 data that holds one is therefore marked before it enters a template, and what is marked is encoded as the characters it
@@ -41,7 +41,7 @@ class TextEncoder:
         return whole[: next(starts, 0)]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokenizer's own ids of every text, in batches on all cores; nothing is added in front or behind."""
+        """The tokenizer's own ids of every text, in batches on all cores; nothing is added in front or at the end."""
         if not texts:
             return []
         asked = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
@@ -57,7 +57,7 @@ class TextEncoder:
         ]
 
     def encode_alone(self, text: str, marks: Marked) -> list[int]:
-        """The ids of a text that stands behind another: without a space that the tokenizer puts in front."""
+        """The ids of a text that follows another: without a space that the tokenizer puts in front."""
         return self._encode_pieces(text, marks, start=False)
 
     def mark(self, texts: Iterable[str]) -> Marked:

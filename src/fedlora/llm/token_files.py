@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -91,7 +93,7 @@ def _pack(name: str, examples: ExampleSet) -> dict[str, torch.Tensor]:
     every = examples.examples
     masked = [edge for example in every for span in example.masked for edge in span]
     return {
-        f"{name}.ids": torch.tensor([token for example in every for token in example.ids], dtype=torch.int32),
+        f"{name}.ids": torch.from_numpy(np.fromiter(chain.from_iterable(one.ids for one in every), np.int32)),
         f"{name}.lengths": torch.tensor([len(example.ids) for example in every], dtype=torch.int32),
         f"{name}.labels_from": torch.tensor([example.labels_from for example in every], dtype=torch.int32),
         f"{name}.num_masked": torch.tensor([len(example.masked) for example in every], dtype=torch.int32),
@@ -101,13 +103,14 @@ def _pack(name: str, examples: ExampleSet) -> dict[str, torch.Tensor]:
 
 
 def _unpack(name: str, tensors: dict[str, torch.Tensor]) -> ExampleSet:
-    ids, lengths, starts, num_masked, masked, counts = (
-        tensors[f"{name}.{part}"].tolist()
-        for part in ("ids", "lengths", "labels_from", "num_masked", "masked", "counts")
-    )
+    parts = ("ids", "lengths", "labels_from", "num_masked", "masked", "counts")
+    found = (tensors[f"{name}.{part}"] for part in parts)
+    ids = next(found).numpy()
+    lengths, starts, num_masked, masked, counts = (part.tolist() for part in found)
     edges = iter(zip(masked[::2], masked[1::2], strict=True))
     examples, at = [], 0
     for length, labels_from, count in zip(lengths, starts, num_masked, strict=True):
-        examples.append(Example(ids[at : at + length], labels_from, tuple(islice(edges, count))))
+        kept = array("i", ids[at : at + length].tobytes())
+        examples.append(Example(kept, labels_from, tuple(islice(edges, count))))
         at += length
     return ExampleSet(examples, RowCounts(*counts))
