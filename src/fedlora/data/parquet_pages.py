@@ -96,8 +96,8 @@ def find_pages(handle: BinaryIO, start: int, length: int) -> Iterator[Page]:
         unpacked, packed = header.get(_UNPACKED), header.get(_PACKED)
         if not isinstance(unpacked, int) or not isinstance(packed, int) or min(unpacked, packed) < 0:
             raise _damaged()
-        kind = next((key for key in _ENCODINGS if isinstance(header.get(key), dict)), None)
-        facts = {} if kind is None else header[kind]
+        kind = next((key for key in _ENCODINGS if isinstance(header.get(key), dict)), 0)
+        facts = header[kind] if kind else {}
         num_values = 0 if kind == _OF_DICTIONARY else facts.get(_NUM_VALUES, 0)
         if not isinstance(num_values, int) or num_values < 0:
             raise _damaged()
