@@ -20,6 +20,7 @@ TITLES = {
     "limit": "How close training comes to the machine",
     "continuous_batching": "transformers' continuous batching against our batches",
     "dropout": "Dropout: what noise that belongs to the row costs",
+    "reading": "Reading rows from files",
     "flower": "A round across machines: what Flower adds",
 }
 HEADS = {"cpu": "On a CPU", "cuda": "On a GPU"}
