@@ -14,11 +14,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fedlora.data.raw_records import RecordError
 
-SHARED = frozenset({0, 2, 8})
-"""The encodings of texts that stand in the page, or once in the chunk's dictionary; Arrow can keep these apart."""
+CODED = frozenset({2, 8})
+"""The encodings of texts that stand once in the chunk's dictionary; Arrow can keep these apart."""
 
-DELTA_LENGTH = 6
-"""Texts that stand in the page, lengths apart."""
+IN_PAGE = frozenset({0, 6})
+"""The encodings of texts that stand in the page, each in full; of the second, lengths apart."""
 
 _MAGIC = b"PAR1"
 _MOST_FOOTER = 4 << 20
