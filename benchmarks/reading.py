@@ -214,8 +214,8 @@ def main() -> None:
         ),
     }
     notes = [
-        f"the large file has {large[1] / 1e9:.2f} GB, that of the short rows {short[1] / 1e6:.0f} MB; megabytes are those "
-        "of the file, packed where it is packed",
+        f"the large file has {large[1] / 1e9:.2f} GB, that of the short rows {short[1] / 1e6:.0f} MB; "
+        "megabytes are those of the file, packed where it is packed",
         f"encoded {CLIENT:,} rows at a time, as a client of so many rows is",
     ]
     emit("reading", sides, ratios, notes)

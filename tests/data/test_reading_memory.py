@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from saved_data import save
 
 MEBIBYTE = 1 << 20
 SIZE = 200
@@ -171,6 +170,9 @@ def write_many(path: Path) -> None:
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
     elif not path.suffix:
+        # not at the top: `WRITE` imports this module where only its own folder is on the path
+        from saved_data import save
+
         size = NUM_ROWS // 2
         every = list(rows)
         save(path, every[:size], every[size:], batch=1000)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from fedlora.data.arrow_values import find_columns, read_batch
 from fedlora.data.fields import RowFields
-from fedlora.data.parquet_pages import CODED, IN_PAGE, Chunk, find_pages, read_chunks
+from fedlora.data.parquet_pages import CODED, IN_PAGE, Chunk, Page, find_pages, read_chunks
 from fedlora.data.raw_records import Record, RecordError, shorten
 
 _MOST_PAGE = 16 << 20
@@ -63,6 +63,13 @@ class _Pages:
     encodings: set[int] = field(default_factory=set)
     dictionary: int = 0
 
+    def note(self, page: Page) -> None:
+        """Take in one page; one without values is a dictionary."""
+        if page.num_values:
+            self.encodings.add(page.encoding)
+        else:
+            self.dictionary = max(self.dictionary, page.size)
+
     @property
     def batch_size(self) -> int:
         """Rows whose texts fit into memory when each is made anew: an entry of a dictionary may come in every row, and
@@ -89,10 +96,7 @@ def _find_pages_of(handle: BinaryIO, chunks: list[Chunk], columns: list[str], mo
             if page.num_values > _MOST_VALUES or values > max(_MOST_VALUES, _MOST_PER_ROW * num_rows):
                 what = f"the column {shorten(path)} has {values} values in {num_rows} rows"
                 raise RecordError("", what, hint="write smaller pages and row groups")
-            if page.num_values:
-                used.encodings.add(page.encoding)
-            else:
-                used.dictionary = max(used.dictionary, page.size)
+            used.note(page)
     return found
 
 
