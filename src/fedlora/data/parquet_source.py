@@ -72,7 +72,7 @@ class _Pages:
 
     @property
     def batch_size(self) -> int:
-        """Rows whose texts fit into memory when each is made anew: an entry of a dictionary may come in every row, and
+        """Rows whose texts fit into memory when each is made by itself: an entry of a dictionary may come in every row, and
         other encodings repeat a text in a few bytes without one."""
         if not self.encodings <= CODED | IN_PAGE:
             return _SMALL_BATCH
