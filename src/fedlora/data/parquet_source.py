@@ -72,8 +72,8 @@ class _Pages:
 
     @property
     def batch_size(self) -> int:
-        """Rows whose texts fit into memory when each is made by itself: an entry of a dictionary may come in every row, and
-        other encodings repeat a text in a few bytes without one."""
+        """Rows whose texts fit into memory when each is made by itself: an entry of a dictionary may come in every row,
+        and other encodings repeat a text in a few bytes without one."""
         if not self.encodings <= CODED | IN_PAGE:
             return _SMALL_BATCH
         return max(_SMALL_BATCH, min(_BATCH, _MOST_REPEATED // max(self.dictionary, 1)))
