@@ -214,8 +214,8 @@ def test_a_missing_adapter_names_the_rounds_that_have_one(trained):
         trained("x", communication_rounds=7, all=True)
 
 
-def test_another_base_model_than_the_runs_is_refused(trained, tmp_path):
-    with pytest.raises(UsageError, match="was trained on"):
+def test_a_base_model_that_is_none_is_refused_before_it_is_compared_with_the_runs(trained, tmp_path):
+    with pytest.raises(UsageError, match="the folder is empty"):
         trained("x", base_model=str(tmp_path))
 
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from fedlora.config.prompting import NamesTemplate, TemplateDate, TemplateKwargs
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import OptionalFloat, OptionalInt, flag
 from fedlora.config.train_fields import Precision
 from fedlora.config.who import ROUNDS, WORDS, Subjects, WhichRound, contract_words, refuse_both
+
+
+def _split_stops(value: Any) -> Any:
+    """Accept texts with commas between them, line breaks as \\n, and `none` for no text."""
+    if not isinstance(value, str):
+        return value
+    texts = [text.replace("\\n", "\n") for text in value.split(",") if text]
+    return () if texts == ["none"] else tuple(texts) or None
+
+
+Stops = Annotated[tuple[str, ...] | None, BeforeValidator(_split_stops)]
 
 
 class GenerateConfig(ReadingConfig, NamesTemplate):
@@ -73,6 +84,11 @@ class GenerateConfig(ReadingConfig, NamesTemplate):
     template_date: TemplateDate = flag(
         "", "date that a chat template inserts where it asks for today's", if_none="the run's"
     )
+    stop: Stops = flag(
+        None,
+        "texts before which an answer ends, such as '\\n### Instruction:', or none",
+        if_none="what the template would begin next; none with preset=reference",
+    )
     cutoff_len: OptionalInt = flag(
         None, "longest prompt, in tokens; the answer comes on top", ge=8, if_none="the run's cutoff_len"
     )
@@ -90,6 +106,17 @@ class GenerateConfig(ReadingConfig, NamesTemplate):
         if self.all and (self.is_base_model or not self.is_global_model or self.chosen("client_id")):
             raise ValueError("all answers with everyone: leave is_base_model, is_global_model and client_id alone")
         return self
+
+    @model_validator(mode="after")
+    def _stops_are_texts(self) -> GenerateConfig:
+        if any(not text.strip() for text in self.stop or ()):
+            raise ValueError("stop: an answer cannot end before an empty text")
+        return self
+
+    @property
+    def stop_texts(self) -> tuple[str, ...] | None:
+        """The texts that end an answer; None is what the template would begin next."""
+        return () if self.stop is None and self.preset == "reference" else self.stop
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -88,6 +88,9 @@ class Answering:
         self.encoder = make_encoder(base.tokenizer, source.prompting)
         check_tokens(base, self.encoder)
         self.decoding = choose_decoding(config)
+        # what no template frames has no next turn
+        is_framed = any(row.kind != "completion" for row in rows)
+        self.ends = self.encoder.ends(config.stop_texts if is_framed or config.stop_texts else ())
         # measured once, before adapters are stacked
         self.tokens = config.tokens_per_pass or plan_batch(base)
         room = {"context": base.context, "max_new_tokens": self.decoding.max_new_tokens}
@@ -123,7 +126,7 @@ class Answering:
                 self.decoding,
                 tokens_per_pass=self.tokens,
                 most_rows=self.config.batch_size,
-                stop_ids=self.encoder.stop_ids,
+                ends=self.ends,
                 lora=together,
                 on_rows=progress.advance,
             )
@@ -133,9 +136,10 @@ class Answering:
             "base_dtype": self.base.dtype_name,
             "device": str(self.base.device),
             "num_shortened": sum(prompt.num_removed > 0 for prompt in self.prompts),
+            **({"stop_texts": list(self.ends.texts)} if self.ends.texts else {}),
             "seconds": round(time.monotonic() - began, 3),
         }
         size = len(self.prompts)
         parts = {name: found[index * size : (index + 1) * size] for index, name in enumerate(names)}
-        texts = {name: [self.encoder.decode(answer) for answer in part] for name, part in parts.items()}
+        texts = {name: [self.ends.cut(self.encoder.decode(answer)) for answer in part] for name, part in parts.items()}
         return Answers(texts, {name: sum(map(len, part)) for name, part in parts.items()}, how)

@@ -64,6 +64,12 @@ class ChatTemplate:
         at, control = min(found, key=lambda each: (each[0], -len(each[1])))
         return self.suffix[: at + len(control)]
 
+    @cached_property
+    def next_turn(self) -> str:
+        """What the template writes between the end of a reply and the next user's text."""
+        turns = [Turn("user", _USER), Turn("assistant", _REPLY), Turn("user", _USER)]
+        return self._once(turns).partition(_REPLY)[2].partition(_USER)[0].removeprefix(self.end)
+
     def close(self, text: str) -> str:
         """A rendered conversation up to the end of its last reply."""
         if not text.endswith(self.suffix):

@@ -7,7 +7,7 @@ finished rows leave; the results come back in the order of the input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from fedlora.errors import TrainingError
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.cache import can_share_rows, make_cache, room_for
 from fedlora.llm.decoding import Choose, Decoding, Request, choose_tokens, draw_uniforms, mark_seen, stop_tokens
+from fedlora.llm.ends import NO_ENDS, Ends
 from fedlora.llm.examples import cut_alike
 from fedlora.llm.library_generation import LibraryBatch
 from fedlora.llm.lora import LoraModel
@@ -34,13 +35,13 @@ def generate_answers(
     tokens_per_pass: int,
     most_rows: int | None = None,
     lora: LoraModel | None = None,
-    stop_ids: Collection[int] = (),
+    ends: Ends = NO_ENDS,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[list[int]]:
     """Token ids of the answer to every request (without the end token), in the requests' order.
 
-    `stop_ids` end an answer besides those of the tokenizer and the generation configuration. With `lora`, which then
-    holds stacked adapters, each request is answered by its own; else by what is set.
+    `ends` has what ends an answer besides the tokenizer and the generation configuration. With `lora`, which then holds
+    stacked adapters, each request is answered by its own; else by what is set.
     """
     answers: list[list[int]] = [[] for _ in requests]
     can = base.can
@@ -54,7 +55,7 @@ def generate_answers(
     )[::-1]
     while ahead:
         numbers = ahead.pop()
-        done = _answer_together(base, [requests[number] for number in numbers], decoding, lora, stop_ids)
+        done = _answer_together(base, [requests[number] for number in numbers], decoding, lora, ends)
         if done is None:
             ahead += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
             continue
@@ -69,13 +70,13 @@ def _answer_together(
     requests: Sequence[Request],
     decoding: Decoding,
     lora: LoraModel | None,
-    stop_ids: Collection[int],
+    ends: Ends,
 ) -> list[list[int]] | None:
     """The answers; None when memory runs out. TrainingError when it does for a single request."""
     try:
         longest = max(len(request.prompt) for request in requests) + decoding.max_new_tokens
         kind = Batch if longest <= base.can.own_cache else LibraryBatch
-        return kind(base, requests, decoding, lora, stop_ids).answer()
+        return kind(base, requests, decoding, lora, ends).answer()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -99,17 +100,18 @@ class Batch:
         requests: Sequence[Request],
         decoding: Decoding,
         lora: LoraModel | None = None,
-        stop_ids: Collection[int] = (),
+        ends: Ends = NO_ENDS,
         *,
         choose: Choose | None = None,
     ) -> None:
         """`choose` takes the place of the choice that `decoding` makes."""
         self.base = base
         self.decoding = decoding
+        self.ends = ends
         self.lora = lora
         self.adapters = torch.tensor([request.adapter if lora else 0 for request in requests], device=base.device)
         prompts = [request.prompt for request in requests]
-        self.stop_ids = torch.tensor(sorted(stop_tokens(base).union(stop_ids)), device=base.device)
+        self.stop_ids = torch.tensor(sorted(stop_tokens(base) | ends.ids), device=base.device)
         skip = self._count_shared(prompts)
         longest = max(len(prompt) for prompt in prompts) - skip
         ids = torch.full((len(prompts), longest), base.pad_id, dtype=torch.long)
@@ -153,6 +155,9 @@ class Batch:
             for row, token, is_text in zip(self.alive.tolist(), tokens.tolist(), written.tolist(), strict=True):
                 if is_text:
                     self.written[row].append(token)
+            if self.ends.texts:
+                over = [self.ends.is_over(self.written[row]) for row in self.alive.tolist()]
+                written &= ~torch.tensor(over, device=written.device)
             going = written & (step + 1 < self.limits[self.alive])
             positions = positions[:, -1:] + 1
             if not bool(going.all()):

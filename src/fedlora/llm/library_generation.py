@@ -7,7 +7,7 @@ rule, so that seeds, filters and limits mean the same on every path.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.decoding import Choose, Decoding, Request, choose_tokens, draw_uniforms, mark_seen, stop_tokens
+from fedlora.llm.ends import NO_ENDS, Ends
 from fedlora.llm.lora import LoraModel
 from fedlora.stopping import stop_if_asked
 
@@ -28,13 +29,14 @@ class LibraryBatch:
         requests: Sequence[Request],
         decoding: Decoding,
         lora: LoraModel | None = None,
-        stop_ids: Collection[int] = (),
+        ends: Ends = NO_ENDS,
         *,
         choose: Choose | None = None,
     ) -> None:
         """`choose` takes the place of the choice that `decoding` makes."""
         self.base = base
         self.decoding = decoding
+        self.ends = ends
         prompts = [request.prompt for request in requests]
         longest = max(len(prompt) for prompt in prompts)
         self.ids = torch.full((len(prompts), longest), base.pad_id, dtype=torch.long)
@@ -46,7 +48,7 @@ class LibraryBatch:
         self.limits = [max(1, min(decoding.max_new_tokens, context - len(prompt))) for prompt in prompts]
         self.uniforms = draw_uniforms(decoding, [request.row for request in requests]).to(base.device)
         self.seen = mark_seen(base, prompts, decoding)
-        self.stop_ids = stop_tokens(base).union(stop_ids)
+        self.stop_ids = stop_tokens(base) | ends.ids
         self.choose = choose or self._choose_next
         self.step = 0
         self.going = torch.ones(len(prompts), dtype=torch.bool, device=base.device)
@@ -81,7 +83,8 @@ class LibraryBatch:
                 self.going[row] = False
                 continue
             self.written[row].append(token)
-            self.going[row] = len(self.written[row]) < self.limits[row]
+            is_over = self.ends.is_over(self.written[row])
+            self.going[row] = len(self.written[row]) < self.limits[row] and not is_over
         if self.seen.numel():
             self.seen[rows, tokens] = True
         self.step += 1

@@ -6,13 +6,14 @@ trained under it any more. It knows instruction rows, the alpaca template and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from fedlora.config.prompting import CHAT, PromptSettings
 from fedlora.config.train import TrainOn
 from fedlora.errors import UsageError
+from fedlora.llm.ends import Ends
 from fedlora.llm.prompts import EncodedRow, FittedPrompt, PromptEncoder
 from fedlora.llm.row_text import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
 from fedlora.rows import PromptShape, Row
@@ -35,6 +36,11 @@ class PartsEncoder:
     def stop_ids(self) -> frozenset[int]:
         """The id that ended every reply."""
         return frozenset({self.tokenizer.eos_token_id})
+
+    def ends(self, texts: Sequence[str] | None) -> Ends:
+        """As `PromptEncoder.ends`."""
+        more = self._today.ends(texts)
+        return Ends(self.stop_ids | (more.ids - self._today.stop_ids), more.texts, self.tokenizer)
 
     def check(self, shape: PromptShape, *, cutoff: int, train_on: TrainOn = "assistant") -> None:
         """UsageError for rows that the rule does not know."""

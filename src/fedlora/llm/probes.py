@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.decoding import Decoding, Request, stop_tokens
+from fedlora.llm.ends import Ends
 from fedlora.llm.examples import Batch
 from fedlora.llm.generation import Batch as AnsweringBatch
 from fedlora.llm.library_generation import LibraryBatch
@@ -142,7 +143,7 @@ def _answer_batch(base: BaseModel, rows: Sequence[Row]) -> list[Tensor]:
     decoding = Decoding(max(row.steps for row in rows))
     longest = max(row.prompt for row in rows) + decoding.max_new_tokens
     kind = AnsweringBatch if longest <= base.can.own_cache else LibraryBatch
-    kind(base, requests, decoding, stop_ids=[end], choose=follow).answer()
+    kind(base, requests, decoding, ends=Ends([end]), choose=follow).answer()
     return [torch.stack(one) if one else torch.empty(0, base.vocabulary, device=base.device) for one in seen]
 
 

@@ -17,7 +17,8 @@ from fedlora.config.train import TrainOn
 from fedlora.console import say
 from fedlora.errors import UsageError
 from fedlora.llm.chat_template import ChatTemplate
-from fedlora.llm.row_text import ALPACA_WITH_INPUT, RowWriter, Written
+from fedlora.llm.ends import Ends
+from fedlora.llm.row_text import HEADINGS, RowWriter, Written
 from fedlora.llm.text_ids import TextEncoder
 from fedlora.rows import PromptShape, Row, Turn
 
@@ -83,6 +84,22 @@ class PromptEncoder:
         ends = {self.tokenizer.eos_token_id} - {None}
         return frozenset(ends | set(self.text.encode([self.chat.end])[0][-1:] if self.chat and self.chat.end else ()))
 
+    @cached_property
+    def next_turn(self) -> Ends:
+        """What the template would begin after a reply: its own token for that, or its text."""
+        if self.chat is None:
+            return Ends(texts=[f"\n{line}" for line in HEADINGS], tokenizer=self.tokenizer)
+        text = self.chat.next_turn
+        found = [number for number in self.text.encode([text])[0] if number in self.text.controls.values()]
+        if found:
+            return Ends(found[:1])
+        return Ends(texts=[text.rstrip()] if text.strip() else (), tokenizer=self.tokenizer)
+
+    def ends(self, texts: Sequence[str] | None) -> Ends:
+        """What ends an answer: the end of a turn, and these texts; None is what the template would begin next."""
+        more = self.next_turn if texts is None else Ends(texts=texts)
+        return Ends(self.stop_ids | more.ids, more.texts, self.tokenizer)
+
     def encode(self, rows: Iterable[Row], *, cutoff: int, train_on: TrainOn = "assistant") -> Iterator[EncodedRow]:
         """Every row for training, at most `cutoff` ids each; what is too long is shortened.
 
@@ -133,8 +150,7 @@ class PromptEncoder:
 
     def marks(self) -> list[str]:
         """The texts that mean something in a prompt: the tokenizer's control tokens and the template's headings."""
-        headings = {line for part in ALPACA_WITH_INPUT for line in part.splitlines() if line.startswith("###")}
-        return sorted(set(self.text.controls) | headings)
+        return sorted({*self.text.controls, *HEADINGS})
 
     def decode(self, ids: list[int]) -> str:
         """Generated ids as text, without control tokens and without white space at the ends."""

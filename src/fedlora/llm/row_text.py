@@ -26,6 +26,10 @@ ALPACA_WITHOUT_INPUT = (
 """Prompt of Stanford Alpaca (Taori et al., 2023), the format this field's instruction tuning uses."""
 
 
+HEADINGS = tuple(line for part in ALPACA_WITH_INPUT for line in part.splitlines() if line.startswith("###"))
+"""The headings of an Alpaca prompt."""
+
+
 @dataclass(frozen=True)
 class Written:
     """A row as text: its prompt, prompt and reply together, the reply alone, and the earlier replies, each as the text

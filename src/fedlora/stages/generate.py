@@ -168,6 +168,8 @@ def _facts(config: GenerateConfig, source: Source, adapter: Path | None, tests: 
         "answer_room": "context",
         "quantization": source.quantization,
         "decoding": {"preset": config.preset, **choose_decoding(config).record()},
+        # answers of earlier releases ended nowhere but at end tokens, as those of the reference project do
+        **({"stop": "template" if config.stop is None else list(config.stop)} if config.stop_texts != () else {}),
         "test_file": config.test_file_path.name,
         "test_file_sha256": tests.sha256,
         "num_rows": len(tests.rows),
