@@ -325,6 +325,43 @@ def test_a_multimodal_base_trains_and_answers_as_a_text_model_with_its_tower_as_
     assert all(name.startswith("model.language_model.layers.") for name in names)
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("mamba", "bfloat16"),
+        ("mixtral", "float32"),
+        pytest.param("mamba", "float32", marks=pytest.mark.thorough),
+        pytest.param("mixtral", "bfloat16", marks=pytest.mark.thorough),
+    ],
+)
+def test_states_and_experts_of_other_models_are_planned_trained_and_answered_in_both_types(
+    kind, dtype, tmp_path, tiny_model, make_clients, test_file, capsys, monkeypatch
+):
+    """Mamba's states are float32 in front of an output layer in bfloat16; kernels for experts mind their strides."""
+    monkeypatch.chdir(tmp_path)
+    sizes = {**SMALL, "vocab_size": 259, "hidden_size": 32, "max_position_embeddings": 256}
+    config = {
+        "mamba": lambda: transformers.MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=1, state_size=4),
+        "mixtral": lambda: transformers.MixtralConfig(**sizes, num_local_experts=4),
+    }[kind]()
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained("base")
+    transformers.AutoTokenizer.from_pretrained(tiny_model).save_pretrained("base")
+    make_clients([1, 1])
+    train = (
+        "train --base_model base --device cpu --exp_name r --num_clients 2 --min_clients 2 --client_selection_frac 1 "
+        f"--num_communication_rounds 1 --prompt_template chat --target_modules all-linear --base_dtype {dtype}"
+    )
+    commands = (
+        train.replace("train", "plan", 1) + " --probe false",
+        train,
+        f"generate r --of base,global --test {test_file} --max_new_tokens 2 --device cpu --base_dtype {dtype}",
+        f"loss r --of base,global --test {test_file} --device cpu --base_dtype {dtype}",
+    )
+    for command in commands:
+        assert cli.main(command.split()) == 0, capsys.readouterr().err
+
+
 def test_training_says_once_what_is_not_adapted(tmp_path, tiny_model, make_clients, capsys):
     base = tmp_path / "mixtral"
     transformers.MixtralForCausalLM(

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +67,9 @@ class BaseModel:
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (n, vocabulary) of hidden states (n, d)."""
         if self.can.head == "linear":
-            return self.model.get_output_embeddings()(hidden)
+            layer = self.model.get_output_embeddings()
+            # Mamba's states are float32 whatever its weights are
+            return layer(hidden.to(layer.weight.dtype))
         return logits_of(self.model, self.can.decoder, hidden)
 
     def last_logits(self, **inputs: Any) -> Tensor:
@@ -154,7 +158,7 @@ def load_outline(
     quantization: Quantization = "none",
     trust_remote_code: bool = False,
 ) -> BaseModel:
-    """The base with a single zero in the place of each weight matrix, on the CPU: to count with, not to compute with.
+    """The base with the same zeros in the place of every weight matrix, on the CPU: to count with, not to compute with.
 
     `device` of the outline is where the base itself would lie. Raises UsageError as `load_base_model` does.
     """
@@ -173,11 +177,24 @@ def load_outline(
 
 
 def _fill_with_zeros(model: Any) -> None:
-    """Real tensors in the place of those on the meta device, each a view of one element; tied weights stay tied."""
+    """Real tensors in the place of those on the meta device; tied weights stay tied.
+
+    All matrices of one type are views of the same zeros, as large as the largest one, and the experts of a stack are
+    one matrix: kernels want the strides of real weights. Zeros that are never written take no memory.
+    """
+    largest: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        largest[parameter.dtype] = max(largest.get(parameter.dtype, 1), math.prod(parameter.shape[-2:]))
+    # of numpy, which asks the system for zeros; torch writes them
+    zeros = {
+        dtype: torch.from_numpy(np.zeros(size * dtype.itemsize, np.uint8)).view(dtype)
+        for dtype, size in largest.items()
+    }
     made: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            zero = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            matrix = parameter.shape[-2:]
+            zero = zeros[parameter.dtype][: math.prod(matrix)].view(matrix).expand(parameter.shape)
             made.setdefault(id(parameter), torch.nn.Parameter(zero, requires_grad=False))
             setattr(module, name, made[id(parameter)])
         for name, buffer in module.named_buffers(recurse=False):

@@ -72,7 +72,8 @@ def _loss_and_gradient(base: BaseModel, hidden: Tensor, targets: Tensor, scale: 
     softmax itself: autograd would keep and pass over every logit twice as often.
     """
     head = base.model.get_output_embeddings()
-    if base.can.head != "linear" or type(head) is not torch.nn.Linear:
+    is_plain = base.can.head == "linear" and type(head) is torch.nn.Linear and hidden.dtype == head.weight.dtype
+    if not is_plain:
         leaf = hidden.requires_grad_()
         loss = F.cross_entropy(base.head(leaf).float(), targets, reduction="sum")
         return loss.detach(), torch.autograd.grad(loss * scale, leaf)[0]
