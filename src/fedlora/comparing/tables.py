@@ -12,9 +12,9 @@ from typing import Any
 
 from fedlora.comparing.client_tables import client_table, forgetting
 from fedlora.comparing.silo_text import silo_remarks
+from fedlora.evaluation.intervals import seed_interval
 from fedlora.evaluation.own_loss import own_losses
 from fedlora.plain_text import counted
-from fedlora.reporting.statistics import seed_interval
 
 Record = Mapping[str, Any]
 

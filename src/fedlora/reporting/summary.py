@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.data.client_names import name_of_file
+from fedlora.evaluation.intervals import macro_interval, share_interval
 from fedlora.llm.base_identity import BaseIdentity
 from fedlora.plain_text import counted
 from fedlora.reporting.experiments import Experiment, answer_commands, runs_command
-from fedlora.reporting.statistics import macro_interval, share_interval
 
 COSTS_ARE_TOTALS = " (costs: total)"
 """Ends the label of a mean row, whose scores are means and whose costs are sums."""

@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from fedlora.reporting.statistics import macro_interval, seed_interval, share_interval, student_quantile
+from fedlora.evaluation.intervals import (
+    bootstrap_interval,
+    bootstrap_weights,
+    macro_interval,
+    mean_interval,
+    seed_interval,
+    share_interval,
+    sign_test,
+    student_quantile,
+)
 
 
 def test_student_s_quantiles_are_scipy_s():
@@ -76,3 +85,58 @@ def test_the_interval_of_the_mean_narrows_with_more_rows_and_has_a_width_where_a
     assert macro_interval({"x": 0.0}, {"x": 10}) == pytest.approx(share_interval(0.0, 10))
     low, high = macro_interval({"a": 0.0, "b": 1.0}, {"a": 5, "b": 5})
     assert low < 0.3 < 0.7 < high
+
+
+def test_rows_of_one_prompt_are_drawn_together_and_each_resample_has_as_many_prompts_as_there_are():
+    weights = np.concatenate(list(bootstrap_weights(["a", "b", "a", "c"], draws=500)))
+    assert weights.shape == (500, 4)
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    assert weights[:, 1].mean() == pytest.approx(1, abs=0.15)
+
+
+def test_blocks_of_resamples_do_not_change_what_is_drawn(monkeypatch):
+    whole = np.concatenate(list(bootstrap_weights(range(7), draws=50)))
+    monkeypatch.setattr("fedlora.evaluation.intervals._MOST_NUMBERS", 7 * 20)
+    blocks = list(bootstrap_weights(range(7), draws=50))
+    assert [len(block) for block in blocks] == [20, 20, 10]
+    assert (np.concatenate(blocks) == whole).all()
+
+
+def test_the_bootstrap_of_a_mean_is_near_the_interval_in_closed_form():
+    values = np.random.default_rng(1).normal(3.0, 2.0, size=400)
+    reach = 1.96 * values.std() / 20
+    assert mean_interval(values, range(400)) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.03)
+    # every row twice says nothing new; twice as many prompts would
+    twice = mean_interval(np.repeat(values, 2), np.repeat(range(400), 2))
+    assert twice == mean_interval(values, range(400))
+
+
+def test_values_that_are_not_there_are_not_counted():
+    nan = math.nan
+    assert mean_interval([nan, 2.0, nan, 2.0], range(4)) == (2.0, 2.0)
+    assert all(map(math.isnan, mean_interval([nan, nan], range(2))))
+
+
+def test_a_measure_of_several_columns_is_taken_on_the_weights():
+    right, count = np.array([1.0, 0.0, 2.0, 3.0] * 20), np.array([2.0, 1.0, 4.0, 3.0] * 20)
+    low, high = bootstrap_interval(lambda weights: (weights @ right) / (weights @ count), range(80))
+    assert low < 0.6 < high
+    assert high - low < 0.2
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_the_bootstrap_covers_a_mean_of_200_prompts_as_often_as_it_says(share):
+    draws = np.random.default_rng(3).binomial(1, share, size=(1000, 200)).astype(float)
+    intervals = [mean_interval(values, range(200), draws=500, seed=number) for number, values in enumerate(draws)]
+    assert 0.93 <= np.mean([low <= share <= high for low, high in intervals]) <= 0.97
+
+
+def test_the_sign_test_is_the_binomial_test():
+    # 8 of 10: 2 * (1 + 10 + 45) / 1024
+    assert sign_test(8, 2) == sign_test(2, 8) == pytest.approx(112 / 1024)
+    assert sign_test(0, 0) == sign_test(5, 5) == 1.0
+    stats = pytest.importorskip("scipy.stats")
+    for more, fewer in ((1, 0), (13, 4), (210, 190), (5200, 4800)):
+        assert sign_test(more, fewer) == pytest.approx(stats.binomtest(more, more + fewer).pvalue, rel=1e-6)
