@@ -291,6 +291,30 @@ def test_tied_weights_and_buffers_that_a_model_computes_need_no_file(world):
         assert load("gpt2", device="cpu", dtype="float32").model.config.model_type == "gpt2"
 
 
+@pytest.mark.parametrize("model_type", ["gptj", "gpt_neo", "codegen"])
+def test_the_masks_that_old_checkpoints_hold_are_no_weights(world, model_type):
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from fedlora.llm.base_model import load_outline
+
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
+    if model_type != "gpt_neo":
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 4, "n_positions": 64, "rotary_dim": 4}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, vocab_size=259, **sizes)).save_pretrained("old")
+    AutoTokenizer.from_pretrained("model").save_pretrained("old")
+    state = load_file(f"old/{WEIGHTS}")
+    layer = next(name for name in state if ".attn." in name and name.endswith("_proj.weight"))
+    place = layer.rpartition(".")[0].rpartition(".")[0]
+    masks = {"bias": torch.ones(1, 1, 64, 64), "masked_bias": torch.tensor(-1e9), "causal_mask": torch.ones(1, 1, 64)}
+    stored = {**state, **{f"{place}.{name}": mask for name, mask in masks.items()}}
+    save_file(stored, f"old/{WEIGHTS}", metadata={"format": "pt"})
+    load_outline("old", device="cpu")
+    for foreign in (f"{place}.sinks", f"{place}.bias.bias", f"{layer.rpartition('.')[0]}.masked_bias"):
+        save_file({**stored, foreign: torch.zeros(4)}, f"old/{WEIGHTS}", metadata={"format": "pt"})
+        with pytest.raises(UsageError, match="1 weight that"):
+            load_outline("old", device="cpu")
+
+
 def test_one_expert_of_a_mixture_that_is_missing_is_no_mixture_of_fewer(world):
     """transformers puts the experts of a file into one tensor."""
     from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM

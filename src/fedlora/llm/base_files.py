@@ -6,6 +6,7 @@ a base is refused, and so is one with weights that the model has no place for.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import zipfile
@@ -24,6 +25,8 @@ FETCH_AGAIN = "download the folder again, or write it with save_pretrained"
 _LFS_MARK = b"version https://git-lfs.github.com/spec/"
 _LFS_BYTES = 1024
 _SHOWN = 3
+_MASKS = frozenset({"bias", "masked_bias", "causal_mask"})
+"""Names under which older releases stored the masks of attention modules."""
 _PICKLE_START = b"\x80"
 
 
@@ -114,7 +117,8 @@ def check_whole(name: str, model: Any, found: Mapping[str, Any], *, others: Coll
     what = []
     if missing := sorted(found["missing_keys"]):
         what.append(f"{counted(len(missing), 'weight')} missing from the files ({_some(missing)})")
-    if foreign := sorted(key for key in found["unexpected_keys"] if _top(key, others) is None):
+    foreign = (key for key in found["unexpected_keys"] if _top(key, others) is None and not _is_computed(model, key))
+    if foreign := sorted(foreign):
         what.append(
             f"{counted(len(foreign), 'weight')} that {type(model).__name__} has no place for ({_some(foreign)})"
         )
@@ -133,6 +137,18 @@ def find_others(folder: Path, foreign: Collection[str]) -> list[str]:
     stored = {name for file in find_weights(folder) for name in read_names(file)}
     parts = {part for name in stored - set(foreign) for part in _tops(name)}
     return sorted({next((part for part in _tops(name) if part not in parts), "") for name in foreign} - {""})
+
+
+def _is_computed(model: Any, name: str) -> bool:
+    """Whether a stored tensor is what today's model computes itself: a buffer of this name, or an attention's mask."""
+    path, _, last = name.rpartition(".")
+    for root in (model, model.base_model):
+        with contextlib.suppress(AttributeError):
+            part = root.get_submodule(path)
+            # the bias of a layer would stand beside its weight
+            is_mask = last in _MASKS and next(part.parameters(recurse=False), None) is None
+            return is_mask or last in part._buffers
+    return False
 
 
 def _tops(name: str) -> list[str]:
