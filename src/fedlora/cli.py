@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fedlora import __version__
 from fedlora.command_table import COMMANDS, Command
 from fedlora.config.names import spell, spelling
-from fedlora.console import printable
+from fedlora.console import printable, put
 from fedlora.errors import FedloraError, UsageError, refusal_of
 from fedlora.nearest import suggest
 from fedlora.openmp import limit_spinning
@@ -86,9 +86,9 @@ def _say_how_to_resume(arguments: list[str]) -> str:
 
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in HELP:
-        print(_overview())
+        put(_overview() + "\n")
     elif arguments[0] == "--version":
-        print(f"fedlora {__version__}")
+        put(f"fedlora {__version__}\n")
     elif arguments[0] == "completion":
         _print_completion(arguments[1:])
     else:
@@ -98,11 +98,11 @@ def _dispatch(arguments: list[str]) -> None:
 def _run_command(arguments: list[str]) -> None:
     name, rest = _split_command(arguments)
     if name not in COMMANDS:
-        print(_overview(name))
+        put(_overview(name) + "\n")
         return
     command = COMMANDS[name]
     if HELP & set(rest):
-        print(_help(name, command, rest), flush=True)
+        put(_help(name, command, rest) + "\n")
         return
     from fedlora.flags import make_parser, read_flags
 
@@ -154,9 +154,9 @@ def _print_result(result: Result | None, *, as_json: bool = False) -> None:
     if as_json:
         from fedlora.files import json_text
 
-        print(json_text(result.as_dict()), end="", flush=True)
+        put(json_text(result.as_dict(), only_ascii=not _speaks_utf8(sys.stdout)))
     elif text := result.terminal_text() if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else result.text():
-        print(text, flush=True)
+        put(text + "\n")
 
 
 def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
@@ -205,16 +205,15 @@ def _overview(group: str = "") -> str:
 
 def _print_completion(arguments: list[str]) -> None:
     if arguments and arguments[0] in HELP:
-        print(
-            f"usage: fedlora completion {{{','.join(SHELLS)}}}\n\nPrint the script that completes commands and flags."
-        )
+        about = "Print the script that completes commands and flags."
+        put(f"usage: fedlora completion {{{','.join(SHELLS)}}}\n\n{about}\n")
         return
     if len(arguments) != 1 or arguments[0] not in SHELLS:
         raise UsageError("completion takes one shell", hint=f"one of {', '.join(SHELLS)}")
     from fedlora.flags import completion_script
 
     entries = {name: (command.summary, load(command.config), command.positional) for name, command in COMMANDS.items()}
-    print(completion_script(arguments[0], entries, SHELLS))
+    put(completion_script(arguments[0], entries, SHELLS) + "\n")
 
 
 def _show(error: FedloraError) -> int:
@@ -232,7 +231,12 @@ def _show_unexpected(error: Exception) -> int:
 
 
 def _print_message(text: str) -> None:
-    print(printable(redact(text)), file=sys.stderr, flush=True)
+    put(f"{printable(redact(text))}\n", sys.stderr)
+
+
+def _speaks_utf8(stream: TextIO) -> bool:
+    """Whether a stream carries every character; JSON has another way to write those that it lacks."""
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").replace("_", "") == "utf8"
 
 
 def _silence_stdout() -> None:

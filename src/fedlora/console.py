@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from fedlora.config.names import spell
 from fedlora.redaction import redact
@@ -22,6 +22,19 @@ from fedlora.redaction import redact
 def printable(text: str) -> str:
     """`text` with control, bidirectional and surrogate characters escaped."""
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def put(text: str, stream: TextIO | None = None) -> None:
+    """Print a text and flush, by default to standard output; characters that the stream's encoding lacks are replaced,
+    unless the stream does that itself.
+
+    In one piece: other threads write too.
+    """
+    stream = sys.stdout if stream is None else stream
+    if getattr(stream, "errors", None) in (None, "strict", "surrogateescape"):
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "replace").decode(encoding)
+    print(text, end="", file=stream, flush=True)
 
 
 _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
@@ -83,8 +96,7 @@ def _stamp(name: str) -> str:
 
 
 def _write(text: str) -> None:
-    # in one piece: other threads write too
-    print(f"{printable(redact(text))}\n", end="", file=sys.stderr, flush=True)
+    put(f"{printable(redact(text))}\n", sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -81,10 +81,14 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO, er
 
 
 def refusal_of(error: Exception) -> FedloraError | None:
-    """What memory or the file system refused, as an error of ours; None for any other error."""
+    """What memory, the file system or an encoding refused, as an error of ours; None for any other error."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         hint = "take fewer tokens or rows at once (tokens_per_pass, batch sizes, cutoff_len), or a smaller model"
         return StorageError("out of memory", hint=hint)
+    if isinstance(error, UnicodeEncodeError):
+        what = ascii(error.object[error.start : error.end])
+        hint = "rename the file or folder, or set PYTHONUTF8=1 where the locale is not UTF-8"
+        return UsageError(f"a name or text with {what} cannot be written as {error.encoding}", hint=hint)
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return StorageError(f"{error.filename or 'disk'}: no space left", hint="free space, then run again")
     if isinstance(error, OSError) and error.errno in _REFUSED:

@@ -55,9 +55,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
-def json_text(value: Any) -> str:
+def json_text(value: Any, *, only_ascii: bool = False) -> str:
     """Indented JSON with sorted keys and a newline at the end; NaN and infinity are refused."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=only_ascii, allow_nan=False) + "\n"
 
 
 def json_lines(rows: Any) -> str:

@@ -12,7 +12,7 @@ def expand_home(text: str) -> str:
     """A path with `~` and `~user` written out, as a shell does it; UsageError where the home folder is not known."""
     expanded = os.path.expanduser(text)  # noqa: PTH111 - leaves `~name` of nobody as it is
     if expanded == "~" or expanded.startswith("~/"):
-        raise UsageError(f"{text}: the home folder is not known", hint="write the path out, or set HOME")
+        raise UsageError(f"{text}: the home folder of this user is not known", hint="write the path out, or set HOME")
     return expanded
 
 
@@ -26,5 +26,10 @@ def user_folder(own_variable: str, xdg_variable: str, below_home: str, name: str
     variable names, which must be absolute to count, else below the one in the home folder."""
     if chosen := os.environ.get(own_variable):
         return path_at_home(chosen).absolute()
-    chosen = os.environ.get(xdg_variable, "")
-    return (Path(chosen) if Path(chosen).is_absolute() else Path(expand_home("~"), below_home)) / name
+    if Path(chosen := os.environ.get(xdg_variable, "")).is_absolute():
+        return Path(chosen) / name
+    try:
+        return path_at_home("~") / below_home / name
+    except UsageError as error:
+        hint = f"set HOME, or let {own_variable} name a folder that can be written"
+        raise UsageError(str(error), hint=hint) from None

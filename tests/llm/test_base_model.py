@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedlora.errors import UsageError
-from fedlora.llm import base_source, embedded_model
+from fedlora.llm import embedded_model, hub
 from fedlora.llm.base_model import choose_device, choose_dtype, load_base_model, load_outline
 
 
@@ -16,7 +16,7 @@ def test_a_hub_that_does_not_answer_is_found_out_at_once_and_the_error_names_the
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        assert base_source.is_offline()
+        assert hub.is_offline()
         began = time.monotonic()
         with pytest.raises(UsageError, match="'some/model' cannot be loaded from the model hub") as caught:
             load_base_model("some/model", device="cpu")
@@ -33,9 +33,9 @@ def test_a_hub_that_answers_is_asked(monkeypatch):
         listening.listen()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{listening.getsockname()[1]}")
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        assert not base_source.is_offline()
+        assert not hub.is_offline()
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        assert base_source.is_offline()
+        assert hub.is_offline()
 
 
 def test_a_folder_that_is_no_model_is_an_error_that_says_folder(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.train import TrainConfig
-from fedlora.console import log_lines
+from fedlora.console import log_lines, put
 from fedlora.data.client_facts import ClientFacts, ClientFile
 from fedlora.data.held_out import read_validation_rows
 from fedlora.engines.client_data import ClientExamples
@@ -69,7 +69,7 @@ def serve(grid: Any, request: str) -> None:
 
 def _tell(line: str) -> None:
     # on a line of its own, whatever was printed last
-    print(f"\n{line}", flush=True)
+    put(f"\n{line}\n")
 
 
 def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +25,9 @@ from fedlora.llm.base_files import (
     read_names,
 )
 from fedlora.llm.base_identity import find_folder, is_hub_id
+from fedlora.llm.hub import is_offline
 from fedlora.llm.library_log import held_warnings, quiet_transformers
 from fedlora.llm.quantization import check_checkpoint, check_quantizer
-
-HUB_PATIENCE = 5.0
-"""Seconds a model hub has to accept a connection before the local cache is all there is."""
 
 _INSTALL = re.compile(r"pip install (?:-\S+ )*[\"'`]?([\w.-]+(?:\[[\w,-]+\])?(?:[<>=!~]=?[\w.]+)?)")
 _LONGEST_REASON = 240
@@ -211,28 +207,6 @@ def open_source(name: str, trust_remote_code: bool) -> Source:
     if is_local:
         check_files(Path(place))
     return source
-
-
-def is_offline() -> bool:
-    """Whether to look into the local cache only: because the user says so, or because no hub answers.
-
-    The hub's own client retries for most of a minute before it says the same.
-    """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return True
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
-    from huggingface_hub.constants import ENDPOINT
-
-    if getproxies():
-        return False
-    address = urlsplit(ENDPOINT)
-    try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_PATIENCE).close()
-    except OSError:
-        return True
-    return False
 
 
 def _no_folder(name: str) -> UsageError:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fedlora.console import say
-from fedlora.errors import UsageError
+from fedlora.errors import StorageError, UsageError
 from fedlora.paths import cache_folder
 
 NAME = "smollm2-135m"
@@ -49,8 +49,13 @@ def folder() -> Path:
         raise UsageError(f"the embedded model {NAME} is not installed", hint=INSTALL_HINT)
     from filelock import FileLock
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(target) + ".lock"):
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(target) + ".lock").acquire()
+    except OSError as error:
+        hint = "let FEDLORA_CACHE name a folder that can be written"
+        raise StorageError(f"{error.filename or target.parent}: {error.strerror}", hint=hint) from error
+    with lock:
         if not (target / "config.json").is_file():
             _convert(source, target)
     return target

@@ -24,9 +24,9 @@ _DARK_SHARE = 0.55
 
 def draw_categories(findings: Findings) -> bytes:
     """Exact match of every scored model (columns) per test category (rows); a frame marks what a client trained on."""
-    from matplotlib.figure import Figure
-
     with house_style():
+        from matplotlib.figure import Figure
+
         rows, categories = scored_rows(findings), findings.categories
         size = min(24.0, max(6.4, 2.6 + 0.68 * len(rows))), max(3.2, 2.0 + 0.44 * len(categories))
         figure = Figure(figsize=size, layout="constrained")

@@ -7,10 +7,12 @@ readers can tell apart.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fedlora.methods.table import find_recorded
@@ -54,17 +56,33 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-@contextmanager
+@contextlib.contextmanager
 def house_style() -> Iterator[None]:
     """Everything drawn and saved inside looks alike, whatever the user's own style is."""
-    import matplotlib
-
+    matplotlib = _import_matplotlib()
     with matplotlib.rc_context(), warnings.catch_warnings():
         # the bundled font lacks some scripts: such a name is drawn as boxes, and stands in full in the tables
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
+
+
+def _import_matplotlib() -> Any:
+    """matplotlib, also where the environment names a backend that is not installed, as that of a notebook may be for a
+    command started there: nothing here needs a backend."""
+    if (loaded := sys.modules.get("matplotlib")) is not None:
+        return loaded
+    named = os.environ.pop("MPLBACKEND", "")
+    try:
+        import matplotlib
+    finally:
+        if named:
+            os.environ["MPLBACKEND"] = named
+    with contextlib.suppress(ValueError):
+        if named:
+            matplotlib.rcParams["backend"] = named
+    return matplotlib
 
 
 def png_bytes(figure: Figure) -> bytes:

@@ -18,9 +18,9 @@ _LEGEND_COLUMNS = 4
 
 def draw_drift(findings: Findings) -> bytes:
     """Aggregation error on the left, the mean cosine of a client's change to the mean change on the right."""
-    from matplotlib.figure import Figure
-
     with house_style():
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(11.5, 4.2), layout="constrained")
         error, cosine = figure.subplots(1, 2)
         _draw_lines(error, findings, "aggregation_error", "Aggregation error")

@@ -25,9 +25,9 @@ _LEGEND_COLUMNS = 4
 
 def draw_rounds(findings: Findings) -> bytes:
     """Held-out and training loss per round of every experiment, and the exact match of every model."""
-    from matplotlib.figure import Figure
-
     with house_style():
+        from matplotlib.figure import Figure
+
         scored = scored_rows(findings)
         extent = sum(height + gap for gap, height in _bar_sizes(scored))
         figure = Figure(figsize=(11.5, max(4.8, 1.6 + 0.42 * extent)), layout="constrained")

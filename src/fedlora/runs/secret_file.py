@@ -7,7 +7,7 @@ noise for a started round would be a second release.
 
 from __future__ import annotations
 
-from fedlora.errors import UsageError
+from fedlora.errors import StorageError, UsageError
 from fedlora.federated.privacy.randomness import SECRET_BYTES, Secret
 from fedlora.files import read_text, write_text
 from fedlora.paths import secret_file
@@ -15,7 +15,10 @@ from fedlora.paths import secret_file
 
 def save_secret(secret: Secret) -> None:
     """Write a new run's secret, for its owner only, before anything is drawn from it."""
-    write_text(secret_file(secret.id), secret.content.hex() + "\n", mode=0o600)
+    try:
+        write_text(secret_file(secret.id), secret.content.hex() + "\n", mode=0o600)
+    except StorageError as error:
+        raise StorageError(str(error), hint="let FEDLORA_SECRETS name a folder that can be written") from error
 
 
 def load_secret(secret_id: str) -> Secret:
