@@ -158,7 +158,7 @@ NAMED = {
         (module, "none"): "no quantisation"
         for module in (
             *("config.train_fields", "config.generate", "llm.base_model", "llm.footprint", "llm.quantization"),
-            *("runs.environment", "engines.answerers", "planning.run_plan"),
+            *("config.data", "runs.environment", "engines.answerers", "planning.run_plan"),
         )
     },
 }

@@ -17,11 +17,12 @@ from architectures import ARCHITECTURES, make_folder
 
 RESULTS = Path(__file__).parent / "every_base.json"
 NEW_TOKENS = 16
-LENGTHS = (40, 3, 17, 17, 1, 28, 9)
+LENGTHS = (40, 3, 17, 17, 2, 28, 9)
 BEGINNING = [7, 77, 177, 27, 5, 6, 8]
 TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 SCALING = 2.0
+HEADS = {"linear": "output layer", "own": "model's own head", "model": "model's forward pass"}
 
 
 def try_base(name: str, tokenizer: Path, folder: Path) -> dict[str, str]:
@@ -39,20 +40,32 @@ def try_base(name: str, tokenizer: Path, folder: Path) -> dict[str, str]:
     try:
         base = load_base_model(str(folder), device="cpu", dtype="float32")
     except UsageError as error:
-        return {"refused": str(error).replace(f"base_model={str(folder)!r}", "").strip(" :")}
+        return {"refused": reason_of(error, folder)}
     own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     check_answers(base, own)
     can = base.can
     found = {
         "answers": "our cache" if can.own_cache else "generate()",
-        "prompts of a batch": "of any length" if can.padded_prompts else "of one length",
-        "rows of a pass": "of any length" if can.padding else "of one length",
+        "prompts of a batch": lengths_of(can.padded_prompts, can.equal_prompts),
+        "rows of a pass": lengths_of(can.padding, can.equal_rows),
         "shared prefix": "yes" if can.shared_prefix else "-",
-        "logits": {"linear": "output layer", "own": "the model's own head", "model": "the model's forward pass"}[can.head],
+        "logits": {"linear": "output layer", "own": "the model's own head", "model": "the model's forward pass"}[
+            can.head
+        ],
     }
     found |= check_training(base, own)
     found["int8"] = check_quantised(folder)
     return found
+
+
+def reason_of(error: Exception, folder: Path) -> str:
+    """An error without the place of the model."""
+    return str(error).replace(f"base_model={str(folder)!r}", "").strip(" :")
+
+
+def lengths_of(padded: int, alike: bool) -> str:
+    """What lies in one pass."""
+    return "of any length" if padded else "of one length" if alike else "one"
 
 
 def draw_prompts(limit: int | None) -> list[list[int]]:
@@ -105,12 +118,12 @@ def check_training(base: Any, own: Any) -> dict[str, str]:
         found_loss, found = lora_gradients(base, lora, state, examples, checkpointing=checkpointing)
         assert abs(found_loss - loss) <= TOLERANCE * loss, f"loss {found_loss} is not {loss}"
         for key, gradient in found.items():
-            away = float((gradient - expected[key]).norm() / expected[key].norm().clamp(min=1e-12))
+            away = float((gradient - expected[key]).norm() / expected[key].norm().clamp(min=1e-9))
             assert away <= GRADIENT_TOLERANCE, f"{key}: gradient differs by {away:.0e}, checkpointing={checkpointing}"
-    left_out = "; ".join(lora.left_out)
+    notes = [note for note in lora.notes if note.startswith("not adapted: ")]
     return {
         "checkpointing": "yes" if len(kinds) == 2 else "-",
-        "all-linear": f"{len(lora.layers)} layers" + (f"; not {left_out}" if left_out else ""),
+        "all-linear": "; ".join([f"{len(lora.layers)} layers", *notes]),
     }
 
 
@@ -126,8 +139,8 @@ def dense_gradients(model: Any, layers: Sequence[str], state: Any, examples: Any
         layer = model.get_submodule(name)
         a, b = (state[f"base_model.model.{name}.lora_{half}.weight"] for half in "AB")
         delta = SCALING * b @ a
-        layer.weight.data += delta.t() if isinstance(layer, Conv1D) else delta
-        layer.weight.requires_grad_()
+        # a parameter of its own, where layers share one
+        layer.weight = torch.nn.Parameter(layer.weight + (delta.t() if isinstance(layer, Conv1D) else delta))
         factors[name] = (layer, a, b)
     total = torch.zeros(())
     for example in examples:
@@ -137,7 +150,9 @@ def dense_gradients(model: Any, layers: Sequence[str], state: Any, examples: Any
     total.backward()
     gradients = {}
     for name, (layer, a, b) in factors.items():
-        gradient = layer.weight.grad.t() if isinstance(layer, Conv1D) else layer.weight.grad
+        # no token may reach an expert
+        gradient = torch.zeros_like(layer.weight) if layer.weight.grad is None else layer.weight.grad
+        gradient = gradient.t() if isinstance(layer, Conv1D) else gradient
         gradients[f"base_model.model.{name}.lora_A.weight"] = SCALING * b.t() @ gradient
         gradients[f"base_model.model.{name}.lora_B.weight"] = SCALING * gradient @ a.t()
     return float(total), gradients
@@ -147,6 +162,8 @@ def lora_gradients(
     base: Any, lora: Any, state: Any, examples: Any, *, checkpointing: bool
 ) -> tuple[float, dict[str, Any]]:
     """The same as training computes them: passes, padding, shared prefix and loss are its own."""
+    import torch
+
     from fedlora.llm.examples import cut_alike, make_batch
     from fedlora.llm.loss import backward_loss
 
@@ -155,12 +172,15 @@ def lora_gradients(
     for _, factor in lora.named_factors():
         factor.grad = None
     with lora.train_mode(checkpointing=checkpointing):
-        for group in cut_alike([len(row.ids) for row in examples], base.can.padding, token_budget=4096):
+        lengths, most = [len(row.ids) for row in examples], None if base.can.equal_rows else 1
+        for group in cut_alike(lengths, base.can.padding, token_budget=4096, most_rows=most):
             rows = [examples[index] for index in group]
             share = not checkpointing and max(len(row.ids) for row in rows) <= base.can.shared_prefix
             lora.noise.begin_pass([0] * len(rows), base.device)
             total += float(backward_loss(base, make_batch(rows, pad_id=base.pad_id, share_prefix=share), scale=1.0))
-    return total, {key: factor.grad.clone() for key, factor in lora.named_factors()}
+    return total, {
+        key: torch.zeros_like(factor) if factor.grad is None else factor.grad for key, factor in lora.named_factors()
+    }
 
 
 def check_quantised(folder: Path) -> str:
@@ -171,7 +191,7 @@ def check_quantised(folder: Path) -> str:
     try:
         load_base_model(str(folder), device="cpu", dtype="float32", quantization="int8")
     except UsageError as error:
-        return str(error).replace(f"base_model={str(folder)!r}", "").strip(" :").partition(":")[0]
+        return f"refused: {reason_of(error, folder)}"
     return "yes"
 
 

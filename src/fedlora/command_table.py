@@ -156,6 +156,12 @@ COMMANDS = {
         "fedlora.stages.model:run",
         positional="name",
     ),
+    "model check": Command(
+        "try a base model: which faster ways give its own results, and why others do not",
+        "fedlora.config.data:ModelCheckConfig",
+        "fedlora.stages.model:check",
+        positional="base_model",
+    ),
     "demo": Command(
         "run the whole pipeline on the embedded model and data",
         "fedlora.config.demo:DemoConfig",

@@ -11,6 +11,8 @@ from pydantic import model_validator
 
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Config, OptionalFloat, OptionalInt, flag
+from fedlora.config.target_names import ALL_LINEAR, Targets
+from fedlora.config.train_fields import Precision, Quantization
 from fedlora.rows import ReadRules
 
 SHARE_OF_VALUES = 0.1
@@ -122,6 +124,22 @@ class HubConfig(Config):
         if self.output_file.suffix != ".jsonl":
             raise ValueError(f"output_file={self.output_file}: rows are written as JSON lines, so name it .jsonl")
         return self
+
+
+class ModelCheckConfig(Config):
+    """Try a base model on a few tokens, and show which faster ways give its own results.
+
+    `train`, `generate` and `loss` do the same at load and remember it in the cache folder; this command tries again.
+    """
+
+    base_model: str = flag("smollm2-135m", "smollm2-135m, a local folder or a hub id", everyday=True)
+    device: str = flag("auto", "auto, cpu, cuda or cuda:<n>", everyday=True)
+    base_dtype: Precision = flag(
+        "auto", "number type of the base model; auto: bfloat16 where the device multiplies it fast"
+    )
+    quantization: Quantization = flag("none", "how the linear layers are held: none, int8 or nf4")
+    lora_target_modules: Targets = flag((ALL_LINEAR,), "adapted layers, whose gradient is tried: as in training")
+    trust_remote_code: bool = flag(False, "run code from the model's repository; only this flag can allow it")
 
 
 class ModelConfig(Config):

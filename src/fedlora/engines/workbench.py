@@ -16,6 +16,7 @@ from fedlora.engines.client_data import ClientExamples
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.base_model import BaseModel, load_base_model, load_outline
 from fedlora.llm.examples import Encoder, make_encoder
+from fedlora.llm.gradient_check import with_right_gradients
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.limits import check_training
 from fedlora.llm.local_training import Trainer
@@ -82,6 +83,8 @@ def make_workbench(
     lora = LoraModel(base.model, spec_of(config))
     for note in lora.notes:
         say(note)
+    if not outline:
+        base = with_right_gradients(base, lora, config.quantization)
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
     examples = ClientExamples(clients, encoder, config, tokens)
     book = LayoutBook(layout or plan_layout(base, lora, config), on_layout, examples.names)

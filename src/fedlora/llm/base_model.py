@@ -98,8 +98,12 @@ def load_base_model(
     dtype: str = "auto",
     quantization: Quantization = "none",
     trust_remote_code: bool = False,
+    again: bool = False,
 ) -> BaseModel:
-    """Load `smollm2-135m`, a local folder or a hub id; UsageError says what is missing and what works offline."""
+    """Load `smollm2-135m`, a local folder or a hub id; UsageError says what is missing and what works offline.
+
+    `again` checks the base though an earlier check is kept.
+    """
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     how = {"dtype": kind, **loading_options(quantization, where, kind)}
@@ -116,7 +120,7 @@ def load_base_model(
     from fedlora.llm.self_check import checked
 
     base = BaseModel(model, tokenizer, name, where, kind, _padding(model, tokenizer), find_identity(name))
-    return checked(base, quantization)
+    return checked(base, quantization, again=again)
 
 
 def choose_device(wanted: str) -> torch.device:

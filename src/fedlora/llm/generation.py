@@ -50,7 +50,7 @@ def generate_answers(
         # rows for our own cache and rows for the library's are never mixed
         min(can.padded_prompts, can.own_cache) if can.own_cache else can.padded_prompts,
         token_budget=tokens_per_pass,
-        most_rows=most_rows,
+        most_rows=most_rows if can.equal_prompts else 1,
         overhead=BATCH_OVERHEAD_TOKENS,
     )[::-1]
     while ahead:

@@ -221,7 +221,8 @@ class Trainer:
     def _cut_passes(
         self, rows: Sequence[Example], tokens_per_pass: int, *, most_rows: int | None = None
     ) -> list[list[int]]:
-        limits = [limit for limit in (self.config.local_micro_batch_size, most_rows) if limit is not None]
+        alone = None if self.base.can.equal_rows else 1
+        limits = [limit for limit in (self.config.local_micro_batch_size, most_rows, alone) if limit is not None]
         lengths = [len(example.ids) for example in rows]
         most = min(limits, default=None)
         return cut_alike(lengths, self.base.can.padding, token_budget=tokens_per_pass, most_rows=most)

@@ -76,7 +76,9 @@ def _loss_and_gradient(base: BaseModel, hidden: Tensor, targets: Tensor, scale: 
     if not is_plain:
         leaf = hidden.requires_grad_()
         loss = F.cross_entropy(base.head(leaf).float(), targets, reduction="sum")
-        return loss.detach(), torch.autograd.grad(loss * scale, leaf)[0]
+        # adapted layers of the head get their gradient here as well
+        (loss * scale).backward()
+        return loss.detach(), leaf.grad
     with torch.no_grad():
         shares = torch.log_softmax(head(hidden), dim=-1, dtype=torch.float32)
         at_targets = targets[:, None]

@@ -90,27 +90,38 @@ def training_logits(base: BaseModel, groups: Sequence[Sequence[Row]]) -> list[Te
     for rows in groups:
         longest = max(len(row.ids) for row in rows)
         skip = min(row.shared for row in rows) if longest <= base.can.shared_prefix else 0
-        for part in _parts(rows, [len(row.ids) for row in rows], longest <= base.can.padding):
+        lengths = [len(row.ids) for row in rows]
+        for part in _parts(rows, lengths, together=longest <= base.can.padding, alike=base.can.equal_rows):
             found += _train_pass(base, part, skip)
     return found
 
 
-def _parts(rows: Sequence[Row], lengths: Sequence[int], together: bool) -> list[list[Row]]:
-    """Rows of one length apart from others, unless all are `together`; neighbours stay in their order."""
-    keys = [0 if together else length for length in lengths]
+def _parts(rows: Sequence[Row], lengths: Sequence[int], *, together: bool, alike: bool) -> list[list[Row]]:
+    """All rows together, or neighbours of one length, or each row alone."""
+    keys = [0] * len(rows) if together else list(lengths) if alike else list(range(len(rows)))
     return [[row for row, _ in part] for _, part in groupby(zip(rows, keys, strict=True), lambda pair: pair[1])]
 
 
 def _train_pass(base: BaseModel, rows: Sequence[Row], skip: int) -> Iterator[Tensor]:
+    logits = label_logits(base, training_batch(base, rows, skip))
+    yield from logits.split([len(row.ids) - row.shared for row in rows])
+
+
+def training_batch(base: BaseModel, rows: Sequence[Row], skip: int) -> Batch:
+    """One pass: of each row every token after the shared ones predicts the next one, the last the first.
+
+    `skip` tokens are the shared prefix.
+    """
     width = max(len(row.ids) for row in rows) - skip
     ids = torch.full((len(rows), width), base.pad_id, dtype=torch.long)
     positions: list[int] = []
+    targets: list[int] = []
     for index, row in enumerate(rows):
         ids[index, : len(row.ids) - skip] = torch.tensor(row.ids[skip:])
         positions += range(index * width + row.shared - skip, index * width + len(row.ids) - skip)
-    parts = (torch.tensor(rows[0].ids[:skip], dtype=torch.long), ids, torch.tensor(positions), torch.tensor(positions))
-    batch = Batch(*(part.to(base.device) for part in parts))
-    yield from label_logits(base, batch).split([len(row.ids) - row.shared for row in rows])
+        targets += [*row.ids[row.shared + 1 :], row.ids[0]]
+    parts = (torch.tensor(rows[0].ids[:skip], dtype=torch.long), ids, torch.tensor(positions), torch.tensor(targets))
+    return Batch(*(part.to(base.device) for part in parts))
 
 
 def answering_logits(base: BaseModel, groups: Sequence[Sequence[Row]]) -> list[Tensor]:
@@ -118,7 +129,8 @@ def answering_logits(base: BaseModel, groups: Sequence[Sequence[Row]]) -> list[T
     found: list[Tensor] = []
     for rows in groups:
         together = max(row.prompt + row.steps for row in rows) <= base.can.padded_prompts
-        for part in _parts(rows, [row.prompt for row in rows], together):
+        lengths = [row.prompt for row in rows]
+        for part in _parts(rows, lengths, together=together, alike=base.can.equal_prompts):
             found += _answer_batch(base, part)
     return found
 

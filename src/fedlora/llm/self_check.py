@@ -36,17 +36,19 @@ from fedlora.llm.probes import Row, answering_logits, draw_rows, head_logits, le
 MOST_WORK = {"cpu": 1e11, "cuda": 5e13}
 """Weights times tokens of a trial past a change of length: seconds. Past longer ones our cache is off, untried."""
 
-IN_TRAINING = ("own_attention", "padding", "shared_prefix")
-IN_ANSWERS = ("own_attention", "own_cache", "padded_prompts", "shared_prompts")
+IN_TRAINING = ("own_attention", "equal_rows", "padding", "shared_prefix")
+IN_ANSWERS = ("own_attention", "own_cache", "equal_prompts", "padded_prompts", "shared_prompts")
+IN_POSITIONS = ("padding", "shared_prefix", "padded_prompts", "shared_prompts")
+IN_CACHE = ("own_cache", "padded_prompts", "shared_prompts")
 
 Probe = Callable[[BaseModel], list[Tensor]]
 Groups = Sequence[Sequence[Row]]
 """Rows that a trial puts into one pass or batch where the base can."""
 
 
-def checked(base: BaseModel, quantization: str) -> BaseModel:
+def checked(base: BaseModel, quantization: str, *, again: bool = False) -> BaseModel:
     """The base with what it can do; said where something is off, UsageError where nothing of ours gives its results."""
-    can = recall_check(base, quantization)
+    can = None if again else recall_check(base, quantization)
     if can is None:
         can = SelfCheck(base).run()
         keep_check(base, can, quantization)
@@ -79,7 +81,7 @@ class SelfCheck:
         base = self._settle_answers(base, [[first, early, alike], [replace(first, steps=2), late, alike]], truth)
         base = self._settle_rounding(base, [first, alike], truth)
         if has_own_dropout(base.model):
-            base = _off(base, ("shared_prefix", "shared_prompts"))
+            base = _with(base, base.can.off(("shared_prefix", "shared_prompts")))
         for change in change_lengths(base.model.config):
             base = self._try_past(base, change)
         return replace(base.can, reasons={name: why for name, why in self.reasons.items() if _is_less(base, name)})
@@ -133,10 +135,10 @@ class SelfCheck:
 
         names = [name for name in IN_ANSWERS if name != "own_attention" or base.can.own_attention]
         expected = [row.of_answering(truth) for rows in groups for row in rows]
-        everything = _on(base, names)
+        everything = _with(base, base.can.on(names))
         if self._find_fault(probe, everything, expected) is None:
             return everything
-        bare = _off(base, ("own_attention",))
+        bare = _with(base, base.can.off(("own_attention",)))
         try:
             expected = self._find_own(lambda _: probe(bare))
         except Exception as error:
@@ -158,7 +160,7 @@ class SelfCheck:
         expected = [row.of_training(truth) for row in rows] + [row.of_answering(truth) for row in rows]
         theirs = [row.of_training(own) for row in rows] + [row.of_answering(own) for row in rows]
         for names in ((), IN_TRAINING[:1], (*IN_TRAINING, *IN_ANSWERS)):
-            base = _off(base, names)
+            base = _with(base, base.can.off(names))
             with self._attention_of(base):
                 why = find_excess([*training_logits(base, [rows]), *answering_logits(base, [rows])], theirs, expected)
             if why is None:
@@ -168,11 +170,11 @@ class SelfCheck:
 
     def _settle(self, base: BaseModel, names: Sequence[str], probe: Probe, truth: list[Tensor]) -> BaseModel:
         """Switch on what gives the truth: all at once where that does, else one after the other."""
-        everything = _on(base, names)
+        everything = _with(base, base.can.on(names))
         if self._find_fault(probe, everything, truth) is None:
             return everything
         for name in names:
-            tried = _on(base, [name])
+            tried = _with(base, base.can.on([name]))
             why = self._find_fault(probe, tried, truth)
             if why is None:
                 base = tried
@@ -185,12 +187,11 @@ class SelfCheck:
         end = change.tokens
         # the cache shows its room to the model, which may count it
         room = max(0, end // BLOCK_TOKENS * BLOCK_TOKENS - 1)
+        if change.in_positions:
+            base = self._limit(base, IN_POSITIONS, end, f"positions change past {end:,} tokens")
         weights = sum(one.numel() for one in base.model.parameters()) - base.model.get_input_embeddings().weight.numel()
         if weights * end > MOST_WORK[base.device.type]:
-            base = self._limit(base, IN_ANSWERS[1:], room, f"rows past {end:,} tokens take too long to try")
-            if change.in_positions:
-                base = self._limit(base, IN_TRAINING[1:], end, f"positions change past {end:,} tokens")
-            return base
+            return self._limit(base, IN_CACHE, room, f"rows past {end:,} tokens take too long to try")
         first, alike, other = rows = draw_rows(base, end + 7, prompt=end - 2)
         truth = self._find_own(lambda one: own_logits(one, rows))
         if change.in_positions and (why := self._find_memory(first, truth)):
@@ -198,7 +199,7 @@ class SelfCheck:
         groups = [[first, alike], [first, other]]
         expected = [row.of_training(truth) for rows in groups for row in rows]
         base = self._limit_faults(base, IN_TRAINING, lambda one: training_logits(one, groups), expected, end)
-        bare = _off(base, IN_ANSWERS)
+        bare = _with(base, base.can.off(IN_ANSWERS))
         expected = self._find_own(lambda _: answering_logits(bare, groups))
         return self._limit_faults(base, IN_ANSWERS, lambda one: answering_logits(one, groups), expected, room)
 
@@ -208,7 +209,7 @@ class SelfCheck:
         """The base with `names` limited where they are at fault; our attention is then off at any length."""
         if self._find_fault(probe, base, truth) is None:
             return base
-        tried = _off(base, names)
+        tried = _with(base, base.can.off(names))
         for name in names:
             once = replace(tried, can=replace(tried.can, **{name: getattr(base.can, name)}))
             if (why := self._find_fault(probe, once, truth)) is None:
@@ -218,15 +219,9 @@ class SelfCheck:
         return base
 
     def _limit(self, base: BaseModel, names: Sequence[str], limit: int, why: str) -> BaseModel:
-        for name in names:
-            if getattr(base.can, name) is True:
-                base = _off(base, (name,))
-            elif getattr(base.can, name) > limit:
-                base = replace(base, can=replace(base.can, **{name: limit}))
-            else:
-                continue
-            self.reasons[name] = why
-        return base
+        can = base.can.up_to(limit, names)
+        self.reasons |= {name: why for name in names if getattr(can, name) != getattr(base.can, name)}
+        return _with(base, can)
 
     def _find_memory(self, row: Row, truth: list[Tensor]) -> str | None:
         """What differs for a row once the model has seen a longer one."""
@@ -268,15 +263,11 @@ class SelfCheck:
 
 def _bare(model: Any) -> Abilities:
     """Nothing that is ours."""
-    return Abilities(find_decoder(model), "linear", False, 0, 0, 0, 0, 0)
+    return Abilities(find_decoder(model)).off((*IN_TRAINING, *IN_ANSWERS))
 
 
-def _on(base: BaseModel, names: Sequence[str]) -> BaseModel:
-    return replace(base, can=replace(base.can, **{name: name == "own_attention" or ALWAYS for name in names}))
-
-
-def _off(base: BaseModel, names: Sequence[str]) -> BaseModel:
-    return replace(base, can=replace(base.can, **{name: False if name == "own_attention" else 0 for name in names}))
+def _with(base: BaseModel, can: Abilities) -> BaseModel:
+    return replace(base, can=can)
 
 
 def _is_less(base: BaseModel, name: str) -> bool:

@@ -72,8 +72,10 @@ def starred(name: str) -> str:
 
 def text_part(model: Any) -> Any:
     """The model, or of a wrapper around several the one that reads text: a wrapper may ask for more than tokens."""
-    decoder = model.get_decoder()
-    return model if decoder is model.base_model else decoder
+    decoder, embedding = model.get_decoder(), model.get_input_embeddings()
+    # what some models call their decoder is their output layer
+    reads = any(part is embedding for part in decoder.modules())
+    return decoder if reads and decoder is not model.base_model else model
 
 
 def find_bypassed(model: Any, names: Collection[str]) -> set[str]:
