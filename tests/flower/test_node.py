@@ -77,6 +77,7 @@ REFUSED = {
     "a loss of few rows": ({"local_val_set_size": 1}, {"min_examples": 2}, "local_val_set_size=1 is below"),
     "only the last step": ({"weight_decay": 100.0}, {}, "local_learning_rate times weight_decay is 1 or more"),
     "a pass of any size": ({"tokens_per_pass": 65_537}, {}, "tokens_per_pass=65537 is above this node's bound"),
+    "a pattern that takes ages": ({"lora_target_modules": ["re:(.+)+x"]}, {}, "no expressions after re:"),
     "few rows": ({}, {"min_examples": 4}, "fewer rows to train on than the 4"),
 }
 

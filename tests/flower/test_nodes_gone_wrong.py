@@ -297,6 +297,15 @@ def test_a_failure_of_nobody_is_no_answer(client):
         read_facts(payload)
 
 
+def test_a_regular_expression_that_no_node_would_match_is_refused_at_the_start(federation):
+    config = federation.config("pattern", lora_target_modules=["re:.*_proj"])
+    with pytest.raises(UsageError, match="no regular expression of a server"):
+        server.run(federation.grid(), config, QUICK)
+    run = federation.serve("stars", lora_target_modules=["*.1.mlp.*"])
+    found = json.loads((run / "1" / "adapter_config.json").read_text())
+    assert found["target_modules"] == [f"model.layers.1.mlp.{name}_proj" for name in ("down", "gate", "up")]
+
+
 def test_a_refusal_ends_the_wait_at_once(federation):
     waits = dataclasses.replace(QUICK, start=60.0)
     grid = federation.grid(max_lora_r=2)

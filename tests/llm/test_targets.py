@@ -105,7 +105,7 @@ def test_an_expression_keeps_its_commas_and_brackets(given, expected):
     assert TrainConfig.of(lora_target_modules=given).lora_target_modules == expected
 
 
-@pytest.mark.parametrize("given", ["re:(", "re:*", "", []])
+@pytest.mark.parametrize("given", ["re:(", "re:*", "", [], "x" * 1001, ["x"] * 10_001])
 def test_what_is_no_target_is_refused_before_a_model_is_loaded(given):
     with pytest.raises(UsageError, match="lora_target_modules"):
         TrainConfig.of(lora_target_modules=given)

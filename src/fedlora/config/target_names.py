@@ -11,6 +11,8 @@ from fedlora.config.schema import split_names
 
 ALL_LINEAR = "all-linear"
 REGULAR = "re:"
+MOST_TARGETS = 10_000
+LONGEST_TARGET = 1000
 _REGULAR_START = re.compile(rf"(?:^|,)\s*{REGULAR}")
 
 
@@ -33,6 +35,8 @@ def check_targets(value: tuple[str, ...]) -> tuple[str, ...]:
     """The targets, each once and sorted; ValueError for none, and for what is no regular expression."""
     if not value:
         raise ValueError("name at least one layer, or all-linear")
+    if len(value) > MOST_TARGETS or max(map(len, value)) > LONGEST_TARGET:
+        raise ValueError(f"at most {MOST_TARGETS} targets of {LONGEST_TARGET} characters")
     for target in value:
         if not target.startswith(REGULAR):
             continue

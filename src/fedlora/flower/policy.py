@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedlora.config.target_names import REGULAR
 from fedlora.config.train import PLACEMENT_FIELDS, TrainConfig
 from fedlora.console import say
 from fedlora.errors import FedloraError, UsageError
@@ -81,6 +82,9 @@ def find_excess(policy: NodeConfig, config: TrainConfig) -> str | None:
     if 0 < config.local_val_set_size < policy.min_examples:
         # a loss is told of the rows held back, too
         return f"local_val_set_size={config.local_val_set_size} is below this node's min_examples={policy.min_examples}"
+    if any(target.startswith(REGULAR) for target in config.lora_target_modules):
+        # matching one can take any time
+        return f"lora_target_modules: this node takes names and wildcards of a server, no expressions after {REGULAR}"
     if config.local_learning_rate * config.weight_decay >= 1:
         return "local_learning_rate times weight_decay is 1 or more: only the last step's rows would count"
     bounds = {

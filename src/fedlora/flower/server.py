@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedlora.config.target_names import REGULAR
 from fedlora.config.train import TrainConfig
 from fedlora.console import log_lines, put
 from fedlora.data.client_facts import ClientFacts, ClientFile
@@ -86,6 +87,11 @@ def run(grid: Any, config: TrainConfig, waits: Waits | None = None) -> RunPaths:
     check_installed(config)
     if config.devices:
         raise UsageError("devices are the nodes' own business", hint="leave --devices out")
+    if any(target.startswith(REGULAR) for target in config.lora_target_modules):
+        raise UsageError(
+            "lora_target_modules: a node matches no regular expression of a server",
+            hint="name the layers, or use wildcards such as *.mlp.*",
+        )
     paths = RunPaths(config.model_dir, config.exp_name)
     check_free(paths)
     with hold_run(paths):

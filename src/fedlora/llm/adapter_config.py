@@ -15,14 +15,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from fedlora.config.target_names import ALL_LINEAR
+from fedlora.config.target_names import ALL_LINEAR, MOST_TARGETS
 from fedlora.console import say
 from fedlora.errors import StorageError, UsageError
 from fedlora.files import json_text
 from fedlora.llm.lora import LoraSpec
 
 MOST_BYTES = 1 << 20
-MOST_TARGETS = 10_000
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "alora_invocation_tokens": (None,),

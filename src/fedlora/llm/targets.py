@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -42,7 +43,7 @@ def find_targets(model: Any, targets: Sequence[str]) -> Targets:
     Raises UsageError for a target that fits no linear layer, or none that text can train.
     """
     linear = find_linear(model)
-    chosen = {target: _match(target, linear) for target in targets}
+    chosen = _match(targets, linear) | ({ALL_LINEAR: set(linear)} if ALL_LINEAR in targets else {})
     if unmatched := [target for target, names in chosen.items() if not names]:
         raise _unmatched(model, linear, unmatched)
     names = set().union(*chosen.values())
@@ -84,23 +85,28 @@ def places_of(names: Collection[str], trained: Collection[str]) -> list[str]:
     return sorted(module if len(below) > 1 else next(iter(below)) for module, below in above.items())
 
 
-def _match(target: str, names: Collection[str]) -> set[str]:
-    """The names that a target means: PEFT's rule for a plain one (the path or its end), else all of a pattern."""
-    if target == ALL_LINEAR:
-        return set(names)
+def _match(targets: Sequence[str], names: Collection[str]) -> dict[str, set[str]]:
+    """Target -> the names it means: PEFT's rule for a plain one (the path or its end), else all of a pattern."""
+    ends: defaultdict[str, set[str]] = defaultdict(set)
+    for name in names:
+        parts = name.split(".")
+        for place in range(len(parts)):
+            ends[".".join(parts[place:])].add(name)
+    return {target: _match_pattern(target, names) if is_pattern(target) else ends[target] for target in targets}
+
+
+def _match_pattern(target: str, names: Collection[str]) -> set[str]:
     if target.startswith(REGULAR):
         pattern = re.compile(target.removeprefix(REGULAR))
         return {name for name in names if pattern.fullmatch(name)}
-    if is_pattern(target):
-        return {name for name in names if fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")}
-    return {name for name in names if name == target or name.endswith("." + target)}
+    return {name for name in names if fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")}
 
 
 def _peft_names(model: Any, targets: Sequence[str], trained: Collection[str]) -> list[str]:
     """What `target_modules` of an adapter_config.json must hold: PEFT matches the ends of the paths of all modules."""
     plain = [target for target in targets if target != ALL_LINEAR and not is_pattern(target)]
-    everything = dict(model.named_modules())
-    if len(plain) == len(targets) and set().union(*(_match(target, everything) for target in plain)) == set(trained):
+    everything = [name for name, _ in model.named_modules()]
+    if len(plain) == len(targets) and set().union(*_match(plain, everything).values()) == set(trained):
         return sorted(plain)
     return sorted(trained)
 
@@ -127,7 +133,7 @@ def _unmatched(model: Any, linear: Mapping[str, Linear], targets: Sequence[str])
     close = "" if is_pattern(target) else nearest(target.rpartition(".")[2], ends)
     others = {name: f"a {type(module).__name__}" for name, module in model.named_modules() if name not in linear}
     others |= {name: "a weight outside linear layers" for name, _ in model.named_parameters() if name not in others}
-    kinds = sorted({others[name] for name in _match(target, others)})
+    kinds = sorted({others[name] for name in _match([target], others)[target]})
     what = f" ({target} is {' or '.join(kinds)})" if kinds and not is_pattern(target) else ""
     return UsageError(
         f"lora_target_modules: no linear layer is named {', '.join(targets)}{what}",
