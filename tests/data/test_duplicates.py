@@ -7,7 +7,8 @@ import random
 import pytest
 
 from fedlora.data import duplicates
-from fedlora.data.duplicates import NEAR, find_repeats, split_words
+from fedlora.data.duplicates import NEAR, find_repeats
+from fedlora.data.words import split_words
 from fedlora.rows import Row, Turn
 
 

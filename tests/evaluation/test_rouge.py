@@ -84,12 +84,59 @@ def test_exact_match_ignores_white_space_at_the_ends_and_nothing_else(answer: st
     assert score_all([(answer, "Paris", "x")])[0].exact is exact
 
 
-def test_right_answers_that_rouge_cannot_see_are_told_apart() -> None:
-    cyrillic, wrong, latin = score_all(
-        [("\u041c\u043e\u0441\u043a\u0432\u0430",) * 2 + ("x",), ("a", "b", "x"), ("a", "a", "x")]
-    )
-    assert cyrillic.rouge["rouge1"] == 0.0
-    assert [score.unseen_by_rouge for score in (cyrillic, wrong, latin)] == [True, False, False]
+ARABIC = "\u0639\u0627\u0635\u0645\u0629 \u0641\u0631\u0646\u0633\u0627 \u0628\u0627\u0631\u064a\u0633"
+RUSSIAN = "\u041c\u043e\u0441\u043a\u0432\u0430 \u0441\u0442\u043e\u043b\u0438\u0446\u0430 1"
+CHINESE, WRONG_CHINESE = "2019\u5e74\u5728\u5317\u4eac", "2019\u4e2a\u82f9\u679c"
+THAI = "\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e"
+
+
+@pytest.mark.parametrize("text", [ARABIC, RUSSIAN, CHINESE, THAI])
+def test_texts_of_which_rouge_keeps_less_than_half_are_told_apart(text: str) -> None:
+    right, guess, question = score_all([(text, text, "x"), ("a", text, "x"), (text, "a", "x")])
+    assert (right.hides_target, right.hides_answer) == (True, True)
+    assert (guess.hides_target, guess.hides_answer) == (True, False)
+    assert (question.hides_target, question.hides_answer) == (False, True)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "a", "1990", "na\u00efve caf\u00e9", "Paris, 1990!", "x_y"])
+def test_texts_that_rouge_reads_or_that_are_empty_hide_nothing(text: str) -> None:
+    (score,) = score_all([(text, text, "x")])
+    assert not score.hides_target
+    assert not score.hides_answer
+
+
+def test_signs_alone_are_hidden_from_either_tokenizer() -> None:
+    for tokenizer in ("ascii", "unicode"):
+        assert AnswerScorer(tokenizer).score("\U0001f44d", "\U0001f44d", "x").hides_target
+
+
+def test_hidden_texts_are_counted_and_no_count_is_written_where_there_are_none() -> None:
+    result = summarise(score_all([(ARABIC, ARABIC, "x"), ("a", ARABIC, "x"), ("a", "a", "x")]))
+    assert result["fedlora"]["hidden_from_rouge"] == {"references": 2, "answers": 1}
+    assert "hidden_from_rouge" not in summarise(score_all([("a", "a", "x")]))["fedlora"]
+
+
+def test_the_ascii_tokenizer_misjudges_other_scripts_and_the_unicode_one_does_not() -> None:
+    ascii_words, words = AnswerScorer(), AnswerScorer("unicode")
+    for text in (ARABIC, THAI):
+        assert ascii_words.score(text, text, "x").rouge["rouge1"] == 0.0
+    for text in (ARABIC, RUSSIAN, CHINESE, THAI):
+        score = words.score(text, text, "x")
+        assert score.rouge == dict.fromkeys(METRICS, 1.0)
+        assert not score.hides_target
+    assert ascii_words.score(WRONG_CHINESE, CHINESE, "x").rouge["rouge1"] == 1.0
+    # of 2019 and four characters against 2019 and three, the year alone is shared: P = 1/4, R = 1/5
+    assert words.score(WRONG_CHINESE, CHINESE, "x").rouge["rouge1"] == pytest.approx(2 / 9)
+    # one of three words
+    assert words.score(ARABIC.split()[0], ARABIC, "x").rouge["rouge1"] == pytest.approx(0.5)
+
+
+def test_on_ascii_text_both_tokenizers_agree() -> None:
+    generator = random.Random(3)
+    ascii_words, words = AnswerScorer(), AnswerScorer("unicode")
+    for _ in range(50):
+        answer, target = (random_text(generator).replace("na\u00efve", "'naive'").replace("'s", "") for _ in range(2))
+        assert words.score(answer, target, "x").rouge == ascii_words.score(answer, target, "x").rouge
 
 
 @pytest.mark.parametrize("name", ["overall", "fedlora"])

@@ -148,14 +148,22 @@ def test_nothing_is_written_where_one_of_several_does_not_fit(root: Path) -> Non
     assert not (root / "rouge").exists()
 
 
-def test_answers_that_rouge_cannot_see_are_mentioned(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    foreign = {"instruction": "q", "input": "", "category": "x"}
-    write_lines(root / "test.jsonl", [{**foreign, "output": "\u041c\u043e\u0441\u043a\u0432\u0430"}])
+def test_references_and_answers_that_rouge_cannot_see_are_counted_and_named(root: Path, capsys) -> None:
+    foreign = [{"instruction": f"q{number}", "input": "", "category": "x"} for number in range(2)]
+    texts = ["\u041c\u043e\u0441\u043a\u0432\u0430", "Rome"]
+    write_lines(root / "test.jsonl", [{**row, "output": text} for row, text in zip(foreign, texts, strict=True)])
     path = root / "predictions" / "homo-1B" / "3" / "global_output.jsonl"
-    write_lines(path, [{**foreign, "answer": "\u041c\u043e\u0441\u043a\u0432\u0430"}])
+    write_lines(path, [{**row, "answer": text} for row, text in zip(foreign, texts, strict=True)])
     result = run(make_config(root))
-    assert "1 right answers hold no letter" in capsys.readouterr().err
+    assert '1 of 2 references (to "q0") and of answers (1 of global); --rouge_tokenizer' in capsys.readouterr().err
     assert result["fedlora"]["exact_match"]["micro"] == 1.0
+    assert result["overall"]["avg_rouge1"] == 0.5
+    assert result["fedlora"]["hidden_from_rouge"] == {"references": 1, "answers": 1}
+    result = run(make_config(root, rouge_tokenizer="unicode"))
+    assert "ROUGE" not in capsys.readouterr().err
+    assert result["overall"]["avg_rouge1"] == 1.0
+    assert result["fedlora"]["rouge_tokenizer"] == "unicode"
+    assert "hidden_from_rouge" not in result["fedlora"]
 
 
 @pytest.mark.parametrize("change", ["missing", "surplus", "category", "reserved"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
@@ -10,6 +11,8 @@ from pydantic import field_validator, model_validator
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Config, Names, OptionalInt, flag
 from fedlora.config.who import ROUNDS, WORDS, LastRound, Subjects, WhichRound, contract_words, refuse_both
+
+RougeTokenizer = Literal["ascii", "unicode"]
 
 _LAST = "the last that holds the predictions"
 _BASELINE = ("is_base_model", "is_global_model", "client_id")
@@ -34,6 +37,12 @@ class EvaluateRougeConfig(ReadingConfig):
     prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions", everyday=True)
     prediction_key: str = flag("answer", "field of the prediction")
     evaluation_dir: Path = flag(Path("./evaluations_rouge"), "root folder of all ROUGE results", everyday=True)
+    rouge_tokenizer: RougeTokenizer = flag(
+        "ascii",
+        "words of ROUGE; ascii: a to z and 0 to 9, as rouge-score; unicode: words of any script, and the characters of "
+        "Chinese, Japanese, Thai, Khmer and the like",
+        everyday=True,
+    )
     model_dir: Path = flag(Path("./models"), _MODEL_DIR, everyday=True)
 
     @model_validator(mode="after")

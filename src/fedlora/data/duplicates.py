@@ -9,8 +9,6 @@ random, and is quick, as most triples of real text occur once. What is found is 
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedlora.data.words import fold, split_words
 from fedlora.rows import Row
 
 NEAR = 0.8
@@ -34,9 +33,6 @@ Kind = Literal["row", "prompt", "turn", "near"]
 Scope = Literal["inside", "across"]
 
 _ID_BITS = 21
-# scripts that set no spaces between words count each character as one
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 
 
 @dataclass(frozen=True)
@@ -72,15 +68,6 @@ def find_repeats(sources: Sequence[Sequence[Row]]) -> list[Repeat]:
     return [found[key] for key in sorted(found)]
 
 
-def split_words(text: str) -> list[str]:
-    """The words of a text without case, punctuation and differences of Unicode notation."""
-    return _WORD.findall(_fold(text))
-
-
-def _fold(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
-
-
 def _row_keys(row: Row) -> list[Hashable]:
     return [_fold_all((*row.prompt, row.output))]
 
@@ -100,7 +87,7 @@ def _held_turn_keys(row: Row) -> list[tuple[bool, Hashable]]:
 
 
 def _fold_all(texts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(" ".join(_fold(text).split()) for text in texts)
+    return tuple(" ".join(fold(text).split()) for text in texts)
 
 
 def _find_equal(

@@ -62,10 +62,12 @@ def pair_rows(
     faults = []
     if missing:
         faults.append(
-            f"{len(missing)} of {counted(len(targets), 'row')} have no prediction: {_first(map(_excerpt, missing))}"
+            f"{len(missing)} of {counted(len(targets), 'row')} have no prediction: {first_few(map(excerpt, missing))}"
         )
     if surplus:
-        faults.append(f"{len(surplus)} of {len(predictions)} predictions have no row: {_first(map(_excerpt, surplus))}")
+        faults.append(
+            f"{len(surplus)} of {len(predictions)} predictions have no row: {first_few(map(excerpt, surplus))}"
+        )
     if faults:
         hint = "predictions and test file must belong together: generate again, or name the test file that was answered"
         raise DataError(f"{predictions_name} does not match {targets_name}: {'; '.join(faults)}", hint=hint)
@@ -75,23 +77,24 @@ def pair_rows(
 
 def _check_categories(pairs: Sequence[tuple[Row, Row]], predictions_name: str, targets_name: str) -> None:
     wrong = [
-        f"{_excerpt(target)} ({prediction.category!r} against {target.category!r})"
+        f"{excerpt(target)} ({prediction.category!r} against {target.category!r})"
         for prediction, target in pairs
         if prediction.category != target.category
     ]
     if wrong:
-        what = f"{len(wrong)} of {counted(len(pairs), 'row')} have another category: {_first(wrong)}"
+        what = f"{len(wrong)} of {counted(len(pairs), 'row')} have another category: {first_few(wrong)}"
         hint = "score predictions against the test file they were made from"
         raise DataError(f"{predictions_name} does not match {targets_name}: {what}", hint=hint)
 
 
-def _first(descriptions: Iterable[str]) -> str:
+def first_few(descriptions: Iterable[str]) -> str:
+    """The first three of several descriptions, in words."""
     every = list(descriptions)
     return ", ".join(every[:_NAMED]) + (", ..." if len(every) > _NAMED else "")
 
 
-def _excerpt(row: Row) -> str:
-    # of a conversation its last user turn
+def excerpt(row: Row) -> str:
+    """The beginning of what a row asks, quoted; of a conversation its last user turn."""
     text = " | ".join(part for part in row.prompt[:2] if part)
     text = " ".join(printable(text).split())
     return f'"{text[:_EXCERPT]}..."' if len(text) > _EXCERPT else f'"{text}"'

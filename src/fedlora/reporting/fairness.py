@@ -29,6 +29,7 @@ def find_warnings(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -
     warnings = [_difference(f"the experiments differ in {what}", values) for what, values in facts.items()]
     warnings += [
         _difference("the answers come from different test files (SHA-256)", _test_files(experiments)),
+        _difference("ROUGE was counted with different tokenizers", _rouge_tokenizers(experiments)),
         _difference("the answers were decoded differently", _meta(experiments, "decoding")),
         _difference("the answers were asked for with different prompts", _meta(experiments, "prompt_template")),
         _validation_rows(experiments),
@@ -51,6 +52,17 @@ def find_notes(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -> l
         notes.append("own is empty where the test rows lack a client, or a category that it was trained on")
     if pooled := next((one.mode for one in experiments if one.method.pools_rows), None):
         notes.append(f"{pooled} sends no adapters, but the raw rows of all clients left their owners")
+    hidden = [
+        f"{one.name}/{name}"
+        for one in experiments
+        for name, answers in one.answers.items()
+        if answers.rouge is not None and "hidden_from_rouge" in answers.rouge["fedlora"]
+    ]
+    if hidden:
+        notes.append(
+            f"ROUGE sees less than half of the letters of some texts of {_some(hidden)}; `fedlora score "
+            f"--rouge_tokenizer unicode` reads any script"
+        )
     for one in experiments:
         empty = [one.shown(client["client_id"]) for client in one.run["clients"] if client["num_examples"] == 0]
         if empty:
@@ -96,6 +108,15 @@ def _test_files(experiments: Sequence[Experiment]) -> dict[str, str]:
             if answers.rouge is not None:
                 found[f"{one.name}/{name} as scored"] = answers.rouge["fedlora"]["targets_sha256"][:12]
     return found
+
+
+def _rouge_tokenizers(experiments: Sequence[Experiment]) -> dict[str, str]:
+    return {
+        f"{one.name}/{name}": answers.rouge["fedlora"].get("rouge_tokenizer", "ascii")
+        for one in experiments
+        for name, answers in one.answers.items()
+        if answers.rouge is not None
+    }
 
 
 def _meta(experiments: Sequence[Experiment], key: str) -> dict[str, str]:

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.config.evaluate import EvaluateRougeConfig
+from fedlora.config.evaluate import EvaluateRougeConfig, RougeTokenizer
 from fedlora.console import Progress, say
 from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.errors import UsageError
-from fedlora.evaluation.matching import pair_rows, read_predictions
-from fedlora.evaluation.rouge import METRICS, AnswerScorer, by_group, check_categories, summarise
+from fedlora.evaluation.matching import excerpt, first_few, pair_rows, read_predictions
+from fedlora.evaluation.rouge import METRICS, AnswerScore, AnswerScorer, by_group, check_categories, summarise
 from fedlora.files import sha256_of, write_json
 from fedlora.paths import ResultPaths
-from fedlora.plain_text import Table, one_line, table_text
+from fedlora.plain_text import Table, counted, one_line, table_text
 from fedlora.results import Result
 from fedlora.rows import Row
 from fedlora.runs.subjects import Subject, find_answers, find_share, report_command, shown_names
@@ -135,7 +135,7 @@ def run(config: EvaluateRougeConfig) -> Scores:
         )
         for one, source in sources.items()
     }
-    results = _score(pairs, tests, f"scoring {', '.join(shown_names(subjects))}")
+    results = _score(pairs, tests, config.rouge_tokenizer, f"scoring {', '.join(shown_names(subjects))}")
     scores = []
     for one, result in results.items():
         result["fedlora"]["predictions_sha256"] = sha256_of(sources[one])
@@ -147,26 +147,39 @@ def run(config: EvaluateRougeConfig) -> Scores:
 
 
 def _score(
-    pairs: Mapping[Subject, Sequence[tuple[Row, Row]]], tests: HeldOutRows, label: str
+    pairs: Mapping[Subject, Sequence[tuple[Row, Row]]], tests: HeldOutRows, tokenizer: RougeTokenizer, label: str
 ) -> dict[Subject, dict[str, Any]]:
-    scorer = AnswerScorer()
-    results, unseen = {}, 0
+    scorer = AnswerScorer(tokenizer)
+    found: dict[Subject, list[AnswerScore]] = {}
     with Progress(label, sum(map(len, pairs.values())), "answers") as progress:
         for subject, rows in pairs.items():
-            scores = []
+            found[subject] = []
             for (prediction, target), group in zip(rows, tests.groups, strict=True):
-                scores.append(scorer.score(prediction.output, target.output, group))
+                found[subject].append(scorer.score(prediction.output, target.output, group))
                 progress.advance()
-            unseen += sum(score.unseen_by_rouge for score in scores)
-            results[subject] = summarise(scores)
-            if tests.clients:
-                results[subject]["fedlora"] |= {
-                    "grouped_by": tests.grouped_by,
-                    "clients": by_group(scores, tests.clients),
-                }
-    if unseen:
-        say(f"note: {unseen} right answers hold no letter a-z and no digit, and count 0 in ROUGE (not in exact match)")
-    return results
+    if hidden := _hidden_text(found, tests.rows):
+        hint = "; --rouge_tokenizer unicode reads any script" if tokenizer == "ascii" else ""
+        say(f"warning: ROUGE's tokenizer keeps less than half of the letters of {hidden}{hint}")
+    return {subject: _record(scores, tests, tokenizer) for subject, scores in found.items()}
+
+
+def _record(scores: Sequence[AnswerScore], tests: HeldOutRows, tokenizer: RougeTokenizer) -> dict[str, Any]:
+    result = summarise(scores)
+    if tests.clients:
+        result["fedlora"] |= {"grouped_by": tests.grouped_by, "clients": by_group(scores, tests.clients)}
+    if tokenizer != "ascii":
+        result["fedlora"]["rouge_tokenizer"] = tokenizer
+    return result
+
+
+def _hidden_text(found: Mapping[Subject, Sequence[AnswerScore]], rows: Sequence[Row]) -> str:
+    """Which texts ROUGE does not see; empty where it sees all."""
+    first = next(iter(found.values()))
+    targets = [excerpt(row) for row, score in zip(rows, first, strict=True) if score.hides_target]
+    what = [f"{len(targets)} of {counted(len(rows), 'reference')} (to {first_few(targets)})"] if targets else []
+    counts = {subject: sum(score.hides_answer for score in scores) for subject, scores in found.items()}
+    answers = [f"{count} of {subject.name}" for subject, count in counts.items() if count]
+    return " and ".join([*what, *([f"of answers ({first_few(answers)})"] if answers else [])])
 
 
 def _categories_table(scores: SubjectScores) -> Table:
