@@ -129,7 +129,7 @@ class HubConfig(Config):
 class ModelCheckConfig(Config):
     """Try a base model on a few tokens, and show which faster ways give its own results.
 
-    `train`, `generate` and `loss` do the same at load and remember it in the cache folder; this command tries again.
+    `train`, `generate` and `loss` do the same at load and keep it in the cache folder; this command tries again.
     """
 
     base_model: str = flag("smollm2-135m", "smollm2-135m, a local folder or a hub id", everyday=True)
