@@ -135,7 +135,7 @@ def _read_training(recorded: Mapping[str, Any], paths: RunPaths) -> tuple[Prompt
     found = {"quantization": "none", **LATER_FIELDS, **recorded}
     quantization, cutoff_len = found["quantization"], found.get("cutoff_len")
     names = ("prompt_template", "template_text", "template_kwargs", "template_date", "token_rule")
-    prompting = [found.get(name) for name in names]
+    prompting: list[Any] = [found.get(name) for name in names]
     is_known = [type(value) for value in prompting] == [str, str, dict, str, int] and 1 <= prompting[-1] <= TOKEN_RULE
     has_template = prompting[0] in TEMPLATES or bool(prompting[1])
     if is_known and has_template and quantization in get_args(Quantization) and type(cutoff_len) is int:

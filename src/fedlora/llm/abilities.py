@@ -68,7 +68,8 @@ class Abilities:
         """The abilities of a record; ValueError where it is not one."""
         if set(record) != {one.name for one in fields(cls)} or record["head"] not in get_args(HeadKind):
             raise ValueError("not a record of abilities")
-        return cls(**{name: ALWAYS if value is None else value for name, value in record.items()})
+        values: dict[str, Any] = {name: ALWAYS if value is None else value for name, value in record.items()}
+        return cls(**values)
 
     def sentence(self) -> str:
         """What is computed in a slower way because the faster one differs; empty where nothing is."""

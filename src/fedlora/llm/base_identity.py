@@ -192,8 +192,10 @@ def _read_listing(handle: BinaryIO, size: int) -> dict[str, tuple[Any, Any, int,
     try:
         entries = json.loads(handle.read(length))
         entries.pop("__metadata__", None)
-        places = {name: [8 + length + int(each) for each in entry["data_offsets"]] for name, entry in entries.items()}
-        found = {name: (entry["dtype"], entry["shape"], *places[name]) for name, entry in entries.items()}
+        found = {}
+        for name, entry in entries.items():
+            begin, end = (8 + length + int(each) for each in entry["data_offsets"])
+            found[name] = (entry["dtype"], entry["shape"], begin, end)
         return found if all(0 <= begin <= end for _, _, begin, end in found.values()) else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

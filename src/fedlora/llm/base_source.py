@@ -86,7 +86,8 @@ class Source:
         # a shape that differs is reported with the others, not raised
         how = {**how, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with self._reading("weights"):
-            model, found = AutoModelForCausalLM.from_pretrained(self.place, **how, **self.options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(self.place, **how, **self.options)
+            model, found = loaded
             check_whole(self.name, model, found, others=self._others(config, model, found))
         return model
 

@@ -115,7 +115,7 @@ def check_checkpoint(name: str, config: Any, kind: Quantization) -> None:
 def check_quantizer(name: str, config: Any) -> None:
     """UsageError for a model stored quantised in a way that transformers does not know; what transformers raises where
     it lacks a package for it, or a device."""
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     stored = getattr(config, "quantization_config", None)
     if stored is None:

@@ -95,7 +95,7 @@ def run(config: HubConfig) -> HubRows:
 
 def _fetch(config: HubConfig) -> tuple[str, Any]:
     """The commit, and the rows of its split."""
-    import datasets
+    import datasets  # pyright: ignore[reportMissingImports]  (an extra)
     from huggingface_hub import HfApi
 
     if Path(config.repository).exists():
