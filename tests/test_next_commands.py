@@ -143,7 +143,10 @@ def test_test_rows_are_known_where_they_lie_with_the_data(make_clients, tmp_path
 
 
 def test_a_run_without_a_global_adapter_is_answered_by_all(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("fedlora.stages.train.read_run", lambda paths: SimpleNamespace(has_global_model=False))
+    base = TrainConfig.of().base_model
+    monkeypatch.setattr(
+        "fedlora.stages.train.read_run", lambda paths: SimpleNamespace(has_global_model=False, base_model=base)
+    )
     config = TrainConfig.of(method="none", name="alone", data=tmp_path, val_data_path="held.jsonl", model_dir="runs")
     trained = TrainedRun(RunPaths(config.model_dir, config.exp_name), config)
     assert trained.next_command == "fedlora generate alone --of all --test held.jsonl --model_dir runs"

@@ -52,11 +52,19 @@ def test_configuration_and_tokenizer_are_part_of_it(copy, tiny_model, file, chan
     assert identify(tiny_model).differences(identify(copy)) == [part]
 
 
-def test_code_and_a_chat_template_beside_the_model_are_part_of_it(copy, tiny_model):
-    (copy / "modeling_own.py").write_text("x = 1")
-    assert identify(tiny_model).differences(identify(copy)) == ["configuration"]
+def test_a_chat_template_beside_the_model_is_part_of_it(copy, tiny_model):
     (copy / "chat_template.jinja").write_text("{{ messages }}")
-    assert identify(tiny_model).differences(identify(copy)) == ["configuration", "tokenizer"]
+    assert identify(tiny_model).differences(identify(copy)) == ["tokenizer"]
+
+
+def test_code_beside_the_model_is_compared_where_both_have_it(copy, tiny_model):
+    """The hub's cache has it only where it was run."""
+    (copy / "modeling_own.py").write_text("x = 1")
+    known = identify(copy)
+    assert known.differences(identify(tiny_model)) == identify(tiny_model).differences(known) == []
+    (copy / "modeling_own.py").write_text("x = 2")
+    assert known.differences(identify(copy)) == ["code"]
+    assert str(known) != str(identify(copy))
 
 
 def test_two_fine_tunes_of_one_architecture_differ_in_every_layer_that_was_trained(copy, tiny_model):

@@ -131,7 +131,8 @@ def test_a_base_that_has_moved_is_named_and_everything_goes_on(world):
     assert read_run(RunPaths(world.root / "models", "what-if")).base_identity == sidecar["base_identity"]
     assert world.verify(**moved).text().startswith("base model: ok")
     assert world.verify().text().startswith("base model: not compared, since it is not on this machine")
-    world.train(num_communication_rounds=3, **moved)
+    resumed = train.run(TrainConfig.of(**world.options(num_communication_rounds=3, **moved)))
+    assert f"--model {world.moved}" in resumed.next_command
     assert world.verify(**moved).text().splitlines()[3].startswith("round 3: ok")
 
 
@@ -236,3 +237,11 @@ def test_a_loop_over_rounds_may_leave_the_folder_of_its_base(world, monkeypatch,
     os.chdir(tmp_path / "elsewhere")
     assert [each.number for each in resumed] == [3]
     assert list(tmp_path.glob("elsewhere/*")) == []
+
+
+@pytest.mark.thorough
+def test_a_worker_of_a_further_device_loads_the_base_where_it_lies_now(world):
+    whole = world.train(exp_name="whole", num_communication_rounds=3)
+    world.move()
+    run = world.train(base_model=str(world.moved), num_communication_rounds=3, device=None, devices="cpu,cpu")
+    assert sha256_of(run / "3" / "adapter_model.safetensors") == sha256_of(whole / "3" / "adapter_model.safetensors")

@@ -33,10 +33,7 @@ _MOST_HEADER = 100 << 20
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 
 _CONFIGURATION = ("config.json", "generation_config.json")
-_TOKENIZER = (
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "chat_template.json"),
-)
+_TOKENIZER = (*("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),)
 _VOCABULARY = ("vocab.json", "vocab.txt", "merges.txt", "tekken.json", "tiktoken.model", "*.model")
 """What a tokenizer is read from where there is no tokenizer.json."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -52,6 +49,8 @@ class BaseIdentity:
     configuration: str
     tokenizer: str
     weights: str = ""
+    code: str = ""
+    """Of modules beside the model; the hub's cache has them only where they were run."""
     every_byte: str = ""
     """Of the weights without sampling."""
 
@@ -68,7 +67,7 @@ class BaseIdentity:
 
     def __str__(self) -> str:
         """A short form for messages; the hash of every byte is no part of it."""
-        return sha256_of_json([self.configuration, self.tokenizer, self.weights])[:12]
+        return sha256_of_json([self.configuration, self.tokenizer, self.weights, self.code])[:12]
 
     def completed_by(self, other: BaseIdentity | None) -> BaseIdentity:
         """This identity, with what only the other one knows."""
@@ -118,9 +117,10 @@ def identify(folder: Path, *, every_byte: bool = False) -> BaseIdentity:
         files = _weight_files(folder)
         code = sorted(folder.glob("*.py"))
         return BaseIdentity(
-            configuration=_hash_texts([*(folder / name for name in _CONFIGURATION), *code]),
+            configuration=_hash_texts([folder / name for name in _CONFIGURATION]),
             tokenizer=_hash_texts(_tokenizer_files(folder)),
             weights=_hash_weights(files, whole=False),
+            code=_hash_texts(code) if code else "",
             every_byte=_hash_weights(files, whole=True) if every_byte else "",
         )
     except OSError as error:

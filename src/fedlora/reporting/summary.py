@@ -163,11 +163,15 @@ def base_names(experiments: Sequence[Experiment]) -> dict[str, str]:
     """Experiment -> what its base model is called: two have one name where their bases are the same by identity, or by
     the recorded name where some run has no identity."""
     names = {one.name: one.run["base_model"] for one in experiments}
-    known = {one.name: BaseIdentity.from_record(one.run.get("base_identity")) for one in experiments}
-    if not all(known.values()):
+    read = {one.name: BaseIdentity.from_record(one.run.get("base_identity")) for one in experiments}
+    known = {name: identity for name, identity in read.items() if identity is not None}
+    if len(known) < len(names):
         return names
-    first = {str(identity): names[name] for name, identity in reversed(known.items())}
-    return {name: f"{first[str(identity)]} {identity}" for name, identity in known.items()}
+    first = {
+        name: next(other for other in known if not known[other].differences(identity))
+        for name, identity in known.items()
+    }
+    return {name: f"{names[other]} {known[other]}" for name, other in first.items()}
 
 
 def _output_name(row: ModelRow) -> str:

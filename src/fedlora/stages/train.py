@@ -45,9 +45,11 @@ class TrainedRun(Result):
         """How the run answers the test rows that lie with its data; FILE where none is known."""
         config = self.config
         tests = known_test_rows(config.data_path, config.num_clients, has_share=bool(config.test_share))
+        recorded = read_run(self.paths)
         asked = {
             "exp_name": config.exp_name,
-            "of_subjects": ("all",) if read_run(self.paths).has_global_model is False else None,
+            "of_subjects": ("all",) if recorded.has_global_model is False else None,
+            "base_model": config.base_model if config.base_model != recorded.base_model else None,
             "test_file_path": tests or config.val_data_path or "FILE",
             "model_dir": config.model_dir,
         }
