@@ -1,6 +1,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from fedlora.llm.base_model import load_base_model
 from fedlora.llm.lora import LoraModel, LoraSpec, is_fan_in_fan_out
 from fedlora.llm.targets import find_targets
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -28,7 +29,7 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 2,
@@ -40,10 +41,17 @@ CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**SMALL),
     "mixtral": lambda: transformers.MixtralConfig(**SMALL, num_local_experts=2),
     "lfm2": lambda: transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
-    "llama4": lambda: transformers.Llama4TextConfig(**SMALL, head_dim=8, num_local_experts=2, intermediate_size_mlp=24),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **{**SMALL, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 24}
+    ),
     "phimoe": lambda: transformers.PhimoeConfig(**SMALL, num_local_experts=2),
     "falcon_h1": lambda: transformers.FalconH1Config(
-        **SMALL, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1
+        **{**SMALL, "head_dim": 8},
+        mamba_d_ssm=32,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        mamba_n_groups=1,
     ),
     "gemma3": lambda: transformers.Gemma3Config(
         text_config={**SMALL, "head_dim": 8}, vision_config=VISION, mm_tokens_per_image=4
@@ -339,7 +347,7 @@ def test_states_and_experts_of_other_models_are_planned_trained_and_answered_in_
 ):
     """Mamba's states are float32 in front of an output layer in bfloat16; kernels for experts mind their strides."""
     monkeypatch.chdir(tmp_path)
-    sizes = {**SMALL, "vocab_size": 259, "hidden_size": 32, "max_position_embeddings": 256}
+    sizes: dict[str, Any] = {**SMALL, "vocab_size": 259, "hidden_size": 32, "max_position_embeddings": 256}
     config = {
         "mamba": lambda: transformers.MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=1, state_size=4),
         "mixtral": lambda: transformers.MixtralConfig(**sizes, num_local_experts=4),
