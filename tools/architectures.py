@@ -69,7 +69,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
                 "glm",
                 "glm4",
             ),
-            *("glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe"),
+            *("glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granitemoe"),
             *("helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "inkling_text", "jetmoe", "llama", "mamba", "mbart"),
             *(
                 "minimax",
@@ -115,6 +115,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3_text": ("gemma3_text", SLIDING),
     "gpt_neo": ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
+    "granite": ("granite", {"logits_scaling": 4.0}),
     "granitemoehybrid": ("granitemoehybrid", HALF),
     "hy_v4": ("hy_v4", {**LATENT, "head_dim": 8, "qk_rope_head_dim": 8, "num_key_value_heads": 2}),
     "jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "layer_types": None}),

@@ -90,12 +90,12 @@ def check_answers(base: Any, own: Any) -> None:
         assert found == expected, f"answers to {len(rows)} rows: {found} is not {expected}"
 
 
-def generate_alone(model: Any, prompt: Sequence[int]) -> list[int]:
+def generate_alone(model: Any, prompt: Sequence[int], new_tokens: int = NEW_TOKENS) -> list[int]:
     """What transformers answers."""
     import torch
 
     ids = torch.tensor([prompt])
-    how = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "pad_token_id": 0}
+    how = {"do_sample": False, "max_new_tokens": new_tokens, "pad_token_id": 0}
     answer = model.generate(ids, attention_mask=torch.ones_like(ids), **how)[0, len(prompt) :].tolist()
     return answer[: answer.index(2)] if 2 in answer else answer
 

@@ -1,4 +1,4 @@
-"""Write the generated pages: methods (and the README's list of them), commands, exit codes, Python.
+"""Write the generated pages: methods (and the README's list of them), commands, exit codes, Python, base models.
 
     python tools/make_docs.py
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from models_page import make_models
 from python_page import make_python
 from reference_pages import make_commands, make_exit_codes
 
@@ -118,6 +119,7 @@ GENERATED = {
     REFERENCE / "commands.md": make_commands,
     REFERENCE / "exit-codes.md": make_exit_codes,
     REFERENCE / "python.md": make_python,
+    ROOT / "docs" / "models.md": make_models,
 }
 
 
