@@ -58,13 +58,13 @@ class LockedError(FedloraError):
 
 
 class JudgeError(FedloraError):
-    """The judge's endpoint refused the key, the model or the address."""
+    """The judge's endpoint refused the key, the model or the address, or too few samples got a verdict."""
 
     exit_code = 7
 
 
 class BudgetError(FedloraError):
-    """The limit on calls or on epsilon was reached before the work was done."""
+    """The limit on calls, cost or epsilon was reached before the work was done."""
 
     exit_code = 8
 

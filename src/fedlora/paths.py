@@ -182,6 +182,10 @@ class ResultPaths:
     def verdicts(self, name: OutputName) -> Path:
         return self._below_root(f"{name}_verdicts.jsonl")
 
+    def unusable_reply(self, name: OutputName) -> Path:
+        """The first reply of a run that could not be used, beside the verdicts."""
+        return self._below_root(f"{name}_unusable_reply.txt")
+
     def judge_lock(self, name: OutputName) -> Path:
         """Held while verdicts are asked for and stored."""
         return self._below_root(f".{name}_verdicts.lock")

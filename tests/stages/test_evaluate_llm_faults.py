@@ -156,7 +156,7 @@ def test_a_request_that_keeps_failing_ends_after_max_retries_and_counts_its_samp
         return fault if "task 2" in request.user else honest(request)
 
     with serve(script) as server:
-        result = run(server, batch_size=2, max_retries=3)
+        result = run(server, batch_size=2, max_retries=3, allow_partial=True)
         # three batches in two orders; both requests with task 2 are tried four times
         assert server.calls == 4 + 2 * 4
         assert result["failures_by_kind"] == {kind: 2}
@@ -184,7 +184,7 @@ def test_failures_between_answers_do_not_end_the_run() -> None:
         return error(503) if number % 2 else honest(request)
 
     with serve(script) as server:
-        result = run(server, batch_size=1, max_retries=0, concurrency=1)
+        result = run(server, batch_size=1, max_retries=0, concurrency=1, allow_partial=True)
     assert result["failures_by_kind"] == {"server_error": 8}
 
 
@@ -205,7 +205,7 @@ def test_a_third_of_all_requests_failing_costs_few_calls_and_hardly_a_verdict() 
     assert result["num_samples"] + result["eval_failures"] == 400
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 413])
 def test_a_refusal_for_good_ends_the_run_after_exactly_one_call(status: int) -> None:
     predictions(50)
     with serve(lambda request: error(status, "that will not do")) as server:
@@ -282,14 +282,15 @@ def test_a_redirect_ends_the_run_and_the_other_host_sees_nothing() -> None:
     [
         ("temperature", {"message": "Unsupported value: 'temperature' does not support 0", "param": "temperature"}),
         ("temperature", {"message": "temperature is not supported with this model"}),
-        ("response_format", {"message": "This model does not take json_schema"}),
+        ("response_format.json_schema", {"message": "This model does not take json_schema"}),
     ],
 )
 def test_a_parameter_that_the_model_refuses_is_dropped_once_and_noted(name: str, complaint: dict[str, Any]) -> None:
     predictions(8)
 
     def script(request: Request) -> Answer:
-        return error(400, **complaint) if name in request.body else honest(request)
+        refused = request.body.get("response_format", {}).get("type") == "json_schema" if "." in name else None
+        return error(400, **complaint) if (name in request.body or refused) else honest(request)
 
     with serve(script) as server:
         result = run(server, batch_size=2, concurrency=4)
@@ -303,7 +304,8 @@ def test_a_400_that_goes_on_after_the_parameter_was_dropped_ends_the_run() -> No
     with serve(lambda request: error(400, "temperature and response_format are not to my taste")) as server:
         with pytest.raises(JudgeError, match="to my taste"):
             run(server)
-        assert server.calls == 3
+        # whole, any object instead of the schema, without a format, without a temperature, without a system role
+        assert server.calls == 5
 
 
 def reply(change: Callable[[dict[str, Any]], Any]) -> Script:
@@ -326,9 +328,7 @@ BAD_ENTRIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "score true": lambda entry: {**entry, "score_a": True},
     "score null": lambda entry: {**entry, "score_a": None},
     "unknown verdict": lambda entry: {**entry, "verdict": "C"},
-    "verdict in small letters": lambda entry: {**entry, "verdict": "a"},
     "wrong keys": lambda entry: {"id": entry["id"], "a": 1, "b": 2, "winner": "A"},
-    "one key more": lambda entry: {**entry, "reason": "because"},
     "one key less": lambda entry: {key: entry[key] for key in ("id", "score_a", "score_b")},
     "left out": lambda entry: None,
     "a list": lambda entry: [entry],
@@ -341,7 +341,7 @@ BAD_ENTRIES: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_a_bad_entry_is_asked_again_alone_and_counted_when_it_stays_bad(change: Callable[[Any], Any]) -> None:
     predictions(3)
     with serve(reply(change)) as server:
-        result_or_error = run(server)
+        result_or_error = run(server, allow_partial=True)
         sizes = [len(request.samples) for request in server.requests]
     neighbour = change({"id": "s1", "score_a": 1, "score_b": 1, "verdict": "A"}) or {}
     doubled = isinstance(neighbour, dict) and neighbour.get("id") == "s2"
@@ -369,10 +369,14 @@ def test_one_repair_mends_a_reply_that_was_bad_once(change: Callable[[Any], Any]
     [
         "Answer A scores 90, answer B scores 10, so A wins.",
         'Sure! {"results": [{"id": "s1", "score_a": 90, "score_b": 10, "verdict": "A"}]}',
-        '```json\n{"results": [{"id": "s1", "score_a": 90, "score_b": 10, "verdict": "A"}]}\n```',
+        'So:\n```json\n{"results": [{"id": "s1", "score_a": 90, "score_b": 10, "verdict": "A"}]}\n```',
+        '```json\n{"results": [{"id": "s1", "score_a": 90, "score_b": 10, "verdict": "A"}]}\n```\nA wins.',
+        '<think>{"results": [{"id": "s1", "score_a": 90, "score_b": 10, "verdict": "A"}]}',
+        '<think>x</think>{"results": [{"id": "s1", "score_a": 90, "score_b": 10, "verdict": "A"}]}</think>{}',
+        '<think>it says <think></think>{"results": [{"id": "s1", "score_a": 90, "score_b": 10, "verdict": "A"}]}',
+        'x</think>{"results": [{"id": "s1", "score_a": 90, "score_b": 10, "verdict": "A"}]}',
         '[{"id": "s1", "score_a": 90, "score_b": 10, "verdict": "A"}]',
         '{"results": {"s1": {"score_a": 90, "score_b": 10, "verdict": "A"}}}',
-        '{"results": [{"id": "s1", "score_a": 90, "score_b": 10, "verdict": "A"}], "note": 1}',
         '{"results": [{"id": "s1", "score_a": 1, "score_a": 90, "score_b": 10, "verdict": "A"}]}',
         '{"results": [{"id": "s1", "score_a": NaN, "score_b": 10, "verdict": "A"}]}',
         '{"results": [{"id": "s1", "score_a": 90',
@@ -414,7 +418,7 @@ def test_replies_that_stay_cut_are_counted_as_truncated() -> None:
         return completion('{"results": [', finish_reason="length") if "task 1" in request.user else honest(request)
 
     with serve(script) as server:
-        result = run(server, batch_size=4)
+        result = run(server, batch_size=4, allow_partial=True)
     assert result["failures_by_kind"] == {"truncated": 2}
     assert result["num_samples"] == 3
 
@@ -435,12 +439,12 @@ def test_a_refusal_is_counted_and_costs_its_neighbours_nothing_more_than_half_a_
         return refusal if "task 3" in request.user else honest(request)
 
     with serve(script) as server:
-        result = run(server)
+        result = run(server, allow_partial=True)
         assert server.calls == 6
         assert result["failures_by_kind"] == {"refused": 2}
         assert result["num_samples"] == 2
         # a later run asks what is left, in batches of its own
-        result = run(server)
+        result = run(server, allow_partial=True)
     assert result["failures_by_kind"] == {"refused": 1}
 
 
@@ -452,7 +456,7 @@ def test_half_a_verdict_is_a_failure() -> None:
         return completion("no") if ours_first and "task 0" in request.user else honest(request)
 
     with serve(script) as server:
-        result = run(server, batch_size=1)
+        result = run(server, batch_size=1, allow_partial=True)
     assert stored() == 3
     assert (result["num_samples"], result["failures_by_kind"]) == (1, {"invalid": 1})
 

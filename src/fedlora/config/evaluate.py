@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
+import math
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from fedlora.config.reading import ReadingConfig
-from fedlora.config.schema import Config, Names, OptionalInt, flag
+from fedlora.config.schema import Config, Names, OptionalFloat, OptionalInt, Pairs, flag
 from fedlora.config.who import ROUNDS, WORDS, LastRound, Subjects, WhichRound, contract_words, refuse_both
 
 RougeTokenizer = Literal["ascii", "unicode"]
@@ -17,6 +20,21 @@ RougeTokenizer = Literal["ascii", "unicode"]
 _LAST = "the last that holds the predictions"
 _BASELINE = ("is_base_model", "is_global_model", "client_id")
 _MODEL_DIR = "root folder of all runs, where names of clients and the best round are looked up"
+
+
+_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
+_PRIVATE_NAMES = (".local", ".lan", ".internal", ".home.arpa")
+"""Endings that no public name has."""
+_LIKE_A_SECRET = re.compile(r"key|token|secret|password|signature|\bsig\b", re.IGNORECASE)
+
+
+def _is_private(host: str) -> bool:
+    """Whether a host is in a private network: by its address, or by a name that no public one has."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith(_PRIVATE_NAMES)
+    return address.is_private and not address.is_unspecified and not address.is_reserved
 
 
 class EvaluateRougeConfig(ReadingConfig):
@@ -94,9 +112,17 @@ class EvaluateLlmConfig(ReadingConfig):
     target_key: str = flag("output", "field of the reference answer; unless it is given, response is taken too")
     prediction_key: str = flag("answer", "field of the prediction")
     gpt_model: str = flag("gpt-4.1", "model that judges", everyday=True, min_length=1)
-    base_url: str = flag(
-        "https://api.openai.com/v1", "OpenAI-compatible endpoint; http:// only on this machine", everyday=True
+    allow_plain_http: bool = flag(
+        False,
+        "allow http:// to an address of a private network: the key and all rows travel there unencrypted, and others "
+        "on that network can read them",
     )
+    base_url: str = flag(
+        "https://api.openai.com/v1",
+        "OpenAI-compatible endpoint; http:// only on this machine, or with allow_plain_http",
+        everyday=True,
+    )
+    judge_query: Pairs = flag({}, "query after the address, such as api-version=2024-10-21", if_none="nothing")
     api_key_file: Path | None = flag(
         None, "file that holds the key", everyday=True, if_none="the environment has the key"
     )
@@ -104,6 +130,28 @@ class EvaluateLlmConfig(ReadingConfig):
     concurrency: int = flag(4, "requests in flight at once, 1 to 64", ge=1, le=64)
     max_calls: OptionalInt = flag(
         None, "most requests; with more to make, stop with exit code 8", everyday=True, ge=0, if_none="no limit"
+    )
+    max_cost: OptionalFloat = flag(
+        None,
+        "most that the requests may cost, in the currency of the prices; with more to make, stop with exit code 8",
+        everyday=True,
+        ge=0,
+        if_none="no limit",
+    )
+    judge_price_in: OptionalFloat = flag(
+        None, "price of a million tokens that the judge reads", ge=0, if_none="no cost is computed"
+    )
+    judge_price_out: OptionalFloat = flag(
+        None, "price of a million tokens that the judge writes", ge=0, if_none="no cost is computed"
+    )
+    judge_max_tokens: OptionalInt = flag(
+        None,
+        "most tokens of one reply, thoughts included",
+        ge=1,
+        if_none="with max_cost 4096 and 64 for each sample of a request, else the endpoint's own limit",
+    )
+    allow_partial: bool = flag(
+        False, "write a result of less than 95 % of the samples, and continue after replies that cannot be used"
     )
     max_retries: int = flag(5, "retries of one request on 429, 5xx and timeouts", ge=0, le=20)
     timeout_seconds: float = flag(120.0, "timeout of one request, in seconds", gt=0)
@@ -114,6 +162,14 @@ class EvaluateLlmConfig(ReadingConfig):
     def _one_way_to_say_who(self) -> EvaluateLlmConfig:
         refuse_both(self, "of_subjects", "proposed_file")
         refuse_both(self, "against_subjects", *_BASELINE)
+        return self
+
+    @model_validator(mode="after")
+    def _prices_of_a_limit(self) -> EvaluateLlmConfig:
+        if (self.judge_price_in is None) != (self.judge_price_out is None):
+            raise ValueError("give judge_price_in and judge_price_out, or neither")
+        if self.max_cost is not None and self.judge_price_in is None:
+            raise ValueError(f"max_cost={self.max_cost:g} needs judge_price_in and judge_price_out")
         return self
 
     @property
@@ -141,17 +197,39 @@ class EvaluateLlmConfig(ReadingConfig):
 
     @field_validator("base_url")
     @classmethod
-    def _safe_address(cls, value: str) -> str:
+    def _safe_address(cls, value: str, info: ValidationInfo) -> str:
         parts = urlsplit(value)
         # reading the port raises ValueError where it is none
         if not parts.hostname or parts.port == 0 or not value.isprintable():
             raise ValueError("needs a host, such as https://api.openai.com/v1")
-        loopback = parts.hostname in {"localhost", "127.0.0.1", "::1"}
+        may_be_plain = parts.hostname in _THIS_MACHINE or (
+            bool(info.data.get("allow_plain_http")) and _is_private(parts.hostname)
+        )
         if parts.username or parts.password:
             raise ValueError("no user name or password in the address; the key comes from the environment")
-        if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
-            raise ValueError("must be https://, or http:// to this machine: the key would travel in the clear")
+        if parts.query or parts.fragment:
+            raise ValueError("takes no query; give what stands after the ? with judge_query")
+        if parts.scheme != "https" and not (parts.scheme == "http" and may_be_plain):
+            raise ValueError(
+                "must be https://, or http:// to this machine: the key would travel in the clear; for an address of a "
+                "private network there is allow_plain_http"
+            )
         return value.rstrip("/")
+
+    @field_validator("judge_query")
+    @classmethod
+    def _no_secret_in_the_address(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if _LIKE_A_SECRET.search(name):
+                raise ValueError(f"{name}: addresses are logged on their way; the key comes from the environment")
+        return value
+
+    @field_validator("max_cost", "judge_price_in", "judge_price_out")
+    @classmethod
+    def _finite(cls, value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
 
     @field_validator("target_file", "api_key_file", mode="before")
     @classmethod

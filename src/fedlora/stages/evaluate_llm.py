@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
 from fedlora.config.evaluate import EvaluateLlmConfig
-from fedlora.console import Progress, say
+from fedlora.console import say
 from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.errors import BudgetError, JudgeError, LockedError, StorageError
-from fedlora.evaluation.judge.completion import complete
-from fedlora.evaluation.judge.key import load_key
+from fedlora.evaluation.judge.asking import Asked, JudgeEndpoint, Sleep
 from fedlora.evaluation.judge.protocol import ORDERS, PROMPT_VERSION, Question, Sample, make_question
 from fedlora.evaluation.judge.results import combine, describe_judges, pairs_table, results_parts, summarise
 from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
@@ -32,14 +30,12 @@ from fedlora.evaluation.judge.verdict_log import VerdictLog
 from fedlora.files import json_text, make_folder, read_json, write_json
 from fedlora.paths import ResultPaths
 from fedlora.plain_text import counted
-from fedlora.redaction import redacted_logs
 from fedlora.results import Result
 from fedlora.runs.judged_pairs import Pair, find_pairs, recorded_stem
 from fedlora.runs.subjects import find_share, report_command
 
-if TYPE_CHECKING:
-    from fedlora.evaluation.judge.client import Sleep
-    from fedlora.evaluation.judge.replies import FailureKind
+_ENOUGH = 0.95
+"""Share of the samples below which verdicts are no result: those that fail are rarely like the others."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +82,8 @@ class Judgements(Result):
 
     judgements: tuple[Judgement, ...]
     config: EvaluateLlmConfig
+    spent: Mapping[str, Any]
+    """Calls, tokens and cost of this call; a later one that finds all verdicts spends nothing."""
 
     @property
     def next_command(self) -> str:
@@ -103,13 +101,14 @@ class Judgements(Result):
         return pairs_table([(*one.names, one.record) for one in self.judgements]), *folders
 
     def as_dict(self) -> dict[str, Any]:
-        """Per pair who it is, the result file, and what that holds."""
+        """Per pair who it is, the result file, and what that holds; then what was spent."""
         return {
+            "spent": dict(self.spent),
             "judgements": [
                 {"of": of, "against": against, "file": str(one.file), "scores": dict(one.record)}
                 for one in self.judgements
                 for of, against in (one.names,)
-            ]
+            ],
         }
 
 
@@ -117,12 +116,12 @@ def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> Judgement
     """Judge every pair that `config` names and write its result.
 
     `sleep` waits between retries. Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the
-    endpoint refuses, or no sample got a verdict), BudgetError (max_calls), LockedError (another process asks); verdicts
-    and results up to then are kept.
+    endpoint refuses, or too few samples got a verdict), BudgetError (max_calls, max_cost), LockedError (another process
+    asks); verdicts and results up to then are kept.
     """
     comparisons = [_read_comparison(config, pair) for pair in find_pairs(config)]
     found: list[Judgement] = []
-    calls = 0
+    endpoint = JudgeEndpoint(config, sleep=sleep)
     for baseline in dict.fromkeys(comparison.pair.baseline for comparison in comparisons):
         target = ResultPaths(config.evaluation_dir, baseline.run, baseline.round_number)
         own = [comparison for comparison in comparisons if comparison.pair.baseline == baseline]
@@ -131,10 +130,10 @@ def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> Judgement
             if config.overwrite:
                 log.forget({question.key for one in own for pair in one.questions for question in pair})
             for comparison in own:
-                failures, calls = _ask_open_questions(config, comparison, log, sleep, calls)
-                result = _make_result(config, comparison, log, failures)
+                asked = _ask_open_questions(comparison, log, endpoint, target.unusable_reply(baseline.output))
+                result = _make_result(config, comparison, log, asked)
                 found.append(Judgement(comparison.pair, result, _write_result(config, comparison.pair, target, result)))
-    return Judgements(tuple(found), config)
+    return Judgements(tuple(found), config, endpoint.spending.as_dict())
 
 
 @contextlib.contextmanager
@@ -198,61 +197,34 @@ def _read_tests(config: EvaluateLlmConfig, pair: Pair) -> HeldOutRows | None:
 
 
 def _ask_open_questions(
-    config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, sleep: Sleep, calls: int
-) -> tuple[dict[str, FailureKind], int]:
-    """Ask what has no verdict yet; the kinds of the failures by question key, and the `calls` made up to now."""
+    comparison: _Comparison, log: VerdictLog, endpoint: JudgeEndpoint, unusable_file: Path
+) -> Asked:
+    """Ask what has no verdict yet."""
     waiting = comparison.open_questions(log)
+    samples = counted(len(comparison.samples), "sample")
     if not waiting:
-        say(
-            f"judge: all verdicts on {counted(len(comparison.samples), 'sample')} are stored in {log.path}; "
-            f"nothing to ask"
-        )
-        return {}, calls
-    key = load_key(config.api_key_file, os.environ)
-
-    # these bring in the client library, which takes a second
-    from fedlora.evaluation.judge.client import JudgeClient
-    from fedlora.evaluation.judge.judging import Judging, make_batches
-
-    batches, total = make_batches(waiting, config.batch_size), comparison.num_verdicts
-    say(_plan(config, comparison, len(waiting), len(batches)))
-
-    async def ask_all(progress: Progress) -> tuple[dict[str, FailureKind], int]:
-        async with JudgeClient(config, key, sleep=sleep, calls=calls) as client:
-            judging = Judging(client, log, seed=config.seed, advance=progress.advance)
-            try:
-                await judging.run(batches, config.concurrency)
-            finally:
-                say(f"judge: {counted(client.calls, 'call')} in this run")
-            return judging.failures, client.calls
-
+        say(f"judge: all verdicts on {samples} are stored in {log.path}; nothing to ask")
+        return Asked({})
     try:
-        with redacted_logs(), Progress("judge", total, "verdicts", done=total - len(waiting)) as progress:
-            return complete(ask_all(progress))
+        return endpoint.ask(waiting, log, of=samples, total=comparison.num_verdicts, unusable_file=unusable_file)
     except BudgetError as error:
-        left = f"{comparison.left(log)} of {counted(len(comparison.samples), 'sample')} are left"
-        hint = "verdicts so far are kept: run again, with a higher --max_calls if need be"
+        left = f"{comparison.left(log)} of {samples} are left"
+        hint = "verdicts so far are kept: run again, with a higher limit if need be"
         raise BudgetError(f"{error}; {left}", hint=hint) from None
 
 
-def _plan(config: EvaluateLlmConfig, comparison: _Comparison, waiting: int, requests: int) -> str:
-    address = urlsplit(config.base_url)
-    total = comparison.num_verdicts
-    text = (
-        f"judge: {counted(len(comparison.samples), 'sample')} in both orders, {total - waiting} of "
-        f"{counted(total, 'verdict')} stored; "
-        f"{counted(requests, 'request')} (more with repairs and retries) to {config.gpt_model} "
-        f"at {address.scheme}://{address.netloc}{address.path}"
-    )
-    if config.max_calls is not None and config.max_calls < requests:
-        text += f"; max_calls={config.max_calls} will end this run early"
-    return text
+def _too_few(judged: int, samples: int, by_kind: Mapping[str, int], asked: Asked) -> JudgeError:
+    reasons = ", ".join(f"{kind} {count}" for kind, count in by_kind.items())
+    what = "no sample got a verdict" if not judged else f"only {judged} of {counted(samples, 'sample')} got a verdict"
+    text = f"{what} ({reasons})"
+    if asked.file:
+        text += f"; the first reply that could not be used: {asked.unusable} ({asked.file})"
+    hint = "check --base_url and --gpt_model, or lower --batch_size; no result was written, verdicts so far are kept"
+    return JudgeError(text, hint=hint + ("; --allow_partial takes fewer" if judged else ""))
 
 
-def _make_result(
-    config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, failures: dict[str, FailureKind]
-) -> dict[str, Any]:
-    judged, verdicts, kinds = [], {}, []
+def _make_result(config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, asked: Asked) -> dict[str, Any]:
+    judged, verdicts, kinds, failures = [], {}, [], asked.failures
     for sample, pair in zip(comparison.samples, comparison.questions, strict=True):
         failed = [failures[question.key] for question in pair if question.key in failures]
         if failed:
@@ -263,10 +235,8 @@ def _make_result(
         judged.append(combine(sample.category, first, second))
         verdicts.update({first.key: first, second.key: second})
     by_kind = dict(sorted(Counter(kinds).items()))
-    if not judged:
-        reasons = ", ".join(f"{kind} {count}" for kind, count in by_kind.items())
-        hint = "check --base_url and --gpt_model, or lower --batch_size; no result was written"
-        raise JudgeError(f"no sample got a verdict ({reasons})", hint=hint)
+    if len(judged) < (_ENOUGH * len(comparison.samples) if not config.allow_partial else 1):
+        raise _too_few(len(judged), len(comparison.samples), by_kind, asked)
     return {
         **summarise(judged),
         "votes_per_sample": len(ORDERS),

@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
+from fedlora.evaluation.judge.opinions import Opinion, parse_reply
 from fedlora.evaluation.judge.protocol import (
     ORDERS,
     PROMPT_VERSION,
     RESPONSE_FORMAT,
-    Opinion,
     Order,
     Question,
     Sample,
     escape,
     make_question,
-    parse_reply,
     request_code,
     write_messages,
 )

@@ -1,6 +1,6 @@
-"""Calls to an OpenAI-compatible endpoint: retries that end, a hard limit on calls, and a guarded key.
+"""Calls to an OpenAI-compatible endpoint: retries that end, hard limits on calls and cost, and a guarded key.
 
-The library's own retries and redirects are off. Every request that leaves counts against the limit,
+The library's own retries and redirects are off. Every request that leaves counts against the limits,
 retries included; a redirect would carry the key to another host, so it ends the run. No exception of
 the library leaves this module: it holds the request, and with it the key.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
@@ -18,17 +19,11 @@ import openai
 from pydantic import SecretStr
 
 from fedlora.config.evaluate import EvaluateLlmConfig
-from fedlora.errors import BudgetError, JudgeError, UsageError
+from fedlora.errors import JudgeError, UsageError
+from fedlora.evaluation.judge.concessions import RequestShape
 from fedlora.evaluation.judge.key import Redactor
-from fedlora.evaluation.judge.protocol import RESPONSE_FORMAT
-from fedlora.evaluation.judge.replies import (
-    FailureKind,
-    Fault,
-    RefusedParameter,
-    Reply,
-    read_completion,
-    read_status,
-)
+from fedlora.evaluation.judge.replies import Fault, Refusal, Reply, read_completion, read_status
+from fedlora.evaluation.judge.spending import Spending, most_tokens
 from fedlora.seeds import derive_seed
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -43,33 +38,38 @@ class Halted(Exception):  # noqa: N818
 
 
 class JudgeClient:
-    """An asynchronous context manager around one endpoint.
-
-    `calls` counts the requests that left, those of earlier clients included; `dropped` names the parameters that the
-    endpoint refused.
-    """
+    """An asynchronous context manager around one endpoint; `shape` and `spending` are of the whole run."""
 
     def __init__(
-        self, config: EvaluateLlmConfig, key: SecretStr, *, sleep: Sleep = asyncio.sleep, calls: int = 0
+        self,
+        config: EvaluateLlmConfig,
+        key: SecretStr,
+        *,
+        shape: RequestShape,
+        spending: Spending,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self.calls = calls
-        self.dropped: list[str] = []
+        self.redactor = Redactor(key)
         self._config = config
-        self._redactor = Redactor(key)
         self._sleep = sleep
+        self._shape, self._spending = shape, spending
         self._halted = asyncio.Event()
-        self._parameters: dict[str, Any] = {"temperature": 0, "response_format": RESPONSE_FORMAT}
+        self._refused_first: JudgeError | None = None
         self._failed_in_a_row = 0
         address = urlsplit(config.base_url)
         self._host = address.netloc
-        # http:// is for this machine alone; a proxy from the environment would see the key in the clear
+        # http:// is for this machine or its network; a proxy from the environment would see the key in the clear
         client = _make_http_client(trust_env=address.scheme != "http")
+        secret = key.get_secret_value()
         self._openai = openai.AsyncOpenAI(
-            api_key=key.get_secret_value(),
+            api_key=secret,
             base_url=config.base_url,
             max_retries=0,
             timeout=config.timeout_seconds,
             http_client=client,
+            default_query=dict(config.judge_query),
+            # addresses that name a version of the interface, as Azure's do, take the key under this name
+            default_headers={"api-key": secret} if "api-version" in config.judge_query else None,
         )
 
     async def __aenter__(self) -> Self:
@@ -80,6 +80,11 @@ class JudgeClient:
     ) -> None:
         await self._openai.close()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known what the endpoint takes; until then requests go one by one."""
+        return self._shape.is_settled
+
     def halt(self) -> None:
         """Let requests in flight finish and start no other: every later or waiting `ask` raises Halted."""
         self._halted.set()
@@ -87,61 +92,77 @@ class JudgeClient:
     async def ask(self, messages: list[dict[str, str]]) -> Reply:
         """One reply, after at most `max_retries` retries.
 
-        Raises JudgeError where a retry cannot help, BudgetError when the limit on calls is reached.
+        Raises JudgeError where a retry cannot help, BudgetError when a limit is reached.
         """
         retries = 0
         while True:
-            outcome = await self._call(messages)
+            sent = self._shape.dropped
+            outcome = await self._call(self._shape.write(messages))
             if isinstance(outcome, JudgeError):
                 raise outcome
             if isinstance(outcome, Reply):
+                self._shape.accept(sent)
+                self._refused_first = None
                 self._failed_in_a_row = 0
-                return outcome
-            if isinstance(outcome, RefusedParameter):
-                self._drop(outcome.name)
-                continue
+                return replace(outcome, dropped=tuple(sorted(sent)))
+            if isinstance(outcome, Refusal):
+                if self._try_without(outcome, sent):
+                    continue
+                outcome = outcome.otherwise
+            if isinstance(outcome, JudgeError):
+                raise self._refused_first or outcome
             if retries == self._config.max_retries:
-                return self._give_up(outcome.kind)
+                return self._give_up(outcome)
             await self._pause(self._backoff(retries) if outcome.wait is None else outcome.wait)
             retries += 1
 
-    async def _call(self, messages: list[dict[str, str]]) -> Reply | Fault | RefusedParameter | JudgeError:
+    async def _call(self, request: dict[str, Any]) -> Reply | Fault | Refusal | JudgeError:
+        set_aside = await self._spending.find_room(most_tokens(request))
         if self._halted.is_set():
             raise Halted
-        limit = self._config.max_calls
-        if limit is not None and self.calls >= limit:
-            raise BudgetError(f"the limit of max_calls={limit} is reached")
-        self.calls += 1
-        sent = dict(self._parameters)
+        self._spending.begin(set_aside)
+        outcome: Reply | Fault | Refusal | JudgeError | None = None
+        try:
+            outcome = await self._send(request)
+        finally:
+            usage = outcome.usage if isinstance(outcome, Reply) else None
+            # what ended without an answer that could be read may still have been answered
+            answered = isinstance(outcome, Reply) and bool(outcome.text or outcome.failure == "truncated")
+            lost = outcome is None or (isinstance(outcome, Fault) and outcome.may_be_charged)
+            self._spending.end(set_aside, usage, may_be_charged=answered or lost)
+        return outcome
+
+    async def _send(self, request: dict[str, Any]) -> Reply | Fault | Refusal | JudgeError:
         create = self._openai.chat.completions.with_raw_response.create
         try:
             # the library's timeout is per read: a server that drips one byte at a time would hold us for ever
             async with asyncio.timeout(self._config.timeout_seconds):
-                raw = await create(model=self._config.gpt_model, messages=cast(Any, messages), **sent)
-            return read_completion(raw.http_response.content, self._redactor)
+                raw = await create(model=self._config.gpt_model, **cast(Any, request))
+            return read_completion(raw.http_response.content, self.redactor)
         except (TimeoutError, openai.APITimeoutError):
-            return Fault("timeout")
+            return Fault("timeout", may_be_charged=True)
         except openai.APIConnectionError:
-            return Fault("connection")
+            return Fault("connection", may_be_charged=True)
         except openai.APIStatusError as error:
-            return read_status(error, sent, self._host, self._redactor)
+            return read_status(error, self._host, self.redactor)
 
-    def _drop(self, name: str) -> None:
-        # a request that left before the first refusal came back may report the same parameter again
-        if self._parameters.pop(name, None) is not None:
-            self.dropped.append(name)
+    def _try_without(self, refusal: Refusal, sent: frozenset[str]) -> bool:
+        if isinstance(refusal.otherwise, JudgeError):
+            self._refused_first = self._refused_first or refusal.otherwise
+        return self._shape.refuse(refusal.complaint, sent, named_only=isinstance(refusal.otherwise, Fault))
 
-    def _give_up(self, kind: FailureKind) -> Reply:
+    def _give_up(self, fault: Fault) -> Reply:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= _GIVE_UP_AFTER:
-            what = f"{self._host} failed {_GIVE_UP_AFTER} requests in a row, each with all its retries ({kind} at last)"
+            last = f"{fault.kind} at last{f': {fault.reason}' if fault.reason else ''}"
+            what = f"{self._host} failed {_GIVE_UP_AFTER} requests in a row, each with all its retries ({last})"
             raise JudgeError(what, hint="check --base_url, or run again later; verdicts so far are kept")
-        return Reply(failure=kind)
+        return Reply(failure=fault.kind)
 
     def _backoff(self, retries: int) -> float:
         """Seconds before the next retry: doubling, with a jitter of half."""
         longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2**retries)
-        jitter = derive_seed(self._config.seed, "judge backoff", self.calls) / 2**63
+        jitter = derive_seed(self._config.seed, "judge backoff", self._spending.calls) / 2**63
         return longest * (0.5 + 0.5 * jitter)
 
     async def _pause(self, seconds: float) -> None:

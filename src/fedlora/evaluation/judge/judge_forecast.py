@@ -10,8 +10,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fedlora.evaluation.judge.protocol import ORDERS, make_question, request_code, write_messages
+from fedlora.evaluation.judge.protocol import ORDERS, Question, make_question, request_code, write_messages
+from fedlora.evaluation.judge.replies import Usage
 from fedlora.evaluation.judge.samples import make_sample
+from fedlora.evaluation.judge.spending import Prices
 from fedlora.rows import Row
 
 
@@ -26,7 +28,7 @@ class JudgeForecast:
 
     def cost(self, price_in: float, price_out: float) -> float:
         """In the currency of the prices, which are for a million tokens."""
-        return (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
+        return Prices(price_in, price_out).of(Usage(self.tokens_in, self.tokens_out))
 
 
 def forecast_judging(
@@ -39,13 +41,14 @@ def forecast_judging(
     samples = [make_sample(number, row, row, row.output) for number, row in enumerate(rows, start=1)]
     every = [make_question(sample, order, judge=judge, host="") for sample in samples for order in ORDERS]
     batches = make_batches(list({question.key: question for question in every}.values()), batch_size)
+    usage = forecast_requests(batches, seed=seed, count_tokens=count_tokens)
+    return JudgeForecast(len(samples), len(batches), usage.tokens_in, usage.tokens_out)
+
+
+def forecast_requests(batches: Sequence[Sequence[Question]], *, seed: int, count_tokens: Callable[[str], int]) -> Usage:
+    """Tokens of one request for each batch, and of replies of the usual size."""
     asked = [message["content"] for batch in batches for message in write_messages(batch, request_code(batch, seed, 0))]
-    return JudgeForecast(
-        num_samples=len(samples),
-        num_calls=len(batches),
-        tokens_in=sum(map(count_tokens, asked)),
-        tokens_out=sum(count_tokens(_reply(len(batch))) for batch in batches),
-    )
+    return Usage(sum(map(count_tokens, asked)), sum(count_tokens(_reply(len(batch))) for batch in batches))
 
 
 def _reply(num_samples: int) -> str:

@@ -57,7 +57,12 @@ class Redactor:
 
     def clean(self, text: str, limit: int = 300) -> str:
         """`text` on one line of at most `limit` characters. The key goes first: no part of it survives the cut."""
+        return printable(" ".join(self._without_key(text).split()))[:limit]
+
+    def keep(self, text: str, limit: int = 20_000) -> str:
+        """`text` for a file: as it stands but for the key and control characters, cut after `limit` characters."""
+        return printable(self._without_key(text))[:limit]
+
+    def _without_key(self, text: str) -> str:
         key = self._key.get_secret_value()
-        if len(key) >= SHORTEST_SECRET:
-            text = text.replace(key, "[key]")
-        return printable(" ".join(text.split()))[:limit]
+        return text.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else text

@@ -1,8 +1,7 @@
-"""The judge's protocol: what is asked of the model, and what counts as an answer.
+"""The judge's protocol: what is asked of the model. `opinions.py` has what counts as an answer.
 
-Pure text in, pure values out. Answers under judgement are hostile input: they stand between markers
-that carry a code made for this one request, marker-like text in them is escaped, and a reply is
-accepted only when it is exactly the JSON that was asked for. Nothing is ever fished out of prose.
+Pure values in, pure text out. Answers under judgement are hostile input: they stand between markers
+that carry a code made for this one request, and marker-like text in them is escaped.
 That lowers the risk of an answer talking to the judge; it does not remove it, which is why every
 sample is asked in both orders.
 """
@@ -14,9 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any, Literal
 
 from fedlora.rows import Turn
 from fedlora.seeds import derive_seed
@@ -118,17 +115,6 @@ class Question:
     key: str
 
 
-class Opinion(BaseModel):
-    """What the judge says about one sample of a request."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    id: str
-    score_a: int = Field(ge=1, le=100)
-    score_b: int = Field(ge=1, le=100)
-    verdict: Verdict
-
-
 def make_question(sample: Sample, order: Order, *, judge: str, host: str) -> Question:
     """A question whose key is a hash of all that its verdict depends on: judge, host, wording, content, order."""
     content = [judge, host, PROMPT_VERSION, order, sample.instruction, sample.input, sample.reference]
@@ -174,48 +160,6 @@ def _write_sample(name: str, question: Question, code: str) -> str:
 def escape(text: str) -> str:
     """`text` with everything that looks like the start of a marker broken up."""
     return _MARKER_LIKE.sub(lambda match: "".join("\\" + char for char in match.group()), text)
-
-
-def parse_reply(text: str, questions: Sequence[Question]) -> dict[str, Opinion]:
-    """Opinions by question key; a question whose entry is missing, doubled or malformed is left out.
-
-    One bad entry does not spoil the others of the same reply; text that is not the object spoils all.
-    """
-    try:
-        reply = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(reply, dict) or set(reply) != {"results"} or not isinstance(reply["results"], list):
-        return {}
-    claims: dict[str, list[Any]] = {}
-    for entry in reply["results"]:
-        if isinstance(entry, dict) and isinstance(entry.get("id"), str):
-            claims.setdefault(entry["id"], []).append(entry)
-    opinions = {}
-    for number, question in enumerate(questions, start=1):
-        entries = claims.get(f"s{number}", [])
-        opinion = _parse_entry(entries[0]) if len(entries) == 1 else None
-        if opinion is not None:
-            opinions[question.key] = opinion
-    return opinions
-
-
-def _parse_entry(entry: Any) -> Opinion | None:
-    try:
-        return Opinion.model_validate(entry)
-    except ValidationError:
-        return None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("a key is given twice")
-    return result
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _digest(value: Any) -> str:

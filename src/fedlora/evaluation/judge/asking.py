@@ -1,0 +1,110 @@
+"""Asking a judge behind an endpoint what has no verdict yet: forecast, limits, and what a run learns on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from fedlora.config.evaluate import EvaluateLlmConfig
+from fedlora.console import Progress, say
+from fedlora.evaluation.judge.completion import complete
+from fedlora.evaluation.judge.concessions import RequestShape
+from fedlora.evaluation.judge.judge_forecast import forecast_requests
+from fedlora.evaluation.judge.key import load_key
+from fedlora.evaluation.judge.protocol import Question
+from fedlora.evaluation.judge.spending import Prices, Spending
+from fedlora.evaluation.judge.verdict_log import VerdictLog
+from fedlora.plain_text import counted
+from fedlora.redaction import redacted_logs
+
+if TYPE_CHECKING:
+    from fedlora.evaluation.judge.replies import FailureKind
+
+Sleep = Callable[[float], Awaitable[None]]
+
+_LEAST_REPLY, _PER_SAMPLE = 4096, 64
+"""Tokens that a reply may have where the cost is limited: thoughts, and an entry for each sample."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Why questions got no verdict, by key; of the replies that could not be used the first, and its file."""
+
+    failures: Mapping[str, FailureKind]
+    unusable: str = ""
+    file: Path | None = None
+
+
+class JudgeEndpoint:
+    """One endpoint during one command: what it does not take, and what was spent, over all pairs."""
+
+    def __init__(self, config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> None:
+        self._config = config
+        self._sleep = sleep
+        self._shape = RequestShape(_most_tokens(config))
+        self.spending = Spending(max_calls=config.max_calls, prices=_prices(config), max_cost=config.max_cost)
+
+    def ask(self, questions: Sequence[Question], log: VerdictLog, *, of: str, total: int, unusable_file: Path) -> Asked:
+        """Ask `questions`, which are some of `total` on what `of` says; verdicts go to `log`.
+
+        Raises UsageError (key), JudgeError (the endpoint refuses), BudgetError (max_calls, max_cost).
+        """
+        config = self._config
+        key = load_key(config.api_key_file, os.environ)
+
+        # these bring in the client library, which takes a second
+        from fedlora.evaluation.judge.client import JudgeClient
+        from fedlora.evaluation.judge.judging import Judging, Unusable, make_batches
+
+        batches = make_batches(questions, config.batch_size)
+        say(f"judge: {of} in both orders, {self._plan(batches, len(questions), total)}")
+        has_verdicts = len(questions) < total
+        unusable = Unusable(unusable_file, goes_on=config.allow_partial, has_verdicts=has_verdicts)
+
+        async def ask_all(progress: Progress) -> dict[str, FailureKind]:
+            client = JudgeClient(config, key, shape=self._shape, spending=self.spending, sleep=self._sleep)
+            async with client:
+                judging = Judging(client, log, unusable, seed=config.seed, advance=progress.advance)
+                try:
+                    await judging.run(batches, config.concurrency)
+                finally:
+                    say(f"judge: {self.spending.text()}")
+                return judging.failures
+
+        with redacted_logs(), Progress("judge", total, "verdicts", done=total - len(questions)) as progress:
+            failures = complete(ask_all(progress))
+        return Asked(failures, unusable.first, unusable.file if unusable.first else None)
+
+    def _plan(self, batches: Sequence[Sequence[Question]], waiting: int, total: int) -> str:
+        config = self._config
+        address = urlsplit(config.base_url)
+        # of most texts a token has about four bytes; the judge's own tokenizer is not here
+        usage = forecast_requests(batches, seed=config.seed, count_tokens=lambda text: len(text.encode()) // 4)
+        text = (
+            f"{total - waiting} of {counted(total, 'verdict')} stored; "
+            f"{counted(len(batches), 'request')} (more with repairs and retries) to {config.gpt_model} "
+            f"at {address.scheme}://{address.netloc}{address.path}, "
+            f"about {usage.tokens_in:,} tokens in and {usage.tokens_out:,} out"
+        )
+        if self.spending.prices:
+            text += f": about {self.spending.prices.of(usage):.2f} in the currency of the prices"
+        if config.max_calls is not None and config.max_calls < len(batches):
+            text += f"; max_calls={config.max_calls} will end this run early"
+        return text
+
+
+def _prices(config: EvaluateLlmConfig) -> Prices | None:
+    if config.judge_price_in is None or config.judge_price_out is None:
+        return None
+    return Prices(config.judge_price_in, config.judge_price_out)
+
+
+def _most_tokens(config: EvaluateLlmConfig) -> int | None:
+    if config.judge_max_tokens is None and config.max_cost is not None:
+        return _LEAST_REPLY + _PER_SAMPLE * config.batch_size
+    return config.judge_max_tokens
