@@ -1,4 +1,4 @@
-"""Asking a judge behind an endpoint what has no verdict yet: forecast, limits, and what a run learns on the way."""
+"""Asking a judge at an endpoint what has no verdict yet: forecast, limits, and what a run learns on the way."""
 
 from __future__ import annotations
 

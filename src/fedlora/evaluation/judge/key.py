@@ -60,7 +60,7 @@ class Redactor:
         return printable(" ".join(self._without_key(text).split()))[:limit]
 
     def keep(self, text: str, limit: int = 20_000) -> str:
-        """`text` for a file: as it stands but for the key and control characters, cut after `limit` characters."""
+        """`text` for a file: without the key and control characters, cut after `limit` characters."""
         return printable(self._without_key(text))[:limit]
 
     def _without_key(self, text: str) -> str:
