@@ -109,6 +109,7 @@ def test_a_run_resumes_on_the_same_base_under_another_spelling(world, spelling, 
             assert sha256_of(run / number / name) == sha256_of(whole / number / name)
     recorded = read_run(RunPaths(world.root / "models", "run"))
     assert (recorded.base_model, recorded.config["base_model"]) == ("./base", "./base")
+    assert recorded.base_identity == read_run(RunPaths(world.root / "models", "whole")).base_identity is not None
     assert len({json.loads((run / str(n) / "manifest.json").read_text())["config_sha256"] for n in (1, 2, 3)}) == 1
 
 
@@ -144,7 +145,8 @@ def test_answers_of_the_same_base_elsewhere_are_not_answered_twice(world, capsys
     assert capsys.readouterr().err.count("already answered with these settings") == 2
 
 
-def test_another_base_under_the_same_name_is_refused_with_both_identities(world):
+def test_another_base_under_the_same_name_is_refused_with_both_identities(world, monkeypatch):
+    monkeypatch.setattr("fedlora.llm.base_model._load", lambda *_: pytest.fail("it was loaded"))
     known = recorded_base.RecordedBase.of(read_run(RunPaths(world.root / "models", "run"))).identity
     world.replace()
     found = recorded_base.find_identity("base")
