@@ -162,3 +162,22 @@ def test_a_template_without_room_is_refused_before_anything_is_encoded(read):
         file.write_text(json.dumps([{**row, "input": ""} for row in json.loads(file.read_text())]))
     read(template="alpaca", cutoff_len=150)
     assert read.encoded == 0
+
+
+def test_rows_that_a_template_has_no_place_for_are_named_with_file_and_row(read):
+    rows = json.loads(read.files[2].read_text())
+    rows[1]["history"] = [["before", "answered"]]
+    read.files[2].write_text(json.dumps(rows))
+    with pytest.raises(UsageError, match=f"{read.files[2]}: row 2: the alpaca template has no place") as refused:
+        read(template="alpaca")
+    assert "chat" in refused.value.hint
+    assert read.encoded == 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"test_share": 0.3}])
+def test_a_row_that_no_encoder_can_take_is_named_with_its_file(read, changes):
+    rows = json.loads(read.files[0].read_text())
+    rows[3]["instruction"] = "odd <|im_end|>" + "".join(map(chr, range(0xFDD0, 0xFDF0)))
+    read.files[0].write_text(json.dumps(rows))
+    with pytest.raises(UsageError, match=rf"(?s){read.files[0]}: a row holds control text .*\n    odd <"):
+        read(**changes).training(0)

@@ -170,6 +170,26 @@ def test_keyword_arguments_reach_the_template(tokenizer):
     assert text.endswith("assistant\n<think>\n\n</think>\n\n[[b<|im_end|>]]")
 
 
+def test_a_keyword_argument_that_a_template_does_not_use_is_refused_with_the_nearest_name(tokenizer):
+    for name, hint in (("enable_thinkin", "enable_thinking"), ("add_generation_prompt", "variable"), ("x", "variable")):
+        with pytest.raises(UsageError, match=f"template_kwargs: .*own.jinja takes no '{name}'") as refused:
+            encoder_of(tokenizer, THINKING, kwargs={name: False})
+        assert hint in refused.value.hint
+    with pytest.raises(UsageError, match="template_kwargs: the template alpaca"):
+        PromptEncoder(tokenizer, PromptSettings("alpaca", kwargs={"enable_thinking": False}))
+
+
+def test_an_error_of_a_template_shows_the_row_and_the_name_of_the_template(tokenizer):
+    encoder = encoder_of(
+        tokenizer, "{% if messages[0].content == 'b' %}{{ raise_exception('no b') }}{% endif %}" + CHATML
+    )
+    rows = [Row(text, "", "reply", "") for text in "abc"]
+    with pytest.raises(UsageError, match=r"(?s)own.jinja refuses a conversation: .*no b\n    b$"):
+        list(encoder.encode(rows, cutoff=512))
+    with pytest.raises(UsageError, match=r"(?s)no b\n    b$"):
+        encoder.question(rows[1], cutoff=512, context=None, max_new_tokens=4)
+
+
 def test_a_template_that_asks_for_today_gets_the_date_of_the_settings(tokenizer):
     assert shown(tokenizer, DATED, Row("a", "", "b", "")).startswith("Today is 26 Jul 2024.\n<|im_start|>")
     assert shown(tokenizer, DATED, Row("a", "", "b", ""), date="2026-01-31").startswith("Today is 31 Jan 2026.\n")

@@ -69,11 +69,12 @@ class ClientFacts:
 
 @dataclass(frozen=True)
 class ClientFile:
-    """A client's file, and what it held when the run began; `shapes` are what its examples ask of a template."""
+    """A client's file, and what it held when the run began; `shapes` are what its examples ask of a template, each with
+    its first row, counted from 1."""
 
     path: Path
     facts: ClientFacts
-    shapes: frozenset[PromptShape] = frozenset()
+    shapes: Mapping[PromptShape, int] = field(default_factory=dict)
 
 
 class FieldsReport:
@@ -151,7 +152,7 @@ def _read_file(
     on_fields: Callable[[RowFields], None],
 ) -> ClientFile:
     digest, skipped = hashlib.sha256(), 0
-    shapes: set[PromptShape] = set()
+    shapes: dict[PromptShape, int] = {}
 
     def skip(message: str) -> None:
         nonlocal skipped
@@ -164,7 +165,8 @@ def _read_file(
     reading = {"rules": config.read_rules, "on_skip": skip, "digest": digest, "on_fields": on_fields}
     for row in iter_rows(path, may_be_empty=True, **reading):
         rows.append(row.category if row.output.strip() else None)
-        shapes |= {row.shape} if row.output.strip() else set()
+        if row.output.strip():
+            shapes.setdefault(row.shape, len(rows))
         if config.test_share:
             prompts.append(prompt_key(row))
         if on_row is not None:
@@ -183,7 +185,7 @@ def _read_file(
         categories=dict(sorted(Counter(labelled).items())),
         num_test=len(split.test),
     )
-    return ClientFile(path, facts, frozenset(shapes))
+    return ClientFile(path, facts, shapes)
 
 
 def _check_split(split: Split[str | None], path: Path, config: TrainConfig) -> None:

@@ -20,7 +20,7 @@ from fedlora.data.records import iter_rows
 from fedlora.errors import DataError, UsageError
 from fedlora.llm.examples import Encoder, Example, ExampleSet, encode_rows
 from fedlora.llm.token_files import TokenFiles, fingerprint_tokenizer
-from fedlora.rows import Row
+from fedlora.rows import PromptShape, Row
 from fedlora.types import ClientId
 
 
@@ -41,8 +41,13 @@ class ClientExamples:
         self.config = config
         self.tokens = tokens
         self._tokenizer = fingerprint_tokenizer(encoder.tokenizer)
-        for shape in sorted({shape for file in clients.values() for shape in file.shapes}):
-            encoder.check(shape, cutoff=config.cutoff_len, train_on=config.trained_tokens)
+        found: dict[PromptShape, str] = {}
+        for file in clients.values():
+            for shape, row in file.shapes.items():
+                found.setdefault(shape, f"{file.path}: row {row}")
+        for shape, place in sorted(found.items()):
+            with _at(place):
+                encoder.check(shape, cutoff=config.cutoff_len, train_on=config.trained_tokens)
 
     @property
     def names(self) -> dict[ClientId, str]:
@@ -83,7 +88,8 @@ class ClientExamples:
         key = self._key(client_id)
         found = self.tokens.load(key) if self.tokens else None
         if found is None:
-            found = self._encode(client_id)
+            with _at(str(self.files[client_id].path)):
+                found = self._encode(client_id)
             if self.tokens:
                 self.tokens.save(key, *found)
         training, _ = found
@@ -150,3 +156,12 @@ class ClientExamples:
         settings = [self.encoder.settings.record(), config.cutoff_len, config.trained_tokens, config.measured_tokens]
         drawn += ["test_share", config.test_share, config.seed] if config.test_share else []
         return [digest, self._tokenizer, *settings, *drawn, *sorted(config.read_rules.record().items())]
+
+
+@contextlib.contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Adds the place to the error of rows that the template or the tokenizer cannot take."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}", hint=error.hint) from error

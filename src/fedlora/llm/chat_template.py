@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from fedlora.config.prompting import PromptSettings
 from fedlora.errors import UsageError
+from fedlora.nearest import suggest
 from fedlora.rows import Turn
 
 _USER, _REPLY, _SYSTEM = "fedlora7question3mark", "fedlora7reply3mark", "fedlora7system3mark"
 _OTHER_DATE = "1999-12-31"
 _DATE_FORMAT = re.compile(r"""(["'])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
+_WORD = re.compile(r"\w+")
 _CALENDAR = (
     "{% macro strftime_now(format) %}{{ fedlora_dates[format] if format in fedlora_dates else "
     "raise_exception('strftime_now takes a literal format') }}{% endmacro %}{{ '' }}"
@@ -28,22 +31,24 @@ _CALENDAR = (
 class ChatTemplate:
     """One template of one tokenizer, with its keyword arguments and its date."""
 
-    def __init__(
-        self, tokenizer: Any, text: str, kwargs: Mapping[str, Any], date: str, controls: Sequence[str]
-    ) -> None:
-        """`text` is empty for the tokenizer's own template, `controls` are the texts of the tokenizer's added tokens.
+    def __init__(self, tokenizer: Any, settings: PromptSettings, controls: Sequence[str]) -> None:
+        """`controls` are the texts of the tokenizer's added tokens.
 
-        UsageError for a tokenizer without a template, and for a template that drops a turn.
+        UsageError for a tokenizer without a template, for a template that drops a turn, and for a keyword argument
+        that the template does not use.
         """
+        text = settings.text
         if not text and not getattr(tokenizer, "chat_template", None):
             raise UsageError(
                 "this tokenizer has no chat template", hint="use --prompt_template alpaca, or a Jinja file"
             )
         self.tokenizer = tokenizer
         self.source: str = text or tokenizer.get_chat_template()
-        self.kwargs = dict(kwargs)
-        self.date = date
+        self.kwargs = dict(settings.kwargs)
+        self.date = settings.date
         self.controls = controls
+        self._called = f"the chat template {settings.template}" if text else "the chat template"
+        self._check_kwargs()
         self._check_turns()
 
     def render(self, conversations: Sequence[Sequence[Turn]], *, asks: bool) -> list[str]:
@@ -74,7 +79,7 @@ class ChatTemplate:
         """A rendered conversation up to the end of its last reply."""
         if not text.endswith(self.suffix):
             raise UsageError(
-                "the chat template ends this conversation in another way than a short one",
+                f"{self._called} ends this conversation in another way than a short one",
                 hint="use a template whose replies all end alike",
             )
         return text[: len(text) - len(self.suffix)] + self.end
@@ -137,12 +142,20 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program: it can fail in any way
             raise UsageError(
-                f"the chat template refuses a conversation: {type(error).__name__}: {error}",
+                f"{self._called} refuses a conversation: {type(error).__name__}: {error}",
                 hint="use another template, or change --template_kwargs",
             ) from error
+
+    def _check_kwargs(self) -> None:
+        words = set(_WORD.findall(self.source)) - {"messages", "add_generation_prompt"}
+        for name in self.kwargs.keys() - words:
+            raise UsageError(
+                f"template_kwargs: {self._called} takes no {name!r}",
+                hint=suggest(name, words) or "give the name of a variable that the template reads",
+            )
 
     def _check_turns(self) -> None:
         rendered = self._once([Turn("user", _USER), Turn("assistant", _REPLY)])
         if _USER not in rendered or _REPLY not in rendered:
             lost = "user" if _USER not in rendered else "assistant"
-            raise UsageError(f"the chat template drops the {lost}'s message", hint="use --prompt_template alpaca")
+            raise UsageError(f"{self._called} drops the {lost}'s message", hint="use --prompt_template alpaca")

@@ -18,7 +18,7 @@ from fedlora.console import say
 from fedlora.errors import UsageError
 from fedlora.llm.chat_template import ChatTemplate
 from fedlora.llm.ends import Ends
-from fedlora.llm.row_text import HEADINGS, RowWriter, Written
+from fedlora.llm.row_text import HEADINGS, RowWriter, Written, show_error
 from fedlora.llm.text_ids import TextEncoder
 from fedlora.rows import PromptShape, Row, Turn
 
@@ -72,8 +72,9 @@ class PromptEncoder:
         self.text = TextEncoder(tokenizer)
         self.chat: ChatTemplate | None = None
         if self.template != ALPACA:
-            given = self.settings
-            self.chat = ChatTemplate(tokenizer, given.text, given.kwargs, given.date, list(self.text.controls))
+            self.chat = ChatTemplate(tokenizer, self.settings, list(self.text.controls))
+        elif self.settings.kwargs:
+            raise UsageError(f"template_kwargs: the template {ALPACA} takes none", hint="leave them out")
         self.writer = RowWriter(self.text, self.chat)
         if tokenizer.eos_token_id is None and not (self.chat and self.chat.end):
             raise UsageError("this tokenizer has no end-of-sequence token", hint="choose another base model")
@@ -109,8 +110,7 @@ class PromptEncoder:
         """
         waiting = iter(rows)
         while chunk := list(islice(waiting, CHUNK)):
-            written = self.writer.write(chunk, train_on)
-            for row, text, ids in zip(chunk, written, self._encode_written(written), strict=True):
+            for row, text, ids in self._encode_chunk(chunk, train_on):
                 yield self._fit_row(row, text, ids, cutoff, train_on)
 
     def question(self, row: Row, *, cutoff: int, context: int | None, max_new_tokens: int) -> FittedPrompt:
@@ -121,7 +121,10 @@ class PromptEncoder:
         is promised at most half. Raises UsageError when the template alone takes more.
         """
         room = cutoff if context is None else min(cutoff, max(context - max_new_tokens, context - context // 2))
-        whole = self._prompt(row)
+        try:
+            whole = self._prompt(row)
+        except UsageError as error:
+            raise show_error(row, error) from error
         _, ids = self._fit(row, whole, room)
         if len(ids) > room:
             raise UsageError(
@@ -144,7 +147,8 @@ class PromptEncoder:
                 f"{reason}, so earlier replies cannot be trained on as they are asked for",
                 hint="give --train_on last to train on the last reply of a conversation, or another template",
             )
-        list(self.encode([row], cutoff=cutoff, train_on=train_on))
+        (written,) = self.writer.write([row], train_on)
+        self._fit_row(row, written, self._encode_written([written])[0], cutoff, train_on)
         if shape.has_system and self.chat and not self.chat.takes_system:
             say("the template has no system turn: a system turn is put in front of the first user turn")
 
@@ -167,6 +171,19 @@ class PromptEncoder:
                     parts.append((str(self.tokenizer.decode(ids, skip_special_tokens=False)), is_trained))
             at = end
         return parts
+
+    def _encode_chunk(self, rows: Sequence[Row], train_on: TrainOn) -> Iterator[tuple[Row, Written, _Ids]]:
+        """Rows as text and as ids; an error shows the row that it is about."""
+        try:
+            written = self.writer.write(rows, train_on)
+            encoded = self._encode_written(written)
+        except UsageError as error:
+            if len(rows) == 1:
+                raise show_error(rows[0], error) from error
+            for row in rows:
+                yield from self._encode_chunk([row], train_on)
+        else:
+            yield from zip(rows, written, encoded, strict=True)
 
     def _fit_row(self, row: Row, text: Written, ids: _Ids, cutoff: int, train_on: TrainOn) -> EncodedRow:
         room = max(cutoff - len(ids.reply), cutoff - cutoff // 2)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 
 from fedlora.config.train import TrainOn
+from fedlora.console import printable
+from fedlora.data.raw_records import excerpt_of
 from fedlora.errors import UsageError
 from fedlora.llm.chat_template import ChatTemplate
 from fedlora.llm.text_ids import Marked, TextEncoder
@@ -41,6 +43,12 @@ class Written:
     marks: Marked
     earlier: tuple[tuple[str, str], ...] = ()
     is_chat: bool = False
+
+
+def show_error(row: Row, error: UsageError) -> UsageError:
+    """The error of a row, and the beginning of the row."""
+    shown = printable(excerpt_of(row.question or row.output))
+    return UsageError(f"{error}\n    {shown}", hint=error.hint)
 
 
 class RowWriter:
