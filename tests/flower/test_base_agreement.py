@@ -18,7 +18,7 @@ from fedlora.engines.messages import pack, unpack
 from fedlora.errors import TrainingError, UsageError
 from fedlora.flower import server
 from fedlora.flower.node import Node
-from fedlora.flower.node_replies import ask_facts, read_facts
+from fedlora.flower.node_replies import NodeFacts, ask_facts, read_facts
 from fedlora.flower.pool import Patience
 from fedlora.llm.base_identity import identify
 
@@ -98,4 +98,6 @@ def test_what_a_node_says_of_its_base_is_hashes_or_nothing(federation, told):
         with pytest.raises(ValueError, match="identity of its base"):
             read_facts(pack(changed, {}))
     else:
-        assert read_facts(pack(changed, {})).base is None
+        facts = read_facts(pack(changed, {}))
+        assert isinstance(facts, NodeFacts)
+        assert facts.base is None
