@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,13 @@ def test_a_run_whose_name_at_the_nodes_is_damaged_is_refused_before_anybody_is_a
     assert len(federation.asked) == asked
     file.write_text(whole)
     federation.serve("there", "none")
+
+
+def test_a_server_needs_no_weights_of_the_base(federation, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(federation.model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    grid = federation.grid(base_models=[f"{bare}={federation.model}"])
+    run = federation.serve("bare", "homo", grid, base_model=str(bare))
+    assert adapters(run) == adapters(federation.simulate("here"))
+    with pytest.raises(UsageError, match="no weights"):
+        federation.simulate("nowhere", base_model=str(bare))

@@ -6,6 +6,7 @@ configuration: where a client trains cannot change what comes out.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ def make_workbench(
     place: str = "",
     layout: Layout | None = None,
     outline: bool = False,
+    weights_here: bool = True,
     secret: Secret | None = None,
     on_layout: Callable[[Layout], None] = lambda layout: None,
     load: Callable[..., BaseModel] = load_base_model,
@@ -73,10 +75,11 @@ def make_workbench(
     A private configuration trains with a `secret`; `on_layout` is called with every reduction of the layout before the
     reduced step is done. `load` may hand out a base that is loaded already (`ResidentBase`).
 
-    With `outline` the base has no weights: everything can be counted, nothing computed.
+    With `outline` the base has no weights: everything can be counted, nothing computed. A machine that computes nothing
+    at all need not have them: `weights_here` false does not ask for them.
     """
     source = {"device": device, "dtype": config.base_dtype, "trust_remote_code": config.trust_remote_code}
-    open_base = load_outline if outline else load
+    open_base = functools.partial(load_outline, weights_here=weights_here) if outline else load
     base = open_base(place or config.base_model, quantization=config.quantization, **source)
     encoder = make_encoder(base.tokenizer, config.prompting)
     check_training(base, encoder, config.cutoff_len)

@@ -147,7 +147,9 @@ def _train(
 def _open_bench(config: TrainConfig, recorded: RunRecord | None, place: str, *, needs_weights: bool) -> Workbench:
     """The base, or its outline; no client trains here, so without validation there is no layout to plan."""
     layout = Layout.from_record(recorded.layout) if recorded else None if needs_weights else Layout(1)
-    return make_workbench(config, {}, device=config.device, place=place, layout=layout, outline=not needs_weights)
+    return make_workbench(
+        config, {}, device=config.device, place=place, layout=layout, outline=not needs_weights, weights_here=False
+    )
 
 
 def _read_run_id(paths: RunPaths) -> str:

@@ -30,8 +30,11 @@ _MASKS = frozenset({"bias", "masked_bias", "causal_mask"})
 _PICKLE_START = b"\x80"
 
 
-def check_files(folder: Path) -> None:
-    """UsageError with the file that is missing, cut, unreadable or only a pointer to what should be there."""
+def check_files(folder: Path, *, weights: bool = True) -> None:
+    """UsageError with the file that is missing, cut, unreadable or only a pointer to what should be there.
+
+    Without `weights` a folder may lack them.
+    """
     files = sorted(folder.iterdir())
     if not files:
         raise UsageError(f"{folder}: the folder is empty", hint=FETCH_AGAIN)
@@ -44,7 +47,7 @@ def check_files(folder: Path) -> None:
                 hint=f"run `git lfs pull` in {folder}, or download the folder with `hf download`",
             )
     _check_config(folder)
-    for file in find_weights(folder):
+    for file in find_weights(folder) if weights else ():
         read_names(file)
 
 

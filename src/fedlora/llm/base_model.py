@@ -161,17 +161,19 @@ def load_outline(
     dtype: str = "auto",
     quantization: Quantization = "none",
     trust_remote_code: bool = False,
+    weights_here: bool = True,
 ) -> BaseModel:
     """The base with the same zeros in the place of every weight matrix, on the CPU: to count with, not to compute with.
 
-    `device` of the outline is where the base itself would lie. Raises UsageError as `load_base_model` does.
+    `device` of the outline is where the base itself would lie. Raises UsageError as `load_base_model` does; without
+    `weights_here` a local folder may lack the weights.
     """
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    source = open_source(name, trust_remote_code)
+    source = open_source(name, trust_remote_code, weights=weights_here)
     config = source.load_config(quantization)
     tokenizer = source.load_tokenizer()
-    model = source.make_outline(config, kind)
+    model = source.make_outline(config, kind, weights_here=weights_here)
     _fill_with_zeros(model)
     model.eval()
     if where.type == "cpu":

@@ -91,7 +91,7 @@ class Source:
             check_whole(self.name, model, found, others=self._others(config, model, found))
         return model
 
-    def make_outline(self, config: Any, dtype: Any) -> Any:
+    def make_outline(self, config: Any, dtype: Any, *, weights_here: bool = True) -> Any:
         """The model on the meta device; the weights of a local folder are compared with it by their headers."""
         import torch
         from transformers import AutoModelForCausalLM
@@ -101,7 +101,7 @@ class Source:
                 model = AutoModelForCausalLM.from_config(
                     config, dtype=dtype, trust_remote_code=self.options["trust_remote_code"]
                 )
-            names = self._read_headers(config)
+            names = self._read_headers(config) if weights_here else {}
             if names:
                 how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": {"": "meta"}}
                 _, found = type(model).from_pretrained(None, config=model.config, state_dict=names, **how)
@@ -195,8 +195,11 @@ class Source:
         return find_tokenizer_fault(folder) if part == "tokenizer" else None
 
 
-def open_source(name: str, trust_remote_code: bool) -> Source:
-    """The place of a base by its name; UsageError when nothing of this name is there, or what is there is not whole."""
+def open_source(name: str, trust_remote_code: bool, *, weights: bool = True) -> Source:
+    """The place of a base by its name; UsageError when nothing of this name is there, or what is there is not whole.
+
+    Without `weights` a local folder may lack them.
+    """
     place = str(embedded_model.folder()) if name == embedded_model.NAME else expand_home(name)
     is_local = Path(place).is_dir()
     if not is_local and (not is_hub_id(place) or Path(place).is_file()):
@@ -206,7 +209,7 @@ def open_source(name: str, trust_remote_code: bool) -> Source:
     with source._reading("files"):
         _refuse_adapter(name, place, options["local_files_only"])
     if is_local:
-        check_files(Path(place))
+        check_files(Path(place), weights=weights)
     return source
 
 
