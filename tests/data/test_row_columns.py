@@ -140,3 +140,11 @@ def test_a_kind_without_an_answer_is_refused_where_answers_are_read(tmp_path: Pa
     path = write(tmp_path, "a.jsonl", [{"text": "t"}])
     with pytest.raises(UsageError, match="no row of the kind text has the fields gold"):
         read_rows(path, rules=ReadRules(row_kind="text"), output_key="gold")
+
+
+def test_a_column_that_is_kept_and_missing_is_named_with_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"instruction": "a", "output": "b", "meta": {"site": "north"}}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl:1:1: .*'meta.sit' is missing") as refused:
+        read_rows(file, rules=ReadRules(keep=("meta.sit",)))
+    assert "meta.site" in refused.value.hint

@@ -331,3 +331,28 @@ def test_seven_files_of_seven_formats_and_several_kinds_hold_the_same_talks(tmp_
     wanted = [tuple(Turn(each["role"], each["content"]) for each in talk) for talk in openai]  # type: ignore[arg-type]
     for name in (*contents, "g.parquet"):
         assert [row.turns for row in read_rows(tmp_path / name)] == wanted, name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("a.csv", "Instruction,Response\na,b\n", "--columns instruction=Instruction,response=Response"),
+        ("b.csv", "instruction,Output\na,b\n", "--columns output=Output"),
+        ("c.csv", "instruction, output\na,b\n", "spaces around ' output'"),
+        ("d.csv", "instruction;output\na;b\n", "not semicolons"),
+        ("e.csv", "instruction\toutput\na\tb\n", "not tabs"),
+        ("f.csv", "messages\n\"[{'role': 'user', 'content': 'a'}]\"\n", "json.dumps"),
+        ("g.jsonl", '{"Instruction": "a", "output": "b"}', "--columns instruction=Instruction"),
+        ("h.jsonl", '{"instruction": "a", "output": "b", "history": ["c", "d"]}', '[["question", "answer"], ...]'),
+        ("i.jsonl", '{"messages": {"role": "user"}}', 'messages is [{"role": "user"'),
+        ("j.jsonl", '{"messages": [{"role": "user", "content": null}]}', 'write ""'),
+        ("k.jsonl", '{"question": "a", "answer": "b"}', "--columns prompt=question,response=answer"),
+    ],
+)
+def test_the_hint_of_a_row_that_is_no_row_says_how_to_write_it(
+    tmp_path: Path, name: str, content: str, hint: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as refused:
+        read_rows(tmp_path / name)
+    assert hint in refused.value.hint

@@ -122,7 +122,8 @@ class KeptColumns:
     def _read(self, fields: Mapping[str, Any], column: str) -> str:
         value = _find(fields, column, self._texts)
         if value is _MISSING or value is None or value == "":
-            raise refuse(f"the field {column!r} is {'missing' if value is _MISSING else 'empty'}", NEEDED_HINT)
+            near = suggest(column, tuple(_paths(fields))) if value is _MISSING else ""
+            raise refuse(f"the field {column!r} is {'missing' if value is _MISSING else 'empty'}", near or NEEDED_HINT)
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, int | float):

@@ -23,6 +23,8 @@ _CALLS = ("tool_calls", "function_call")
 _KEYS = (("role", "from"), ("content", "value"))
 _USED = frozenset(key for keys in _KEYS for key in keys)
 _ORDER = "a conversation is a system turn or none, then user and assistant in turn, and ends with the assistant"
+_MESSAGES = 'a list of messages is [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+_PAIRS = 'a history is [["question", "answer"], ...]; write other turns as messages'
 _NO_TOOLS = "leave out rows with tools, or give --skip_bad"
 
 Last = Literal["assistant", "user", "any"]
@@ -48,19 +50,19 @@ class ConversationReader:
         """The turns of a list of messages, or of a text that is such a list as JSON; in any order yet."""
         messages = self._texts.decode(value, name)
         if type(messages) is not list:
-            raise refuse(f"the field {name!r} must be a list of messages, got {kind_of(messages)}")
+            raise refuse(f"the field {name!r} must be a list of messages, got {kind_of(messages)}", _MESSAGES)
         return [self._read_turn(each, f"{name}[{place}]", name) for place, each in enumerate(messages)]
 
     def read_history(self, value: Any, name: str) -> list[Said]:
         """The turns of a list of pairs (user, assistant)."""
         pairs = self._texts.decode(value, name)
         if type(pairs) is not list:
-            raise refuse(f"the field {name!r} must be a list of pairs, got {kind_of(pairs)}")
+            raise refuse(f"the field {name!r} must be a list of pairs, got {kind_of(pairs)}", _PAIRS)
         said: list[Said] = []
         for place, pair in enumerate(pairs):
             if type(pair) is not list or len(pair) != 2:
                 got = f"{len(pair)} values" if type(pair) is list else kind_of(pair)
-                raise refuse(f"the field '{name}[{place}]' must be a pair of texts, got {got}")
+                raise refuse(f"the field '{name}[{place}]' must be a pair of texts, got {got}", _PAIRS)
             for side, role in enumerate(("user", "assistant")):
                 called = f"{name}[{place}][{side}]"
                 said.append(Said(Turn(role, self._texts.clean(pair[side], called)), called, called))
@@ -68,7 +70,8 @@ class ConversationReader:
 
     def _read_turn(self, message: Any, called: str, name: str) -> Said:
         if type(message) is not dict:
-            raise refuse(f"the field {called!r} must be an object with role and content, got {kind_of(message)}")
+            what = f"the field {called!r} must be an object with role and content, got {kind_of(message)}"
+            raise refuse(what, _MESSAGES)
         if not _USED.issuperset(message):
             for key in _CALLS:
                 if message.get(key):
@@ -92,6 +95,8 @@ class ConversationReader:
 
     def _read_content(self, value: Any, called: str) -> str:
         """Text, or a list of parts that are text."""
+        if value is None:
+            raise refuse(f"the field {called!r} must be text, got null", 'write "" for a reply that is empty')
         if type(value) is not list:
             return self._texts.clean(value, called)
         texts = []

@@ -14,6 +14,7 @@ from fedlora.data.raw_records import Record, RecordError, excerpt_of, not_utf8, 
 from fedlora.data.streams import BLOCK, ByteStream
 
 _HEADER_HINT = "the first line names the columns, separated by commas: instruction,input,output,category"
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _SYNTAX = {
     "unexpected end of data": "a quoted field is never closed",
     "',' expected after": "text after the quote that closes a field",
@@ -71,7 +72,9 @@ def _find_columns(header: list[str], lines: _Lines, fields: RowFields) -> dict[s
     try:
         fields.find_columns(header)
     except RecordError as error:
-        raise RecordError(lines.place, str(error), excerpt=lines.excerpt, hint=error.hint) from None
+        other = next((name for each, name in _SEPARATORS.items() if len(header) == 1 and each in header[0]), "")
+        hint = f"save the file with commas between the columns, not {other}" if other else error.hint
+        raise RecordError(lines.place, str(error), excerpt=lines.excerpt, hint=hint) from None
     return {name: index for index, name in enumerate(header) if name in fields.names}
 
 

@@ -16,6 +16,7 @@ from fedlora.data.raw_records import ROW_HINT, Number, RecordError
 from fedlora.rows import ReadRules
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_JSON_HINT = "write the value as JSON, with double quotes, as json.dumps does; what Python prints of a list is not JSON"
 _KINDS = {
     dict: "an object",
     list: "a list",
@@ -68,8 +69,8 @@ class FieldText:
             found, end = self._decoder.decode(text, 0)
         except (json.JSONDecodeError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise refuse(f"the field {name!r} is text that is not valid JSON: {reason}") from None
+            raise refuse(f"the field {name!r} is text that is not valid JSON: {reason}", _JSON_HINT) from None
         fault = self._decoder.fault or ("text after the end of the value" if end < len(text) else "")
         if fault:
-            raise refuse(f"the field {name!r} is text that is not valid JSON: {fault}")
+            raise refuse(f"the field {name!r} is text that is not valid JSON: {fault}", _JSON_HINT)
         return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlora.data.columns import ColumnMap, KeptColumns
 from fedlora.data.field_text import FieldText, kind_of, refuse
-from fedlora.data.raw_records import Record, RecordError
+from fedlora.data.raw_records import ROW_HINT, Record, RecordError
 from fedlora.data.row_maker import MissingFieldError, RowMaker, listed
 from fedlora.errors import UsageError
 from fedlora.row_shapes import Names, RowShape, find_shapes
@@ -72,7 +72,8 @@ class RowFields:
         if self._needs_category and "category" not in there[shape]:
             missing = missing or ("category",)
         if missing:
-            raise refuse(f"the column {self._maker.either(missing)} is missing; the columns are {listed(columns)}")
+            what = f"the column {self._maker.either(missing)} is missing; the columns are {listed(columns)}"
+            raise refuse(what, self._name_hint(columns))
         self._kept.check(columns)
         self._settle(shape)
         self._may_mix = False
@@ -99,7 +100,10 @@ class RowFields:
         except RecordError as error:
             other = self._find_other(fields)
             hint = "give --row_kind any where a file holds several kinds of rows" if other else error.hint
-            has = f"; the row has {listed(fields)}" if isinstance(error, MissingFieldError) else ""
+            has = ""
+            if isinstance(error, MissingFieldError):
+                has = f"; the row has {listed(fields)}"
+                hint = self._name_hint(fields) if hint == ROW_HINT else hint
             raise RecordError(record.place, other or f"{error}{has}", excerpt=record.excerpt, hint=hint) from None
         return row
 
@@ -136,8 +140,17 @@ class RowFields:
         if not fitting and len({shape.kind for shape in self._shapes}) == 1:
             fitting = list(self._shapes)
         if not fitting:
-            raise refuse(f"no kind of row has the fields {listed(names)}" if names else "a row without fields")
+            what = f"no kind of row has the fields {listed(names)}" if names else "a row without fields"
+            raise refuse(what, self._name_hint(names))
         return fitting[0]
+
+    def _name_hint(self, names: Collection[str]) -> str:
+        """What to do where a field is missing: map names that differ from it by case or spaces; else what a row has."""
+        known = frozenset[str]().union(*(shape.names for shape in self._shapes)).difference(names)
+        meant = {name.strip().lower(): name for name in names if name.strip().lower() in known}
+        if any(name != name.strip() for name in meant.values()):
+            return f"remove the spaces around {listed(meant.values())}"
+        return f"give --columns {','.join(map('='.join, meant.items()))}" if meant else ROW_HINT
 
     def _find_missing(self, shape: RowShape, there: Collection[str]) -> Names:
         """The names of the first field that rows of a shape need and that is not there, or nothing."""

@@ -62,7 +62,7 @@ def shorten(name: str) -> str:
 
 def shown_name(name: str) -> str:
     """A name from a file as a list shows it: without quotes, its control characters escaped."""
-    return shorten(name)[1:-1]
+    return shorten(name)[1:-1] or "''"
 
 
 def too_large(place: str, limit: int, excerpt: str = "") -> RecordError:
