@@ -203,6 +203,24 @@ class Detached(nn.Module):
         return self.inner(x).detach()
 
 
+class Packed(nn.Linear):
+    """Changes its weight in training, which the whole numbers of a packed one do not take, as Gemma 3n does."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise RuntimeError("result type Float can't be cast\nmore")
+        return super().forward(input)
+
+
+def test_a_model_whose_training_fails_is_refused_with_the_reason():
+    model = make("llama")
+    model.model.layers[1].mlp.up_proj = Packed(16, 24, bias=False)
+    with pytest.raises(UsageError, match=r"cannot be trained: .*fails \(result type Float can't be cast\)"):
+        find_targets(model, ("q_proj",))
+    assert not model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 class OneExpert(nn.Module):
     """Two experts of which these tokens take the first."""
 

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedlora.errors import UsageError, refusal_of
+
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _TOKENS = 6
 _FACTS = frozenset({"dtype", "device", "shape", "data", "size", "ndim"})
@@ -117,6 +119,14 @@ def _probe(model: Any, layers: Mapping[str, Linear]) -> set[str]:
             total = _pass_tokens(model).float().sum()
             names = list(probes)
             found = torch.autograd.grad(total, [probes[name] for name in names], allow_unused=True) if names else []
+    except Exception as error:
+        if refusal_of(error) is not None:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"this base model cannot be trained: a pass in training mode fails ({reason})",
+            hint="leave --quantization out if it is given, or choose another base model",
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
