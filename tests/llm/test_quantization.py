@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedlora.errors import UsageError
-from fedlora.llm.base_model import load_base_model
+from fedlora.llm.base_model import load_base_model, load_outline
 from fedlora.llm.lora import LoraModel, LoraSpec, is_fan_in_fan_out
 from fedlora.llm.quantization import LIBRARY, FrozenLinear, Int8Linear, Nf4Linear, _without_kernels
 
@@ -238,6 +238,9 @@ def test_a_model_most_of_whose_weights_stay_dense_is_an_error(tiny_model, tmp_pa
     with pytest.raises(UsageError, match=f"quantization={kind} reaches .* weights") as caught:
         load(tmp_path, kind)
     assert "--quantization none" in caught.value.hint
+    with pytest.raises(UsageError) as planned:
+        load_outline(str(tmp_path), device="cpu", quantization=kind)
+    assert str(planned.value) == str(caught.value)
 
 
 def test_no_kernel_is_fetched_while_the_library_is_imported_and_real_warnings_are_heard(tmp_path, monkeypatch, caplog):

@@ -21,7 +21,7 @@ from fedlora.llm.attention import use_batched_attention
 from fedlora.llm.base_identity import BaseIdentity, find_identity
 from fedlora.llm.base_source import open_source
 from fedlora.llm.model_head import find_decoder, logits_of
-from fedlora.llm.quantization import loading_options, replace_layers
+from fedlora.llm.quantization import check_outline, loading_options, replace_layers
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,7 @@ def load_outline(
     config = source.load_config(quantization)
     tokenizer = source.load_tokenizer()
     model = source.make_outline(config, kind, weights_here=weights_here)
+    check_outline(model, name, quantization)
     _fill_with_zeros(model)
     model.eval()
     if where.type == "cpu":

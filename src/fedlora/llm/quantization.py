@@ -13,7 +13,7 @@ import importlib
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -157,8 +157,24 @@ def replace_layers(model: Any, name: str, kind: Quantization) -> None:
     found = [(place, module) for place, module in model.named_modules() if type(module) in ours]
     for place, module in found:
         model.set_submodule(place, ours[type(module)](module))
-    quantised = sum(module.in_features * module.out_features for _, module in found)
-    kept = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    _check_share(model, name, kind, sum(module.in_features * module.out_features for _, module in found))
+
+
+def check_outline(model: Any, name: str, kind: Quantization) -> None:
+    """The UsageError of `replace_layers` for a model without weights: bitsandbytes takes layers of these classes."""
+    from transformers.pytorch_utils import Conv1D
+
+    if kind == "none":
+        return
+    head = model.get_output_embeddings()
+    linear = [one.weight for one in model.modules() if type(one) in (nn.Linear, Conv1D) and one is not head]
+    _check_share(model, name, kind, sum(weight.numel() for weight in linear), linear)
+
+
+def _check_share(model: Any, name: str, kind: Quantization, quantised: int, left_out: Iterable[Tensor] = ()) -> None:
+    """UsageError when `quantised` weights are less than half; those of `left_out` are not counted as dense."""
+    kept = {id(weight) for weight in left_out}
+    kept |= {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     if (head := model.get_output_embeddings()) is not None:
         kept.add(id(head.weight))
     dense = sum(p.numel() for p in model.parameters() if p.ndim > 1 and p.is_floating_point() and id(p) not in kept)
