@@ -26,7 +26,7 @@ def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatc
     stages = {
         "data_skills": "run",
         "model": "run",
-        **dict.fromkeys(("allocate", "train", "generate", "evaluate_rouge", "report"), "run"),
+        **dict.fromkeys(("allocate", "train", "generate", "score", "report"), "run"),
     }
     for stage, name in stages.items():
         monkeypatch.setattr(f"fedlora.stages.{stage}.{name}", partial(record, stage))
@@ -46,7 +46,7 @@ def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatc
     assert [config.federation_mode for config in trained] == MODES
     assert {config.num_communication_rounds for config in trained} == {rounds}
     everyone = tuple(f"{mode}/{rounds}/{'all' if mode == 'none' else 'global'}" for mode in MODES)
-    assert [config.words for stage, config in asked if stage in ("generate", "evaluate_rouge")] == [everyone] * 2
+    assert [config.words for stage, config in asked if stage in ("generate", "score")] == [everyone] * 2
     (reported,) = [config for stage, config in asked if stage == "report"]
     assert list(reported.exp_names) == MODES
     readme = (Path(__file__).parents[1] / "README.md").read_text()

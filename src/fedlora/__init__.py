@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedlora.api.preparing import allocate, plan, silos
     from fedlora.api.run import Round, Run
     from fedlora.api.training import rounds, train
-    from fedlora.stages.evaluate_rouge import Scores
+    from fedlora.stages.score import Scores
 
 __version__ = "0.1.0"
 
@@ -55,7 +55,7 @@ __all__ = [
 _PLACES = MappingProxyType(
     {
         **dict.fromkeys(("Answers", "generate", "judge", "loss", "score"), "fedlora.api.answers"),
-        "Scores": "fedlora.stages.evaluate_rouge",
+        "Scores": "fedlora.stages.score",
         "check_method": "fedlora.api.checks",
         **dict.fromkeys(("compare", "open", "reaggregate", "report", "runs", "verify"), "fedlora.api.looking"),
         **dict.fromkeys(("allocate", "plan", "silos"), "fedlora.api.preparing"),

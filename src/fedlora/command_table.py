@@ -55,9 +55,9 @@ COMMANDS = {
         resumes=True,
     ),
     "score": Command(
-        "score the answers with exact match and ROUGE",
-        "fedlora.config.evaluate:EvaluateRougeConfig",
-        "fedlora.stages.evaluate_rouge:run",
+        "score the answers: exact match, F1, ROUGE and chrF, with intervals and differences",
+        "fedlora.config.score:ScoreConfig",
+        "fedlora.stages.score:run",
         positional="exp_name",
         everyday=True,
     ),
@@ -101,7 +101,7 @@ COMMANDS = {
         resumes=True,
     ),
     "evaluate_rouge": Command(
-        "score, by the reference project's name",
+        "exact match and ROUGE, as the reference project has them",
         "fedlora.config.evaluate:EvaluateRougeConfig",
         "fedlora.stages.evaluate_rouge:run",
         positional="exp_name",

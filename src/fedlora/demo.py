@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora.config.data import AllocateConfig, ModelConfig, SkillsConfig
 from fedlora.config.demo import DemoConfig
-from fedlora.config.evaluate import EvaluateRougeConfig, ReportConfig
+from fedlora.config.evaluate import ReportConfig
 from fedlora.config.generate import GenerateConfig
+from fedlora.config.score import ScoreConfig
 from fedlora.config.train import TrainConfig
 from fedlora.console import collect_lines, duration, say
 from fedlora.paths import DataPaths, RunPaths
@@ -61,7 +62,7 @@ class Demonstration(Result):
 
 def run(config: DemoConfig) -> Demonstration:
     """Allocate, train four methods, generate, score, report, with the progress of what takes time."""
-    from fedlora.stages import allocate, data_skills, evaluate_rouge, generate, report, train
+    from fedlora.stages import allocate, data_skills, generate, report, score, train
     from fedlora.stages import model as model_stage
 
     began = time.monotonic()
@@ -96,7 +97,7 @@ def run(config: DemoConfig) -> Demonstration:
     generate.run(_generate_config(config, test_file))
     say("4. scores and report")
     with collect_lines():
-        evaluate_rouge.run(_score_config(config, test_file))
+        score.run(_score_config(config, test_file))
         written = report.run(_report_config(config))
     adapter = RunPaths(root / "models", "homo").round_folder(config.rounds).resolve()
     return Demonstration(written, adapter, model.folder, time.monotonic() - began)
@@ -142,8 +143,8 @@ def _generate_config(config: DemoConfig, test_file: Path) -> GenerateConfig:
     )
 
 
-def _score_config(config: DemoConfig, test_file: Path) -> EvaluateRougeConfig:
-    return EvaluateRougeConfig.of(
+def _score_config(config: DemoConfig, test_file: Path) -> ScoreConfig:
+    return ScoreConfig.of(
         of_subjects=_subjects(config),
         model_dir=config.output_dir / "models",
         prediction_dir=config.output_dir / "predictions",

@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fedlora.errors import UsageError
 from fedlora.home import user_folder
@@ -167,6 +168,10 @@ class ResultPaths:
 
     def rouge(self, name: OutputName) -> Path:
         return self.folder / f"{name}_output_rouge.json"
+
+    def scores(self, name: OutputName, suffix: Literal[".json", ".jsonl"]) -> Path:
+        """Every measure of the answers: `.json` with intervals, `.jsonl` row by row."""
+        return self.folder / f"{name}_scores{suffix}"
 
     def judge(self, name: OutputName) -> Path:
         return self.folder / f"{name}_results.json"

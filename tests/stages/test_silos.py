@@ -62,7 +62,7 @@ def answer(world: Path, name: str, data: str | Path, **more: Any) -> generate.Pr
     return generate.run(GenerateConfig.of(**{**given, **how, "test_file_path": world / data, **more}))
 
 
-def score(world: Path, name: str, data: str | Path, **more: Any) -> evaluate_rouge.Scores:
+def score(world: Path, name: str, data: str | Path, **more: Any) -> evaluate_rouge.RougeScores:
     given = {"exp_name": name, "model_dir": world / "models", "prediction_dir": world / "predictions"}
     where = {"evaluation_dir": world / "rouge", "target_file": world / data}
     return evaluate_rouge.run(EvaluateRougeConfig.of(**{**given, **where, **more}))

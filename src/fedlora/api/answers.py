@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora.api.entrance import PathLike, call, entered, make_config
 from fedlora.api.signatures import takes
-from fedlora.config.evaluate import EvaluateLlmConfig, EvaluateRougeConfig
+from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.loss import LossConfig
+from fedlora.config.score import ScoreConfig
 from fedlora.errors import UsageError
 from fedlora.home import path_at_home
 from fedlora.plain_text import counted, one_line, table_text
@@ -20,8 +21,8 @@ from fedlora.rows import STRICT, Row
 
 if TYPE_CHECKING:
     from fedlora.stages.evaluate_llm import Judgements
-    from fedlora.stages.evaluate_rouge import Scores
     from fedlora.stages.loss import MeasuredLosses
+    from fedlora.stages.score import Scores
 
 QUESTION_HINT = "give text, a row with instruction and input, messages that end with the user's, or a prompt"
 MOST_ROWS, MOST_LETTERS = 10, 60
@@ -182,21 +183,23 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-@takes(EvaluateRougeConfig)
+@takes(ScoreConfig)
 def score(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Scores:
-    """Score predictions against the answers in the file `test`: exact match and ROUGE F1, both in 0..1.
+    """Score predictions against the answers in the file `test`: exact match, token F1, ROUGE F1 and chrF, all in 0..1.
 
-    A result file per subject is written to `evaluation_dir/name/round`. Exact match is the plain mean over categories
-    (Lin 2004 for ROUGE, by the package rouge-score). Raises UsageError where predictions are missing, DataError where
-    predictions and rows do not belong together.
+    Every measure has a 95 % interval (bootstrap over prompts; Wilson's for exact match), and is compared with that of
+    the base, or of `against`, on the same rows. Overall numbers are plain means over categories. Sources: Lin 2004 for
+    ROUGE, by the package rouge-score; Popovic 2015 for chrF. Three files per subject are written to
+    `evaluation_dir/name/round`. Raises UsageError where predictions are missing, DataError where predictions and rows
+    do not belong together.
 
     >>> scores = fl.score(name="pair", test="tests/questions.jsonl", of="base", progress=False)
     >>> 0 <= scores["base"].exact_match <= 1
     True
     """
-    from fedlora.stages import evaluate_rouge as stage
+    from fedlora.stages import score as stage
 
-    return call("score", EvaluateRougeConfig, stage.run, config, keywords, progress=progress)
+    return call("score", ScoreConfig, stage.run, config, keywords, progress=progress)
 
 
 @takes(LossConfig)

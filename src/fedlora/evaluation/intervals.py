@@ -58,6 +58,11 @@ def bootstrap_interval(
     found = np.concatenate(
         [np.asarray(measure(weights)) for weights in bootstrap_weights(prompts, draws=draws, seed=seed)]
     )
+    return percentile_interval(found)
+
+
+def percentile_interval(found: NDArray[np.floating]) -> tuple[float, float]:
+    """The middle 95 % of the values (draws,) that resamples gave, without those that are not a number."""
     found = found[~np.isnan(found)]
     if not len(found):
         return math.nan, math.nan

@@ -1,4 +1,4 @@
-"""The `evaluate_rouge` stage, on the command line also `score`: ROUGE and exact match of prediction files.
+"""The `evaluate_rouge` stage: ROUGE and exact match of prediction files, as the reference project has them.
 
 Predictions and test rows are paired by content, so the order of the lines means nothing, and a file that
 belongs to another test set is refused.
@@ -7,7 +7,7 @@ belongs to another test set is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class SubjectScores:
 
 
 @dataclass(frozen=True, repr=False)
-class Scores(Result):
+class RougeScores(Result):
     """The scores of everyone who was asked for, in that order."""
 
     scores: tuple[SubjectScores, ...]
@@ -91,10 +91,10 @@ class Scores(Result):
         """Of one subject the table by category, of several a row each; then where the results lie."""
         if len(self.scores) == 1:
             one = self.scores[0]
-            return _categories_table(one), *_clients_table(self.scores), str(one.file)
+            return _categories_table(one), *clients_table(self.scores), str(one.file)
         rows = [_cells(name, one.num_rows, *one.overall) for name, one in zip(self.names, self.scores, strict=True)]
         folders = dict.fromkeys(str(one.file.parent) for one in self.scores)
-        return table_text(("of", "rows", "exact", *METRICS), rows), *_clients_table(self.scores), *folders
+        return table_text(("of", "rows", "exact", *METRICS), rows), *clients_table(self.scores), *folders
 
     def as_dict(self) -> dict[str, Any]:
         """Per subject who it is, the result file, and what that holds; categories are names of its own."""
@@ -105,27 +105,53 @@ class Scores(Result):
         }
 
 
-def run(config: EvaluateRougeConfig) -> Scores:
+@dataclass(frozen=True)
+class AnsweredRows:
+    """Test rows, and per subject its answers to them: (prediction, target) pairs in the rows' order, and their file."""
+
+    tests: HeldOutRows
+    pairs: Mapping[Subject, Sequence[tuple[Row, Row]]]
+    sources: Mapping[Subject, Path]
+
+
+def run(config: EvaluateRougeConfig) -> RougeScores:
     """Score the predictions that `config` names and write a result file for each.
 
     Raises UsageError when a file is missing, DataError when predictions and test rows do not belong together; nothing
     is written then.
     """
-    subjects = find_answers(
-        config.words,
+    subjects = find_subjects(config, config.words)
+    answered = pair_answers(config, subjects, read_tests(config, subjects))
+    return RougeScores(write_scores(config, answered, score_answers(config, answered)), config)
+
+
+def find_subjects(config: EvaluateRougeConfig, words: Sequence[str]) -> list[Subject]:
+    """Whose predictions `words` mean."""
+    return find_answers(
+        words,
         run=config.exp_name,
         round_number=config.communication_rounds,
         model_dir=config.model_dir,
         prediction_dir=config.prediction_dir,
     )
-    sources = {
-        one: ResultPaths(config.prediction_dir, one.run, one.round_number).predictions(one.output) for one in subjects
-    }
+
+
+def read_tests(config: EvaluateRougeConfig, subjects: Sequence[Subject], *, keep: tuple[str, ...] = ()) -> HeldOutRows:
+    """The rows with the reference answers, with the columns to `keep`."""
     share = find_share(subjects, config.model_dir) if is_silo_folder(config.target_file) else None
     # unless one is chosen, the answer has either of the names that it may have in training
     key = config.target_key if config.chosen("target_key") else None
-    tests = read_test_rows(config.target_file, output_key=key, rules=config.read_rules, share=share)
+    rules = replace(config.read_rules, keep=keep)
+    tests = read_test_rows(config.target_file, output_key=key, rules=rules, share=share)
     check_categories(tests.groups, str(config.target_file))
+    return tests
+
+
+def pair_answers(config: EvaluateRougeConfig, subjects: Sequence[Subject], tests: HeldOutRows) -> AnsweredRows:
+    """The predictions of every subject, paired with the test rows by content."""
+    sources = {
+        one: ResultPaths(config.prediction_dir, one.run, one.round_number).predictions(one.output) for one in subjects
+    }
     pairs = {
         one: pair_rows(
             read_predictions(source, config.prediction_key),
@@ -135,32 +161,39 @@ def run(config: EvaluateRougeConfig) -> Scores:
         )
         for one, source in sources.items()
     }
-    results = _score(pairs, tests, config.rouge_tokenizer, f"scoring {', '.join(shown_names(subjects))}")
-    scores = []
-    for one, result in results.items():
-        result["fedlora"]["predictions_sha256"] = sha256_of(sources[one])
-        result["fedlora"]["targets_sha256"] = tests.sha256
-        file = ResultPaths(config.evaluation_dir, one.run, one.round_number).rouge(one.output)
-        write_json(file, result)
-        scores.append(SubjectScores(one, result, file))
-    return Scores(tuple(scores), config)
+    return AnsweredRows(tests, pairs, sources)
 
 
-def _score(
-    pairs: Mapping[Subject, Sequence[tuple[Row, Row]]], tests: HeldOutRows, tokenizer: RougeTokenizer, label: str
-) -> dict[Subject, dict[str, Any]]:
-    scorer = AnswerScorer(tokenizer)
+def score_answers(config: EvaluateRougeConfig, answered: AnsweredRows) -> dict[Subject, list[AnswerScore]]:
+    """ROUGE and exact match of every answer; says which texts ROUGE does not see."""
+    scorer, tests = AnswerScorer(config.rouge_tokenizer), answered.tests
     found: dict[Subject, list[AnswerScore]] = {}
-    with Progress(label, sum(map(len, pairs.values())), "answers") as progress:
-        for subject, rows in pairs.items():
+    label = f"scoring {', '.join(shown_names(list(answered.pairs)))}"
+    with Progress(label, sum(map(len, answered.pairs.values())), "answers") as progress:
+        for subject, rows in answered.pairs.items():
             found[subject] = []
             for (prediction, target), group in zip(rows, tests.groups, strict=True):
                 found[subject].append(scorer.score(prediction.output, target.output, group))
                 progress.advance()
     if hidden := _hidden_text(found, tests.rows):
-        hint = "; --rouge_tokenizer unicode reads any script" if tokenizer == "ascii" else ""
+        hint = "; --rouge_tokenizer unicode reads any script" if config.rouge_tokenizer == "ascii" else ""
         say(f"warning: ROUGE's tokenizer keeps less than half of the letters of {hidden}{hint}")
-    return {subject: _record(scores, tests, tokenizer) for subject, scores in found.items()}
+    return found
+
+
+def write_scores(
+    config: EvaluateRougeConfig, answered: AnsweredRows, found: Mapping[Subject, Sequence[AnswerScore]]
+) -> tuple[SubjectScores, ...]:
+    """The reference project's result file of every subject."""
+    written = []
+    for one, scores in found.items():
+        record = _record(scores, answered.tests, config.rouge_tokenizer)
+        record["fedlora"]["predictions_sha256"] = sha256_of(answered.sources[one])
+        record["fedlora"]["targets_sha256"] = answered.tests.sha256
+        file = ResultPaths(config.evaluation_dir, one.run, one.round_number).rouge(one.output)
+        write_json(file, record)
+        written.append(SubjectScores(one, record, file))
+    return tuple(written)
 
 
 def _record(scores: Sequence[AnswerScore], tests: HeldOutRows, tokenizer: RougeTokenizer) -> dict[str, Any]:
@@ -194,7 +227,7 @@ def _categories_table(scores: SubjectScores) -> Table:
     return table_text((head, "rows", "exact", *METRICS), rows, rules=(len(counts),))
 
 
-def _clients_table(scores: Sequence[SubjectScores]) -> list[Table]:
+def clients_table(scores: Sequence[SubjectScores]) -> list[Table]:
     """ROUGE-L on every client's test rows, a row for each whose answers were scored; none where the only table has it
     already, or where rows belong to no client."""
     known = [one for one in scores if "clients" in one.record["fedlora"]]
