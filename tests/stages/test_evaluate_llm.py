@@ -249,10 +249,13 @@ def test_several_pairs_are_judged_in_one_call_under_one_limit() -> None:
     ]
     table = judged.text().splitlines()
     assert table[0].split() == [
-        *("of", "against", "samples", "baseline", "proposed", "ratio", "win", "tie", "loss"),
+        *("of", "against", "samples", "win", "tie", "loss", "win", "rate", "95", "%", "interval"),
+        *("baseline", "proposed", "ratio"),
     ]
-    assert table[2].split() == ["global", "base", "4", "50.00", "90.00", "1.800", "4", "0", "0"]
-    assert table[3].split() == ["client", "0", "base", "4", "50.00", "10.00", "0.200", "0", "0", "4"]
+    # four wins of four leave room for as many losses as Wilson's limit allows
+    won, lost = ["1.000", "0.510", "to", "1.000"], ["0.000", "0.000", "to", "0.490"]
+    assert table[2].split() == ["global", "base", "4", "4", "0", "0", *won, "50.00", "90.00", "1.800"]
+    assert table[3].split() == ["client", "0", "base", "4", "0", "0", "4", *lost, "50.00", "10.00", "0.200"]
     assert table[8:] == ["evaluations_llm/homo-1B/3/pairs"]
     assert len(judged.as_dict()["judgements"]) == len(list(Path("evaluations_llm/homo-1B/3/pairs").iterdir()))
 

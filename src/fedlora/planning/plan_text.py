@@ -139,7 +139,8 @@ def _judge_text(judge: Mapping[str, Any]) -> str:
     text = (
         f"{counted(judge['num_calls'], 'call')} to {judge['model']} for each comparison of "
         f"{counted(judge['num_samples'], 'answer')} in "
-        f"both orders, about {judge['tokens_in']:,} tokens in and {judge['tokens_out']:,} out"
+        f"both orders, about {judge['tokens_in']:,} tokens in and {judge['tokens_out']:,} out; they show a win rate "
+        f"that is {judge['smallest_difference']:.3f} or more from 0.5"
     )
     if judge["cost"] is None:
         return f"{text}; for the cost give --judge_price_in and --judge_price_out"

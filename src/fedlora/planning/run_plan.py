@@ -23,6 +23,7 @@ from fedlora.data.held_out import read_validation_rows
 from fedlora.engines.cohorts import find_cohort_doubts, resolve_method
 from fedlora.errors import FedloraError, TrainingError
 from fedlora.evaluation.judge.judge_forecast import forecast_judging
+from fedlora.evaluation.judge.judge_statistics import smallest_difference
 from fedlora.federated.adapters import num_bytes
 from fedlora.federated.partition import label_skew
 from fedlora.federated.privacy.budget import make_budget
@@ -263,7 +264,8 @@ class Planning:
         cost = None
         if config.judge_price_in is not None and config.judge_price_out is not None:
             cost = judging.cost(config.judge_price_in, config.judge_price_out)
-        return {**asdict(judging), "model": config.gpt_model, "cost": cost}
+        shown = smallest_difference(len({row.prompt for row in asking}))
+        return {**asdict(judging), "model": config.gpt_model, "cost": cost, "smallest_difference": shown}
 
 
 def _spelled(warning: dict[str, Any]) -> dict[str, Any]:

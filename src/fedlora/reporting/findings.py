@@ -34,6 +34,11 @@ class Judgement:
     win: int
     tie: int
     loss: int
+    win_rate_ties_half: float
+    interval: Sequence[float] | None
+    """Of the win rate, at 95 %; results of earlier versions have none."""
+    length_controlled: float | None
+    """The win rate of answers of equal length."""
     position_flip_rate: float
     baseline_score: float
     proposed_score: float
@@ -118,7 +123,7 @@ def gather_findings(config: ReportConfig, experiments: Sequence[Experiment], abs
 
 
 def _judgement(baseline: str, result: Mapping[str, Any]) -> Judgement:
-    judge = result["judge"]
+    judge, statistics = result["judge"], result.get("statistics")
     return Judgement(
         baseline=baseline,
         proposed=result["files"]["proposed"]["path"],
@@ -128,6 +133,9 @@ def _judgement(baseline: str, result: Mapping[str, Any]) -> Judgement:
         win=result["win"],
         tie=result["tie"],
         loss=result["loss"],
+        win_rate_ties_half=(result["win"] + result["tie"] / 2) / result["num_samples"],
+        interval=statistics["interval"] if statistics else None,
+        length_controlled=statistics["length"]["controlled_win_rate"] if statistics else None,
         position_flip_rate=result["position_flip_rate"],
         baseline_score=result["overall_pred_avg"],
         proposed_score=result["overall_prop_avg"],

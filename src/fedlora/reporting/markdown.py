@@ -127,13 +127,18 @@ def _drift_table(findings: Findings) -> str:
 
 
 def _judge_table(findings: Findings) -> str:
-    head = ("baseline", "ours", "judge", "win / tie / loss", "position flips", "score baseline", "score ours", "failed")
+    head = (
+        *("baseline", "ours", "judge", "win / tie / loss", "win rate, ties half", "length-controlled"),
+        *("position flips", "score baseline", "score ours", "failed"),
+    )
     rows = (
         (
             one.baseline,
             one.proposed,
             one.judge,
             f"{one.win} / {one.tie} / {one.loss}",
+            f"{one.win_rate_ties_half:.3f}" + (" ({:.3f} to {:.3f})".format(*one.interval) if one.interval else ""),
+            number_text(one.length_controlled),
             f"{one.position_flip_rate:.1%}",
             f"{one.baseline_score:.1f}",
             f"{one.proposed_score:.1f}",

@@ -232,7 +232,7 @@ def _make_result(config: EvaluateLlmConfig, comparison: _Comparison, log: Verdic
             kinds.append(failed[0])
             continue
         first, second = (log[question.key] for question in pair)
-        judged.append(combine(sample.category, first, second))
+        judged.append(combine(sample, first, second))
         verdicts.update({first.key: first, second.key: second})
     by_kind = dict(sorted(Counter(kinds).items()))
     if len(judged) < (_ENOUGH * len(comparison.samples) if not config.allow_partial else 1):

@@ -8,31 +8,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from fedlora.evaluation.judge.judge_statistics import OUTCOMES, JudgedSample, Outcome, describe_verdicts
+from fedlora.evaluation.judge.protocol import Sample
 from fedlora.evaluation.judge.verdict_log import StoredVerdict
 from fedlora.plain_text import Table, counted, one_line, table_text
 
-Outcome = Literal["win", "tie", "loss"]
-OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")
-_HEADS = ("samples", "baseline", "proposed", "ratio", *OUTCOMES)
+_HEADS = ("samples", *OUTCOMES, "win rate", "95 % interval", "baseline", "proposed", "ratio")
 
 
-@dataclass(frozen=True)
-class JudgedSample:
-    """One sample after both orders; scores (1 to 100) are means of the two, `outcome` is ours against the baseline."""
-
-    category: str
-    baseline_score: float
-    proposed_score: float
-    outcome: Outcome
-    flipped: bool
-
-
-def combine(category: str, baseline_first: StoredVerdict, proposed_first: StoredVerdict) -> JudgedSample:
+def combine(sample: Sample, baseline_first: StoredVerdict, proposed_first: StoredVerdict) -> JudgedSample:
     """One result from two verdicts; `flipped` when the judge preferred the same position, so the other answer."""
+    both = (baseline_first, proposed_first)
     positions = (baseline_first.verdict, proposed_first.verdict)
     outcome: Outcome = "tie"
     if positions == ("B", "A"):
@@ -40,19 +29,31 @@ def combine(category: str, baseline_first: StoredVerdict, proposed_first: Stored
     elif positions == ("A", "B"):
         outcome = "loss"
     return JudgedSample(
-        category=category,
+        category=sample.category,
         baseline_score=(baseline_first.score_a + proposed_first.score_b) / 2,
         proposed_score=(baseline_first.score_b + proposed_first.score_a) / 2,
         outcome=outcome,
         flipped=positions in (("A", "A"), ("B", "B")),
+        prompt=(sample.before, sample.instruction, sample.input),
+        baseline_length=len(sample.baseline),
+        proposed_length=len(sample.proposed),
+        slots=(positions.count("A"), positions.count("B")),
+        agreed=positions in (("B", "A"), ("A", "B"), ("tie", "tie")),
+        contradictions=sum(map(_contradicts_its_scores, both)),
     )
+
+
+def _contradicts_its_scores(verdict: StoredVerdict) -> bool:
+    lead = verdict.score_a - verdict.score_b
+    return (verdict.verdict == "A" and lead < 0) or (verdict.verdict == "B" and lead > 0)
 
 
 def summarise(samples: Sequence[JudgedSample]) -> dict[str, Any]:
     """Averages, counts and rates over `samples` (at least one), overall and by category.
 
     `overall_ratio` and `ratio` are our mean score over the baseline's; `win_rate` is wins over all judged samples;
-    `position_flip_rate` is the share in which the judge chose a position, not an answer.
+    `position_flip_rate` is the share in which the judge chose a position, not an answer. `statistics` has the win rate
+    with ties as halves, and its interval.
     """
     overall = _averages(samples)
     categories = sorted({sample.category for sample in samples})
@@ -69,6 +70,7 @@ def summarise(samples: Sequence[JudgedSample]) -> dict[str, Any]:
             category: _summarise_category([sample for sample in samples if sample.category == category])
             for category in categories
         },
+        "statistics": describe_verdicts(samples),
     }
 
 
@@ -98,16 +100,52 @@ def describe_judges(verdicts: Sequence[StoredVerdict]) -> dict[str, Any]:
 
 def results_parts(result: Mapping[str, Any]) -> list[str]:
     """The result as lines of text for a person."""
-    rows = [_cells(one_line(name), values) for name, values in result["categories"].items()]
+    found = result["statistics"]
+    rows = [
+        _cells(one_line(name), {**values, **found["categories"][name]}) for name, values in result["categories"].items()
+    ]
     table = table_text(("category", *_HEADS), [*rows, _cells("overall", _overall(result))], rules=(len(rows),))
-    footer = (
-        f"judged {result['num_samples']} of {counted(result['total_in_files'], 'sample')} in both orders; "
-        f"win rate {result['win_rate']:.3f}, position flips {result['position_flip_rate']:.3f}"
-    )
-    lines: list[str] = [table, footer]
+    lines: list[str] = [table, *_statistics_lines(result, found)]
     if failures := result["failures_by_kind"]:
         lines.append("without a verdict: " + ", ".join(f"{kind} {count}" for kind, count in failures.items()))
     return lines
+
+
+def _statistics_lines(result: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"judged {result['num_samples']} of {counted(result['total_in_files'], 'sample')} in both orders; win rate "
+        f"{found['win_rate_ties_half']:.3f} with ties as halves, 95 % interval {_interval(found['interval'])}, "
+        f"sign test p = {found['sign_test_p']:.2g}"
+    )
+    yield (
+        f"{counted(found['num_prompts'], 'prompt')} show a win rate that is {found['smallest_difference']:.3f} "
+        "or more from 0.5 (in 80 % of cases)"
+    )
+    positions = f"orders agree on {found['order_consistency']:.3f} of the samples"
+    if found["first_slot_preference"] is not None:
+        interval = _interval(found["first_slot_interval"])
+        positions += f"; of verdicts for an answer, {found['first_slot_preference']:.3f} ({interval}) chose the first"
+    if found["score_contradictions"]:
+        positions += f"; {counted(found['score_contradictions'], 'verdict')} for the answer with the lower score"
+    yield positions
+    length = found["length"]
+    by = [
+        f"{of['win_rate_ties_half']:.3f} of {of['num_samples']} where {name}"
+        for key, name in (("proposed", "ours is longer"), ("baseline", "the baseline's is longer"))
+        for of in (length["win_rate_by_longer"][key],)
+        if of["num_samples"]
+    ]
+    yield "; ".join(
+        [
+            f"length {length['proposed_mean']:.0f} characters against {length['baseline_mean']:.0f}",
+            *(["win rate " + ", ".join(by)] if by else []),
+            f"length-controlled {length['controlled_win_rate']:.3f} ({_interval(length['controlled_interval'])})",
+        ]
+    )
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def pairs_table(pairs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
@@ -119,9 +157,10 @@ def pairs_table(pairs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
 def _overall(result: Mapping[str, Any]) -> dict[str, Any]:
     means = {"avg_prediction_score": "overall_pred_avg", "avg_proposed_score": "overall_prop_avg"}
     ratio = {"ratio": result["overall_ratio"]}
-    return {**{name: result[key] for name, key in means.items()}, **ratio, **result}
+    return {**{name: result[key] for name, key in means.items()}, **ratio, **result["statistics"], **result}
 
 
 def _cells(name: str, values: Mapping[str, Any]) -> list[str]:
+    rates = [f"{values['win_rate_ties_half']:.3f}", _interval(values["interval"])]
     means = [f"{values['avg_prediction_score']:.2f}", f"{values['avg_proposed_score']:.2f}", f"{values['ratio']:.3f}"]
-    return [name, str(values["num_samples"]), *means, *(str(values[outcome]) for outcome in OUTCOMES)]
+    return [name, str(values["num_samples"]), *(str(values[outcome]) for outcome in OUTCOMES), *rates, *means]
