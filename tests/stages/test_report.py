@@ -467,8 +467,8 @@ def test_the_judge_gets_a_table_of_its_own_where_it_was_asked(world: World) -> N
     world.judge("none", "client_1")
     findings, markdown, stored = report_of(world, *ALL)
     assert (
-        "| none client\\_1 | homo/2/global\\_output.jsonl | judge\\|1 | 20 / 6 / 4 | 10.0% | 40.0 | 60.0 | 1 |"
-        in markdown
+        "| none client\\_1 | homo/2/global\\_output.jsonl | judge\\|1 | 20 / 6 / 4 | 0.767 | - | 10.0% | 40.0 | 60.0 "
+        "| 1 |" in markdown
     )
     assert stored["judgements"][0]["win"] == 20
     assert findings.judgements[0].position_flip_rate == 0.1

@@ -37,11 +37,10 @@ def bootstrap_weights(
     generator = np.random.default_rng(derive_seed(seed, "bootstrap"))
     block = max(1, _MOST_NUMBERS // len(prompts))
     for start in range(0, draws, block):
-        counts = [
-            np.bincount(generator.integers(len(numbers), size=len(numbers)), minlength=len(numbers))
-            for _ in range(min(block, draws - start))
-        ]
-        yield np.array(counts, dtype=float)[:, belongs]
+        size = (min(block, draws - start), len(numbers))
+        drawn = generator.integers(len(numbers), size=size) + len(numbers) * np.arange(size[0])[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size[0] * size[1]).reshape(size)
+        yield counts.astype(float)[:, belongs]
 
 
 def bootstrap_interval(
