@@ -46,6 +46,12 @@ def test_the_mean_is_of_what_the_optimizer_gets_less_the_correction(factor):
     assert GradientTerms(Phase({}), {"x": factor}, needs_mean=False).mean() is None
 
 
+def test_a_factor_that_no_token_reached_has_the_gradient_of_the_terms_alone(factor):
+    factor.grad = None
+    GradientTerms(Phase({}, correction=state(0.5, -3.0)), {"x": factor}, needs_mean=False).add()
+    assert factor.grad.tolist() == [0.5, -3.0]
+
+
 def test_a_term_without_a_tensor_for_a_trained_factor_is_an_error(factor):
     with pytest.raises(KeyError):
         GradientTerms(Phase({}, correction={"y": torch.zeros(2)}), {"x": factor}, needs_mean=False)

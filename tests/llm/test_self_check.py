@@ -8,7 +8,7 @@ from dataclasses import replace
 import every_base
 import pytest
 import torch
-from architectures import make_folder
+from architectures import ARCHITECTURES, make_folder
 from transformers import AutoModelForCausalLM
 
 from fedlora.config.data import ModelCheckConfig
@@ -24,6 +24,7 @@ from fedlora.llm.gradient_check import with_right_gradients
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.loss import backward_loss, label_logits
 from fedlora.llm.probes import training_batch
+from fedlora.llm.trainable_layers import see_rows
 from fedlora.stages import model as model_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -256,3 +257,22 @@ def test_layers_adapted_in_the_head_get_their_gradient(load):
     rows = self_check.draw_rows(base)[:2]
     backward_loss(base, training_batch(base, rows, rows[0].shared), scale=1.0)
     assert all(factor.grad is not None for _, factor in lora.named_factors())
+
+
+@pytest.mark.thorough
+def test_a_window_that_counts_the_cache_s_free_room_ends_our_cache_before_it(tiny_model, tmp_path, monkeypatch):
+    """GPT-Neo counts its local window over all columns of the cache, written or not."""
+    monkeypatch.setitem(
+        ARCHITECTURES, "windowed", ("gpt_neo", {"attention_types": [[["global", "local"], 1]], "window_size": 128})
+    )
+    make_folder("windowed", tiny_model, tmp_path / "windowed")
+    base = load_base_model(str(tmp_path / "windowed"), **CPU)
+    assert base.can.own_cache == 127
+    assert answers_are_its_own(base, (20, 100, 118, 121, 140))
+
+
+@pytest.mark.parametrize(("name", "sees"), [("llama", True), ("llama4_text", False)])
+def test_layers_that_get_a_list_of_tokens_are_known(name, sees, load):
+    """Which adapter answers a token, and whose gradient is clipped, is known by its row."""
+    lora = LoraModel(load(name).model, LoraSpec(4, 8, 2.0, 0.0, ("all-linear",)))
+    assert see_rows(lora.model, lora.layers.values()) == sees

@@ -19,6 +19,7 @@ from fedlora.llm.adapter_files import load_adapter
 from fedlora.llm.base_identity import find_identity
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.lora import LoraModel
+from fedlora.llm.trainable_layers import see_rows
 from fedlora.paths import OutputName, RunPaths
 from fedlora.rows import Row
 from fedlora.runs.recorded_base import RecordedBase, find_base
@@ -66,6 +67,13 @@ class Answerers:
         if together:
             clients = [name for name in names if self.additions is not None and name.kind == "client"]
             groups = [group for group in (clients, [name for name in names if name not in clients]) if group]
+        if (
+            lora is not None
+            and any(len(group) > 1 for group in groups)
+            and not see_rows(base.model, lora.layers.values())
+        ):
+            # which adapter answers a token is known by its row
+            groups = [[name] for group in groups for name in group]
         for group in groups:
             states = [
                 load_adapter(trained[name], shapes_at(lora.shapes(), specs[name].r))

@@ -14,6 +14,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.console import say
 from fedlora.data.client_facts import ClientFile
 from fedlora.engines.client_data import ClientExamples
+from fedlora.errors import UsageError
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.base_model import BaseModel, load_base_model, load_outline
 from fedlora.llm.examples import Encoder, make_encoder
@@ -24,6 +25,7 @@ from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_layout
 from fedlora.llm.token_files import TokenFiles
+from fedlora.llm.trainable_layers import see_rows
 from fedlora.paths import tokens_folder
 from fedlora.types import ClientId
 
@@ -86,6 +88,12 @@ def make_workbench(
     lora = LoraModel(base.model, spec_of(config))
     for note in lora.notes:
         say(note)
+    if config.dp_example_noise_multiplier is not None and not see_rows(base.model, lora.layers.values()):
+        raise UsageError(
+            f"base_model={base.name!r}: privacy of examples needs layers that see whole rows, and some of the adapted "
+            "ones get a list of tokens, as in a mixture of experts",
+            hint="adapt other layers, such as --target_modules q_proj,v_proj",
+        )
     if not outline:
         base = with_right_gradients(base, lora, config.quantization)
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None

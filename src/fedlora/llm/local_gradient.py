@@ -32,7 +32,7 @@ class GradientTerms:
     def add(self) -> None:
         """Add `mu * (x - anchor)`, the correction and the method's terms to this step's own."""
         for key, factor in self._factors.items():
-            gradient = _gradient_of(key, factor)
+            gradient = _gradient_of(factor)
             if key in self._anchor:
                 gradient.add_(factor - self._anchor[key], alpha=self._mu)
             if key in self._correction:
@@ -45,7 +45,7 @@ class GradientTerms:
         """Count this step's gradient as the optimizer gets it: with all terms, and clipped."""
         self._steps += 1
         for key, total in self._sum.items():
-            total += _gradient_of(key, self._factors[key])
+            total += _gradient_of(self._factors[key])
 
     def mean(self) -> AdapterState | None:
         """The mean of the counted gradients less the correction, on the CPU; None when it was not asked for."""
@@ -56,9 +56,10 @@ class GradientTerms:
         return cut_like(mean, {key: self._start[key] for key in mean}) if self._start else mean
 
 
-def _gradient_of(key: str, factor: nn.Parameter) -> Tensor:
+def _gradient_of(factor: nn.Parameter) -> Tensor:
+    """The gradient, zero where no token of the step reached the layer: an expert of a mixture."""
     if factor.grad is None:
-        raise ValueError(f"{key} is trained and has no gradient")
+        factor.grad = torch.zeros_like(factor)
     return factor.grad
 
 

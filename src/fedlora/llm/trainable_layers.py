@@ -99,6 +99,21 @@ def find_reached(model: Any, layers: Mapping[str, Linear]) -> set[str]:
     return {name for name in layers if starred(name) in places}
 
 
+def see_rows(model: Any, layers: Collection[nn.Module]) -> bool:
+    """Whether every layer gets (rows, length, d) of a batch. Within a mixture of experts some get a list of tokens."""
+    shapes: list[torch.Size] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape)) for layer in layers
+    ]
+    try:
+        with torch.no_grad():
+            _pass_tokens(model, rows=2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return all(shape[:-1] == (2, _TOKENS) for shape in shapes)
+
+
 def _probe(model: Any, layers: Mapping[str, Linear]) -> set[str]:
     probes: dict[str, Tensor] = {}
 
@@ -133,10 +148,10 @@ def _probe(model: Any, layers: Mapping[str, Linear]) -> set[str]:
     return {name for name, gradient in zip(names, found, strict=True) if gradient is not None}
 
 
-def _pass_tokens(model: Any) -> Tensor:
+def _pass_tokens(model: Any, rows: int = 1) -> Tensor:
     """Logits, or hidden states, after a few tokens of text."""
     vocabulary, device = model.get_input_embeddings().weight.shape[0], next(model.parameters()).device
-    ids = torch.arange(_TOKENS, device=device).remainder(vocabulary)[None]
+    ids = torch.arange(_TOKENS, device=device).remainder(vocabulary).expand(rows, -1)
     return text_part(model)(input_ids=ids, use_cache=False)[0]
 
 
