@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
 from saved_data import save
 
@@ -13,6 +14,7 @@ from fedlora.data.client_files import find_client_files
 from fedlora.data.records import read_rows
 from fedlora.data.row_parts import sha256_of_rows
 from fedlora.errors import DataError, UsageError
+from fedlora.rows import MIXED
 
 ROWS = [{"instruction": "Capital of France?", "response": "Paris", "source": ["a", "list"]}]
 
@@ -126,6 +128,42 @@ def test_what_is_no_silo_is_refused_by_name_and_nothing_is_written(clients, erro
         fl.silos(clients)
     assert words in str(caught.value)
     assert not Path("silos").exists()
+
+
+def test_columns_of_any_names_are_written_under_the_usual_ones_and_the_others_are_named(capsys):
+    rows = [{"q": f"{n}?", "answers": {"text": [str(n)]}, "source": "s"} for n in range(2)]
+    columns = {"instruction": "q", "output": "answers.text.0"}
+    fl.silos({"a": rows, "b": pyarrow.Table.from_pylist(rows)}, columns=columns)
+    assert capsys.readouterr().err.count("not used: source") == 1
+    for name in "ab":
+        assert [(row.instruction, row.output) for row in read_rows(Path(f"silos/{name}.jsonl"))] == [
+            ("0?", "0"),
+            ("1?", "1"),
+        ]
+    assert fl.silos({"a": rows, "b": rows}, columns="instruction=q,output=answers.text.0") == Path("silos")
+    with pytest.raises(DataError, match=r"a: no row has the column 'topic'"):
+        fl.silos({"a": rows}, "other", columns={**columns, "category": "topic"})
+    with pytest.raises(UsageError, match="did you mean output"):
+        fl.silos({"a": rows}, "other", columns={"instruction": "q", "outputs": "answers.text.0"})
+
+
+def test_rows_of_several_kinds_are_taken_where_they_are_asked_for():
+    fl.silos({"a": [{"text": "t"}, {"messages": TALK, "n": 1}]}, row_kind="any")
+    assert [row.kind for row in read_rows(Path("silos/a.jsonl"), rules=MIXED)] == ["text", "conversation"]
+
+
+def test_a_table_gives_its_rows_with_nulls_as_empty_fields_and_one_that_is_none_is_refused():
+    class Frame:
+        """What pandas and polars have; this one holds what Arrow cannot."""
+
+        def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+            raise pyarrow.ArrowInvalid("mixed types")
+
+    table = pyarrow.table({"instruction": ["a", "b"], "input": [None, "i"], "output": ["c", "d"], "when": [1, 2]})
+    fl.silos({"north": table})
+    assert [row.input for row in read_rows(Path("silos/north.jsonl"))] == ["", "i"]
+    with pytest.raises(UsageError, match=r"client 'south': Frame is not a table .*mixed types"):
+        fl.silos({"south": Frame()}, "other")
 
 
 TALK = [{"role": "user", "content": "Capital of Peru?"}, {"role": "assistant", "content": "Lima"}]

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora.api.entrance import PathLike, call, entered
+from fedlora.api.entrance import PathLike, call, entered, make_config
 from fedlora.api.signatures import takes
 from fedlora.config.data import AllocateConfig
 from fedlora.config.plan import PlanConfig
+from fedlora.config.reading import ReadingConfig
 from fedlora.home import path_at_home
 from fedlora.openmp import limit_spinning
+from fedlora.rows import RowFormat
 
 if TYPE_CHECKING:
     from fedlora.stages.allocate import AllocatedData
@@ -22,15 +24,22 @@ def silos(
     clients: Mapping[str, PathLike | Iterable[Mapping[str, Any]]],
     folder: PathLike = "silos",
     *,
+    row_kind: RowFormat = "auto",
+    columns: Mapping[str, str] | str | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
     """Write a folder with one file of rows per client, for `data` of `train`, and return it.
 
     `clients` maps each client's name to its rows: dictionaries, or anything that iterates over dictionaries (a
-    `datasets.Dataset`, say), or the path of a file or a folder that `train` reads as one client, which is copied. A
-    name that ends in `.test` holds test rows of the client before it. A folder that holds exactly these files is left
-    as it is; another one needs `overwrite=True`, and then its other files of rows are removed.
+    `datasets.Dataset`, say), or a table of pyarrow, pandas or polars, or the path of a file or a folder that `train`
+    reads as one client, which is copied. A name that ends in `.test` holds test rows of the client before it. A folder
+    that holds exactly these files is left as it is; another one needs `overwrite=True`, and then its other files of
+    rows are removed.
+
+    `columns` maps fields of a row to the names that the given rows have, such as `{"response": "answers.text.0"}`;
+    the rows are then written under the usual names. `row_kind` is as for `train`: with "any" give it to `train` too.
+    Columns that are not used are not written, and are named once.
 
     Raises UsageError (a name, a file, a folder), DataError (a row that is no row), StorageError.
 
@@ -40,8 +49,10 @@ def silos(
     """
     from fedlora.data.silo_files import write_silos
 
-    with entered("silos", AllocateConfig, {}, progress=progress):
-        return write_silos(clients, path_at_home(folder), overwrite=overwrite)
+    given = {"row_kind": row_kind, "columns": columns}
+    with entered("silos", AllocateConfig, given, progress=progress):
+        rules = make_config(ReadingConfig, None, given).read_rules
+        return write_silos(clients, path_at_home(folder), rules=rules, overwrite=overwrite)
 
 
 @takes(AllocateConfig)
