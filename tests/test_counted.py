@@ -18,12 +18,15 @@ BEFORE = "more|other|test|validation|usable|client|local|empty|different|optimiz
 COUNT = re.compile(rf"^ (?:(?:{BEFORE}) )*(?:{'|'.join(NOUNS.split())})\b")
 NEVER_ONE = {
     "comparing/compared_run.py: rows": "the kind of rows",
+    "data/client_facts.py: kind": "the kind of rows",
     "engines/replay.py: place / UPDATE_NAME": "a file that answers",
     "evaluation/judge/client.py: _GIVE_UP_AFTER": "a constant",
     "laws/method_check.py: promises.fewest": "more than the three clients of the laws",
     "laws/run_laws.py: steps": "the names of steps",
     "llm/dropout.py: len(streams)": "an error of the code",
+    "llm/limits.py: rows": "the rows of an embedding",
     "llm/private_steps.py: len(self.a)": "an error of the code",
+    "runs/recorded_base.py: self.run": "the name of a run that records something",
 }
 """What stands before such a word and needs no singular."""
 

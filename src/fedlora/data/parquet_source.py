@@ -16,6 +16,7 @@ from fedlora.data.arrow_values import find_columns, read_batch
 from fedlora.data.fields import RowFields
 from fedlora.data.parquet_pages import CODED, IN_PAGE, Chunk, Page, find_pages, read_chunks
 from fedlora.data.raw_records import Record, RecordError, shorten
+from fedlora.plain_text import counted
 
 _MOST_PAGE = 16 << 20
 _MOST_VALUES, _MOST_PER_ROW = 1 << 22, 64
@@ -94,7 +95,7 @@ def _find_pages_of(handle: BinaryIO, chunks: list[Chunk], columns: list[str], mo
                 hint = "write smaller pages, or raise --max_record_bytes (a page may be four times as large)"
                 raise RecordError("", what, hint=hint)
             if page.num_values > _MOST_VALUES or values > max(_MOST_VALUES, _MOST_PER_ROW * num_rows):
-                what = f"the column {shorten(path)} has {values} values in {num_rows} rows"
+                what = f"the column {shorten(path)} has {values} values in {counted(num_rows, 'row')}"
                 raise RecordError("", what, hint="write smaller pages and row groups")
             used.note(page)
     return found
