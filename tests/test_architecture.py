@@ -153,6 +153,7 @@ NAMED = {
     ("reporting.markdown", "none"): "an adapter that is not there",
     ("reporting.rounds_figure", "none"): "matplotlib's edge colour",
     ("llm.adapter_config", "none"): "PEFT's bias",
+    ("llm.loss", "none"): "torch's loss of each label",
     ("runs.saved_adapters", "none"): "no round",
     **{
         (module, "none"): "no quantisation"

@@ -132,7 +132,8 @@ class ReadRules:
     """How rows are read from a file: which fields they have, what is tolerated, what is mended rather than refused.
 
     `skip_bad` is how many bad rows of a file are left out, each named, before one is an error. `columns` maps a field
-    of a row to the name that the file has for it, nested names with dots. `keep` names columns that `Row.more` holds.
+    of a row to the name that the file has for it, nested names with dots. `keep` names columns that `Row.more` holds as
+    text and every row has, `keep_any` columns that it holds as they are, where a row has them.
     """
 
     max_record_bytes: int = 4 << 20
@@ -142,6 +143,7 @@ class ReadRules:
     row_kind: RowFormat = "auto"
     columns: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     keep: tuple[str, ...] = ()
+    keep_any: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """The rules that differ from the default, as JSON values: what decides the rows besides the file."""

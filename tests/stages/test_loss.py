@@ -101,10 +101,88 @@ def test_losses_are_given_by_category_and_over_all_response_tokens(trained):
     mean = sum(group.loss * group.num_tokens for group in one.groups.values()) / tokens
     assert (one.overall.loss, one.overall.num_tokens) == (pytest.approx(mean), tokens)
     both, single = measure(run).text().splitlines(), measure(run, of_subjects="global").text().splitlines()
-    assert both[0].split() == ["of", "examples", "loss", "a", "b", "c"]
+    assert both[0].split() == ["of", "examples", "loss", "95", "%", "perplexity", "a", "b", "c"]
     assert both[2].split()[:3] == ["base", "6", f"{one.overall.loss:.4f}"]
-    assert single[0].split() == ["category", "examples", "response", "tokens", "loss", "of", "global"]
-    assert single[-1].split() == ["all", "6", f"{tokens:,}", f"{other.overall.loss:.4f}"]
+    assert single[0].split() == [
+        "category",
+        "examples",
+        "response",
+        "tokens",
+        "loss",
+        "of",
+        "global",
+        "95",
+        "%",
+        "perplexity",
+    ]
+    assert single[-1].split()[:4] == ["all", "6", f"{tokens:,}", f"{other.overall.loss:.4f}"]
+
+
+def test_a_loss_has_an_interval_a_perplexity_and_a_difference_to_the_base_on_the_same_rows(trained):
+    run = trained()
+    base, other = measure(run).losses
+    low, high = base.overall.interval
+    assert low < base.overall.loss < high
+    assert base.overall.perplexity == pytest.approx(math.exp(base.overall.loss))
+    assert base.difference == {}
+    found = other.difference["loss"]
+    assert found.estimate.mean == pytest.approx(other.overall.loss - base.overall.loss, abs=1e-7)
+    assert found.higher + found.lower == 6
+    printed = measure(run).text().splitlines()
+    assert printed[-3].split() == ["less", "base", "loss"]
+    assert printed[-1].split()[0] == "global"
+    assert measure(run, of_subjects="global").losses[0].difference == {}
+
+
+def test_the_choice_of_a_row_is_the_most_probable_of_those_that_it_names(trained, tmp_path):
+    run = trained()
+    rows = [
+        {"instruction": f"say {number}", "output": "red", "choices": ["blue", "red", "green grass"], "category": "a"}
+        for number in range(4)
+    ]
+    rows.append({"instruction": "say", "output": "nothing", "category": "b"})
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (one,) = measure(run, test_file_path=tmp_path / "test.jsonl", of_subjects="global").losses
+    # by hand: the loss of each reply on its own rows, as sums over its tokens
+    sums = {}
+    for text in rows[0]["choices"]:
+        asked = [
+            {"instruction": row["instruction"], "output": text, "category": str(n)} for n, row in enumerate(rows[:4])
+        ]
+        (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+        (alone,) = measure(run, test_file_path=tmp_path / "one.jsonl", of_subjects="global").losses
+        sums[text] = [group.loss * group.num_tokens for group in alone.groups.values()]
+    right = [min(sums, key=lambda text: sums[text][n]) == "red" for n in range(4)]
+    by_byte = [min(sums, key=lambda text: sums[text][n] / len(text)) == "red" for n in range(4)]
+    found = one.overall.choices
+    assert found["choice"].mean == sum(right) / 4
+    assert found["choice_per_byte"].mean == sum(by_byte) / 4
+    assert one.groups["b"].choices == {}
+    table = measure(run, test_file_path=tmp_path / "test.jsonl").text().splitlines()
+    assert "choice per byte" in table[0]
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        (["red"], "at least two"),
+        ("red", "at least two"),
+        (["red", None], "at least two"),
+        (["red", " "], "at least two"),
+        (["blue", "green"], "not one of"),
+        (["red", "red "], "twice"),
+    ],
+)
+def test_choices_without_the_right_one_or_with_one_twice_are_refused_before_a_base_is_loaded(
+    trained, tmp_path, choices, words
+):
+    run = trained()
+    (tmp_path / "test.jsonl").write_text(json.dumps({"instruction": "say", "output": "red", "choices": choices}) + "\n")
+    with pytest.raises(DataError, match=rf'"say": .*{words}'):
+        loss.run(
+            LossConfig.of(exp_name=run.name, model_dir=run.parent, test_file_path=tmp_path / "test.jsonl"),
+            load=lambda *_, **__: pytest.fail("a base is loaded"),
+        )
 
 
 def test_the_command_prints_the_table_or_json_and_progress_apart(trained, capsys):

@@ -207,7 +207,10 @@ def loss(config: PathLike | None = None, *, progress: bool = True, **keywords: A
     """Measure the loss of stored adapters on the rows in the file `test`, without training.
 
     Losses are in nats per response token. `losses` of the result has an entry per subject, with its loss overall and by
-    category or client. Raises UsageError (a run, a round, a client), DataError (a row).
+    category or client, each with a 95 % interval (bootstrap over prompts), and its difference to the base on the same
+    rows. Where rows have a list `choices`, `choices` is the share whose right one is the most probable.
+
+    Raises UsageError (a run, a round, a client), DataError (a row).
 
     >>> measured = fl.loss(name="pair", test="tests/questions.jsonl", of=["base", "global"], progress=False)
     >>> [one.overall.loss > 0 for one in measured.losses]

@@ -85,7 +85,7 @@ class RowFields:
 
     def keeps(self, column: str) -> bool:
         """Whether `Row.more` holds a column, or something of it, whatever its type."""
-        return column in self._kept.names
+        return column in self._kept.names or column in self.rules.keep_any
 
     def make_row(self, record: Record) -> Row:
         """The row of a decoded record; RecordError names the field that cannot be used."""
@@ -95,8 +95,9 @@ class RowFields:
                 raise refuse(f"expected a JSON object, got {kind_of(fields)}")
             shape = None if self._may_mix else self.shape
             row = self._make_first(fields) if shape is None else self._make_next(fields, shape)
-            if self.rules.keep:
-                row = replace(row, more=self._kept.read(fields))
+            if self.rules.keep or self.rules.keep_any:
+                there = {name: fields[name] for name in self.rules.keep_any if fields.get(name) is not None}
+                row = replace(row, more={**self._kept.read(fields), **there})
         except RecordError as error:
             other = self._find_other(fields)
             hint = "give --row_kind any where a file holds several kinds of rows" if other else error.hint
@@ -178,7 +179,7 @@ class RowFields:
 
     def _settle(self, shape: RowShape) -> None:
         self.shape = shape
-        self.names = self._columns.used_names(shape) | self._kept.names
+        self.names = self._columns.used_names(shape) | self._kept.names | set(self.rules.keep_any)
 
     def _note(self, names: Iterable[str]) -> None:
         for name in names:

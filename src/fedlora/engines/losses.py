@@ -19,6 +19,7 @@ from fedlora.llm.limits import check_training
 from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.memory import plan_layout
+from fedlora.llm.row_losses import measure_rows
 from fedlora.rows import Row
 from fedlora.types import AdapterState
 
@@ -56,11 +57,28 @@ class LossMeter:
 
     def measure_file(self, file: Path, groups: Groups, *, background: AdapterState | None = None) -> Losses:
         """`measure` of a stored adapter."""
+        adapter, background = self._load(file, background)
+        return self.measure(adapter, groups, background=background)
+
+    def encode_each(self, rows: Sequence[Row], *, last_reply: bool = False) -> list[Example]:
+        """One example for each row, of whose responses none is empty; with `last_reply` the last one alone counts."""
+        train_on = "last" if last_reply else self.config.measured_tokens
+        return encode_rows(rows, self.encoder, cutoff=self.config.cutoff_len, train_on=train_on).examples
+
+    def measure_rows(
+        self, file: Path | None, examples: Sequence[Example], *, background: AdapterState | None = None
+    ) -> list[float]:
+        """The loss of every example under a stored adapter, summed over its response tokens; None is the base model."""
+        adapter, background = self._load(file, background) if file else (None, background)
+        return measure_rows(self.trainer, adapter, examples, background=background)
+
+    def _load(self, file: Path, background: AdapterState | None) -> tuple[AdapterState | None, AdapterState | None]:
+        """A stored adapter and its background, as the layers take them."""
         spec = load_spec(file.with_name(CONFIG_NAME))
         adapter = load_adapter(file, shapes_at(self.lora.shapes(), spec.r))
         if spec.r <= self.lora.spec.r:
-            return self.measure(adapter, groups, background=background)
+            return adapter, background
         if background is not None:
             raise ValueError(f"{file}: an adapter larger than its layers has no background")
         # a stack of two does not fit into the layers, and is the same beside them
-        return self.measure(None, groups, background=as_background(adapter, spec.scaling))
+        return None, as_background(adapter, spec.scaling)

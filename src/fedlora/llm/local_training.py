@@ -138,8 +138,8 @@ class Trainer:
         return total / num_labels
 
     def _sum_losses(self, rows: Sequence[Example], tokens_per_pass: int) -> float:
-        passes = [[rows[index] for index in group] for group in self._cut_passes(rows, tokens_per_pass)]
-        return float(sum(sum_loss(self.base, self._make_batch(group, share_prefix=True)) for group in passes))
+        passes = [[rows[index] for index in group] for group in self.cut_passes(rows, tokens_per_pass)]
+        return float(sum(sum_loss(self.base, self.make_batch(group, share_prefix=True)) for group in passes))
 
     def _order_steps(self, examples: Sequence[Example], round_number: int, client_id: int) -> list[list[Example]]:
         """All steps of all local epochs."""
@@ -184,7 +184,7 @@ class Trainer:
             # torch's generator draws only the base's own dropout
             torch.manual_seed(derive_seed(self.config.seed, "dropout", round_number, client_id, step))
             losses = []
-            for group in self._cut_passes(rows, tokens_per_pass, most_rows=private.most_rows if private else None):
+            for group in self.cut_passes(rows, tokens_per_pass, most_rows=private.most_rows if private else None):
                 self.lora.noise.begin_pass([seeds[index] for index in group], self.base.device)
                 losses.append(self._run_backward([rows[index] for index in group], scale, share, private))
             return float(torch.stack(losses).sum())
@@ -214,20 +214,22 @@ class Trainer:
         """One pass, whose gradients are added to the factors'; in a private one each row's are clipped first."""
         stop_if_asked()
         if private is None:
-            return backward_loss(self.base, self._make_batch(group, share_prefix=share), scale=scale)
-        batch = self._make_batch(group, share_prefix=False)
+            return backward_loss(self.base, self.make_batch(group, share_prefix=share), scale=scale)
+        batch = self.make_batch(group, share_prefix=False)
         return private.add_clipped(group, lambda: backward_loss(self.base, batch, scale=1.0))
 
-    def _cut_passes(
+    def cut_passes(
         self, rows: Sequence[Example], tokens_per_pass: int, *, most_rows: int | None = None
     ) -> list[list[int]]:
+        """The places of `rows` that go through the model together, pass by pass."""
         alone = None if self.base.can.equal_rows else 1
         limits = [limit for limit in (self.config.local_micro_batch_size, most_rows, alone) if limit is not None]
         lengths = [len(example.ids) for example in rows]
         most = min(limits, default=None)
         return cut_alike(lengths, self.base.can.padding, token_budget=tokens_per_pass, most_rows=most)
 
-    def _make_batch(self, rows: Sequence[Example], *, share_prefix: bool) -> Batch:
+    def make_batch(self, rows: Sequence[Example], *, share_prefix: bool) -> Batch:
+        """One pass over `rows`."""
         return make_batch(
             rows,
             pad_id=self.base.pad_id,

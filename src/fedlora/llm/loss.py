@@ -53,6 +53,19 @@ def sum_loss(base: BaseModel, batch: Batch) -> Tensor:
     return total
 
 
+@torch.no_grad()
+def label_losses(base: BaseModel, batch: Batch) -> Tensor:
+    """The cross-entropy (labels,) at each of a batch's labels, in float32, without gradients."""
+    if base.can.head == "model":
+        return F.cross_entropy(label_logits(base, batch).float(), batch.targets, reduction="none")
+    hidden = label_states(base, batch)
+    parts = [
+        F.cross_entropy(base.head(hidden[part]).float(), batch.targets[part], reduction="none")
+        for part in _chunks(base, batch)
+    ]
+    return torch.cat(parts)
+
+
 def label_states(base: BaseModel, batch: Batch) -> Tensor:
     """The hidden states (labels, d) that predict a batch's targets."""
     return base.hidden(batch.ids, batch.prefix).flatten(0, 1).index_select(0, batch.positions)
