@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -239,6 +240,21 @@ def test_alpaca_takes_one_exchange_and_names_the_template_for_more(tokenizer, ro
     assert list(encoder.encode([single], cutoff=512)) == list(
         encoder.encode([Row("Say it.", "", "it", "")], cutoff=512)
     )
+
+
+def test_of_the_turns_before_the_last_exchange_the_latest_are_kept(tokenizer):
+    row = replace(THREE, before=(Turn("system", "Be brief."), *THREE.before))
+    encoder = encoder_of(tokenizer, CHATML)
+    (whole,) = encoder.encode([row], cutoff=10**6)
+    (found,) = encoder.encode([row], cutoff=len(whole.ids) - 1)
+    assert found.num_cut_turns == 2
+    text = tokenizer.decode(found.ids)
+    assert [part in text for part in ("Be brief.", "What is 1?", "And 2?", "And 3?")] == [True, False, True, True]
+    # the rest goes before the last question is cut, and is then cut from its left
+    (found,) = encoder.encode([replace(row, instruction="far " * 200 + "near")], cutoff=60)
+    text = tokenizer.decode(found.ids)
+    assert ("And 2?" in text, "Be brief." in text, "near<|im_end|>" in text) == (False, True, True)
+    assert len(found.ids) <= 60
 
 
 def test_whole_oldest_turns_go_before_a_turn_is_cut_and_the_system_turn_stays(tokenizer):
