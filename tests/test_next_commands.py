@@ -20,6 +20,7 @@ from fedlora.data.client_files import known_test_rows
 from fedlora.paths import OutputName, RunPaths
 from fedlora.reporting.what_ifs import Reaggregated
 from fedlora.runs.subjects import Subject, report_command
+from fedlora.stages.generate import Predictions, SubjectAnswers
 from fedlora.stages.train import TrainedRun
 
 
@@ -150,6 +151,24 @@ def test_a_run_without_a_global_adapter_is_answered_by_all(tmp_path, monkeypatch
     config = TrainConfig.of(method="none", name="alone", data=tmp_path, val_data_path="held.jsonl", model_dir="runs")
     trained = TrainedRun(RunPaths(config.model_dir, config.exp_name), config)
     assert trained.next_command == "fedlora generate alone --of all --test held.jsonl --model_dir runs"
+
+
+def test_how_rows_are_read_is_part_of_the_next_command_and_questions_alone_have_no_score(tmp_path, monkeypatch) -> None:
+    base = TrainConfig.of().base_model
+    monkeypatch.setattr(
+        "fedlora.stages.train.read_run", lambda paths: SimpleNamespace(has_global_model=True, base_model=base)
+    )
+    reading = {"columns": "prompt=question,response=answers.text.0", "skip_bad": 2}
+    flags = "--columns prompt=question,response=answers.text.0 --skip_bad 2"
+    config = TrainConfig.of(name="mapped", data=tmp_path, val_data_path="held.jsonl", **reading)
+    trained = TrainedRun(RunPaths(config.model_dir, config.exp_name), config)
+    assert shlex.split(trained.next_command)[:5] == ["fedlora", "generate", "mapped", "--test", "held.jsonl"]
+    asked = GenerateConfig.of(exp_name="mapped", test_file_path="held.jsonl", **reading)
+    answers = (SubjectAnswers(Subject("mapped", 1, OutputName("global"), "global"), tmp_path / "answers.jsonl"),)
+    for command in (trained.next_command, Predictions(answers, asked).next_command):
+        assert set(flags.split(" --")[1:]) <= set(command.split(" --")[1:])
+        assert "--columns prompt=question,response=answers.text.0" in command
+    assert Predictions(answers, asked, has_replies=False).next_command == ""
 
 
 def test_what_ifs_lead_to_their_answers() -> None:

@@ -158,3 +158,10 @@ def test_thousands_of_values_are_thousands_of_clients(tmp_path):
     assert {one["num_examples"] for one in clients} == {1}
     assert made.manifest["test"]["num_examples"] == count
     assert "2,968 clients more, see the manifest" in made.text()
+
+
+def test_the_next_command_takes_the_chat_template_where_rows_have_turns_before_the_last(wards, tmp_path):
+    assert "--template" not in deal(wards, tmp_path, dataset_name="plain").next_command
+    talks = [row(number, "north", hospital=f"{number % 2}", system="Be brief.") for number in range(8)]
+    made = deal(write(tmp_path / "talks.jsonl", talks), tmp_path, dataset_name="talks")
+    assert "--template chat" in made.next_command

@@ -63,4 +63,6 @@ def _flag(name: str, value: Any, fields: Collection[str]) -> list[str]:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={_text(each)}" for name, each in value.items())
     return ",".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

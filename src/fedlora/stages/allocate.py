@@ -18,6 +18,7 @@ from typing import Any
 from fedlora.config.command_line import command_line
 from fedlora.config.data import AllocateConfig, ModelConfig
 from fedlora.config.plan import PlanConfig
+from fedlora.config.prompting import CHAT
 from fedlora.config.reading import READING_FIELDS
 from fedlora.console import say
 from fedlora.data.allocation_text import allocation_parts
@@ -40,6 +41,8 @@ class AllocatedData(Result):
     manifest: Mapping[str, Any]
     paths: DataPaths
     test_per_cat: int | None
+    has_turns: bool = False
+    """Whether a row has a system turn or several turns, which the default template has no place for."""
 
     @property
     def next_command(self) -> str:
@@ -49,6 +52,7 @@ class AllocatedData(Result):
             "num_clients": len(self.manifest["clients"]),
             "base_model": ModelConfig.model_fields["name"].default,
             "client_selection_frac": 1,
+            "prompt_template": CHAT if self.has_turns else None,
             "test_file_path": self.paths.test_file(self.test_per_cat),
         }
         return command_line("plan", PlanConfig, asked)
@@ -99,7 +103,7 @@ def run(config: AllocateConfig) -> AllocatedData:
         manifest["num_skipped"] = num_skipped
     contents[paths.manifest(num_clients)] = json_text(manifest)
     _write(contents, paths, manifest, overwrite=config.overwrite)
-    return AllocatedData(manifest, paths, test_per_cat)
+    return AllocatedData(manifest, paths, test_per_cat, has_turns=any(row.before for row in cleaned.rows))
 
 
 def _read_input(config: AllocateConfig) -> tuple[list[Row], int]:

@@ -58,11 +58,15 @@ class Predictions(Result):
 
     answers: tuple[SubjectAnswers, ...]
     config: GenerateConfig
+    has_replies: bool = True
+    """Whether the test rows have replies that answers are scored against."""
 
     @property
     def next_command(self) -> str:
-        """How the answers are scored against the same file."""
+        """How the answers are scored against the same file; empty where it holds questions alone."""
         config = self.config
+        if not self.has_replies:
+            return ""
         asked = {
             "exp_name": config.exp_name,
             "of_subjects": None if config.words == ("global",) else config.words,
@@ -70,6 +74,7 @@ class Predictions(Result):
             "target_file": config.test_file_path,
             "prediction_dir": config.prediction_dir,
             "model_dir": config.model_dir,
+            **config.read_rules.record(),
         }
         return command_line("score", EvaluateRougeConfig, asked, positional="exp_name")
 
@@ -132,6 +137,7 @@ def run(config: GenerateConfig, *, load: Callable[..., BaseModel] | None = None)
             SubjectAnswers(one, parts[one.run, one.round_number].results.predictions(one.output)) for one in subjects
         ),
         config,
+        has_replies=any(row.output.strip() for row in tests.rows),
     )
 
 

@@ -52,6 +52,7 @@ class TrainedRun(Result):
             "base_model": config.base_model if config.base_model != recorded.base_model else None,
             "test_file_path": tests or config.val_data_path or "FILE",
             "model_dir": config.model_dir,
+            **config.read_rules.record(),
         }
         return command_line("generate", GenerateConfig, asked, positional="exp_name")
 
