@@ -13,6 +13,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Config, Names, OptionalFloat, OptionalInt, Pairs, flag
+from fedlora.config.train_fields import Precision
 from fedlora.config.who import ROUNDS, WORDS, LastRound, Subjects, WhichRound, contract_words, refuse_both
 
 RougeTokenizer = Literal["ascii", "unicode"]
@@ -22,6 +23,12 @@ _BASELINE = ("is_base_model", "is_global_model", "client_id")
 _MODEL_DIR = "root folder of all runs, where names of clients and the best round are looked up"
 
 
+_LOCAL = "local:"
+_OF_LOCAL_JUDGES = ("device", "base_dtype")
+_OF_ENDPOINTS = (
+    *("base_url", "judge_query", "allow_plain_http", "api_key_file", "batch_size", "concurrency", "max_calls"),
+    *("max_cost", "judge_price_in", "judge_price_out", "judge_max_tokens", "max_retries", "timeout_seconds", "seed"),
+)
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _PRIVATE_NAMES = (".local", ".lan", ".internal", ".home.arpa")
 """Endings that no public name has."""
@@ -111,7 +118,13 @@ class EvaluateLlmConfig(ReadingConfig):
     )
     target_key: str = flag("output", "field of the reference answer; unless it is given, response is taken too")
     prediction_key: str = flag("answer", "field of the prediction")
-    gpt_model: str = flag("gpt-4.1", "model that judges", everyday=True, min_length=1)
+    gpt_model: str = flag(
+        "gpt-4.1",
+        "model that judges; local:<model> is a base model on this machine, of which the probabilities of the verdicts "
+        "are compared",
+        everyday=True,
+        min_length=1,
+    )
     allow_plain_http: bool = flag(
         False,
         "allow http:// to an address of a private network: the key and all rows travel there unencrypted, and others "
@@ -157,6 +170,10 @@ class EvaluateLlmConfig(ReadingConfig):
     timeout_seconds: float = flag(120.0, "timeout of one request, in seconds", gt=0)
     seed: int = flag(42, "seed of the delimiters around the answers", ge=0)
     overwrite: bool = flag(False, "forget stored verdicts and ask again", everyday=True)
+    device: str = flag("auto", "device of a local judge: auto, cpu, cuda or cuda:<n>")
+    base_dtype: Precision = flag(
+        "auto", "number type of a local judge; auto: bfloat16 where the device multiplies it fast"
+    )
 
     @model_validator(mode="after")
     def _one_way_to_say_who(self) -> EvaluateLlmConfig:
@@ -171,6 +188,20 @@ class EvaluateLlmConfig(ReadingConfig):
         if self.max_cost is not None and self.judge_price_in is None:
             raise ValueError(f"max_cost={self.max_cost:g} needs judge_price_in and judge_price_out")
         return self
+
+    @model_validator(mode="after")
+    def _only_what_this_judge_has(self) -> EvaluateLlmConfig:
+        if self.gpt_model == _LOCAL:
+            raise ValueError(f"gpt_model={_LOCAL!r}: name a model, such as local:smollm2-135m")
+        others, kind = (_OF_ENDPOINTS, "a local judge") if self.local_judge else (_OF_LOCAL_JUDGES, "an endpoint")
+        if given := [name for name in others if self.chosen(name)]:
+            raise ValueError(f"{given[0]} is not supported with {kind} (gpt_model={self.gpt_model!r})")
+        return self
+
+    @property
+    def local_judge(self) -> str | None:
+        """The base model that judges on this machine; None where an endpoint does."""
+        return self.gpt_model.removeprefix(_LOCAL) if self.gpt_model.startswith(_LOCAL) else None
 
     @property
     def by_contract(self) -> bool:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -33,6 +32,9 @@ from fedlora.plain_text import counted
 from fedlora.results import Result
 from fedlora.runs.judged_pairs import Pair, find_pairs, recorded_stem
 from fedlora.runs.subjects import find_share, report_command
+
+if TYPE_CHECKING:
+    from fedlora.llm.base_model import BaseModel
 
 _ENOUGH = 0.95
 """Share of the samples below which verdicts are no result: those that fail are rarely like the others."""
@@ -112,16 +114,19 @@ class Judgements(Result):
         }
 
 
-def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> Judgements:
+def run(
+    config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep, load: Callable[..., BaseModel] | None = None
+) -> Judgements:
     """Judge every pair that `config` names and write its result.
 
-    `sleep` waits between retries. Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the
-    endpoint refuses, or too few samples got a verdict), BudgetError (max_calls, max_cost), LockedError (another process
-    asks); verdicts and results up to then are kept.
+    `sleep` waits between retries; `load` takes the place of `load_base_model` for a local judge. Raises UsageError
+    (files, key, local model), DataError (rows that do not match), JudgeError (the endpoint refuses, or too few samples
+    got a verdict), BudgetError (max_calls, max_cost), LockedError (another process asks); verdicts and results up to
+    then are kept.
     """
-    comparisons = [_read_comparison(config, pair) for pair in find_pairs(config)]
+    judge = _make_judge(config, sleep, load)
+    comparisons = [_read_comparison(config, pair, judge) for pair in find_pairs(config)]
     found: list[Judgement] = []
-    endpoint = JudgeEndpoint(config, sleep=sleep)
     for baseline in dict.fromkeys(comparison.pair.baseline for comparison in comparisons):
         target = ResultPaths(config.evaluation_dir, baseline.run, baseline.round_number)
         own = [comparison for comparison in comparisons if comparison.pair.baseline == baseline]
@@ -130,10 +135,10 @@ def run(config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> Judgement
             if config.overwrite:
                 log.forget({question.key for one in own for pair in one.questions for question in pair})
             for comparison in own:
-                asked = _ask_open_questions(comparison, log, endpoint, target.unusable_reply(baseline.output))
-                result = _make_result(config, comparison, log, asked)
+                asked = _ask_open_questions(comparison, log, judge, target.unusable_reply(baseline.output))
+                result = _make_result(config, comparison, log, asked, judge)
                 found.append(Judgement(comparison.pair, result, _write_result(config, comparison.pair, target, result)))
-    return Judgements(tuple(found), config, endpoint.spending.as_dict())
+    return Judgements(tuple(found), config, judge.spent)
 
 
 @contextlib.contextmanager
@@ -174,14 +179,38 @@ def _write_result(config: EvaluateLlmConfig, pair: Pair, target: ResultPaths, re
     return file
 
 
-def _read_comparison(config: EvaluateLlmConfig, pair: Pair) -> _Comparison:
+class _Judge(Protocol):
+    """An endpoint or a local model."""
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def spent(self) -> dict[str, Any]: ...
+
+    def ask(
+        self, questions: Sequence[Question], log: VerdictLog, *, of: str, total: int, unusable_file: Path
+    ) -> Asked: ...
+
+
+def _make_judge(config: EvaluateLlmConfig, sleep: Sleep, load: Callable[..., BaseModel] | None) -> _Judge:
+    if config.local_judge is None:
+        return JudgeEndpoint(config, sleep=sleep)
+    # these bring in torch
+    from fedlora.evaluation.judge.local_judge import LocalJudge
+    from fedlora.llm.base_model import load_base_model
+
+    return LocalJudge(config, load or load_base_model)
+
+
+def _read_comparison(config: EvaluateLlmConfig, pair: Pair, judge: _Judge) -> _Comparison:
     source = ResultPaths(config.prediction_dir, pair.baseline.run, pair.baseline.round_number)
     tests = _read_tests(config, pair)
     files = ComparedFiles(source.predictions(pair.baseline.output), pair.proposed, config.target_file, tests)
     samples = read_samples(files, prediction_key=config.prediction_key)
-    host = urlsplit(config.base_url).hostname or ""
     questions = [
-        tuple(make_question(sample, order, judge=config.gpt_model, host=host) for order in ORDERS) for sample in samples
+        tuple(make_question(sample, order, judge=config.gpt_model, host=judge.place) for order in ORDERS)
+        for sample in samples
     ]
     return _Comparison(pair, files, samples, questions)
 
@@ -196,9 +225,7 @@ def _read_tests(config: EvaluateLlmConfig, pair: Pair) -> HeldOutRows | None:
     return read_test_rows(config.target_file, output_key=key, rules=config.read_rules, share=share)
 
 
-def _ask_open_questions(
-    comparison: _Comparison, log: VerdictLog, endpoint: JudgeEndpoint, unusable_file: Path
-) -> Asked:
+def _ask_open_questions(comparison: _Comparison, log: VerdictLog, judge: _Judge, unusable_file: Path) -> Asked:
     """Ask what has no verdict yet."""
     waiting = comparison.open_questions(log)
     samples = counted(len(comparison.samples), "sample")
@@ -206,7 +233,7 @@ def _ask_open_questions(
         say(f"judge: all verdicts on {samples} are stored in {log.path}; nothing to ask")
         return Asked({})
     try:
-        return endpoint.ask(waiting, log, of=samples, total=comparison.num_verdicts, unusable_file=unusable_file)
+        return judge.ask(waiting, log, of=samples, total=comparison.num_verdicts, unusable_file=unusable_file)
     except BudgetError as error:
         left = f"{comparison.left(log)} of {samples} are left"
         hint = "verdicts so far are kept: run again, with a higher limit if need be"
@@ -223,7 +250,9 @@ def _too_few(judged: int, samples: int, by_kind: Mapping[str, int], asked: Asked
     return JudgeError(text, hint=hint + ("; --allow_partial takes fewer" if judged else ""))
 
 
-def _make_result(config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, asked: Asked) -> dict[str, Any]:
+def _make_result(
+    config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, asked: Asked, judge: _Judge
+) -> dict[str, Any]:
     judged, verdicts, kinds, failures = [], {}, [], asked.failures
     for sample, pair in zip(comparison.samples, comparison.questions, strict=True):
         failed = [failures[question.key] for question in pair if question.key in failures]
@@ -247,7 +276,7 @@ def _make_result(config: EvaluateLlmConfig, comparison: _Comparison, log: Verdic
         "calls": len({verdict.request for verdict in verdicts.values()}),
         "judge": {
             "model_asked": config.gpt_model,
-            "host": urlsplit(config.base_url).hostname,
+            "host": judge.place,
             **describe_judges(list(verdicts.values())),
         },
         "prompt_version": PROMPT_VERSION,

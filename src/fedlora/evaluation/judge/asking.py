@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fedlora.config.evaluate import EvaluateLlmConfig
@@ -48,6 +48,16 @@ class JudgeEndpoint:
         self._sleep = sleep
         self._shape = RequestShape(_most_tokens(config))
         self.spending = Spending(max_calls=config.max_calls, prices=_prices(config), max_cost=config.max_cost)
+
+    @property
+    def place(self) -> str:
+        """Whose verdicts they are, in the key of each: the endpoint's host."""
+        return urlsplit(self._config.base_url).hostname or ""
+
+    @property
+    def spent(self) -> dict[str, Any]:
+        """Calls, tokens and cost up to now."""
+        return self.spending.as_dict()
 
     def ask(self, questions: Sequence[Question], log: VerdictLog, *, of: str, total: int, unusable_file: Path) -> Asked:
         """Ask `questions`, which are some of `total` on what `of` says; verdicts go to `log`.

@@ -145,16 +145,21 @@ def write_messages(questions: Sequence[Question], code: str, *, repair: bool = F
 
 
 def _write_sample(name: str, question: Question, code: str) -> str:
+    return "\n".join(
+        f"<<<BEGIN {name} {title} {code}>>>\n{text}\n<<<END {name} {title} {code}>>>"
+        for title, text in shown_blocks(question)
+    )
+
+
+def shown_blocks(question: Question) -> list[tuple[str, str]]:
+    """Title and escaped text of everything that the judge sees of a sample, answers A and B last."""
     sample = question.sample
     answer_a, answer_b = sample.answers(question.order)
     asked = "text" if sample.continues else "instruction"
     blocks = [(asked, sample.instruction), ("input", sample.input), ("reference", sample.reference)]
     turns = [(f"turn {number} {turn.role}", turn.content) for number, turn in enumerate(sample.before, start=1)]
-    shown = [*turns, *((title, text) for title, text in blocks if text)]
-    return "\n".join(
-        f"<<<BEGIN {name} {title} {code}>>>\n{escape(text)}\n<<<END {name} {title} {code}>>>"
-        for title, text in [*shown, ("answer A", answer_a), ("answer B", answer_b)]
-    )
+    shown = [*turns, *((title, text) for title, text in blocks if text), ("answer A", answer_a), ("answer B", answer_b)]
+    return [(title, escape(text)) for title, text in shown]
 
 
 def escape(text: str) -> str:
