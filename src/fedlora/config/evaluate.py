@@ -194,7 +194,9 @@ class EvaluateLlmConfig(ReadingConfig):
         if self.gpt_model == _LOCAL:
             raise ValueError(f"gpt_model={_LOCAL!r}: name a model, such as local:smollm2-135m")
         others, kind = (_OF_ENDPOINTS, "a local judge") if self.local_judge else (_OF_LOCAL_JUDGES, "an endpoint")
-        if given := [name for name in others if self.chosen(name)]:
+        # a script names them all, with their defaults
+        fields = EvaluateLlmConfig.model_fields
+        if given := [name for name in others if getattr(self, name) != fields[name].default]:
             raise ValueError(f"{given[0]} is not supported with {kind} (gpt_model={self.gpt_model!r})")
         return self
 
