@@ -256,7 +256,10 @@ def test_several_pairs_are_judged_in_one_call_under_one_limit() -> None:
     won, lost = ["1.000", "0.510", "to", "1.000"], ["0.000", "0.000", "to", "0.490"]
     assert table[2].split() == ["global", "base", "4", "4", "0", "0", *won, "50.00", "90.00", "1.800"]
     assert table[3].split() == ["client", "0", "base", "4", "0", "0", "4", *lost, "50.00", "10.00", "0.200"]
-    assert table[8:] == ["evaluations_llm/homo-1B/3/pairs"]
+    assert table[8].split() == ["model", "strength", "95", "%", "interval"]
+    assert [line.rsplit("  ", 2)[0].strip() for line in table[10:14]] == ["global", "base", "client 1", "client 0"]
+    assert table[14:] == ["evaluations_llm/homo-1B/3/pairs"]
+    assert [one["name"] for one in judged.as_dict()["ranking"]] == ["global", "base", "client 1", "client 0"]
     assert len(judged.as_dict()["judgements"]) == len(list(Path("evaluations_llm/homo-1B/3/pairs").iterdir()))
 
 

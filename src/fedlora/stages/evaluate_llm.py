@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +23,8 @@ from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.errors import BudgetError, JudgeError, LockedError, StorageError
 from fedlora.evaluation.judge.asking import Asked, JudgeEndpoint, Sleep
+from fedlora.evaluation.judge.bradley_terry import Compared, Strength, rank_models, ranking_table
+from fedlora.evaluation.judge.judge_statistics import JudgedSample
 from fedlora.evaluation.judge.protocol import ORDERS, PROMPT_VERSION, Question, Sample, make_question
 from fedlora.evaluation.judge.results import combine, describe_judges, pairs_table, results_parts, summarise
 from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
@@ -49,6 +52,10 @@ class _Comparison:
     samples: Sequence[Sample]
     questions: Sequence[tuple[Question, ...]]
 
+    def outcomes(self, judged: Sequence[JudgedSample]) -> Compared:
+        """For a ranking: files are one model only where they are the same file."""
+        return Compared(str(self.files.proposed), str(self.files.baseline), judged)
+
     def open_questions(self, log: VerdictLog) -> list[Question]:
         """Questions without a verdict, each once: equal rows share theirs."""
         every = {question.key: question for pair in self.questions for question in pair}
@@ -71,6 +78,7 @@ class Judgement:
     pair: Pair
     record: Mapping[str, Any]
     file: Path
+    compared: Compared
 
     @property
     def names(self) -> tuple[str, str]:
@@ -95,17 +103,29 @@ class Judgements(Result):
         folders = {"model_dir": config.model_dir, "prediction_dir": config.prediction_dir}
         return report_command(baselines, config.evaluation_dir, llm_dir=config.evaluation_dir, **folders)
 
+    @cached_property
+    def ranking(self) -> list[Strength]:
+        """The strengths of three models or more that pairs connect, by Bradley and Terry; else empty."""
+        names = {
+            file: name
+            for one in self.judgements
+            for file, name in zip((one.compared.proposed, one.compared.baseline), one.names, strict=True)
+        }
+        return [replace(one, name=names[one.name]) for one in rank_models([one.compared for one in self.judgements])]
+
     def parts(self) -> Sequence[str]:
         """Of one pair the table by category, of several a row each; then where the results lie."""
         if len(self.judgements) == 1:
             return *results_parts(self.judgements[0].record), str(self.judgements[0].file)
         folders = dict.fromkeys(str(one.file.parent) for one in self.judgements)
-        return pairs_table([(*one.names, one.record) for one in self.judgements]), *folders
+        ranked = [ranking_table(self.ranking)] if self.ranking else []
+        return pairs_table([(*one.names, one.record) for one in self.judgements]), *ranked, *folders
 
     def as_dict(self) -> dict[str, Any]:
-        """Per pair who it is, the result file, and what that holds; then what was spent."""
+        """Per pair who it is, the result file, and what that holds; what was spent; the ranking of several models."""
         return {
             "spent": dict(self.spent),
+            "ranking": [one.as_dict() for one in self.ranking],
             "judgements": [
                 {"of": of, "against": against, "file": str(one.file), "scores": dict(one.record)}
                 for one in self.judgements
@@ -136,8 +156,9 @@ def run(
                 log.forget({question.key for one in own for pair in one.questions for question in pair})
             for comparison in own:
                 asked = _ask_open_questions(comparison, log, judge, target.unusable_reply(baseline.output))
-                result = _make_result(config, comparison, log, asked, judge)
-                found.append(Judgement(comparison.pair, result, _write_result(config, comparison.pair, target, result)))
+                judged, result = _make_result(config, comparison, log, asked, judge)
+                file = _write_result(config, comparison.pair, target, result)
+                found.append(Judgement(comparison.pair, result, file, comparison.outcomes(judged)))
     return Judgements(tuple(found), config, judge.spent)
 
 
@@ -252,7 +273,7 @@ def _too_few(judged: int, samples: int, by_kind: Mapping[str, int], asked: Asked
 
 def _make_result(
     config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, asked: Asked, judge: _Judge
-) -> dict[str, Any]:
+) -> tuple[list[JudgedSample], dict[str, Any]]:
     judged, verdicts, kinds, failures = [], {}, [], asked.failures
     for sample, pair in zip(comparison.samples, comparison.questions, strict=True):
         failed = [failures[question.key] for question in pair if question.key in failures]
@@ -266,7 +287,7 @@ def _make_result(
     by_kind = dict(sorted(Counter(kinds).items()))
     if len(judged) < (_ENOUGH * len(comparison.samples) if not config.allow_partial else 1):
         raise _too_few(len(judged), len(comparison.samples), by_kind, asked)
-    return {
+    return judged, {
         **summarise(judged),
         "votes_per_sample": len(ORDERS),
         "eval_failures": len(kinds),
