@@ -197,7 +197,7 @@ LONG = {"instruction": "long", "input": "x" * 600, "output": "yes", "category": 
 @pytest.mark.parametrize(
     ("client", "rows", "kind", "words"),
     [
-        (0, [LONG], "shortened", "client 0: 1 of 13 rows are longer than cutoff_len=512"),
+        (0, [LONG], "shortened", "client 0: 1 of 13 rows shortened to cutoff_len=512"),
         (1, [{"instruction": "a", "output": " ", "category": "c0"}], "unlabelled", "client 1: 1 of 13 rows"),
         (2, rows_of("west", 1), "repeat_inside_row", "client 2: 1 of 13 rows are equal"),
         (2, rows_of("north", 1), "repeat_across_row", "client 2: 1 of 13 rows are equal"),

@@ -87,10 +87,9 @@ def examine_shortened(silo: Silo, count: int, rows: Iterable[int], cutoff: int) 
         "shortened",
         silo.client,
         count,
-        f"{silo.name}: {count} of {counted(len(silo.rows), 'row')} are longer than cutoff_len={cutoff} and "
-        f"are shortened",
+        f"{silo.name}: {count} of {counted(len(silo.rows), 'row')} shortened to cutoff_len={cutoff}",
         _first(silo.place(row) for row in rows),
-        "raise --cutoff_len, or split long inputs; old turns and the input give way first, a response is cut last",
+        "raise --cutoff_len, or split long inputs; old turns and the input are cut first, the response last",
     )
 
 
@@ -129,7 +128,7 @@ def _unlabelled(silo: Silo) -> Finding | None:
     rows = [number for number, row in enumerate(silo.rows) if not row.output.strip()]
     if not rows:
         return None
-    what = f"{silo.name}: {len(rows)} of {counted(len(silo.rows), 'row')} have an empty response"
+    what = f"{silo.name}: {len(rows)} of {counted(len(silo.rows), 'row')} without a response"
     advice = "fill the responses in, or delete the rows; training leaves them out"
     if silo.client is None:
         advice = "fill the responses in, or delete the rows: no score can be right on them"
@@ -205,9 +204,8 @@ def _marked(silo: Silo, marks: Sequence[str]) -> Finding | None:
         "control_text",
         silo.client,
         len(rows),
-        f"{silo.name}: {len(rows)} of {counted(len(silo.rows), 'row')} hold text that looks like a control "
-        f"token or a part of "
-        f"the prompt: {names}",
+        f"{silo.name}: {len(rows)} of {counted(len(silo.rows), 'row')} with text that looks like a control token "
+        f"or a part of the prompt: {names}",
         _first(map(silo.place, rows)),
         "remove what another format left in the text; it is read as plain text and controls nothing, but it is learnt",
     )

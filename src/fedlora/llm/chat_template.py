@@ -100,7 +100,7 @@ class ChatTemplate:
         if not both.startswith(self.close(self._once(first))):
             return "the template writes a reply differently once another turn follows it"
         if not both.startswith(self._once(first[:1], asks=True)):
-            return "the template asks for a reply with text that an earlier reply does not keep"
+            return "the template writes text in front of a new reply that it leaves out in front of an earlier one"
         return ""
 
     @cached_property

@@ -144,7 +144,7 @@ class PromptEncoder:
         row = Row("", "-" if shape.has_input else "", "-", "", (*system, *history), shape.kind)
         if self.chat and shape.has_history and train_on == "assistant" and (reason := self.chat.rewrites_history):
             raise UsageError(
-                f"{reason}, so earlier replies cannot be trained on as they are asked for",
+                f"{reason}, so earlier replies cannot be trained on as they are generated",
                 hint="give --train_on last to train on the last reply of a conversation, or another template",
             )
         (written,) = self.writer.write([row], train_on)
