@@ -7,6 +7,7 @@ logits, so a vocabulary of 128k needs room for one chunk of logits and not for a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -91,7 +92,7 @@ def _loss_and_gradient(base: BaseModel, hidden: Tensor, targets: Tensor, scale: 
         loss = F.cross_entropy(base.head(leaf).float(), targets, reduction="sum")
         # adapted layers of the head get their gradient here as well
         (loss * scale).backward()
-        return loss.detach(), leaf.grad
+        return loss.detach(), cast(Tensor, leaf.grad)
     with torch.no_grad():
         shares = torch.log_softmax(head(hidden), dim=-1, dtype=torch.float32)
         at_targets = targets[:, None]
