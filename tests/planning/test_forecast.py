@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedlora.config.train import TrainConfig
+from fedlora.llm.abilities import Abilities
 from fedlora.llm.examples import PASS_OVERHEAD_TOKENS, Example
 from fedlora.llm.layout import Layout
 from fedlora.methods.choosing import choose_method
@@ -33,6 +34,13 @@ def test_most_rows_of_a_pass_are_kept_to():
     all_at_once = measure_epoch(examples, TrainConfig.of(), Layout(2048), 0)
     assert one.units - all_at_once.units == 7 * PASS_OVERHEAD_TOKENS
     assert (one.pass_tokens, all_at_once.pass_tokens) == (10, 80)
+
+
+def test_rows_share_passes_as_the_base_can():
+    examples = [Example(list(range(length)), 2) for length in (10, 10, 9)]
+    for can, passes in ((Abilities(), 1), (Abilities(padding=0), 2), (Abilities(padding=0, equal_rows=False), 3)):
+        work = measure_epoch(examples, TrainConfig.of(), Layout(2048), 0, can)
+        assert work.units == (30 if passes == 1 else 29) + passes * PASS_OVERHEAD_TOKENS
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from fedlora.engines.cohorts import choose_cohort
 from fedlora.engines.simulation import count_bytes
 from fedlora.federated.adapters import num_bytes, shapes_of
 from fedlora.federated.ranks import rank_of
+from fedlora.llm.abilities import Abilities
 from fedlora.llm.adapter_files import to_bin, to_safetensors
-from fedlora.llm.examples import PASS_OVERHEAD_TOKENS, Example, cut_passes, order_steps
+from fedlora.llm.examples import PASS_OVERHEAD_TOKENS, Example, cut_alike, order_steps
 from fedlora.llm.layout import Layout
 from fedlora.methods.choosing import LoadedMethod, Wave
 from fedlora.planning.growth import forecast_growth
@@ -32,6 +33,9 @@ from fedlora.types import (
     RoundContext,
     Upload,
 )
+
+EVERYTHING = Abilities()
+"""What an outline is taken for: its base is not tried."""
 
 RECORD_BYTES = 8192
 """Room for the small files of an update or a round: configuration, record, manifest, the lines of the log."""
@@ -49,8 +53,10 @@ class Work:
     pass_labels: int
 
 
-def measure_epoch(examples: Sequence[Example], config: TrainConfig, layout: Layout, client_id: ClientId) -> Work:
-    """The first epoch of a client's first round, cut into passes as the run will cut it."""
+def measure_epoch(
+    examples: Sequence[Example], config: TrainConfig, layout: Layout, client_id: ClientId, can: Abilities = EVERYTHING
+) -> Work:
+    """The first epoch of a client's first round, cut into passes as the run cuts it on a base of these abilities."""
     steps = order_steps(
         examples,
         batch_size=config.local_batch_size,
@@ -60,7 +66,7 @@ def measure_epoch(examples: Sequence[Example], config: TrainConfig, layout: Layo
         epoch=0,
         by_length=config.group_by_length,
     )
-    passes = [group for step in steps for group in cut_step(step, config, layout)]
+    passes = [group for step in steps for group in cut_step(step, config, layout, can)]
     heaviest = max(passes, key=lambda group: (_padded(group), _longest(group)))
     return Work(
         num_steps=len(steps),
@@ -72,12 +78,15 @@ def measure_epoch(examples: Sequence[Example], config: TrainConfig, layout: Layo
     )
 
 
-def cut_step(rows: Sequence[Example], config: TrainConfig, layout: Layout) -> list[list[Example]]:
+def cut_step(
+    rows: Sequence[Example], config: TrainConfig, layout: Layout, can: Abilities = EVERYTHING
+) -> list[list[Example]]:
     """The passes of one step."""
-    passes = cut_passes(
+    passes = cut_alike(
         [len(example.ids) for example in rows],
+        can.padding,
         token_budget=layout.tokens_per_pass,
-        most_rows=config.local_micro_batch_size,
+        most_rows=config.local_micro_batch_size if can.equal_rows else 1,
     )
     return [[rows[index] for index in group] for group in passes]
 

@@ -50,7 +50,7 @@ def run_probe(bench: Workbench, config: TrainConfig, client_id: ClientId, start:
         client_id=client_id,
         num_rows=sum(map(len, steps)),
         num_tokens=trained.num_tokens,
-        units=sum(count_units(cut_step(step, shortened, book.layout)) for step in steps),
+        units=sum(count_units(cut_step(step, shortened, book.layout, bench.base.can)) for step in steps),
         seconds=trained.seconds,
         tokens_per_pass=book.layout.budget(1, client_id, len(steps) - 1),
     )

@@ -133,7 +133,7 @@ class Planning:
 
     def _measure(self, client: ClientId, rows_of: Sequence[ClientId]) -> Work:
         examples = [example for each in rows_of for example in self.bench.examples.training(each)]
-        return measure_epoch(examples, self.train, self.bench.book.layout, client)
+        return measure_epoch(examples, self.train, self.bench.book.layout, client, self.bench.base.can)
 
     def _estimate_memory(self, work: Sequence[Work]) -> Footprint:
         heaviest = max(work, key=lambda one: (one.pass_tokens, one.pass_length))
