@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,14 +20,14 @@ from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.console import say
 from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
-from fedlora.errors import BudgetError, JudgeError, LockedError, StorageError
+from fedlora.errors import BudgetError, LockedError, StorageError
 from fedlora.evaluation.judge.asking import Asked, JudgeEndpoint, Sleep
 from fedlora.evaluation.judge.bradley_terry import Compared, Strength, rank_models, ranking_table
-from fedlora.evaluation.judge.judge_statistics import JudgedSample
-from fedlora.evaluation.judge.protocol import ORDERS, PROMPT_VERSION, Question, Sample, make_question
-from fedlora.evaluation.judge.results import combine, describe_judges, pairs_table, results_parts, summarise
+from fedlora.evaluation.judge.protocol import ORDERS, Question, make_question
+from fedlora.evaluation.judge.results import pairs_table, results_parts
 from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
 from fedlora.evaluation.judge.verdict_log import VerdictLog
+from fedlora.evaluation.judge.verdict_results import ComparedAnswers, make_result
 from fedlora.files import json_text, make_folder, read_json, write_json
 from fedlora.paths import ResultPaths
 from fedlora.plain_text import counted
@@ -38,37 +37,6 @@ from fedlora.runs.subjects import find_share, report_command
 
 if TYPE_CHECKING:
     from fedlora.llm.base_model import BaseModel
-
-_ENOUGH = 0.95
-"""Share of the samples below which verdicts are no result: those that fail are rarely like the others."""
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """What is compared, and the questions that this takes: two for each sample."""
-
-    pair: Pair
-    files: ComparedFiles
-    samples: Sequence[Sample]
-    questions: Sequence[tuple[Question, ...]]
-
-    def outcomes(self, judged: Sequence[JudgedSample]) -> Compared:
-        """For a ranking: files are one model only where they are the same file."""
-        return Compared(str(self.files.proposed), str(self.files.baseline), judged)
-
-    def open_questions(self, log: VerdictLog) -> list[Question]:
-        """Questions without a verdict, each once: equal rows share theirs."""
-        every = {question.key: question for pair in self.questions for question in pair}
-        return [question for question in every.values() if question.key not in log]
-
-    @property
-    def num_verdicts(self) -> int:
-        """How many verdicts there are once all are given."""
-        return len({question.key for pair in self.questions for question in pair})
-
-    def left(self, log: VerdictLog) -> int:
-        """Samples that lack a verdict in one order or both."""
-        return sum(any(question.key not in log for question in pair) for pair in self.questions)
 
 
 @dataclass(frozen=True)
@@ -145,20 +113,20 @@ def run(
     then are kept.
     """
     judge = _make_judge(config, sleep, load)
-    comparisons = [_read_comparison(config, pair, judge) for pair in find_pairs(config)]
+    asked_for = [(pair, _read_answers(config, pair, judge)) for pair in find_pairs(config)]
     found: list[Judgement] = []
-    for baseline in dict.fromkeys(comparison.pair.baseline for comparison in comparisons):
+    for baseline in dict.fromkeys(pair.baseline for pair, _ in asked_for):
         target = ResultPaths(config.evaluation_dir, baseline.run, baseline.round_number)
-        own = [comparison for comparison in comparisons if comparison.pair.baseline == baseline]
+        own = [(pair, answers) for pair, answers in asked_for if pair.baseline == baseline]
         with _hold(target.judge_lock(baseline.output)):
             log = VerdictLog(target.verdicts(baseline.output))
             if config.overwrite:
-                log.forget({question.key for one in own for pair in one.questions for question in pair})
-            for comparison in own:
-                asked = _ask_open_questions(comparison, log, judge, target.unusable_reply(baseline.output))
-                judged, result = _make_result(config, comparison, log, asked, judge)
-                file = _write_result(config, comparison.pair, target, result)
-                found.append(Judgement(comparison.pair, result, file, comparison.outcomes(judged)))
+                log.forget({question.key for _, answers in own for both in answers.questions for question in both})
+            for pair, answers in own:
+                asked = _ask_open_questions(answers, log, judge, target.unusable_reply(baseline.output))
+                judged, result = make_result(config, answers, log, asked, judge.place)
+                file = _write_result(config, pair, target, result)
+                found.append(Judgement(pair, result, file, answers.outcomes(judged)))
     return Judgements(tuple(found), config, judge.spent)
 
 
@@ -224,7 +192,7 @@ def _make_judge(config: EvaluateLlmConfig, sleep: Sleep, load: Callable[..., Bas
     return LocalJudge(config, load or load_base_model)
 
 
-def _read_comparison(config: EvaluateLlmConfig, pair: Pair, judge: _Judge) -> _Comparison:
+def _read_answers(config: EvaluateLlmConfig, pair: Pair, judge: _Judge) -> ComparedAnswers:
     source = ResultPaths(config.prediction_dir, pair.baseline.run, pair.baseline.round_number)
     tests = _read_tests(config, pair)
     files = ComparedFiles(source.predictions(pair.baseline.output), pair.proposed, config.target_file, tests)
@@ -233,7 +201,7 @@ def _read_comparison(config: EvaluateLlmConfig, pair: Pair, judge: _Judge) -> _C
         tuple(make_question(sample, order, judge=config.gpt_model, host=judge.place) for order in ORDERS)
         for sample in samples
     ]
-    return _Comparison(pair, files, samples, questions)
+    return ComparedAnswers(files, samples, questions)
 
 
 def _read_tests(config: EvaluateLlmConfig, pair: Pair) -> HeldOutRows | None:
@@ -246,60 +214,16 @@ def _read_tests(config: EvaluateLlmConfig, pair: Pair) -> HeldOutRows | None:
     return read_test_rows(config.target_file, output_key=key, rules=config.read_rules, share=share)
 
 
-def _ask_open_questions(comparison: _Comparison, log: VerdictLog, judge: _Judge, unusable_file: Path) -> Asked:
+def _ask_open_questions(answers: ComparedAnswers, log: VerdictLog, judge: _Judge, unusable_file: Path) -> Asked:
     """Ask what has no verdict yet."""
-    waiting = comparison.open_questions(log)
-    samples = counted(len(comparison.samples), "sample")
+    waiting = answers.open_questions(log)
+    samples = counted(len(answers.samples), "sample")
     if not waiting:
         say(f"judge: all verdicts on {samples} are stored in {log.path}; nothing to ask")
         return Asked({})
     try:
-        return judge.ask(waiting, log, of=samples, total=comparison.num_verdicts, unusable_file=unusable_file)
+        return judge.ask(waiting, log, of=samples, total=answers.num_verdicts, unusable_file=unusable_file)
     except BudgetError as error:
-        left = f"{comparison.left(log)} of {samples} are left"
+        left = f"{answers.left(log)} of {samples} are left"
         hint = "verdicts so far are kept: run again, with a higher limit if need be"
         raise BudgetError(f"{error}; {left}", hint=hint) from None
-
-
-def _too_few(judged: int, samples: int, by_kind: Mapping[str, int], asked: Asked) -> JudgeError:
-    reasons = ", ".join(f"{kind} {count}" for kind, count in by_kind.items())
-    what = "no sample got a verdict" if not judged else f"only {judged} of {counted(samples, 'sample')} got a verdict"
-    text = f"{what} ({reasons})"
-    if asked.file:
-        text += f"; the first reply that could not be used: {asked.unusable} ({asked.file})"
-    hint = "check --base_url and --gpt_model, or lower --batch_size; no result was written, verdicts so far are kept"
-    return JudgeError(text, hint=hint + ("; --allow_partial takes fewer" if judged else ""))
-
-
-def _make_result(
-    config: EvaluateLlmConfig, comparison: _Comparison, log: VerdictLog, asked: Asked, judge: _Judge
-) -> tuple[list[JudgedSample], dict[str, Any]]:
-    judged, verdicts, kinds, failures = [], {}, [], asked.failures
-    for sample, pair in zip(comparison.samples, comparison.questions, strict=True):
-        failed = [failures[question.key] for question in pair if question.key in failures]
-        if failed:
-            # half a verdict is none: without the other order nobody knows whether the position decided
-            kinds.append(failed[0])
-            continue
-        first, second = (log[question.key] for question in pair)
-        judged.append(combine(sample, first, second))
-        verdicts.update({first.key: first, second.key: second})
-    by_kind = dict(sorted(Counter(kinds).items()))
-    if len(judged) < (_ENOUGH * len(comparison.samples) if not config.allow_partial else 1):
-        raise _too_few(len(judged), len(comparison.samples), by_kind, asked)
-    return judged, {
-        **summarise(judged),
-        "votes_per_sample": len(ORDERS),
-        "eval_failures": len(kinds),
-        "failures_by_kind": by_kind,
-        "total_in_files": len(comparison.samples),
-        "batch_size": config.batch_size,
-        "calls": len({verdict.request for verdict in verdicts.values()}),
-        "judge": {
-            "model_asked": config.gpt_model,
-            "host": judge.place,
-            **describe_judges(list(verdicts.values())),
-        },
-        "prompt_version": PROMPT_VERSION,
-        "files": comparison.files.record(),
-    }
