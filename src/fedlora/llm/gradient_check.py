@@ -33,6 +33,9 @@ again, and its sums cancel more."""
 def with_right_gradients(base: BaseModel, lora: LoraModel, quantization: str, *, again: bool = False) -> BaseModel:
     """The base without what spoils the gradient of the first adapted layer; UsageError where it stays wrong."""
     facts = ("gradient", quantization, sorted(lora.layers))
+    if base.can.own_attention:
+        # a run before may have gone without it, for its own layers
+        choose_attention(base.model, ours=True)
     can = None if again else recall_check(base, *facts)
     if can is None:
         can = _find(base, lora).can
