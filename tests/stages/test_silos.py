@@ -12,9 +12,11 @@ import pytest
 
 from fedlora.config.evaluate import EvaluateRougeConfig, ReportConfig
 from fedlora.config.generate import GenerateConfig
+from fedlora.config.score import ScoreConfig
 from fedlora.config.train import TrainConfig
 from fedlora.errors import DataError, TrainingError, UsageError
 from fedlora.stages import evaluate_rouge, generate, report, train
+from fedlora.stages import score as stage_score
 
 CLIENTS = ("north", "south", "west")
 
@@ -159,6 +161,52 @@ def test_the_report_calls_clients_by_their_files_and_scores_each_on_its_rows(wor
     assert rows["north"]["own"] is not None
     # south has no test rows
     assert rows["south"]["own"] is None
+
+
+def test_the_report_says_who_gains_by_joining_on_its_test_rows(world, tiny_model, tmp_path):
+    train.run(
+        TrainConfig.of(
+            exp_name="joint",
+            base_model=str(tiny_model),
+            base_dtype="float32",
+            device="cpu",
+            model_dir=world / "models",
+            client_selection_frac=1.0,
+            num_communication_rounds=1,
+            local_num_epochs=1,
+            prompt_template="chat",
+            data_path=world / "silos",
+            federation_mode="homo",
+        )
+    )
+    folders = {"model_dir": world / "models", "prediction_dir": world / "predictions"}
+    for name in ("alone", "joint"):
+        answer(world, name, "silos", of="all")
+        words = ScoreConfig.of(
+            exp_name=name, of="all", target_file=world / "silos", evaluation_dir=tmp_path / "scores", **folders
+        )
+        assert [line["client"] for line in lines_of(stage_score.run(words).scores[0].rows_file)] == ["north"] * 2 + [
+            "west"
+        ]
+    written = report.run(
+        ReportConfig.of(
+            exp_names=["alone", "joint"],
+            communication_rounds=1,
+            rouge_dir=tmp_path / "scores",
+            llm_dir=world / "llm",
+            report_dir=tmp_path / "reports",
+            **folders,
+        )
+    )
+    page = written.file.read_text()
+    assert "## Who gains by joining" in page
+    # the personal models of a joint run stand beside its global one; south has no test rows
+    assert "| client | rows | exact: base | exact: alone (none) | exact: homo | exact: homo, its own |" in page
+    assert "- homo, exact: 0 of 2 gain, 0 lose" in page
+    found = written.as_dict()["own_rows"]
+    assert [(one["client"], one["num_rows"], one["reference"]) for one in found] == [
+        *(("north", 2, "alone (none)"), ("west", 1, "alone (none)"))
+    ]
 
 
 def test_messages_of_training_call_clients_by_their_files(world, tiny_model, tmp_path, capsys):

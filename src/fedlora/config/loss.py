@@ -14,7 +14,8 @@ class LossConfig(ReadingConfig):
     """Measure the loss of the base model, the global adapter or a client's on a file of rows, without training.
 
     The loss is the mean cross-entropy per response token, with its 95 % interval. For rows with a list `choices`, the
-    result also says how often the right one is the most probable. Base model, prompt template and cutoff are those of the run.
+    result also says how often the right one is the most probable. Base model, prompt template and cutoff are those of
+    the run.
     """
 
     exp_name: str = flag("fedavg-1B", "run whose adapters are measured", everyday=True)

@@ -60,6 +60,12 @@ class Difference:
     lower: int
     p: float
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes 0."""
+        low, high = self.estimate.interval
+        return low > 0 or high < 0
+
     def record(self) -> dict[str, Any]:
         return {**self.estimate.record(), "higher": self.higher, "lower": self.lower, "p": self.p}
 

@@ -10,6 +10,7 @@ from fedlora.config.evaluate import ReportConfig
 from fedlora.plain_text import counted
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.fairness import answer_sources, config_differences, find_notes, find_warnings
+from fedlora.reporting.own_rows import ClientGains, find_gains
 from fedlora.reporting.summary import (
     Gap,
     ModelRow,
@@ -67,6 +68,8 @@ class Findings:
     answers: Sequence[Mapping[str, Any]]
     drift: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
     """Experiment -> number of the error meter -> (round, value) points; only experiments that have any."""
+    gains_of_clients: Sequence[ClientGains] = ()
+    """Every client's own test rows under each model."""
 
     @property
     def categories(self) -> list[str]:
@@ -91,6 +94,7 @@ class Findings:
             "config_differences": self.config_differences,
             "answers": self.answers,
             "drift": self.drift,
+            "own_rows": [one.record() for one in self.gains_of_clients],
         }
 
 
@@ -118,6 +122,7 @@ def gather_findings(config: ReportConfig, experiments: Sequence[Experiment], abs
         runs={one.name: one.run for one in experiments},
         config_differences=config_differences(experiments),
         answers=answer_sources(experiments),
+        gains_of_clients=find_gains(config, experiments),
         drift={one.name: curves for one in in_report_order(experiments) if any((curves := drift_curves(one)).values())},
     )
 

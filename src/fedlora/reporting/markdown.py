@@ -14,6 +14,7 @@ from typing import Any
 from fedlora.plain_text import NOTHING, number_text, one_line
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.main_table import COLUMNS, main_cells, short_label
+from fedlora.reporting.own_rows import MEASURES, ClientGains, count_gains
 from fedlora.reporting.summary import ModelRow
 
 _HASH = 12
@@ -52,6 +53,9 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
     if findings.categories:
         parts += ["## What each model knows", "Exact match per category of the test file, with Wilson's 95 % interval."]
         parts += ["![Exact match of every model per category](clients.png)", _category_table(findings)]
+    if findings.gains_of_clients:
+        parts += ["## Who gains by joining", _gains_text(findings.gains_of_clients)]
+        parts += [_gains_table(measure, findings.gains_of_clients) for measure in MEASURES]
     if findings.drift:
         parts += ["## Aggregation error and drift", _drift_table(findings), _DRIFT]
         parts += ["![Aggregation error and drift per round](drift.png)"] if "drift.png" in pictures else []
@@ -112,6 +116,42 @@ def _category_cell(row: ModelRow, category: str) -> str:
     if interval := row.category_intervals.get(category):
         text += " ({:.2f}-{:.2f})".format(*interval)
     return f"**{text}**" if category in row.own_categories else text
+
+
+def _gains_text(clients: Sequence[ClientGains]) -> str:
+    counts = [
+        f"- {escape(label)}, {measure}: {gain} of {total} gain, {lose} lose"
+        for measure in MEASURES
+        for label, (gain, lose, total) in count_gains(measure, clients).items()
+    ]
+    head = (
+        "Every client's own test rows under each model, with 95 % intervals. The gain is that of a joint model over "
+        "the reference: the adapter that the client trained alone where such a run is here, else the base. Bold: the "
+        "interval of the gain excludes 0, and the client counts as gaining or losing."
+    )
+    return "\n".join([head, "", *counts])
+
+
+def _gains_table(measure: str, clients: Sequence[ClientGains]) -> str:
+    models = list(dict.fromkeys(label for one in clients for label in one.scores[measure]))
+    joint = list(dict.fromkeys(label for one in clients for label in one.gains[measure]))
+    head = ["client", "rows", *(f"{measure}: {label}" for label in models), *(f"gain of {label}" for label in joint)]
+    rows = []
+    for one in clients:
+        scores, gains = one.scores[measure], one.gains[measure]
+        cells = [
+            "{:.3f} ({:.3f}-{:.3f})".format(scores[label].mean, *scores[label].interval) if label in scores else NOTHING
+            for label in models
+        ]
+        for label in joint:
+            text = NOTHING
+            if label in gains:
+                estimate = gains[label].estimate
+                text = "{:+.3f} ({:+.3f} to {:+.3f})".format(estimate.mean, *estimate.interval)
+                text = f"**{text}**" if gains[label].is_clear else text
+            cells.append(text)
+        rows.append([escape(one.client), str(one.num_rows), *cells])
+    return markdown_table([escape(name) for name in head], rows, escaped=True)
 
 
 def _drift_table(findings: Findings) -> str:
