@@ -180,3 +180,16 @@ def test_conversations_in_the_arrow_files_of_a_data_set_are_read(tmp_path: Path)
         stream.write_table(table, max_chunksize=2)
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
     assert [row.turns for row in read_rows(tmp_path)] == [TALK] * 9
+
+
+def test_whole_numbers_are_text_where_that_is_asked_for(tmp_path: Path) -> None:
+    numbers = ReadRules(numbers_as_text=True)
+    columns = {"instruction": ["i", "j"], "output": [3, -4], "category": [7, None]}
+    rows = read_rows(write(tmp_path, columns), rules=numbers)
+    assert [(row.output, row.category) for row in rows] == [("3", "7"), ("-4", "")]
+    with pytest.raises(DataError, match="the column 'output' must be text, got int64") as refused:
+        read_rows(write(tmp_path, columns))
+    assert "--numbers_as_text" in refused.value.hint
+    with pytest.raises(DataError, match="the column 'output' must be text, got double") as refused:
+        read_rows(write(tmp_path, {**columns, "output": [0.1, 1e300]}), rules=numbers)
+    assert "strings" in refused.value.hint

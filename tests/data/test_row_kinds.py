@@ -190,7 +190,7 @@ FAULTY = [
     (turns(HI, ("tool", "42"), YES), "'messages[1].role' is 'tool': tools are not supported"),
     (turns(HI, {"role": "assistant", "content": None, "tool_calls": [{}]}), "'messages[1].tool_calls': tools are not"),
     (turns(HI, ("", "yes")), "'messages[1].role' is empty"),
-    (turns(HI, {"content": "yes"}), "'messages[1].role' is empty"),
+    (turns(HI, {"content": "yes"}), "'messages[1]' has neither 'role' nor 'from', but 'content'"),
     (turns(HI, (7, "yes")), "'messages[1].role' must be text, got a number"),
     (turns(HI, HI, YES), "'messages[1].role' repeats 'user'"),
     (turns(HI, YES, YES), "'messages[2].role' repeats 'assistant'"),
@@ -356,3 +356,9 @@ def test_the_hint_of_a_row_that_is_no_row_says_how_to_write_it(
     with pytest.raises(DataError) as refused:
         read_rows(tmp_path / name)
     assert hint in refused.value.hint
+
+
+def test_a_developer_turn_is_the_system_turn_of_newer_exports(tmp_path: Path) -> None:
+    messages = [{"role": "developer", "content": "Answer briefly."}, *OPENAI[1:]]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}))
+    assert read_rows(tmp_path / "rows.jsonl")[0].turns == TALK

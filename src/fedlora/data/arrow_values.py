@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedlora.data.fields import RowFields
-from fedlora.data.raw_records import UTF8_HINT, Record, RecordError, excerpt_of, shorten, too_large
+from fedlora.data.raw_records import UTF8_HINT, Number, Record, RecordError, excerpt_of, shorten, too_large
 
 if TYPE_CHECKING:
     import pyarrow
@@ -29,9 +29,13 @@ def find_columns(schema: pyarrow.Schema, fields: RowFields) -> list[str]:
     columns = [name for name in names if name in fields.names]
     for name in columns:
         kind, nested = schema.field(name).type, fields.takes_lists(name)
+        is_number = _is_integer(kind)
+        if is_number and fields.rules.numbers_as_text:
+            continue
         if not (is_text(kind) or str(kind) == "null" or fields.keeps(name) or (nested and _is_nested(kind))):
             what = f"the column {shorten(name)} must be text{' or a list' * nested}, got {str(kind)[:60]}"
-            raise RecordError("", what, hint="store the column as strings; only text is taken")
+            number_hint = "give --numbers_as_text to take whole numbers as text" if is_number else ""
+            raise RecordError("", what, hint=number_hint or "store the column as strings; only text is taken")
     return columns
 
 
@@ -41,6 +45,12 @@ def is_text(kind: pyarrow.DataType) -> bool:
 
     value = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
+
+
+def _is_integer(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_integer(kind))
 
 
 def _is_nested(kind: pyarrow.DataType) -> bool:
@@ -179,7 +189,8 @@ class _Others:
         self._column = column
 
     def value(self, row: int, room: _Room) -> Any:
-        return self._column[row].as_py()
+        value = self._column[row].as_py()
+        return Number(value) if type(value) is int else value
 
 
 def _num_bytes(value: Any) -> int:

@@ -14,7 +14,7 @@ from fedlora.data.raw_records import shorten
 from fedlora.rows import Role, Turn
 
 ROLES: dict[str, Role] = {
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard"), "assistant"),
 }
@@ -77,6 +77,9 @@ class ConversationReader:
                 if message.get(key):
                     raise refuse(f"the field '{called}.{key}': tools are not supported", _NO_TOOLS)
             self._note_unused([f"{name}[].{key}" for key in message if key not in _USED and key not in _CALLS])
+        if not set(_KEYS[0]).intersection(message):
+            keys = ", ".join(map(shorten, message)) or "no keys"
+            raise refuse(f"the field {called!r} has neither 'role' nor 'from', but {keys}", _MESSAGES)
         role, role_at = _pick(message, called, _KEYS[0])
         content, content_at = _pick(message, called, _KEYS[1])
         turn = Turn(self._read_role(role, role_at), self._read_content(content, content_at))
