@@ -173,16 +173,19 @@ def test_the_choice_of_a_row_is_the_most_probable_of_those_that_it_names(trained
         (["red", "red "], "twice"),
     ],
 )
-def test_choices_without_the_right_one_or_with_one_twice_are_refused_before_a_base_is_loaded(
-    trained, tmp_path, choices, words
-):
+def test_choices_that_cannot_be_measured_are_counted_and_named(trained, tmp_path, capsys, choices, words):
     run = trained()
-    (tmp_path / "test.jsonl").write_text(json.dumps({"instruction": "say", "output": "red", "choices": choices}) + "\n")
-    with pytest.raises(DataError, match=rf'"say": .*{words}'):
-        loss.run(
-            LossConfig.of(exp_name=run.name, model_dir=run.parent, test_file_path=tmp_path / "test.jsonl"),
-            load=lambda *_, **__: pytest.fail("a base is loaded"),
-        )
+    rows = [
+        {"instruction": "say", "output": "red", "choices": choices},
+        {"instruction": "tell", "output": "red", "choices": ["red", "blue"]},
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (one,) = measure(run, test_file_path=tmp_path / "test.jsonl", of_subjects="global").losses
+    err = capsys.readouterr().err
+    assert 'choices of 1 of 2 rows cannot be measured: "say": ' in err
+    assert words in err
+    assert one.overall.num_examples == 2
+    assert one.overall.choices["choice"].mean in (0, 1)
 
 
 def test_the_command_prints_the_table_or_json_and_progress_apart(trained, capsys):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from fedlora.evaluation.intervals import (
 )
 
 Numbers = NDArray[np.floating]
+Model = TypeVar("Model", bound=Hashable)
 _MOST_NUMBERS = 2**22
 
 
@@ -70,18 +71,18 @@ class Difference:
         return {**self.estimate.record(), "higher": self.higher, "lower": self.lower, "p": self.p}
 
 
-class ScoreTable:
+class ScoreTable(Generic[Model]):
     """Measures of several models on the same rows; `groups` and `prompts` have one entry a row."""
 
     def __init__(
         self,
-        measured: Mapping[Hashable, Mapping[str, Measure]],
+        measured: Mapping[Model, Mapping[str, Measure]],
         groups: Sequence[str],
         prompts: Sequence[Hashable],
     ) -> None:
         self._measures = {(model, name): one for model, own in measured.items() for name, one in own.items()}
         self._places = {name: np.flatnonzero(np.array(list(groups)) == name) for name in dict.fromkeys(groups)}
-        self._by_group: dict[tuple[Hashable, str], dict[str, Estimate]] = {key: {} for key in self._measures}
+        self._by_group: dict[tuple[Model, str], dict[str, Estimate]] = {key: {} for key in self._measures}
         columns = list(self._measures.values())
         values = np.stack([one.values for one in columns], axis=1)
         counts = np.stack([np.ones(len(groups)) if one.weights is None else one.weights for one in columns], axis=1)
@@ -89,7 +90,7 @@ class ScoreTable:
         means = self._resample(np.where(np.isnan(values), 0.0, values) * counts, counts, prompts)
         self._overall = dict(zip(self._measures, means.T, strict=True))
 
-    def overall(self, model: Hashable) -> dict[str, Estimate]:
+    def overall(self, model: Model) -> dict[str, Estimate]:
         """Every measure of a model over all rows."""
         found = {}
         for (owner, name), means in self._overall.items():
@@ -101,14 +102,14 @@ class ScoreTable:
                     found[name] = Estimate(found[name].mean, macro_interval(shares, counts))
         return found
 
-    def by_group(self, model: Hashable) -> dict[str, dict[str, Estimate]]:
+    def by_group(self, model: Model) -> dict[str, dict[str, Estimate]]:
         """Every measure of a model in each group, in the order of the groups' first rows."""
         own = {name: groups for (owner, name), groups in self._by_group.items() if owner == model}
         return {
             group: {name: groups[group] for name, groups in own.items() if group in groups} for group in self._places
         }
 
-    def difference(self, model: Hashable, other: Hashable) -> dict[str, Difference]:
+    def difference(self, model: Model, other: Model) -> dict[str, Difference]:
         """Every measure that both models have: the first less the second."""
         found = {}
         for (owner, name), means in self._overall.items():
@@ -148,7 +149,7 @@ class ScoreTable:
                 estimate = Estimate(estimate.mean, share_interval(estimate.mean, self._count(*key, group)))
             self._by_group[key][group] = estimate
 
-    def _count(self, model: Hashable, name: str, group: str) -> int:
+    def _count(self, model: Model, name: str, group: str) -> int:
         return int(np.sum(~np.isnan(self._measures[model, name].values[self._places[group]])))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedlora.config.loss import LossConfig
-from fedlora.console import Progress
+from fedlora.console import Progress, say
 from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.engines.losses import LossMeter
@@ -27,7 +27,7 @@ from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Example
 from fedlora.llm.resident_base import ResidentBase
 from fedlora.paths import RunPaths
-from fedlora.plain_text import NOTHING, Table, number_text, one_line, table_text
+from fedlora.plain_text import NOTHING, Table, counted, number_text, one_line, table_text
 from fedlora.results import Result
 from fedlora.rows import Row
 from fedlora.runs.recorded_base import find_base
@@ -183,7 +183,7 @@ def run(config: LossConfig, *, load: Callable[..., BaseModel] | None = None) -> 
     """Measure the loss of every subject that `config` names. `load` takes the place of `load_base_model`.
 
     Everything is found and checked before a base is loaded; runs on one base share it. Raises UsageError for an unknown
-    run, round or adapter, DataError where no row has a response, or where its choices do not hold it.
+    run, round or adapter, DataError where no row has a response.
     """
     load = load or ResidentBase().load
     subjects = find_adapters(
@@ -213,7 +213,23 @@ def _with_response(config: LossConfig, tests: HeldOutRows) -> _Rows:
     if not pairs:
         raise DataError(f"{config.test_file_path}: every response is empty", hint="give rows with answers")
     rows, groups = zip(*sorted(pairs, key=lambda pair: pair[1]), strict=True)
-    return _Rows(rows, groups, tuple(map(read_choice, rows)))
+    return _Rows(rows, groups, _read_choices(rows))
+
+
+def _read_choices(rows: Sequence[Row]) -> tuple[Choice | None, ...]:
+    """The choice of each row that names a usable one; the others are counted and the first is named, because a column
+    of that name may hold something else."""
+    found: list[Choice | None] = []
+    faults: list[str] = []
+    for row in rows:
+        try:
+            found.append(read_choice(row))
+        except DataError as error:
+            faults.append(f"{error}; {error.hint}")
+            found.append(None)
+    if faults:
+        say(f"warning: {COLUMN} of {len(faults)} of {counted(len(rows), 'row')} cannot be measured: {faults[0]}")
+    return tuple(found)
 
 
 def _find_file(config: LossConfig, subject: Subject) -> Path | None:
