@@ -124,13 +124,13 @@ class JudgeClient:
         outcome: Reply | Fault | Refusal | JudgeError | None = None
         try:
             outcome = await self._send(request)
+            return outcome
         finally:
             usage = outcome.usage if isinstance(outcome, Reply) else None
             # what ended without an answer that could be read may still have been answered
             answered = isinstance(outcome, Reply) and bool(outcome.text or outcome.failure == "truncated")
             lost = outcome is None or (isinstance(outcome, Fault) and outcome.may_be_charged)
             self._spending.end(set_aside, usage, may_be_charged=answered or lost)
-        return outcome
 
     async def _send(self, request: dict[str, Any]) -> Reply | Fault | Refusal | JudgeError:
         create = self._openai.chat.completions.with_raw_response.create
