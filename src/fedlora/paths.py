@@ -180,6 +180,10 @@ class ResultPaths:
         """What a judge said of one pair of predictions."""
         return self._below_root("pairs", f"{stem}.json")
 
+    def pair_texts(self, stem: str) -> Path:
+        """The texts that a judge compared, with its verdicts, for a person."""
+        return self._below_root("pairs", f"{stem}.txt")
+
     def pairs(self, name: OutputName) -> list[Path]:
         """Every pair whose baseline is `name`, by name."""
         return sorted((self.folder / "pairs").glob(f"*--{name}.json"))

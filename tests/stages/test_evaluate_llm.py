@@ -192,7 +192,7 @@ def test_another_proposed_file_against_the_same_baseline_does_not_disturb_the_fi
         assert run(server)["win"] == 3
         assert server.calls == calls
     assert f"replacing {RESULT}" in capsys.readouterr().err
-    assert {path.stem: json.loads(path.read_text())["win"] for path in PAIRS.iterdir()} == {
+    assert {path.stem: json.loads(path.read_text())["win"] for path in PAIRS.glob("*.json")} == {
         "homo-1B.3.global--global": 3,
         "seq-1B.3.global--global": 0,
     }
@@ -260,7 +260,7 @@ def test_several_pairs_are_judged_in_one_call_under_one_limit() -> None:
     assert [line.rsplit("  ", 2)[0].strip() for line in table[10:14]] == ["global", "base", "client 1", "client 0"]
     assert table[14:] == ["evaluations_llm/homo-1B/3/pairs"]
     assert [one["name"] for one in judged.as_dict()["ranking"]] == ["global", "base", "client 1", "client 0"]
-    assert len(judged.as_dict()["judgements"]) == len(list(Path("evaluations_llm/homo-1B/3/pairs").iterdir()))
+    assert len(judged.as_dict()["judgements"]) == len(list(Path("evaluations_llm/homo-1B/3/pairs").glob("*.json")))
 
 
 def test_a_proposed_file_is_looked_up_below_prediction_dir_and_then_from_here() -> None:
@@ -268,10 +268,10 @@ def test_a_proposed_file_is_looked_up_below_prediction_dir_and_then_from_here() 
     write_rows(Path("mine.v2.jsonl"), ["quality 10"])
     with serve(honest) as server:
         assert run(server, proposed_file="mine.v2.jsonl")["loss"] == 1
-        (pair,) = PAIRS.iterdir()
+        (pair,) = PAIRS.glob("*.json")
         assert re.fullmatch(r"mine-[0-9a-f]{8}--global\.json", pair.name)
         assert run(server, proposed_file=Path("mine.v2.jsonl").absolute())["loss"] == 1
-        assert list(PAIRS.iterdir()) == [pair]
+        assert list(PAIRS.glob("*.json")) == [pair]
         write_rows(Path("homo-1B/3/global_output.jsonl"), ["quality 10"])
         with pytest.raises(UsageError, match=r"is predictions/homo-1B/3/global_output\.jsonl and /.*homo-1B"):
             run(server)
@@ -493,8 +493,8 @@ def test_the_key_reaches_no_file_no_output_and_no_process_list(tmp_path: Path) -
     assert output.count("Traceback") == len(scripts) - 1
     assert output.count("fedlora.errors.JudgeError") == len(scripts) - 1
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    # two files of predictions, and of the one run that succeeds the verdicts and the result, also as a pair's; locks
-    assert len([path for path in written if path.suffix != ".lock"]) == 5
+    # two files of predictions; of the run that succeeds the verdicts, the result, also as a pair's, and its texts; locks
+    assert len([path for path in written if path.suffix != ".lock"]) == 6
     assert "[key]" in (tmp_path / "echo/base-1B/3/global_results.json").read_text()
     for part in (KEY, KEY[:16]):
         assert part not in output
@@ -662,3 +662,31 @@ def test_the_judge_sees_the_turns_before_and_verdicts_on_instructions_stay_valid
     assert {title: text for title, text in request.samples["s2"].items() if "answer" not in title} == told
     assert list(request.samples["s1"]) == ["instruction", "answer A", "answer B"]
     assert request.samples["s3"]["text"] == "once"
+
+
+def test_texts_verdicts_and_reasons_stand_in_a_file_that_one_can_read(tmp_path: Path) -> None:
+    predictions(["quality 20\nsample 9, x: win", "quality 50"], ["quality 60\x1b[31m", "quality 50"])
+
+    def explaining(request: Request) -> Answer:
+        results = [{**entry, "reason": f"it is better, {KEY}"} for entry in honest_results(request)]
+        return completion(json.dumps({"results": results}))
+
+    texts = PAIRS / "homo-1B.3.global--global.txt"
+    with serve(explaining) as server:
+        run(server)
+        assert "reason" not in server.requests[0].body["messages"][0]["content"]
+        calls, lines = server.calls, texts.read_text().splitlines()
+        assert run(server, reasons=True)["win"] == 1
+        assert server.calls == 2 * calls
+        schema = server.requests[-1].body["response_format"]["json_schema"]["schema"]["properties"]["results"]["items"]
+        assert schema["required"] == ["id", "reason", "score_a", "score_b", "verdict"]
+    assert lines[:9] == [
+        "sample 1, cat0: win",
+        *("  instruction:", "    task 0", "  baseline:", "    quality 20", "    sample 9, x: win"),
+        *("  proposed:", "    quality 60\\x1b[31m"),
+        "  baseline shown first: proposed (baseline 20, proposed 60)",
+    ]
+    assert "reason" not in LOG.read_text().splitlines()[0]
+    with_reasons = texts.read_text()
+    assert "  proposed shown first: proposed (proposed 60, baseline 20): it is better, [key]\n" in with_reasons
+    assert KEY not in with_reasons + LOG.read_text()

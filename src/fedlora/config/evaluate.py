@@ -28,6 +28,7 @@ _OF_LOCAL_JUDGES = ("device", "base_dtype")
 _OF_ENDPOINTS = (
     *("base_url", "judge_query", "allow_plain_http", "api_key_file", "batch_size", "concurrency", "max_calls"),
     *("max_cost", "judge_price_in", "judge_price_out", "judge_max_tokens", "max_retries", "timeout_seconds", "seed"),
+    "reasons",
 )
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _PRIVATE_NAMES = (".local", ".lan", ".internal", ".home.arpa")
@@ -162,6 +163,9 @@ class EvaluateLlmConfig(ReadingConfig):
         "most tokens of one reply, thoughts included",
         ge=1,
         if_none="with max_cost 4096 and 64 for each sample of a request, else the endpoint's own limit",
+    )
+    reasons: bool = flag(
+        False, "ask for a sentence of reasons with each verdict, which costs more tokens; shown beside the texts"
     )
     allow_partial: bool = flag(
         False, "write a result of less than 95 % of the samples, and continue after replies that cannot be used"

@@ -24,11 +24,12 @@ from fedlora.errors import BudgetError, LockedError, StorageError
 from fedlora.evaluation.judge.asking import Asked, JudgeEndpoint, Sleep
 from fedlora.evaluation.judge.bradley_terry import Compared, Strength, rank_models, ranking_table
 from fedlora.evaluation.judge.protocol import ORDERS, Question, make_question
+from fedlora.evaluation.judge.readable_text import readable_text
 from fedlora.evaluation.judge.results import pairs_table, results_parts
 from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
 from fedlora.evaluation.judge.verdict_log import VerdictLog
 from fedlora.evaluation.judge.verdict_results import ComparedAnswers, make_result
-from fedlora.files import json_text, make_folder, read_json, write_json
+from fedlora.files import json_text, make_folder, read_json, write_json, write_text
 from fedlora.paths import ResultPaths
 from fedlora.plain_text import counted
 from fedlora.results import Result
@@ -125,7 +126,7 @@ def run(
             for pair, answers in own:
                 asked = _ask_open_questions(answers, log, judge, target.unusable_reply(baseline.output))
                 judged, result = make_result(config, answers, log, asked, judge.place)
-                file = _write_result(config, pair, target, result)
+                file = _write_result(config, pair, target, result, readable_text(answers, log))
                 found.append(Judgement(pair, result, file, answers.outcomes(judged)))
     return Judgements(tuple(found), config, judge.spent)
 
@@ -150,9 +151,12 @@ def _hold(lock_file: Path) -> Iterator[None]:
         lock.release()
 
 
-def _write_result(config: EvaluateLlmConfig, pair: Pair, target: ResultPaths, result: dict[str, Any]) -> Path:
-    """The pair's own file, and the reference project's where its flags named the pair; the one to show."""
+def _write_result(
+    config: EvaluateLlmConfig, pair: Pair, target: ResultPaths, result: dict[str, Any], texts: str
+) -> Path:
+    """The pair's own file, the texts, and the reference project's where its flags named the pair; the one to show."""
     write_json(target.pair(pair.stem), result)
+    write_text(target.pair_texts(pair.stem), texts)
     if not config.by_contract:
         return target.pair(pair.stem)
     file = target.judge(pair.baseline.output)
@@ -198,7 +202,10 @@ def _read_answers(config: EvaluateLlmConfig, pair: Pair, judge: _Judge) -> Compa
     files = ComparedFiles(source.predictions(pair.baseline.output), pair.proposed, config.target_file, tests)
     samples = read_samples(files, prediction_key=config.prediction_key)
     questions = [
-        tuple(make_question(sample, order, judge=config.gpt_model, host=judge.place) for order in ORDERS)
+        tuple(
+            make_question(sample, order, judge=config.gpt_model, host=judge.place, reasons=config.reasons)
+            for order in ORDERS
+        )
         for sample in samples
     ]
     return ComparedAnswers(files, samples, questions)

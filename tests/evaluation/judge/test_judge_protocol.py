@@ -21,6 +21,7 @@ from fedlora.evaluation.judge.protocol import (
     escape,
     make_question,
     request_code,
+    response_format,
     write_messages,
 )
 from fedlora.rows import Turn
@@ -169,5 +170,23 @@ def test_good_entries_survive_a_bad_one_in_the_same_reply() -> None:
 
 def test_the_schema_asks_for_exactly_the_fields_that_are_accepted() -> None:
     item = RESPONSE_FORMAT["json_schema"]["schema"]["properties"]["results"]["items"]
-    assert list(item["properties"]) == item["required"] == list(Opinion.model_fields)
+    assert list(item["properties"]) == item["required"] == [name for name in Opinion.model_fields if name != "reason"]
     assert item["additionalProperties"] is False
+    with_reasons = response_format(reasons=True)["json_schema"]["schema"]["properties"]["results"]["items"]
+    assert list(with_reasons["properties"]) == with_reasons["required"]
+    assert set(with_reasons["required"]) == set(Opinion.model_fields)
+    assert response_format(reasons=False) == RESPONSE_FORMAT
+
+
+def test_a_question_with_reasons_is_another_question_and_says_so_to_the_judge() -> None:
+    question = make_question(SAMPLE, "baseline_first", judge="m", host="h", reasons=True)
+    assert question.key != ask().key
+    system = write_messages([question], "c0de")[0]["content"]
+    assert "with its reason in one sentence" in system
+    assert '"reason": "..."' in system
+
+
+@pytest.mark.parametrize("reason", [None, 5, ["x"], {"A": 1}])
+def test_a_reason_that_is_no_text_does_not_spoil_the_verdict(reason: Any) -> None:
+    (opinion,) = parse_reply(json.dumps({"results": [entry("s1", reason=reason)]}), [ask()]).values()
+    assert opinion.reason == ""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 Sleep = Callable[[float], Awaitable[None]]
 
-_LEAST_REPLY, _PER_SAMPLE = 4096, 64
-"""Tokens that a reply may have where the cost is limited: thoughts, and an entry for each sample."""
+_LEAST_REPLY, _PER_SAMPLE, _PER_REASON = 4096, 64, 128
+"""Tokens that a reply may have where the cost is limited: thoughts, an entry for each sample, and its reason."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class JudgeEndpoint:
     def __init__(self, config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> None:
         self._config = config
         self._sleep = sleep
-        self._shape = RequestShape(_most_tokens(config))
+        self._shape = RequestShape(_most_tokens(config), reasons=config.reasons)
         self.spending = Spending(max_calls=config.max_calls, prices=_prices(config), max_cost=config.max_cost)
 
     @property
@@ -116,5 +116,5 @@ def _prices(config: EvaluateLlmConfig) -> Prices | None:
 
 def _most_tokens(config: EvaluateLlmConfig) -> int | None:
     if config.judge_max_tokens is None and config.max_cost is not None:
-        return _LEAST_REPLY + _PER_SAMPLE * config.batch_size
+        return _LEAST_REPLY + (_PER_SAMPLE + _PER_REASON * config.reasons) * config.batch_size
     return config.judge_max_tokens

@@ -12,7 +12,7 @@ import copy
 import re
 from typing import Any
 
-from fedlora.evaluation.judge.protocol import RESPONSE_FORMAT
+from fedlora.evaluation.judge.protocol import response_format
 
 _SCHEMA = r"json.?schema|response.?format|json.?object|json.?mode|structured.output|grammar|guided"
 _WORDS = {
@@ -37,11 +37,12 @@ Dropped = frozenset[str]
 class RequestShape:
     """The optional parts that requests of a run still have; `max_tokens` is the limit of a reply, None for none."""
 
-    def __init__(self, max_tokens: int | None = None) -> None:
+    def __init__(self, max_tokens: int | None = None, *, reasons: bool = False) -> None:
         self.dropped: Dropped = frozenset()
         self.is_settled = False
         """Whether a request of this shape was accepted, and nothing is left to try."""
         self._max_tokens = max_tokens
+        self._format = response_format(reasons=reasons)
         self._named: Dropped = frozenset()
         self._suspected: list[str] = []
         self._fallback: Dropped | None = None
@@ -56,7 +57,7 @@ class RequestShape:
         if "temperature" not in dropped:
             request["temperature"] = 0
         if "response_format" not in dropped:
-            request["response_format"] = _response_format(dropped)
+            request["response_format"] = _format_without(self._format, dropped)
         if self._max_tokens is not None:
             name = "max_tokens" if "max_completion_tokens" in dropped else "max_completion_tokens"
             request[name] = self._max_tokens
@@ -113,11 +114,11 @@ def _least(names: frozenset[str] | set[str]) -> Dropped:
     return frozenset(names)
 
 
-def _response_format(dropped: Dropped) -> dict[str, Any]:
+def _format_without(whole: dict[str, Any], dropped: Dropped) -> dict[str, Any]:
     if "response_format.json_schema" in dropped:
         return {"type": "json_object"}
     if "response_format.strict" not in dropped:
-        return RESPONSE_FORMAT
-    loose = copy.deepcopy(RESPONSE_FORMAT)
+        return whole
+    loose = copy.deepcopy(whole)
     del loose["json_schema"]["strict"]
     return loose

@@ -48,10 +48,13 @@ def forecast_judging(
 def forecast_requests(batches: Sequence[Sequence[Question]], *, seed: int, count_tokens: Callable[[str], int]) -> Usage:
     """Tokens of one request for each batch, and of replies of the usual size."""
     asked = [message["content"] for batch in batches for message in write_messages(batch, request_code(batch, seed, 0))]
-    return Usage(sum(map(count_tokens, asked)), sum(count_tokens(_reply(len(batch))) for batch in batches))
+    return Usage(sum(map(count_tokens, asked)), sum(count_tokens(_reply(batch)) for batch in batches))
 
 
-def _reply(num_samples: int) -> str:
+def _reply(batch: Sequence[Question]) -> str:
     """A reply of the usual size."""
-    entries = [{"id": f"s{i}", "score_a": 75, "score_b": 50, "verdict": "A"} for i in range(1, num_samples + 1)]
+    entries = [
+        {"id": f"s{i}", "score_a": 75, "score_b": 50, "verdict": "A"} | ({"reason": "x" * 120} if one.reasons else {})
+        for i, one in enumerate(batch, start=1)
+    ]
     return json.dumps({"results": entries})

@@ -24,6 +24,8 @@ from fedlora.files import write_text
 
 Batch = Sequence[Question]
 
+_LONGEST_REASON = 1000
+"""Characters that are kept."""
 _STOP_AFTER = 4
 """Replies that could not be used: the first of a run, or in a row by arrival."""
 
@@ -153,6 +155,7 @@ class Judging:
                         fingerprint=reply.fingerprint,
                         dropped=list(reply.dropped),
                         request=code,
+                        reason=self._client.redactor.clean(opinion.reason if question.reasons else "", _LONGEST_REASON),
                     )
                 )
         kind = reply.failure or "invalid"

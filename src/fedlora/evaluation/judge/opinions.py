@@ -30,6 +30,11 @@ def _verdict(value: Any) -> Any:
     return _VERDICTS.get(value.lower(), value) if isinstance(value, str) else value
 
 
+def _text(value: Any) -> Any:
+    """A reason decides nothing, so one of another type is none."""
+    return value if isinstance(value, str) else ""
+
+
 Score = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=100)]
 
 
@@ -42,6 +47,7 @@ class Opinion(BaseModel):
     score_a: Score
     score_b: Score
     verdict: Annotated[Verdict, BeforeValidator(_verdict)]
+    reason: Annotated[str, BeforeValidator(_text)] = ""
 
 
 def parse_reply(text: str, questions: Sequence[Question]) -> dict[str, Opinion]:

@@ -33,6 +33,7 @@ class StoredVerdict(BaseModel):
     fingerprint: str
     dropped: list[str]
     request: str
+    reason: str = ""
 
 
 class VerdictLog:
@@ -82,7 +83,8 @@ class VerdictLog:
 
 
 def _line(verdict: StoredVerdict) -> dict[str, Any]:
-    return dict(sorted(verdict.model_dump().items()))
+    # without reasons a line is what it was before there were any
+    return dict(sorted(verdict.model_dump(exclude_defaults=True).items()))
 
 
 def _read(path: Path) -> bytes:
