@@ -176,13 +176,9 @@ class ResultPaths:
     def judge(self, name: OutputName) -> Path:
         return self.folder / f"{name}_results.json"
 
-    def pair(self, stem: str) -> Path:
-        """What a judge said of one pair of predictions."""
-        return self._below_root("pairs", f"{stem}.json")
-
-    def pair_texts(self, stem: str) -> Path:
-        """The texts that a judge compared, with its verdicts, for a person."""
-        return self._below_root("pairs", f"{stem}.txt")
+    def pair(self, stem: str, suffix: str = "json") -> Path:
+        """What a judge said of one pair of predictions; with txt the texts beside the verdicts, for a person."""
+        return self._below_root("pairs", f"{stem}.{suffix}")
 
     def pairs(self, name: OutputName) -> list[Path]:
         """Every pair whose baseline is `name`, by name."""

@@ -493,7 +493,7 @@ def test_the_key_reaches_no_file_no_output_and_no_process_list(tmp_path: Path) -
     assert output.count("Traceback") == len(scripts) - 1
     assert output.count("fedlora.errors.JudgeError") == len(scripts) - 1
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    # two files of predictions; of the run that succeeds the verdicts, the result, also as a pair's, and its texts; locks
+    # two files of predictions; of the run that succeeds verdicts, result, also as a pair's, and texts; locks
     assert len([path for path in written if path.suffix != ".lock"]) == 6
     assert "[key]" in (tmp_path / "echo/base-1B/3/global_results.json").read_text()
     for part in (KEY, KEY[:16]):

@@ -156,7 +156,7 @@ def _write_result(
 ) -> Path:
     """The pair's own file, the texts, and the reference project's where its flags named the pair; the one to show."""
     write_json(target.pair(pair.stem), result)
-    write_text(target.pair_texts(pair.stem), texts)
+    write_text(target.pair(pair.stem, "txt"), texts)
     if not config.by_contract:
         return target.pair(pair.stem)
     file = target.judge(pair.baseline.output)

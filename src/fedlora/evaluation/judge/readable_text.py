@@ -9,6 +9,7 @@ from fedlora.evaluation.judge.protocol import Question, Sample
 from fedlora.evaluation.judge.results import combine
 from fedlora.evaluation.judge.verdict_log import StoredVerdict, VerdictLog
 from fedlora.evaluation.judge.verdict_results import ComparedAnswers
+from fedlora.plain_text import one_line
 
 _RULE = "-" * 80
 _ANSWERS = {"baseline_first": ("baseline", "proposed"), "proposed_first": ("proposed", "baseline")}
@@ -23,15 +24,12 @@ def readable_text(compared: ComparedAnswers, log: VerdictLog) -> str:
 def _lines(sample: Sample, pair: Sequence[Question], log: VerdictLog) -> Iterator[str]:
     verdicts = [log[question.key] for question in pair if question.key in log]
     result = combine(sample, *verdicts).outcome if len(verdicts) == len(pair) else "no verdict"
-    yield f"sample {sample.row}, {printable(sample.category) or 'no category'}: {result}"
+    yield f"sample {sample.row}, {one_line(sample.category) or 'no category'}: {result}"
     asked = "text" if sample.continues else "instruction"
     shown = [(turn.role, turn.content) for turn in sample.before]
     shown += [(asked, sample.instruction), ("input", sample.input), ("reference", sample.reference or "")]
-    for title, text in [
-        *(one for one in shown if one[1]),
-        ("baseline", sample.baseline),
-        ("proposed", sample.proposed),
-    ]:
+    shown = [one for one in shown if one[1]] + [("baseline", sample.baseline), ("proposed", sample.proposed)]
+    for title, text in shown:
         yield f"  {title}:"
         # every line is indented, so no answer can pose as a heading
         yield from (f"    {line}" for line in printable(text).split("\n"))
