@@ -15,6 +15,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.config.yaml_file import read_yaml
 from fedlora.data.client_facts import read_client_files
 from fedlora.data.client_files import client_files_of
+from fedlora.data.records import iter_rows
 from fedlora.errors import DataError, UsageError
 from fedlora.stages import init, plan
 
@@ -184,3 +185,24 @@ def test_one_file_of_conversations_is_split_like_any_other(tmp_path):
     assert cli.main(shlex.split(second)[1:]) == 0
     assert "(32 conversations)" not in Path("run.yaml").read_text()
     assert "The rows with a response: 32 conversations." in Path("run.yaml").read_text()
+
+
+def test_rows_of_other_columns_get_a_configuration_that_names_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("silos").mkdir()
+    for name in ("north", "south"):
+        lines = [json.dumps({"q": {"text": f"{name} {n}?"}, "a": [f"{n}"]}) for n in range(12)]
+        Path(f"silos/{name}.jsonl").write_text("\n".join(lines) + "\n")
+    columns = "instruction=q.text,response=a.0"
+    init.run(InitRunConfig.of(data_path="silos", columns=columns))
+    text = Path("run.yaml").read_text()
+    assert "columns: {instruction: q.text, response: a.0}" in text
+    assert f"fedlora init silos --columns {columns}`" in text
+    assert f"--test silos --columns {columns} --of base,global`" in text
+    made = TrainConfig.make({}, file=Path("run.yaml"))
+    assert made.columns == {"instruction": "q.text", "response": "a.0"}
+    assert [len(list(iter_rows(file, rules=made.read_rules))) for file in sorted(Path("silos").iterdir())] == [12, 12]
+    Path("silos/south.jsonl").unlink()
+    with pytest.raises(UsageError) as refused:
+        init.run(InitRunConfig.of(data_path="silos", columns=columns))
+    assert f"--test_share 0.2 --columns {columns}`, then `fedlora init data/north`" in refused.value.hint

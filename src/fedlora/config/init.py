@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedlora.config.schema import Config, flag
+from fedlora.config.reading import ReadingConfig
+from fedlora.config.schema import flag
 
 
-class InitRunConfig(Config):
+class InitRunConfig(ReadingConfig):
     """Write a commented run.yaml for the rows in a folder: one file per client, or what `allocate` wrote."""
 
     data_path: Path = flag(Path("./data"), "folder of the clients' files", everyday=True)

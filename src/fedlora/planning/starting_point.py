@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedlora.config.command_line import command_line
+from fedlora.config.init import InitRunConfig
 from fedlora.config.train import TrainConfig
 from fedlora.data.client_facts import ClientFacts
 from fedlora.data.client_names import name_of_file
@@ -54,6 +56,8 @@ class Rows:
     allocated: bool = False
     kinds: Mapping[RowKind, int] = field(default_factory=dict)
     has_turns: bool = False
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """The rules by which the rows are read, where they are not the usual ones."""
 
     @property
     def smallest(self) -> int:
@@ -81,6 +85,7 @@ def run_yaml(rows: Rows, base_model: str, file: Path) -> str:
         ("template", *_template(rows, embedded=embedded)),
         ("data", str(rows.folder), _count_text(rows)),
     ]
+    fields += [(name, value, "how the rows are read") for name, value in rows.reading.items()]
     if rows.allocated:
         fields.append(("num_clients", len(rows.clients), "as allocate split the rows"))
     if shares:
@@ -99,7 +104,7 @@ def run_yaml(rows: Rows, base_model: str, file: Path) -> str:
         ("target_modules", "all-linear", "the adapted layers; fewer: [q_proj, v_proj]"),
     ]
     width = max(len(f"{name}: {_scalar(value)}") for name, value, _ in fields if name != "data")
-    written = f"A run on the rows in {rows.folder}, written by `{command('init', rows.folder)}`."
+    written = f"A run on the rows in {rows.folder}, written by `{command('init', rows.folder)}{_flags(rows.reading)}`."
     lines = [f"# {one_line(note)}" for note in (written, *_notes(rows, file))]
     for name, value, note in fields:
         text = f"{name}: {_scalar(value)}"
@@ -138,7 +143,7 @@ def _notes(rows: Rows, file: Path) -> list[str]:
     elif rows.allocated:
         notes.append("The test rows are in the file that allocate named.")
     if not rows.allocated:
-        name, where = run_name(rows.folder), shlex.join(["--test", str(rows.folder)])
+        name, where = run_name(rows.folder), shlex.join(["--test", str(rows.folder)]) + _flags(rows.reading)
         then = f"`fedlora generate {name} {where} --of base,global` and `fedlora score {name} {where} --of all`"
         if "text" in rows.kinds:
             then = f"`fedlora loss {name} {where} --of base,global`: a text asks nothing that could be answered"
@@ -151,6 +156,11 @@ def command(name: str, *paths: Path) -> str:
     return shlex.join(["fedlora", name, *map(str, paths)])
 
 
+def _flags(reading: Mapping[str, Any]) -> str:
+    """The rules of reading as flags after a command."""
+    return command_line("", InitRunConfig, reading).removeprefix("fedlora")
+
+
 def run_name(folder: Path) -> str:
     """A run's name from that of its folder."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip(".-")[:40]
@@ -160,8 +170,11 @@ def run_name(folder: Path) -> str:
         return "run"
 
 
-def split_steps(file: Path, rows: Sequence[Row]) -> list[str]:
-    """The commands that make clients of one file of rows; UsageError when it has too few."""
+def split_steps(file: Path, rows: Sequence[Row], reading: Mapping[str, Any]) -> list[str]:
+    """The commands that make clients of one file of rows; UsageError when it has too few.
+
+    `reading` has the rules by which the file is read, where they are not the usual ones.
+    """
     distinct = {row.prompt: row.category for row in rows if row.output.strip()}
     categories = Counter(distinct.values())
     by_category = len(categories) > 1 and all(categories) and min(categories.values()) >= FEWEST_TO_SPLIT
@@ -177,7 +190,7 @@ def split_steps(file: Path, rows: Sequence[Row]) -> list[str]:
     if not by_category:
         words += ["--partition", "iid", "--num_clients", str(clients)]
     words += ["--test_share", f"{TEST_SHARE:g}"]
-    return [shlex.join(words), command("init", Path("data") / run_name(file.with_suffix("")))]
+    return [shlex.join(words) + _flags(reading), command("init", Path("data") / run_name(file.with_suffix("")))]
 
 
 def _count_text(rows: Rows) -> str:
@@ -196,4 +209,9 @@ def _scalar(value: Any) -> str:
 
     if isinstance(value, float):
         return f"{value:g}"
-    return yaml.safe_dump(value, allow_unicode=True, width=math.inf).removesuffix("\n").removesuffix("\n...")
+    # a mapping on one line, beside its comment
+    return (
+        yaml.safe_dump(value, allow_unicode=True, width=math.inf, default_flow_style=isinstance(value, dict))
+        .removesuffix("\n")
+        .removesuffix("\n...")
+    )

@@ -57,7 +57,7 @@ def run(config: InitRunConfig) -> WrittenConfiguration:
     """
     if config.config_file.suffix not in (".yaml", ".yml"):
         raise UsageError(f"config_file={config.config_file}: not a .yaml file", hint="name it run.yaml")
-    _refuse_one_file(config.data_path)
+    _refuse_one_file(config)
     counts = find_counts(config.data_path)
     if len(counts) > 1:
         found = ", ".join(map(str, counts))
@@ -69,7 +69,7 @@ def run(config: InitRunConfig) -> WrittenConfiguration:
     files = find_client_files(config.data_path, count, chosen=bool(counts))
     if config.config_file.exists() and not config.overwrite:
         raise UsageError(f"{config.config_file}: exists", hint="give --overwrite to replace it, or --config_file NAME")
-    rows = _read_folder(config.data_path, files, allocated=bool(counts))
+    rows = _read_folder(config, files, allocated=bool(counts))
     if not rows.smallest:
         raise DataError(f"{config.data_path}: no row has a response", hint="give rows with instruction and response")
     for name, one in zip(rows.names, rows.clients, strict=True):
@@ -80,7 +80,7 @@ def run(config: InitRunConfig) -> WrittenConfiguration:
     return WrittenConfiguration(config.config_file, sizes, rows.kinds)
 
 
-def _read_folder(folder: Path, files: Sequence[Path], *, allocated: bool) -> Rows:
+def _read_folder(config: InitRunConfig, files: Sequence[Path], *, allocated: bool) -> Rows:
     kinds: Counter[RowKind] = Counter()
     has_turns = False
 
@@ -90,17 +90,21 @@ def _read_folder(folder: Path, files: Sequence[Path], *, allocated: bool) -> Row
             kinds[row.kind] += 1
             has_turns |= bool(row.before)
 
-    clients = read_client_files(dict(enumerate(files)), TrainConfig.of(), on_row=note)
-    tests = {} if allocated else {name: len(read_rows(file)) for name, file in own_test_files(files).items()}
-    return Rows(folder, [client.facts for client in clients.values()], tests, allocated, kinds, has_turns)
+    rules, reading = config.read_rules, config.read_rules.record()
+    clients = read_client_files(dict(enumerate(files)), TrainConfig.of(**reading), on_row=note)
+    own = {} if allocated else own_test_files(files)
+    tests = {name: len(read_rows(file, rules=rules)) for name, file in own.items()}
+    facts = [client.facts for client in clients.values()]
+    return Rows(config.data_path, facts, tests, allocated, kinds, has_turns, reading)
 
 
-def _refuse_one_file(path: Path) -> None:
+def _refuse_one_file(config: InitRunConfig) -> None:
     """UsageError with the commands that split it where there is one file of rows, and no allocated data."""
+    path = config.data_path
     files = [path] if path.is_file() or is_saved_dataset(path) else list_rows(path)
     if len(files) != 1 or is_silo_folder(files[0]) or (is_silo_folder(path) and find_counts(path)):
         return
-    first, second = split_steps(files[0], read_rows(files[0]))
+    first, second = split_steps(files[0], read_rows(files[0], rules=config.read_rules), config.read_rules.record())
     raise UsageError(
         f"{files[0]} is one file of rows; a federation has a file for each client",
         hint=f"put a file for each client into a folder, or split this one: `{first}`, then `{second}`",
