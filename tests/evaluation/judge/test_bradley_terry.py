@@ -11,15 +11,14 @@ from fedlora.evaluation.judge.bradley_terry import Compared, fit_strengths, rank
 from fedlora.evaluation.judge.judge_statistics import JudgedSample, Outcome
 
 
-def samples(outcomes: list[Outcome]) -> list[JudgedSample]:
-    return [
+def pair(one: str, other: str, wins: int, losses: int, ties: int = 0) -> Compared:
+    counts: dict[Outcome, int] = {"win": wins, "loss": losses, "tie": ties}
+    outcomes: list[Outcome] = [outcome for outcome, count in counts.items() for _ in range(count)]
+    samples = [
         JudgedSample("c", 50.0, 50.0, outcome, False, number, 10, 10, (1, 1), True, 0)
         for number, outcome in enumerate(outcomes)
     ]
-
-
-def pair(one: str, other: str, wins: int, losses: int, ties: int = 0) -> Compared:
-    return Compared(one, other, samples(["win"] * wins + ["loss"] * losses + ["tie"] * ties))
+    return Compared(one, other, samples)
 
 
 def test_three_wins_of_four_are_a_lead_of_log_three() -> None:

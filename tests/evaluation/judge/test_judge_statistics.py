@@ -24,9 +24,13 @@ def sample(number: int, outcome: Outcome, *, category: str = "c", ours: int = 10
     return JudgedSample(category, 50.0, 50.0, outcome, False, number, theirs, ours, (1, 1), True, 0)
 
 
+def outcomes(wins: int, losses: int, ties: int = 0) -> list[Outcome]:
+    counts: dict[Outcome, int] = {"win": wins, "loss": losses, "tie": ties}
+    return [outcome for outcome, count in counts.items() for _ in range(count)]
+
+
 def test_ties_count_half_and_the_sign_test_leaves_them_out() -> None:
-    outcomes: list[Outcome] = ["win"] * 8 + ["loss"] * 2 + ["tie"] * 10
-    found = describe_verdicts([sample(number, outcome) for number, outcome in enumerate(outcomes)])
+    found = describe_verdicts([sample(number, outcome) for number, outcome in enumerate(outcomes(8, 2, 10))])
     assert found["win_rate_ties_half"] == pytest.approx(13 / 20)
     assert found["sign_test_p"] == pytest.approx(112 / 1024)
     low, high = found["interval"]
@@ -35,9 +39,8 @@ def test_ties_count_half_and_the_sign_test_leaves_them_out() -> None:
 
 
 def test_rows_of_one_prompt_count_as_one_in_intervals_and_test() -> None:
-    outcomes: list[Outcome] = ["win"] * 8 + ["loss"] * 4
-    once = describe_verdicts([sample(number, outcome) for number, outcome in enumerate(outcomes)])
-    thrice = describe_verdicts([sample(number, outcome) for number, outcome in enumerate(outcomes) for _ in range(3)])
+    samples = [sample(number, outcome) for number, outcome in enumerate(outcomes(8, 4))]
+    once, thrice = describe_verdicts(samples), describe_verdicts([one for one in samples for _ in range(3)])
     assert (thrice["num_prompts"], thrice["interval"], thrice["sign_test_p"]) == (
         *(12, once["interval"], once["sign_test_p"]),
     )
@@ -74,6 +77,9 @@ def test_positions_are_counted_from_the_verdicts() -> None:
     assert found["first_slot_preference"] == 4 / 5
     # only the one verdict for B is for the answer with the lower score
     assert found["score_contradictions"] == 1
+    always = describe_verdicts([judged("A", "A")])
+    assert always["first_slot_preference"] == 1.0
+    assert always["first_slot_interval"] == pytest.approx([0.2065, 1.0], abs=1e-3)
     none = describe_verdicts([judged("tie", "tie")])
     assert (none["first_slot_preference"], none["first_slot_interval"]) == (None, None)
 

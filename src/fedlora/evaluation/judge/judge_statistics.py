@@ -72,21 +72,16 @@ def smallest_difference(prompts: int) -> float:
 
 def describe_verdicts(samples: Sequence[JudgedSample], *, draws: int = DRAWS) -> dict[str, Any]:
     """Rates in 0..1 over `samples`, at least one; intervals are [low, high]."""
-    decided = np.array([sum(sample.slots) for sample in samples], dtype=float)
-    first = np.array([sample.slots[0] for sample in samples], dtype=float)
-    prompts = [sample.prompt for sample in samples]
+    prompts = {sample.prompt for sample in samples}
     agreed = sum(sample.agreed for sample in samples) / len(samples)
     return {
         **_win_rate(samples, draws),
         "sign_test_p": _sign_test(samples),
-        "num_prompts": len(set(prompts)),
-        "smallest_difference": smallest_difference(len(set(prompts))),
+        "num_prompts": len(prompts),
+        "smallest_difference": smallest_difference(len(prompts)),
         "order_consistency": agreed,
         "order_consistency_interval": list(share_interval(agreed, len(samples))),
-        "first_slot_preference": float(first.sum() / decided.sum()) if decided.any() else None,
-        "first_slot_interval": _given(
-            bootstrap_interval(lambda w: _ratio(w @ first, w @ decided), prompts, draws=draws)
-        ),
+        **_first_slot(samples, draws),
         "score_contradictions": sum(sample.contradictions for sample in samples),
         "length": _describe_length(samples, draws),
         "categories": {
@@ -116,6 +111,22 @@ def _sign_test(samples: Sequence[JudgedSample]) -> float:
     for sample in samples:
         totals[sample.prompt] += sample.score - 0.5
     return sign_test(sum(total > 0 for total in totals.values()), sum(total < 0 for total in totals.values()))
+
+
+def _first_slot(samples: Sequence[JudgedSample], draws: int) -> dict[str, Any]:
+    """The share of verdicts for an answer that chose the one shown first; None where all are ties."""
+    deciding = [sample for sample in samples if any(sample.slots)]
+    if not deciding:
+        return {"first_slot_preference": None, "first_slot_interval": None}
+    decided = np.array([sum(sample.slots) for sample in deciding], dtype=float)
+    first, prompts = np.array([sample.slots[0] for sample in deciding], dtype=float), [one.prompt for one in deciding]
+    share = float(first.sum() / decided.sum())
+    if share in (0.0, 1.0):
+        # no resample knows any other
+        interval = share_interval(share, len(set(prompts)))
+    else:
+        interval = bootstrap_interval(lambda weights: (weights @ first) / (weights @ decided), prompts, draws=draws)
+    return {"first_slot_preference": share, "first_slot_interval": list(interval)}
 
 
 def _describe_length(samples: Sequence[JudgedSample], draws: int) -> dict[str, Any]:
@@ -160,11 +171,3 @@ def rate_at_equal_length(weights: Numbers, scores: Numbers, term: Numbers) -> Nu
 
 def _logistic(values: Numbers) -> Numbers:
     return 1 / (1 + np.exp(-np.clip(values, -500, 500)))
-
-
-def _ratio(top: Numbers, bottom: Numbers) -> Numbers:
-    return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
-
-
-def _given(interval: tuple[float, float]) -> list[float] | None:
-    return None if math.isnan(interval[0]) else list(interval)
