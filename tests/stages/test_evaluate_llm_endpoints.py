@@ -198,6 +198,7 @@ ERRORS: dict[str, tuple[Answer, str, str]] = {
         "403: upstream says no",
         "",
     ),
+    "a shape of its own": (Answer(403, {"info": {"why": 7}}), r'403: {"info": {"why": 7}}', ""),
     "the key": (error(403, f"key {KEY} is barred"), r"key \[key\] is barred", ""),
     "too long": (error(400, "maximum context length is 4096 tokens"), "400: maximum context", "batch_size"),
 }
@@ -383,9 +384,10 @@ def test_the_limit_on_cost_is_never_passed_and_what_was_paid_for_is_kept(max_cos
         assert done < 40
 
 
-def test_answers_without_a_count_cost_the_most_that_they_may() -> None:
+@pytest.mark.parametrize("script", [honest, lambda request: completion(None, refusal="no")], ids=["answer", "refusal"])
+def test_answers_without_a_count_cost_the_most_that_they_may(script: Script) -> None:
     predictions(40)
-    with serve(honest) as server:
+    with serve(script) as server:
         with pytest.raises(BudgetError):
             judge(server, **PRICES, max_cost=0.1)
         assert server.calls == 2

@@ -127,10 +127,9 @@ class JudgeClient:
             return outcome
         finally:
             usage = outcome.usage if isinstance(outcome, Reply) else None
-            # what ended without an answer that could be read may still have been answered
-            answered = isinstance(outcome, Reply) and bool(outcome.text or outcome.failure == "truncated")
+            # a refusal is paid for like an answer, and what was lost on the way may have been answered
             lost = outcome is None or (isinstance(outcome, Fault) and outcome.may_be_charged)
-            self._spending.end(set_aside, usage, may_be_charged=answered or lost)
+            self._spending.end(set_aside, usage, may_be_charged=isinstance(outcome, Reply) or lost)
 
     async def _send(self, request: dict[str, Any]) -> Reply | Fault | Refusal | JudgeError:
         create = self._openai.chat.completions.with_raw_response.create

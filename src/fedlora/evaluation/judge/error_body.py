@@ -11,10 +11,10 @@ _PAGE = re.compile(r"<(script|style|head)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGN
 
 
 def read_reason(body: bytes) -> str:
-    """What the body says, on one line; empty where it says nothing. What the request held is not repeated."""
+    """What the body says, on one line; empty where it says nothing. All of it where nothing in it looks like a message."""
     text = body.decode(errors="replace")
     try:
-        found = _texts(json.loads(text))
+        found = _texts(json.loads(text)) or [text]
     except (ValueError, RecursionError):
         found = [_PAGE.sub(" ", text)] if "<" in text else [text]
     return " ".join(" ".join(found).split())
