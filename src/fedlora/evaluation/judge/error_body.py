@@ -11,7 +11,7 @@ _PAGE = re.compile(r"<(script|style|head)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGN
 
 
 def read_reason(body: bytes) -> str:
-    """What the body says, on one line; empty where it says nothing. All of it where nothing in it looks like a message."""
+    """What the body says, on one line; all of it where nothing in it looks like a message."""
     text = body.decode(errors="replace")
     try:
         found = _texts(json.loads(text)) or [text]
