@@ -25,7 +25,7 @@ from typing import Any
 from part import emit, parse_arguments, say
 from point import answer_points, forget_peak, peak_megabytes, resident_megabytes, run_point
 
-SHORT, ENCODED, LARGE_BYTES, OTHERS = 1_000_000, 100_000, 2_000_000_000, 200_000
+SHORT, ENCODED, LARGE_BYTES, OTHERS = 1_000_000, 1_000_000, 2_000_000_000, 200_000
 QUICK = 100
 """By how much --quick divides these."""
 CLIENT = 10_000
