@@ -145,7 +145,7 @@ def _hash_text(path: Path) -> str:
     if path.suffix == ".json" and path.name != "tokenizer.json":
         try:
             return sha256_of_json(_without_writers(json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, RecursionError):  # whoever loads it says what is wrong with it
+        except (ValueError, RecursionError):  # loading the base reports what is wrong with it
             pass
     return sha256_of(path)
 

@@ -196,7 +196,7 @@ class Source:
 
 
 def open_source(name: str, trust_remote_code: bool, *, weights: bool = True) -> Source:
-    """The place of a base by its name; UsageError when nothing of this name is there, or what is there is not whole.
+    """The place of a base by its name; UsageError when there is no such base, or a file of it is missing or damaged.
 
     Without `weights` a local folder may lack them.
     """

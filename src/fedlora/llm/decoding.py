@@ -6,6 +6,7 @@ rows it was batched with. The filters come in transformers' order: repetition, t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -99,6 +100,12 @@ def mark_seen(base: BaseModel, prompts: Sequence[Sequence[int]], decoding: Decod
     for row, prompt in enumerate(prompts):
         seen[row, list(prompt)] = True
     return seen.to(base.device)
+
+
+def answer_limits(base: BaseModel, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[int]:
+    """Most tokens of each answer: it ends with the model's context, for learned positions end there."""
+    context = base.context or sys.maxsize
+    return [max(1, min(decoding.max_new_tokens, context - len(prompt))) for prompt in prompts]
 
 
 def stop_tokens(base: BaseModel) -> set[int]:

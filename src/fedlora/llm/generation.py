@@ -15,7 +15,16 @@ from torch import Tensor
 from fedlora.errors import TrainingError
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.cache import can_share_rows, make_cache, room_for
-from fedlora.llm.decoding import Choose, Decoding, Request, choose_tokens, draw_uniforms, mark_seen, stop_tokens
+from fedlora.llm.decoding import (
+    Choose,
+    Decoding,
+    Request,
+    answer_limits,
+    choose_tokens,
+    draw_uniforms,
+    mark_seen,
+    stop_tokens,
+)
 from fedlora.llm.ends import NO_ENDS, Ends
 from fedlora.llm.examples import cut_alike
 from fedlora.llm.library_generation import LibraryBatch
@@ -126,10 +135,7 @@ class Batch:
         self.ids, self.mask = ids.to(base.device), mask.to(base.device)
         self.length = skip + longest
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, skip : self.length]
-        # an answer ends with the model's context: learned positions end there
-        context = base.context or skip + longest + decoding.max_new_tokens
-        limits = [max(1, min(decoding.max_new_tokens, context - len(prompt))) for prompt in prompts]
-        self.limits = torch.tensor(limits, device=base.device)
+        self.limits = torch.tensor(answer_limits(base, prompts, decoding), device=base.device)
         self.uniforms = draw_uniforms(decoding, [request.row for request in requests]).to(base.device)
         self.seen = mark_seen(base, prompts, decoding)
         self.alive = torch.arange(len(prompts), device=base.device)

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from fedlora.llm.base_model import BaseModel
-from fedlora.llm.decoding import Choose, Decoding, Request, choose_tokens, draw_uniforms, mark_seen, stop_tokens
+from fedlora.llm.decoding import (
+    Choose,
+    Decoding,
+    Request,
+    answer_limits,
+    choose_tokens,
+    draw_uniforms,
+    mark_seen,
+    stop_tokens,
+)
 from fedlora.llm.ends import NO_ENDS, Ends
 from fedlora.llm.lora import LoraModel
 from fedlora.stopping import stop_if_asked
@@ -44,8 +53,7 @@ class LibraryBatch:
         for row, prompt in enumerate(prompts):
             self.ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
             self.mask[row, longest - len(prompt) :] = 1
-        context = base.context or longest + decoding.max_new_tokens
-        self.limits = [max(1, min(decoding.max_new_tokens, context - len(prompt))) for prompt in prompts]
+        self.limits = answer_limits(base, prompts, decoding)
         self.uniforms = draw_uniforms(decoding, [request.row for request in requests]).to(base.device)
         self.seen = mark_seen(base, prompts, decoding)
         self.stop_ids = stop_tokens(base) | ends.ids
