@@ -20,16 +20,17 @@ def client_table(setting: str, group: Sequence[Record]) -> dict[str, Any] | None
 
     None where no client alone (`none`) was measured. Everything is a mean over the seeds at which both were measured.
     """
-    alone = next((cell for cell in group if not find_recorded(cell["mode"]).combines and _sound(cell)), None)
+    alone = next((cell for cell in group if not find_recorded(cell["mode"]).combines and sound_runs(cell)), None)
     if alone is None:
         return None
-    by_seed = {record["seed"]: record for record in _sound(alone)}
+    by_seed = {record["seed"]: record for record in sound_runs(alone)}
     methods = {}
     for cell in group:
-        pairs = [(record, by_seed[record["seed"]]) for record in _sound(cell) if record["seed"] in by_seed]
-        if pairs:
-            methods[cell["method"]] = _compare_clients(pairs)
-    base = {record["seed"]: score for record, score in zip(_sound(alone), alone["base"], strict=True)}
+        for label, records in models_of(cell).items():
+            pairs = [(record, by_seed[record["seed"]]) for record in records if record["seed"] in by_seed]
+            if pairs:
+                methods[label] = _compare_clients(pairs)
+    base = {record["seed"]: score for record, score in zip(sound_runs(alone), alone["base"], strict=True)}
     scored = [({**base[seed], "shares": record["shares"]}, record) for seed, record in by_seed.items()]
     shares = [record["shares"] for record in by_seed.values()]
     return {
@@ -38,6 +39,23 @@ def client_table(setting: str, group: Sequence[Record]) -> dict[str, Any] | None
         "shares": shares[0],
         "methods": {"base": _compare_clients(scored), **methods},
     }
+
+
+def models_of(cell: Record) -> dict[str, list[Record]]:
+    """Label -> the cell's runs, scored under one kind of model: two labels where each has a global model and personal
+    ones."""
+    runs = sound_runs(cell)
+    if not runs or not all(run["test"]["global"] and run["test"]["clients"] for run in runs):
+        return {cell["method"]: runs}
+    return {
+        f"{cell['method']} (global)": [_only(run, clients={}) for run in runs],
+        f"{cell['method']} (personal)": [_only(run, **{"global": None}) for run in runs],
+    }
+
+
+def _only(run: Record, **left_out: Any) -> Record:
+    scores = {name: {**run[name], **left_out} for name in ("test", "answers") if name in run}
+    return {**run, **scores}
 
 
 def _compare_clients(pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
@@ -74,7 +92,7 @@ def forgetting(cell: Record) -> dict[str, Any] | None:
 
     `forgotten` is, per client and averaged over seeds, how far the last loss lies above the best one on the way.
     """
-    runs = [record for record in _sound(cell) if record.get("curve")]
+    runs = [record for record in sound_runs(cell) if record.get("curve")]
     if not runs:
         return None
     curves = {}
@@ -119,7 +137,8 @@ def _swing(points: Sequence[Record]) -> float:
     return _mean(spans)
 
 
-def _sound(cell: Record) -> list[Record]:
+def sound_runs(cell: Record) -> list[Record]:
+    """The runs of a cell that did not fail."""
     return [record for record in cell["runs"] if record["state"] != "failed"]
 
 

@@ -9,13 +9,15 @@ from fedlora.plain_text import NOTHING, counted, one_line, table_text
 
 Silos = Mapping[str, Any]
 
+_UNDER = (
+    "under the global adapter, or under each client's own where the method leaves no global one or the row is marked "
+    "(personal)."
+)
 OWN = {
-    "client": "per response token on each client's test rows, the mean over clients; under a client's personal adapter "
-    "where the method leaves one, else under the global one.",
+    "client": f"per response token on each client's test rows, the mean over clients; {_UNDER}",
     "category": "per response token on the test rows, the categories weighed as each client's training rows are, the "
-    "mean over clients; under a client's personal adapter where the method leaves one, else under the global one.",
-    "file": "per response token on all test rows, the mean over clients; under a client's personal adapter where the "
-    "method leaves one, else under the global one.",
+    f"mean over clients; {_UNDER}",
+    "file": f"per response token on all test rows, the mean over clients; {_UNDER}",
 }
 """By what losses are grouped by: what a client's own loss is."""
 MOST = 12

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedlora.comparing.client_tables import client_table, forgetting
+from fedlora.comparing.client_tables import client_table, forgetting, models_of, sound_runs
 from fedlora.comparing.silo_text import silo_remarks
 from fedlora.evaluation.intervals import seed_interval
 from fedlora.evaluation.own_loss import own_losses
@@ -72,10 +72,9 @@ def gather_comparison(plan: Record, cells: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def measure_run(record: Record, *, kind: str = "") -> dict[str, float]:
-    """Every metric of one run; `kind` chooses the global adapter or the clients' own where a run has both."""
-    shares = record["shares"]
-    score = _choose(record["test"], kind)
+def measure_run(record: Record) -> dict[str, float]:
+    """Every metric of one run, of one kind of model (`models_of`)."""
+    shares, score = record["shares"], record["test"]
     own = own_losses(score, shares)
     found = {
         "loss_own": _mean(own.values()),
@@ -83,7 +82,7 @@ def measure_run(record: Record, *, kind: str = "") -> dict[str, float]:
         "loss_worst": max(own.values()),
     }
     if "answers" in record:
-        answers = _choose(record["answers"], kind)
+        answers = record["answers"]
         for name, key in (("exact_own", "exact"), ("rouge_l_own", "rouge_l")):
             found[name] = _mean(own_losses(_only(answers, key), shares).values())
     for name in ("num_steps", "num_tokens", "bytes_down", "bytes_up", "seconds", "aggregation_error", "epsilon"):
@@ -94,28 +93,24 @@ def measure_run(record: Record, *, kind: str = "") -> dict[str, float]:
 
 def _rows_of(cell: Record) -> list[dict[str, Any]]:
     """One row, or two where a method has a global model and personal ones."""
-    sound = [record for record in cell["runs"] if record["state"] != "failed"]
-    kinds = [""]
-    if sound and all(record["test"]["global"] and record["test"]["clients"] for record in sound):
-        kinds = ["global", "clients"]
+    models = models_of(cell)
     shared = {
         "setting": cell["setting"],
         "method": cell["method"],
         "mode": cell["mode"],
         "learning_rate": cell["learning_rate"],
-        "rounds": sorted({record["spent"]["rounds"] for record in sound}),
+        "rounds": sorted({record["spent"]["rounds"] for record in sound_runs(cell)}),
         "failed": [{"seed": r["seed"], "reason": r["reason"]} for r in cell["runs"] if r["state"] == "failed"],
         "refused": cell.get("refused", ""),
         "tuned_privately": _is_tuned_privately(cell),
     }
-    names = {"": "", "global": " (global)", "clients": " (personal)"}
     return [
         {
             **shared,
-            "label": cell["method"] + names[kind],
-            "metrics": _metrics({str(record["seed"]): measure_run(record, kind=kind) for record in sound}),
+            "label": label,
+            "metrics": _metrics({str(record["seed"]): measure_run(record) for record in records}),
         }
-        for kind in kinds
+        for label, records in models.items()
     ]
 
 
@@ -221,14 +216,6 @@ def _is_private(record: Record) -> bool:
 def _is_tuned_privately(cell: Record) -> bool:
     """Whether the learning rate was chosen among several by runs that spent privacy which no epsilon shows."""
     return len(cell["sweep"]) > 1 and any(_is_private(record) for record in cell["runs"])
-
-
-def _choose(score: Record, kind: str) -> dict[str, Any]:
-    if kind == "global":
-        return {"global": score["global"], "clients": {}}
-    if kind == "clients":
-        return {"global": None, "clients": score["clients"]}
-    return dict(score)
 
 
 def _only(answers: Record, key: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ from fedlora.methods.table import find_recorded
 from fedlora.paths import OutputName, ResultPaths, RunPaths
 
 NO_PREDICTIONS = "no predictions"
+NOT_SCORED = "not scored"
+NEVER_TRAINED = "no adapter: not trained in any round up to this one"
+STAYS_ON_NODE = (
+    "the adapter stays on its node; its owner may share it (share_own_adapter: true in the node's configuration)"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Answers:
     doubts: tuple[str, ...]
     """Why the scores may not be those of the adapter that is there now."""
     missing: str
-    """What is missing of the scores ("" when nothing is): `no predictions` or `not scored`."""
+    """What is missing of the scores ("" when nothing is): NO_PREDICTIONS or NOT_SCORED, which commands fill, or why
+    there is no adapter."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,11 @@ class Experiment:
     @property
     def has_global_adapter(self) -> bool:
         return _has_global_model(self.run)
+
+    @property
+    def has_personal_models(self) -> bool:
+        """Whether each client has a model of its own, beside a global one or instead of it."""
+        return _has_personal_models(self.run)
 
     @property
     def method(self) -> Method:
@@ -109,14 +120,20 @@ def load_experiment(config: ReportConfig, exp_name: str, round_number: int) -> E
             hint="compare it by the table of `fedlora reaggregate`, or by evaluate_rouge",
         )
     rows = [row for row in _read_metrics(paths.metrics_file) if row["round"] <= round_number]
-    names = [OutputName("base"), *_subjects(run)]
+    client_rows = [row for row in rows if row["kind"] == "client"]
+    last = {row["client_id"]: row["round"] for row in client_rows}
+    answers = {str(name): _load_answers(config, exp_name, round_number, name) for name in _shared_subjects(run)}
+    if _has_personal_models(run):
+        for client in _training_clients(run):
+            name = OutputName("client", client["client_id"])
+            answers[str(name)] = _load_personal(config, exp_name, round_number, name, last)
     return Experiment(
         name=exp_name,
         round_number=round_number,
         run=run,
-        client_rows=[row for row in rows if row["kind"] == "client"],
+        client_rows=client_rows,
         round_rows=[row for row in rows if row["kind"] == "round"],
-        answers={str(name): _load_answers(config, exp_name, round_number, name) for name in names},
+        answers=answers,
     )
 
 
@@ -130,8 +147,10 @@ def answer_commands(
 ) -> tuple[str, ...]:
     """What writes the scores of `names` (`global`, `client_0`) that are missing, and their predictions before that.
 
-    `test_path` is the test file, where it is known.
+    `test_path` is the test file, where it is known. No command makes an adapter that is not there.
     """
+    if missing not in (NO_PREDICTIONS, NOT_SCORED):
+        return ()
     asked = {
         "exp_name": experiment.name,
         "of_subjects": tuple(name.removeprefix("client_") for name in names),
@@ -145,14 +164,18 @@ def answer_commands(
     return (generate, score) if missing == NO_PREDICTIONS else (score,)
 
 
-def _subjects(run: Mapping[str, Any]) -> list[OutputName]:
-    if _has_global_model(run):
-        return [OutputName("global")]
-    return [OutputName("client", client["client_id"]) for client in _training_clients(run)]
+def _shared_subjects(run: Mapping[str, Any]) -> list[OutputName]:
+    return [OutputName("base"), *([OutputName("global")] if _has_global_model(run) else [])]
 
 
 def _has_global_model(run: Mapping[str, Any]) -> bool:
     return bool(run.get("has_global_model", find_recorded(run["mode"], run.get("method")).has_global_model))
+
+
+def _has_personal_models(run: Mapping[str, Any]) -> bool:
+    """A run without a global model has nothing but its clients', whatever is recorded of its method."""
+    stated = run.get("has_personal_models", find_recorded(run["mode"], run.get("method")).keeps_personal_model)
+    return bool(stated) or not _has_global_model(run)
 
 
 def _training_clients(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -172,6 +195,20 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _load_personal(
+    config: ReportConfig, exp_name: str, round_number: int, name: OutputName, last: Mapping[int, int]
+) -> Answers:
+    """The answers of a client's model; `last` holds the last round that each client trained in."""
+    found = _load_answers(config, exp_name, round_number, name)
+    if found.missing != NO_PREDICTIONS or not last:
+        return found
+    if name.client_id not in last:
+        return replace(found, missing=NEVER_TRAINED)
+    update = RunPaths(config.model_dir, exp_name).round_folder(last[name.client_id]) / str(name) / "update.json"
+    stays = update.is_file() and read_json(update).get("adapter_stays")
+    return replace(found, missing=STAYS_ON_NODE) if stays else found
+
+
 def _load_answers(config: ReportConfig, exp_name: str, round_number: int, name: OutputName) -> Answers:
     predicted = ResultPaths(config.prediction_dir, exp_name, round_number)
     scored = ResultPaths(config.rouge_dir, exp_name, round_number).rouge(name)
@@ -184,7 +221,7 @@ def _load_answers(config: ReportConfig, exp_name: str, round_number: int, name: 
         doubts.append("predictions changed after they were scored")
     if meta and _adapter_was_replaced(config, exp_name, round_number, meta["adapter_sha256"]):
         doubts.append("predictions were made with another adapter than the run has now")
-    missing = "" if rouge else "not scored" if predictions.is_file() else NO_PREDICTIONS
+    missing = "" if rouge else NOT_SCORED if predictions.is_file() else NO_PREDICTIONS
     results = [_read_result(file, "win", "fedlora evaluate_llm") for file in (judged.judge(name), *judged.pairs(name))]
     pairs = [result for number, result in enumerate(results) if result is not None and result not in results[:number]]
     return Answers(rouge, meta, tuple(pairs), tuple(doubts), missing)

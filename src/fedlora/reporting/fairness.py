@@ -48,6 +48,8 @@ def find_notes(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -> l
     notes = []
     if any(row.subject == "mean" for row in rows):
         notes.append("costs of a mean row are totals over its clients, to be read beside those of homo, seq and pooled")
+    if any(one.has_global_adapter and one.has_personal_models for one in experiments):
+        notes.append("personal models and the global adapter come from one run: its costs stand in both their rows")
     if any(row.own is None and row.all is not None for row in rows):
         notes.append("own is empty where the test rows lack a client, or a category that it was trained on")
     if pooled := next((one.mode for one in experiments if one.method.pools_rows), None):
@@ -67,7 +69,7 @@ def find_notes(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -> l
         empty = [one.shown(client["client_id"]) for client in one.run["clients"] if client["num_examples"] == 0]
         if empty:
             notes.append(f"{one.name}: clients without training rows are left out: {', '.join(empty)}")
-        if not one.has_global_adapter and one.run["config"]["local_val_set_size"] > 0:
+        if one.has_personal_models and one.run["config"]["local_val_set_size"] > 0:
             notes.append(f"{one.name}: without --val_data_path a client's held-out loss is on its held-back rows alone")
     return notes
 

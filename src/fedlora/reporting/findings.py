@@ -8,17 +8,16 @@ from typing import Any
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.plain_text import counted
+from fedlora.reporting.curves import drift_curves, loss_curves
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.fairness import answer_sources, config_differences, find_notes, find_warnings
 from fedlora.reporting.own_rows import ClientGains, find_gains
 from fedlora.reporting.summary import (
     Gap,
     ModelRow,
-    drift_curves,
     experiment_titles,
     find_gaps,
     in_report_order,
-    loss_curves,
     make_rows,
 )
 
@@ -58,7 +57,7 @@ class Findings:
     titles: Mapping[str, str]
     """Experiment -> what it is called in the tables."""
     curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
-    """Experiment, in the order of the rows -> `training`, `held_out` -> (round, loss) points."""
+    """Experiment, in the order of the rows -> `training`, `held_out`, `held_out_personal` -> (round, loss) points."""
     judgements: Sequence[Judgement]
     quarantined: Sequence[str]
     limited: Sequence[str]

@@ -20,7 +20,7 @@ from fedlora.evaluation.score_table import Difference, Estimate, Measure, ScoreT
 from fedlora.files import read_json, read_text
 from fedlora.paths import OutputName, ResultPaths
 from fedlora.reporting.experiments import Experiment
-from fedlora.reporting.summary import experiment_titles, in_report_order
+from fedlora.reporting.summary import experiment_titles, global_title, in_report_order, personal_title
 
 MEASURES = {"exact": True, "rougeL": False, "chrf": False}
 """What is compared -> whether it is a share of rows that are right."""
@@ -75,10 +75,12 @@ _Rows = list[dict[str, Any]]
 def _models(experiment: Experiment, title: str, client: int) -> list[tuple[str, OutputName, bool]]:
     """Label and file of every model that may answer a client's rows, and whether others' rows are in it."""
     is_joint = experiment.method.combines
-    own = f"{title}, its own" if is_joint else f"alone ({title})"
+    own = f"alone ({title})"
+    if is_joint:
+        own = personal_title(experiment, title) if experiment.has_personal_models else f"{title}, its own"
     return [
         (BASE, OutputName("base"), False),
-        (title, OutputName("global"), is_joint),
+        (global_title(experiment, title), OutputName("global"), is_joint),
         (own, OutputName("client", client), is_joint),
     ]
 

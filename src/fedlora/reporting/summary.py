@@ -20,7 +20,8 @@ from fedlora.data.client_names import name_of_file
 from fedlora.evaluation.intervals import macro_interval, share_interval
 from fedlora.llm.base_identity import BaseIdentity
 from fedlora.plain_text import counted
-from fedlora.reporting.experiments import Experiment, answer_commands, runs_command
+from fedlora.reporting.curves import last_loss, last_personal_loss
+from fedlora.reporting.experiments import NEVER_TRAINED, STAYS_ON_NODE, Experiment, answer_commands, runs_command
 
 COSTS_ARE_TOTALS = " (costs: total)"
 """Ends the label of a mean row, whose scores are means and whose costs are sums."""
@@ -79,15 +80,17 @@ class Gap:
 def make_rows(experiments: Sequence[Experiment], absent: Sequence[str]) -> list[ModelRow]:
     """All rows in the report's order: base, none with its clients and mean, seq, homo, others, pooled.
 
-    Needs at least one experiment; the `absent` ones get a row without numbers.
+    Clients have rows wherever a method leaves them models of their own, after the global adapter if it has one. Needs
+    at least one experiment; the `absent` ones get a row without numbers.
     """
     titles = experiment_titles(experiments)
     rows = [_base_row(experiments)]
     for experiment in in_report_order(experiments):
         title = titles[experiment.name]
         if experiment.has_global_adapter:
-            rows.append(_global_row(experiment, title))
-        else:
+            rows.append(_global_row(experiment, global_title(experiment, title)))
+        if experiment.has_personal_models:
+            title = personal_title(experiment, title)
             clients = [_client_row(experiment, client, title) for client in experiment.clients]
             rows += [*clients, _mean_row(experiment, clients, title)]
     return [*rows, *(ModelRow(name, name, "", "absent") for name in absent)]
@@ -119,7 +122,7 @@ def find_gaps(
                 f"trains the others"
             )
             gaps.append(Gap(f"{experiment.name}: {text}", ()))
-        elif any(row.held_out_loss is None and row.experiment == experiment.name for row in rows):
+        elif any(_lacks_loss(experiment, row) for row in rows):
             text = "no held-out loss: no rows were held out; fedlora loss measures that of stored adapters"
             gaps.append(Gap(f"{experiment.name}: {text}", ()))
     return gaps
@@ -132,25 +135,19 @@ def experiment_titles(experiments: Iterable[Experiment]) -> dict[str, str]:
     return {one.name: one.mode if modes.count(one.mode) == 1 else one.name for one in every}
 
 
+def global_title(experiment: Experiment, title: str) -> str:
+    """What the global adapter of an experiment is called."""
+    return f"{title} (global)" if experiment.has_personal_models else title
+
+
+def personal_title(experiment: Experiment, title: str) -> str:
+    """What the models of an experiment's clients are called together."""
+    return f"{title} (personal)" if experiment.has_global_adapter else title
+
+
 def in_report_order(experiments: Iterable[Experiment]) -> list[Experiment]:
     """none, seq, homo, other methods, pooled; experiments of one method stay in the given order."""
     return sorted(experiments, key=lambda experiment: experiment.method.place)
-
-
-def loss_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
-    """(round, loss) points: `training` from round 1, `held_out` from round 0 where validation was on."""
-    return {
-        "training": [(row["round"], row["loss"]) for row in experiment.round_rows if row.get("loss") is not None],
-        "held_out": [(row["round"], row["val_loss"]) for row in experiment.round_rows if "val_loss" in row],
-    }
-
-
-def drift_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
-    """(round, value) points of the error meter, as far as the method has them."""
-    return {
-        name: [(row["round"], row[name]) for row in experiment.round_rows if name in row]
-        for name in ("aggregation_error", "drift_cosine_mean", "drift_norm_mean")
-    }
 
 
 def base_owner(experiments: Sequence[Experiment]) -> Experiment:
@@ -174,6 +171,13 @@ def base_names(experiments: Sequence[Experiment]) -> dict[str, str]:
     return {name: f"{names[other]} {known[other]}" for name, other in first.items()}
 
 
+def _lacks_loss(experiment: Experiment, row: ModelRow) -> bool:
+    """Whether a model of the experiment that is here has no held-out loss."""
+    if row.experiment != experiment.name or row.subject in ("mean", "absent") or row.held_out_loss is not None:
+        return False
+    return experiment.answers[_output_name(row)].missing not in (NEVER_TRAINED, STAYS_ON_NODE)
+
+
 def _output_name(row: ModelRow) -> str:
     return f"client_{row.client_id}" if row.subject == "client" else row.subject
 
@@ -190,7 +194,7 @@ def _base_row(experiments: Sequence[Experiment]) -> ModelRow:
 
 def _global_row(experiment: Experiment, title: str) -> ModelRow:
     scores = _scores(experiment, "global", experiment.clients)
-    loss = _last_loss(experiment, experiment.round_rows)
+    loss = last_loss(experiment, experiment.round_rows)
     costs = _costs(experiment, experiment.client_rows)
     return ModelRow(title, experiment.name, experiment.mode, "global", held_out_loss=loss, costs=costs, **scores)
 
@@ -211,7 +215,7 @@ def _client_row(experiment: Experiment, client: Mapping[str, Any], title: str) -
         "client",
         client_id,
         client_name=name,
-        held_out_loss=_last_loss(experiment, rows),
+        held_out_loss=last_personal_loss(experiment, rows),
         costs=_costs(experiment, rows),
         own_categories=categories,
         **_scores(experiment, f"client_{client_id}", [client]),
@@ -266,12 +270,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
     every = list(values)
     present = [value for value in every if value is not None]
     return fmean(present) if present and len(present) == len(every) else None
-
-
-def _last_loss(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """The last validation loss in `rows`, None when the run has not reached the compared round."""
-    losses = [row["val_loss"] for row in rows if "val_loss" in row and row["round"] > 0]
-    return losses[-1] if losses and experiment.rounds_done == experiment.round_number else None
 
 
 def _costs(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Costs | None:
