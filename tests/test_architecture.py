@@ -16,7 +16,7 @@ FLOORS = [
     *("ground", "data", "federated", "methods", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"),
 ]
 DOORS = {"__init__", "api", "cli", "command_help", "command_table", "flags", "demo", "__main__"}
-FEATURES = {"comparing", "planning", "flower", "training", "laws"}
+FEATURES = {"comparing", "planning", "flower", "training", "laws", "exporting"}
 """Folders of the stages' floor: a stage calls a feature, and a feature may run stages."""
 GROUND_INSIDE = {
     *("flower.commands", "flower.flower_config", "flower.node_config", "flower.folders"),
@@ -153,6 +153,7 @@ NAMED = {
     ("reporting.markdown", "none"): "an adapter that is not there",
     ("reporting.rounds_figure", "none"): "matplotlib's edge colour",
     ("llm.adapter_config", "none"): "PEFT's bias",
+    ("exporting.exported", "none"): "no quantisation",
     ("llm.loss", "none"): "torch's loss of each label",
     ("runs.saved_adapters", "none"): "no round",
     **{

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedlora import errors
     from fedlora.api.answers import Answers, generate, judge, loss, score
     from fedlora.api.checks import check_method
-    from fedlora.api.looking import compare, open, reaggregate, report, runs, verify  # noqa: A004
+    from fedlora.api.looking import compare, export, open, reaggregate, report, runs, verify  # noqa: A004
     from fedlora.api.preparing import allocate, plan, silos
     from fedlora.api.run import Round, Run
     from fedlora.api.training import rounds, train
@@ -37,6 +37,7 @@ __all__ = [
     "check_method",
     "compare",
     "errors",
+    "export",
     "generate",
     "judge",
     "loss",
@@ -57,7 +58,9 @@ _PLACES = MappingProxyType(
         **dict.fromkeys(("Answers", "generate", "judge", "loss", "score"), "fedlora.api.answers"),
         "Scores": "fedlora.stages.score",
         "check_method": "fedlora.api.checks",
-        **dict.fromkeys(("compare", "open", "reaggregate", "report", "runs", "verify"), "fedlora.api.looking"),
+        **dict.fromkeys(
+            ("compare", "export", "open", "reaggregate", "report", "runs", "verify"), "fedlora.api.looking"
+        ),
         **dict.fromkeys(("allocate", "plan", "silos"), "fedlora.api.preparing"),
         **dict.fromkeys(("Round", "Run"), "fedlora.api.run"),
         **dict.fromkeys(("rounds", "train"), "fedlora.api.training"),

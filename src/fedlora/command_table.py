@@ -81,6 +81,13 @@ COMMANDS = {
         everyday=True,
         resumes=True,
     ),
+    "export": Command(
+        "write an adapter for PEFT, vLLM, llama.cpp or Ollama, or a merged model, with a model card",
+        "fedlora.config.export:ExportConfig",
+        "fedlora.stages.export:run",
+        positional="exp_name",
+        everyday=True,
+    ),
     "methods": Command(
         "list the federated methods, or describe one",
         "fedlora.config.methods:MethodsConfig",

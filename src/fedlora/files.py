@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,37 @@ def make_folder(folder: Path, *, mode: int = 0o777) -> None:
     """Make a folder with these permissions, and the folders above it; StorageError when the file system refuses."""
     with _storage_errors(folder):
         folder.mkdir(mode, parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, needed: int = 0) -> Iterator[Path]:
+    """A working folder beside `target`, which becomes `target` at the end; after an error neither is there.
+
+    Raises UsageError where `target` holds something, StorageError where it needs more bytes than are free or cannot be
+    written.
+    """
+    stop_if_asked()
+    if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UsageError(f"{target}: is not an empty folder", hint="name a new folder, or remove this one")
+    working = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    with _storage_errors(target, needed):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if needed > (free := shutil.disk_usage(target.parent).free):
+            raise StorageError(
+                f"{target}: needs {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free",
+                hint="free space, or name a folder on another disk",
+            )
+        shutil.rmtree(working, ignore_errors=True)
+        try:
+            working.mkdir()
+            yield working
+            stop_if_asked()
+            if target.is_dir():
+                target.rmdir()
+            working.rename(target)
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+        sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:

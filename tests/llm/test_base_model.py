@@ -45,7 +45,7 @@ def test_a_folder_that_is_no_model_is_an_error_that_says_folder(tmp_path):
 
 def test_the_embedded_model_without_its_package_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDLORA_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedded_model, "_package_file", lambda: None)
+    monkeypatch.setattr(embedded_model, "package_file", lambda: None)
     with pytest.raises(UsageError, match="is not installed") as caught:
         load_base_model("smollm2-135m", device="cpu")
     assert "fedlora model smollm2-135m" in caught.value.hint
@@ -56,7 +56,7 @@ def test_a_converted_model_is_used_again_and_a_half_one_never(monkeypatch, tmp_p
     monkeypatch.setenv("FEDLORA_CACHE", str(tmp_path))
     source = tmp_path / "weights.gguf"
     source.write_bytes(b"GGUF")
-    monkeypatch.setattr(embedded_model, "_package_file", lambda: source)
+    monkeypatch.setattr(embedded_model, "package_file", lambda: source)
     with pytest.raises(Exception, match=r".+"):
         embedded_model.folder()
     assert not [path for path in (tmp_path / "models").iterdir() if path.is_dir()]

@@ -1,4 +1,4 @@
-"""`fedlora.open`, `runs`, `verify`, `report`, `reaggregate` and `compare`: functions that look at runs."""
+"""`fedlora.open`, `runs`, `verify`, `report`, `export`, `reaggregate` and `compare`: functions that look at runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fedlora.api.run import Run
 from fedlora.api.signatures import takes
 from fedlora.config.compare import CompareConfig
 from fedlora.config.evaluate import ReportConfig
+from fedlora.config.export import ExportConfig
 from fedlora.config.reaggregate import ReaggregateConfig
 from fedlora.config.runs import RunsConfig, VerifyConfig
 from fedlora.home import path_at_home
@@ -19,6 +20,7 @@ from fedlora.runs.run_folder import read_run
 if TYPE_CHECKING:
     from fedlora.reporting.what_ifs import LeftOutEach, Reaggregated
     from fedlora.stages.compare import Comparison, PlanOfRuns
+    from fedlora.stages.export import Export
     from fedlora.stages.report import Report
     from fedlora.stages.runs import RunList
     from fedlora.stages.verify import Verification
@@ -96,6 +98,22 @@ def reaggregate(
     from fedlora.stages import reaggregate as stage
 
     return call("reaggregate", ReaggregateConfig, stage.run, config, keywords, progress=progress)
+
+
+@takes(ExportConfig)
+def export(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Export:
+    """Write an adapter of a run for other programs, to the folder `to`: a PEFT folder, a merged model, or GGUF.
+
+    `commands` of the result are what loads the folder in transformers, vLLM, Ollama or llama.cpp; README.md in it is a
+    model card. Raises UsageError, StorageError; then there is no folder. Nothing is uploaded without `push`.
+
+    >>> found = fl.export(name="pair", to="out", progress=False)
+    >>> sorted(file.name for file in found.folder.glob("adapter*"))
+    ['adapter_config.json', 'adapter_model.safetensors']
+    """
+    from fedlora.stages import export as stage
+
+    return call("export", ExportConfig, stage.run, config, keywords, progress=progress)
 
 
 @takes(CompareConfig)

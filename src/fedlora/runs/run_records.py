@@ -35,6 +35,8 @@ class RunRecord:
     privacy: Mapping[str, Any] | None = None
     reaggregated_from: Mapping[str, Any] | None = None
     """Of a what-if: the run it was made from, and how."""
+    imported_from: Mapping[str, Any] | None = None
+    """Of adapters that `fedlora import` took over: the folder, its layout, the hashes of the files."""
     method: Mapping[str, Any] | None = None
     """Of a method from outside: its origin, the hashes of its source, its facts (`methods/outside.py`)."""
     base_identity: Mapping[str, Any] | None = None

@@ -1,0 +1,1 @@
+"""Adapters for other programs: found, written in their formats, described."""
