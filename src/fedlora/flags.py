@@ -166,7 +166,7 @@ def _shape(field: FieldInfo) -> dict[str, Any]:
     kinds = (annotation, *get_args(annotation))
     if choices := [str(each) for kind in kinds if get_origin(kind) is Literal for each in get_args(kind)]:
         return {"metavar": "|".join([*(names[kind] for kind in kinds if kind in names), *choices])}
-    names |= {tuple[str, ...]: "NAME,..."}
+    names |= {tuple[str, ...]: "NAME,...", tuple[float, ...]: "FLOAT,..."}
     return {"metavar": next((names[kind] for kind in kinds if kind in names), "TEXT")}
 
 

@@ -177,7 +177,7 @@ class ResultPaths:
         return self.folder / f"{name}_results.json"
 
     def pair(self, stem: str, suffix: str = "json") -> Path:
-        """What a judge said of one pair of predictions; with txt the texts beside the verdicts, for a person."""
+        """What judges said of one pair (`<pair>/<judge>`: one of several); with txt the texts, for a person."""
         return self._below_root("pairs", f"{stem}.{suffix}")
 
     def pairs(self, name: OutputName) -> list[Path]:
@@ -187,9 +187,9 @@ class ResultPaths:
     def verdicts(self, name: OutputName) -> Path:
         return self._below_root(f"{name}_verdicts.jsonl")
 
-    def unusable_reply(self, name: OutputName) -> Path:
-        """The first reply of a run that could not be used, beside the verdicts."""
-        return self._below_root(f"{name}_unusable_reply.txt")
+    def beside_verdicts(self, name: OutputName, what: Literal["unusable_reply.txt", "batches.json"]) -> Path:
+        """The first reply of a run that could not be used, or the batches that an endpoint works on."""
+        return self._below_root(f"{name}_{what}")
 
     def judge_lock(self, name: OutputName) -> Path:
         """Held while verdicts are asked for and stored."""

@@ -311,6 +311,14 @@ def test_the_judge_is_planned_for_the_test_file_and_priced_when_prices_are_given
     priced = make_plan(world(), probe=False, test_file_path=tmp_path / "test.json", **more)["judge"]
     assert (priced["num_calls"], priced["model"]) == (10, "j")
     assert priced["cost"] == pytest.approx((2 * priced["tokens_in"] + 8 * priced["tokens_out"]) / 1e6)
+    more |= {"gpt_model": "j, k,local:x", "judge_price_in": "2,1", "judge_repeats": 3}
+    several = make_plan(world(), probe=False, test_file_path=tmp_path / "test.json", **more)["judge"]
+    assert (several["num_calls"], several["model"]) == (6 * priced["num_calls"], "j,k,local:x")
+    assert several["cost"] == pytest.approx(3 * (3 * priced["tokens_in"] + 16 * priced["tokens_out"]) / 1e6)
+    local = {"gpt_model": "local:x", "test_file_path": tmp_path / "test.json"}
+    assert "local:x compares 5 answers in both orders on this machine" in "\n".join(
+        plan_parts(make_plan(world(), probe=False, **local))
+    )
     assert make_plan(world(), probe=False)["judge"] is None
 
 

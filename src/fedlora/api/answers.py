@@ -226,11 +226,12 @@ def judge(config: PathLike | None = None, *, progress: bool = True, **keywords: 
     """Let an OpenAI-compatible judge compare the predictions of `of` with those of `against`, each row in both orders.
 
     The key comes from the environment (`api_key` or OPENAI_API_KEY) or from `api_key_file`. Verdicts are kept as they
-    come, so a call that was interrupted is repeated to resume. Scores are 1 to 100; the win rate is in 0..1. Works
-    inside a running event loop too.
+    come, so a call that was interrupted is repeated to resume. Scores are 1 to 100; the win rate is in 0..1. Of several
+    judges (`judge_model=["a", "b"]`) a judgement's record is their majority's, with their agreement, and `judges` has
+    each one's own. Works inside a running event loop too.
 
     Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the endpoint refuses), BudgetError
-    (`max_calls`), LockedError.
+    (`max_calls`, `max_cost`), LockedError.
 
     >>> verdicts = fl.judge(name="pair", of="global", against="base",
     ...                     judge_url="http://127.0.0.1:8000/v1", judge_model="some-model", progress=False)

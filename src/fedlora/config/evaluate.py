@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
-import re
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
+from fedlora.config.judge_address import check_address, check_query
+from fedlora.config.judge_models import JudgeNames, JudgePrices, check_prices, judges_at_endpoint, split_judges
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Config, Names, OptionalFloat, OptionalInt, Pairs, flag
 from fedlora.config.train_fields import Precision
@@ -22,27 +21,12 @@ _LAST = "the last that holds the predictions"
 _BASELINE = ("is_base_model", "is_global_model", "client_id")
 _MODEL_DIR = "root folder of all runs, where names of clients and the best round are looked up"
 
-
-_LOCAL = "local:"
 _OF_LOCAL_JUDGES = ("device", "base_dtype")
 _OF_ENDPOINTS = (
     *("base_url", "judge_query", "allow_plain_http", "api_key_file", "batch_size", "concurrency", "max_calls"),
     *("max_cost", "judge_price_in", "judge_price_out", "judge_max_tokens", "max_retries", "timeout_seconds", "seed"),
-    "reasons",
+    *("reasons", "repeats"),
 )
-_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
-_PRIVATE_NAMES = (".local", ".lan", ".internal", ".home.arpa")
-"""Endings that no public name has."""
-_LIKE_A_SECRET = re.compile(r"key|token|secret|password|signature|\bsig\b", re.IGNORECASE)
-
-
-def _is_private(host: str) -> bool:
-    """Whether a host is in a private network: by its address, or by a name that no public one has."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "." not in host or host.endswith(_PRIVATE_NAMES)
-    return address.is_private and not address.is_unspecified and not address.is_reserved
 
 
 class EvaluateRougeConfig(ReadingConfig):
@@ -119,12 +103,15 @@ class EvaluateLlmConfig(ReadingConfig):
     )
     target_key: str = flag("output", "field of the reference answer; unless it is given, response is taken too")
     prediction_key: str = flag("answer", "field of the prediction")
-    gpt_model: str = flag(
+    gpt_model: JudgeNames = flag(
         "gpt-4.1",
-        "model that judges; local:<model> is a base model on this machine, of which the probabilities of the verdicts "
-        "are compared",
+        "model that judges, or several with commas, whose majority is the result; local:<model> is a base model on "
+        "this machine, of which the probabilities of the verdicts are compared",
         everyday=True,
         min_length=1,
+    )
+    repeats: int = flag(
+        1, "times that each judge at an endpoint is asked about a sample in each order, 1 to 20", ge=1, le=20
     )
     allow_plain_http: bool = flag(
         False,
@@ -143,20 +130,25 @@ class EvaluateLlmConfig(ReadingConfig):
     batch_size: int = flag(20, "samples per request, 1 to 100", ge=1, le=100)
     concurrency: int = flag(4, "requests in flight at once, 1 to 64", ge=1, le=64)
     max_calls: OptionalInt = flag(
-        None, "most requests; with more to make, stop with exit code 8", everyday=True, ge=0, if_none="no limit"
-    )
-    max_cost: OptionalFloat = flag(
         None,
-        "most that the requests may cost, in the currency of the prices; with more to make, stop with exit code 8",
+        "most requests of all judges; with more to make, stop with exit code 8",
         everyday=True,
         ge=0,
         if_none="no limit",
     )
-    judge_price_in: OptionalFloat = flag(
-        None, "price of a million tokens that the judge reads", ge=0, if_none="no cost is computed"
+    max_cost: OptionalFloat = flag(
+        None,
+        "most that the requests of all judges may cost, in the currency of the prices; with more to make, stop with "
+        "exit code 8",
+        everyday=True,
+        ge=0,
+        if_none="no limit",
     )
-    judge_price_out: OptionalFloat = flag(
-        None, "price of a million tokens that the judge writes", ge=0, if_none="no cost is computed"
+    judge_price_in: JudgePrices = flag(
+        None, "price of a million tokens that a judge reads: one, or one for each judge", if_none="no cost is computed"
+    )
+    judge_price_out: JudgePrices = flag(
+        None, "price of a million tokens that a judge writes: one, or one for each judge", if_none="no cost is computed"
     )
     judge_max_tokens: OptionalInt = flag(
         None,
@@ -187,27 +179,27 @@ class EvaluateLlmConfig(ReadingConfig):
 
     @model_validator(mode="after")
     def _prices_of_a_limit(self) -> EvaluateLlmConfig:
-        if (self.judge_price_in is None) != (self.judge_price_out is None):
-            raise ValueError("give judge_price_in and judge_price_out, or neither")
+        check_prices(self.judge_price_in, self.judge_price_out, self.gpt_model)
         if self.max_cost is not None and self.judge_price_in is None:
             raise ValueError(f"max_cost={self.max_cost:g} needs judge_price_in and judge_price_out")
         return self
 
     @model_validator(mode="after")
-    def _only_what_this_judge_has(self) -> EvaluateLlmConfig:
-        if self.gpt_model == _LOCAL:
-            raise ValueError(f"gpt_model={_LOCAL!r}: name a model, such as local:smollm2-135m")
-        others, kind = (_OF_ENDPOINTS, "a local judge") if self.local_judge else (_OF_LOCAL_JUDGES, "an endpoint")
+    def _only_what_these_judges_have(self) -> EvaluateLlmConfig:
+        at_endpoint = len(judges_at_endpoint(self.gpt_model))
+        absent = () if at_endpoint else _OF_ENDPOINTS
+        absent += _OF_LOCAL_JUDGES if at_endpoint == len(self.judges) else ()
         # a script names them all, with their defaults
         fields = EvaluateLlmConfig.model_fields
-        if given := [name for name in others if getattr(self, name) != fields[name].default]:
+        if given := [name for name in absent if getattr(self, name) != fields[name].default]:
+            kind = "an endpoint" if at_endpoint else "a local judge"
             raise ValueError(f"{given[0]} is not supported with {kind} (gpt_model={self.gpt_model!r})")
         return self
 
     @property
-    def local_judge(self) -> str | None:
-        """The base model that judges on this machine; None where an endpoint does."""
-        return self.gpt_model.removeprefix(_LOCAL) if self.gpt_model.startswith(_LOCAL) else None
+    def judges(self) -> tuple[str, ...]:
+        """The models that judge; `local:` begins those on this machine."""
+        return split_judges(self.gpt_model)
 
     @property
     def by_contract(self) -> bool:
@@ -235,33 +227,15 @@ class EvaluateLlmConfig(ReadingConfig):
     @field_validator("base_url")
     @classmethod
     def _safe_address(cls, value: str, info: ValidationInfo) -> str:
-        parts = urlsplit(value)
-        # reading the port raises ValueError where it is none
-        if not parts.hostname or parts.port == 0 or not value.isprintable():
-            raise ValueError("needs a host, such as https://api.openai.com/v1")
-        may_be_plain = parts.hostname in _THIS_MACHINE or (
-            bool(info.data.get("allow_plain_http")) and _is_private(parts.hostname)
-        )
-        if parts.username or parts.password:
-            raise ValueError("no user name or password in the address; the key comes from the environment")
-        if parts.query or parts.fragment:
-            raise ValueError("takes no query; give what stands after the ? with judge_query")
-        if parts.scheme != "https" and not (parts.scheme == "http" and may_be_plain):
-            raise ValueError(
-                "must be https://, or http:// to this machine: the key would travel in the clear; for an address of a "
-                "private network there is allow_plain_http"
-            )
-        return value.rstrip("/")
+        return check_address(value, allow_plain_http=bool(info.data.get("allow_plain_http")))
 
     @field_validator("judge_query")
     @classmethod
     def _no_secret_in_the_address(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if _LIKE_A_SECRET.search(name):
-                raise ValueError(f"{name}: addresses are logged on their way; the key comes from the environment")
+        check_query(value)
         return value
 
-    @field_validator("max_cost", "judge_price_in", "judge_price_out")
+    @field_validator("max_cost")
     @classmethod
     def _finite(cls, value: float | None) -> float | None:
         if value is not None and not math.isfinite(value):

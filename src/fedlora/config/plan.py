@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from pydantic import field_validator, model_validator
 
-from fedlora.config.schema import OptionalFloat, flag
+from fedlora.config.judge_models import JudgeNames, JudgePrices, check_prices
+from fedlora.config.schema import flag
 from fedlora.config.train import TrainConfig
 
 
@@ -27,13 +27,20 @@ class PlanConfig(TrainConfig):
         True, "load the model and time two training steps; false: read only the model's configuration", everyday=True
     )
     plan_file: Path | None = flag(None, "new JSON file for the whole plan", if_none="no file")
-    gpt_model: str = flag("gpt-4.1", "model that judges, whose prices are given", min_length=1)
-    judge_batch_size: int = flag(20, "samples per request to the judge: batch_size of evaluate_llm", ge=1, le=100)
-    judge_price_in: OptionalFloat = flag(
-        None, "price of a million tokens that the judge reads", ge=0, if_none="no forecast of the price"
+    gpt_model: JudgeNames = flag(
+        "gpt-4.1", "model that judges, or several with commas, whose prices are given", min_length=1
     )
-    judge_price_out: OptionalFloat = flag(
-        None, "price of a million tokens that the judge writes", ge=0, if_none="no forecast of the price"
+    judge_batch_size: int = flag(20, "samples per request to the judge: batch_size of evaluate_llm", ge=1, le=100)
+    judge_repeats: int = flag(1, "times that a judge is asked in each order: repeats of evaluate_llm", ge=1, le=20)
+    judge_price_in: JudgePrices = flag(
+        None,
+        "price of a million tokens that a judge reads: one, or one for each judge",
+        if_none="no forecast of the price",
+    )
+    judge_price_out: JudgePrices = flag(
+        None,
+        "price of a million tokens that a judge writes: one, or one for each judge",
+        if_none="no forecast of the price",
     )
 
     @field_validator("test_file_path", "plan_file", mode="before")
@@ -41,17 +48,9 @@ class PlanConfig(TrainConfig):
     def _empty_path_is_none(cls, value: object) -> object:
         return None if value == "" else value
 
-    @field_validator("judge_price_in", "judge_price_out")
-    @classmethod
-    def _finite_price(cls, value: float | None) -> float | None:
-        if value is not None and not math.isfinite(value):
-            raise ValueError("must be a finite number")
-        return value
-
     @model_validator(mode="after")
-    def _both_prices(self) -> PlanConfig:
-        if (self.judge_price_in is None) != (self.judge_price_out is None):
-            raise ValueError("give judge_price_in and judge_price_out, or neither")
+    def _prices_of_the_judges(self) -> PlanConfig:
+        check_prices(self.judge_price_in, self.judge_price_out, self.gpt_model)
         return self
 
     @property

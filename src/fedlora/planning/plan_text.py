@@ -136,11 +136,13 @@ def _privacy_text(privacy: Mapping[str, Any]) -> str:
 
 
 def _judge_text(judge: Mapping[str, Any]) -> str:
+    answers, models = counted(judge["num_samples"], "answer"), judge["model"].replace(",", ", ")
+    shown = f"they show a win rate that is {judge['smallest_difference']:.3f} or more from 0.5"
+    if not judge["num_calls"]:
+        return f"{models} compares {answers} in both orders on this machine; {shown}"
     text = (
-        f"{counted(judge['num_calls'], 'call')} to {judge['model']} for each comparison of "
-        f"{counted(judge['num_samples'], 'answer')} in "
-        f"both orders, about {judge['tokens_in']:,} tokens in and {judge['tokens_out']:,} out; they show a win rate "
-        f"that is {judge['smallest_difference']:.3f} or more from 0.5"
+        f"{counted(judge['num_calls'], 'call')} to {models} for each comparison of {answers} in "
+        f"both orders, about {judge['tokens_in']:,} tokens in and {judge['tokens_out']:,} out; {shown}"
     )
     if judge["cost"] is None:
         return f"{text}; for the cost give --judge_price_in and --judge_price_out"

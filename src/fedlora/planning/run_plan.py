@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fedlora.config.judge_models import judges_at_endpoint
 from fedlora.config.names import spell
 from fedlora.config.plan import PlanConfig
 from fedlora.config.train import TrainConfig
@@ -24,6 +25,7 @@ from fedlora.engines.cohorts import find_cohort_doubts, resolve_method
 from fedlora.errors import FedloraError, TrainingError
 from fedlora.evaluation.judge.judge_forecast import forecast_judging
 from fedlora.evaluation.judge.judge_statistics import smallest_difference
+from fedlora.evaluation.judge.spending import judge_prices
 from fedlora.federated.adapters import num_bytes
 from fedlora.federated.partition import label_skew
 from fedlora.federated.privacy.budget import make_budget
@@ -260,12 +262,14 @@ class Planning:
             judge=config.gpt_model,
             seed=config.seed,
             count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
-        )
+        ).times(config.judge_repeats)
+        judges = judges_at_endpoint(config.gpt_model)
         cost = None
         if config.judge_price_in is not None and config.judge_price_out is not None:
-            cost = judging.cost(config.judge_price_in, config.judge_price_out)
+            cost = judging.cost(judge_prices(config.judge_price_in, config.judge_price_out, len(judges)))
         shown = smallest_difference(len({row.prompt for row in asking}))
-        return {**asdict(judging), "model": config.gpt_model, "cost": cost, "smallest_difference": shown}
+        whole = asdict(judging.times(len(judges)))
+        return {**whole, "model": config.gpt_model, "cost": cost, "smallest_difference": shown}
 
 
 def _spelled(warning: dict[str, Any]) -> dict[str, Any]:

@@ -128,10 +128,11 @@ def gather_findings(config: ReportConfig, experiments: Sequence[Experiment], abs
 
 def _judgement(baseline: str, result: Mapping[str, Any]) -> Judgement:
     judge, statistics = result["judge"], result.get("statistics")
+    models = ", ".join(judge["models_returned"]) or judge["model_asked"]
     return Judgement(
         baseline=baseline,
         proposed=result["files"]["proposed"]["path"],
-        judge=", ".join(judge["models_returned"]) or judge["model_asked"],
+        judge=f"majority of {judge['model_asked']}" if "judges" in result else models,
         num_samples=result["num_samples"],
         failures=result["eval_failures"],
         win=result["win"],

@@ -17,6 +17,7 @@ from fedlora.paths import OutputName, ResultPaths, is_number
 from fedlora.runs.subjects import Subject, find_answers
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_UNSAFE_IN_JUDGE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ def find_proposed_file(file: Path, prediction_dir: Path) -> Path:
 def pair_stem(proposed: Path, baseline: Subject, prediction_dir: Path) -> str:
     """Name of a pair's result in the folder of its baseline, without suffix; no two pairs share one."""
     return f"{_proposed_stem(proposed, baseline, prediction_dir)}--{baseline.output}"
+
+
+def judge_stem(pair: str, judge: str) -> str:
+    """Name of what one of several judges said of a pair, without suffix: a file in a folder of the pair."""
+    safe = _UNSAFE_IN_JUDGE.sub("_", judge)[:60].strip(".")
+    # another name may become the same one
+    digest = "" if safe == judge else f"-{hashlib.sha256(judge.encode()).hexdigest()[:8]}"
+    return f"{pair}/{safe}{digest}"
 
 
 def recorded_stem(result: Any, baseline: Subject, prediction_dir: Path) -> str:

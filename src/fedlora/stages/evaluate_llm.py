@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -21,20 +21,22 @@ from fedlora.console import say
 from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
 from fedlora.errors import BudgetError, LockedError, StorageError
-from fedlora.evaluation.judge.asking import Asked, JudgeEndpoint, Sleep
+from fedlora.evaluation.judge.asking import Asked, Desk, Sleep
 from fedlora.evaluation.judge.bradley_terry import Compared, Strength, rank_models, ranking_table
-from fedlora.evaluation.judge.protocol import ORDERS, Question, make_question
+from fedlora.evaluation.judge.judges import Judge, make_judges
+from fedlora.evaluation.judge.mirrors import Mirrors
+from fedlora.evaluation.judge.panel import JudgeResult, describe_panel, majority_of, panel_parts
 from fedlora.evaluation.judge.readable_text import readable_text
 from fedlora.evaluation.judge.results import pairs_table, results_parts
 from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
 from fedlora.evaluation.judge.verdict_log import VerdictLog
-from fedlora.evaluation.judge.verdict_results import ComparedAnswers, make_result
+from fedlora.evaluation.judge.verdict_results import ComparedAnswers, Said, make_result, read_verdicts
 from fedlora.files import json_text, make_folder, read_json, write_json, write_text
 from fedlora.paths import ResultPaths
 from fedlora.plain_text import counted
 from fedlora.results import Result
-from fedlora.runs.judged_pairs import Pair, find_pairs, recorded_stem
-from fedlora.runs.subjects import find_share, report_command
+from fedlora.runs.judged_pairs import Pair, find_pairs, judge_stem, recorded_stem
+from fedlora.runs.subjects import Subject, find_share, report_command
 
 if TYPE_CHECKING:
     from fedlora.llm.base_model import BaseModel
@@ -48,11 +50,19 @@ class Judgement:
     record: Mapping[str, Any]
     file: Path
     compared: Compared
+    judges: tuple[JudgeResult, ...] = ()
+    """Of several judges what each said; the record is then their majority's."""
 
     @property
     def names(self) -> tuple[str, str]:
         """Who was judged and against whom, as tables call them."""
         return self.pair.name, self.pair.baseline.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        of, against = self.names
+        shown = {"of": of, "against": against, "file": str(self.file), "scores": dict(self.record)}
+        return shown | ({"judges": [one.as_dict() for one in self.judges]} if self.judges else {})
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,7 +95,9 @@ class Judgements(Result):
     def parts(self) -> Sequence[str]:
         """Of one pair the table by category, of several a row each; then where the results lie."""
         if len(self.judgements) == 1:
-            return *results_parts(self.judgements[0].record), str(self.judgements[0].file)
+            (judged,) = self.judgements
+            panel = panel_parts(judged.record) if judged.judges else []
+            return *results_parts(judged.record), *panel, str(judged.file)
         folders = dict.fromkeys(str(one.file.parent) for one in self.judgements)
         ranked = [ranking_table(self.ranking)] if self.ranking else []
         return pairs_table([(*one.names, one.record) for one in self.judgements]), *ranked, *folders
@@ -95,40 +107,53 @@ class Judgements(Result):
         return {
             "spent": dict(self.spent),
             "ranking": [one.as_dict() for one in self.ranking],
-            "judgements": [
-                {"of": of, "against": against, "file": str(one.file), "scores": dict(one.record)}
-                for one in self.judgements
-                for of, against in (one.names,)
-            ],
+            "judgements": [one.as_dict() for one in self.judgements],
         }
 
 
 def run(
     config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep, load: Callable[..., BaseModel] | None = None
 ) -> Judgements:
-    """Judge every pair that `config` names and write its result.
+    """Let every judge that `config` names judge every pair, and write the results.
 
     `sleep` waits between retries; `load` takes the place of `load_base_model` for a local judge. Raises UsageError
     (files, key, local model), DataError (rows that do not match), JudgeError (the endpoint refuses, or too few samples
     got a verdict), BudgetError (max_calls, max_cost), LockedError (another process asks); verdicts and results up to
     then are kept.
     """
-    judge = _make_judge(config, sleep, load)
-    asked_for = [(pair, _read_answers(config, pair, judge)) for pair in find_pairs(config)]
-    found: list[Judgement] = []
-    for baseline in dict.fromkeys(pair.baseline for pair, _ in asked_for):
-        target = ResultPaths(config.evaluation_dir, baseline.run, baseline.round_number)
-        own = [(pair, answers) for pair, answers in asked_for if pair.baseline == baseline]
-        with _hold(target.judge_lock(baseline.output)):
-            log = VerdictLog(target.verdicts(baseline.output))
-            if config.overwrite:
-                log.forget({question.key for _, answers in own for both in answers.questions for question in both})
-            for pair, answers in own:
-                asked = _ask_open_questions(answers, log, judge, target.unusable_reply(baseline.output))
-                judged, result = make_result(config, answers, log, asked, judge.place)
-                file = _write_result(config, pair, target, result, readable_text(answers, log))
-                found.append(Judgement(pair, result, file, answers.outcomes(judged)))
-    return Judgements(tuple(found), config, judge.spent)
+    judges, spending = make_judges(config, sleep, load)
+    asked_for = [(pair, _read_answers(config, pair, judges)) for pair in find_pairs(config)]
+    with contextlib.ExitStack() as held:
+        desks = {
+            baseline: _open_desk(config, baseline, held)
+            for baseline in dict.fromkeys(pair.baseline for pair, _ in asked_for)
+        }
+        keys = {key for _, panel in asked_for for answers in panel for key in answers.keys}
+        if config.overwrite:
+            for desk in desks.values():
+                desk.log.forget(keys)
+        mirrors = Mirrors((desk.log for desk in desks.values()), only=keys if config.overwrite else None)
+        found: list[Judgement] = []
+        for pair, panel in asked_for:
+            desk = desks[pair.baseline]
+            asked = [
+                _ask_open_questions(answers, desk, judge, mirrors) for judge, answers in zip(judges, panel, strict=True)
+            ]
+            said = [
+                read_verdicts(answers, desk.log, one, judge=judge.name, place=judge.place)
+                for judge, answers, one in zip(judges, panel, asked, strict=True)
+            ]
+            found.append(_write_results(config, pair, panel[0], said))
+    return Judgements(tuple(found), config, spending.as_dict())
+
+
+def _open_desk(config: EvaluateLlmConfig, baseline: Subject, held: contextlib.ExitStack) -> Desk:
+    """The log of a baseline's verdicts, which no other process has until `held` is closed."""
+    target = ResultPaths(config.evaluation_dir, baseline.run, baseline.round_number)
+    held.enter_context(_hold(target.judge_lock(baseline.output)))
+    return Desk(
+        VerdictLog(target.verdicts(baseline.output)), target.beside_verdicts(baseline.output, "unusable_reply.txt")
+    )
 
 
 @contextlib.contextmanager
@@ -151,12 +176,26 @@ def _hold(lock_file: Path) -> Iterator[None]:
         lock.release()
 
 
-def _write_result(
-    config: EvaluateLlmConfig, pair: Pair, target: ResultPaths, result: dict[str, Any], texts: str
-) -> Path:
-    """The pair's own file, the texts, and the reference project's where its flags named the pair; the one to show."""
+def _write_results(config: EvaluateLlmConfig, pair: Pair, answers: ComparedAnswers, said: Sequence[Said]) -> Judgement:
+    """The pair's files; of several judges each one's own, and the majority's as the pair's."""
+    target = ResultPaths(config.evaluation_dir, pair.baseline.run, pair.baseline.round_number)
+    judges = []
+    for one in said if len(said) > 1 else ():
+        file = target.pair(judge_stem(pair.stem, one.judge))
+        judges.append(JudgeResult(one.judge, file, make_result(config, answers, one)))
+        write_json(file, judges[-1].record)
+    whole = majority_of(said) if judges else said[0]
+    result = make_result(config, answers, whole)
+    if judges:
+        result |= describe_panel(said, judges)
+    write_text(target.pair(pair.stem, "txt"), readable_text(answers.samples, whole, said))
+    file = _write_pair(config, pair, target, result)
+    return Judgement(pair, result, file, answers.outcomes(whole.judged), tuple(judges))
+
+
+def _write_pair(config: EvaluateLlmConfig, pair: Pair, target: ResultPaths, result: dict[str, Any]) -> Path:
+    """The pair's own file, and the reference project's where its flags named the pair; the one to show."""
     write_json(target.pair(pair.stem), result)
-    write_text(target.pair(pair.stem, "txt"), texts)
     if not config.by_contract:
         return target.pair(pair.stem)
     file = target.judge(pair.baseline.output)
@@ -172,43 +211,13 @@ def _write_result(
     return file
 
 
-class _Judge(Protocol):
-    """An endpoint or a local model."""
-
-    @property
-    def place(self) -> str: ...
-
-    @property
-    def spent(self) -> dict[str, Any]: ...
-
-    def ask(
-        self, questions: Sequence[Question], log: VerdictLog, *, of: str, total: int, unusable_file: Path
-    ) -> Asked: ...
-
-
-def _make_judge(config: EvaluateLlmConfig, sleep: Sleep, load: Callable[..., BaseModel] | None) -> _Judge:
-    if config.local_judge is None:
-        return JudgeEndpoint(config, sleep=sleep)
-    # these bring in torch
-    from fedlora.evaluation.judge.local_judge import LocalJudge
-    from fedlora.llm.base_model import load_base_model
-
-    return LocalJudge(config, load or load_base_model)
-
-
-def _read_answers(config: EvaluateLlmConfig, pair: Pair, judge: _Judge) -> ComparedAnswers:
+def _read_answers(config: EvaluateLlmConfig, pair: Pair, judges: Sequence[Judge]) -> list[ComparedAnswers]:
+    """What is compared, with the questions of each judge."""
     source = ResultPaths(config.prediction_dir, pair.baseline.run, pair.baseline.round_number)
     tests = _read_tests(config, pair)
     files = ComparedFiles(source.predictions(pair.baseline.output), pair.proposed, config.target_file, tests)
     samples = read_samples(files, prediction_key=config.prediction_key)
-    questions = [
-        tuple(
-            make_question(sample, order, judge=config.gpt_model, host=judge.place, reasons=config.reasons)
-            for order in ORDERS
-        )
-        for sample in samples
-    ]
-    return ComparedAnswers(files, samples, questions)
+    return [ComparedAnswers(files, samples, [judge.questions(sample) for sample in samples]) for judge in judges]
 
 
 def _read_tests(config: EvaluateLlmConfig, pair: Pair) -> HeldOutRows | None:
@@ -221,16 +230,22 @@ def _read_tests(config: EvaluateLlmConfig, pair: Pair) -> HeldOutRows | None:
     return read_test_rows(config.target_file, output_key=key, rules=config.read_rules, share=share)
 
 
-def _ask_open_questions(answers: ComparedAnswers, log: VerdictLog, judge: _Judge, unusable_file: Path) -> Asked:
-    """Ask what has no verdict yet."""
-    waiting = answers.open_questions(log)
+def _ask_open_questions(answers: ComparedAnswers, desk: Desk, judge: Judge, mirrors: Mirrors) -> Asked:
+    """Ask what has no verdict yet, in this direction of the pair or the other."""
+    mirrors.copy((question for each in answers.questions for question in each), desk.log)
+    left = answers.open_questions(desk.log)
+    failed = mirrors.failures(left)
+    waiting = [question for question in left if question.key not in failed]
     samples = counted(len(answers.samples), "sample")
     if not waiting:
-        say(f"judge: all verdicts on {samples} are stored in {log.path}; nothing to ask")
-        return Asked({})
+        if not failed:
+            say(f"judge: all verdicts on {samples} are stored in {desk.log.path}; nothing to ask")
+        return Asked(failed)
     try:
-        return judge.ask(waiting, log, of=samples, total=answers.num_verdicts, unusable_file=unusable_file)
+        asked = judge.ask(waiting, desk, of=samples, total=len(answers.keys))
     except BudgetError as error:
-        left = f"{answers.left(log)} of {samples} are left"
+        left_over = f"{answers.left(desk.log)} of {samples} are left"
         hint = "verdicts so far are kept: run again, with a higher limit if need be"
-        raise BudgetError(f"{error}; {left}", hint=hint) from None
+        raise BudgetError(f"{error}; {left_over}", hint=hint) from None
+    mirrors.add_failures(asked.failures)
+    return replace(asked, failures={**failed, **asked.failures})

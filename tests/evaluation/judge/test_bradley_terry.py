@@ -75,3 +75,9 @@ def test_a_model_that_wins_everything_has_a_strength_that_is_a_number() -> None:
     strongest = rank_models([pair("a", "b", 9, 0), pair("b", "c", 6, 3)])[0]
     assert strongest.name == "a"
     assert 2 < strongest.strength < 10
+
+
+def test_a_pair_that_is_compared_in_both_directions_counts_once() -> None:
+    others = [pair("c", "b", 6, 4), pair("a", "c", 5, 5)]
+    once = rank_models([pair("a", "b", 7, 3), *others])
+    assert rank_models([pair("a", "b", 7, 3), *others, pair("b", "a", 3, 7)]) == once

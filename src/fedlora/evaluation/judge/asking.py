@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fedlora.config.evaluate import EvaluateLlmConfig
@@ -16,7 +16,7 @@ from fedlora.evaluation.judge.completion import complete
 from fedlora.evaluation.judge.concessions import RequestShape
 from fedlora.evaluation.judge.judge_forecast import forecast_requests
 from fedlora.evaluation.judge.key import load_key
-from fedlora.evaluation.judge.protocol import Question
+from fedlora.evaluation.judge.protocol import ORDERS, Question, Sample, make_question
 from fedlora.evaluation.judge.spending import Prices, Spending
 from fedlora.evaluation.judge.verdict_log import VerdictLog
 from fedlora.plain_text import counted
@@ -40,27 +40,46 @@ class Asked:
     file: Path | None = None
 
 
-class JudgeEndpoint:
-    """One endpoint during one command: what it does not take, and what was spent, over all pairs."""
+@dataclass(frozen=True)
+class Desk:
+    """Where the verdicts on one baseline are kept, and the first reply that could not be used."""
 
-    def __init__(self, config: EvaluateLlmConfig, *, sleep: Sleep = asyncio.sleep) -> None:
+    log: VerdictLog
+    unusable_file: Path
+
+
+class JudgeEndpoint:
+    """One model at an endpoint during one command: what it does not take; `spending` is that of all judges."""
+
+    def __init__(
+        self,
+        config: EvaluateLlmConfig,
+        name: str,
+        prices: Prices | None,
+        spending: Spending,
+        *,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self.name = name
         self._config = config
+        self._prices = prices
+        self._spending = spending
         self._sleep = sleep
         self._shape = RequestShape(_most_tokens(config), reasons=config.reasons)
-        self.spending = Spending(max_calls=config.max_calls, prices=_prices(config), max_cost=config.max_cost)
 
     @property
     def place(self) -> str:
         """Whose verdicts they are, in the key of each: the endpoint's host."""
         return urlsplit(self._config.base_url).hostname or ""
 
-    @property
-    def spent(self) -> dict[str, Any]:
-        """Calls, tokens and cost up to now."""
-        return self.spending.as_dict()
+    def questions(self, sample: Sample) -> tuple[Question, ...]:
+        """What is asked about a sample: each repeat in both orders."""
+        how = {"judge": self.name, "host": self.place, "reasons": self._config.reasons}
+        repeats = range(1, self._config.repeats + 1)
+        return tuple(make_question(sample, order, repeat=repeat, **how) for repeat in repeats for order in ORDERS)
 
-    def ask(self, questions: Sequence[Question], log: VerdictLog, *, of: str, total: int, unusable_file: Path) -> Asked:
-        """Ask `questions`, which are some of `total` on what `of` says; verdicts go to `log`.
+    def ask(self, questions: Sequence[Question], desk: Desk, *, of: str, total: int) -> Asked:
+        """Ask `questions`, which are some of `total` on what `of` says; verdicts go to the log.
 
         Raises UsageError (key), JudgeError (the endpoint refuses), BudgetError (max_calls, max_cost).
         """
@@ -74,16 +93,24 @@ class JudgeEndpoint:
         batches = make_batches(questions, config.batch_size)
         say(f"judge: {of} in both orders, {self._plan(batches, len(questions), total)}")
         has_verdicts = len(questions) < total
-        unusable = Unusable(unusable_file, goes_on=config.allow_partial, has_verdicts=has_verdicts)
+        unusable = Unusable(desk.unusable_file, goes_on=config.allow_partial, has_verdicts=has_verdicts)
 
         async def ask_all(progress: Progress) -> dict[str, FailureKind]:
-            client = JudgeClient(config, key, shape=self._shape, spending=self.spending, sleep=self._sleep)
+            client = JudgeClient(
+                config,
+                key,
+                model=self.name,
+                prices=self._prices,
+                shape=self._shape,
+                spending=self._spending,
+                sleep=self._sleep,
+            )
             async with client:
-                judging = Judging(client, log, unusable, seed=config.seed, advance=progress.advance)
+                judging = Judging(client, desk.log, unusable, seed=config.seed, advance=progress.advance)
                 try:
                     await judging.run(batches, config.concurrency)
                 finally:
-                    say(f"judge: {self.spending.text()}")
+                    say(f"judge: {self._spending.text()}")
                 return judging.failures
 
         with redacted_logs(), Progress("judge", total, "verdicts", done=total - len(questions)) as progress:
@@ -97,21 +124,15 @@ class JudgeEndpoint:
         usage = forecast_requests(batches, seed=config.seed, count_tokens=lambda text: len(text.encode()) // 4)
         text = (
             f"{total - waiting} of {counted(total, 'verdict')} stored; "
-            f"{counted(len(batches), 'request')} (more with repairs and retries) to {config.gpt_model} "
+            f"{counted(len(batches), 'request')} (more with repairs and retries) to {self.name} "
             f"at {address.scheme}://{address.netloc}{address.path}, "
             f"about {usage.tokens_in:,} tokens in and {usage.tokens_out:,} out"
         )
-        if self.spending.prices:
-            text += f": about {self.spending.prices.of(usage):.2f} in the currency of the prices"
+        if self._prices:
+            text += f": about {self._prices.of(usage):.2f} in the currency of the prices"
         if config.max_calls is not None and config.max_calls < len(batches):
             text += f"; max_calls={config.max_calls} will end this run early"
         return text
-
-
-def _prices(config: EvaluateLlmConfig) -> Prices | None:
-    if config.judge_price_in is None or config.judge_price_out is None:
-        return None
-    return Prices(config.judge_price_in, config.judge_price_out)
 
 
 def _most_tokens(config: EvaluateLlmConfig) -> int | None:

@@ -49,7 +49,14 @@ class Strength:
 
 
 def rank_models(compared: Sequence[Compared]) -> list[Strength]:
-    """The strongest first; empty for fewer than FEWEST models, and where no chain of pairs connects them."""
+    """The strongest first; empty for fewer than FEWEST models, and where no chain of pairs connects them.
+
+    A pair that is compared in both directions counts once: both are made of the same verdicts.
+    """
+    once: dict[frozenset[str], Compared] = {}
+    for pair in compared:
+        once.setdefault(frozenset((pair.proposed, pair.baseline)), pair)
+    compared = list(once.values())
     names = list(dict.fromkeys(name for pair in compared for name in (pair.proposed, pair.baseline)))
     if len(names) < FEWEST or not _are_connected(names, compared):
         return []

@@ -23,7 +23,7 @@ from fedlora.errors import JudgeError, UsageError
 from fedlora.evaluation.judge.concessions import RequestShape
 from fedlora.evaluation.judge.key import Redactor
 from fedlora.evaluation.judge.replies import Fault, Refusal, Reply, read_completion, read_status
-from fedlora.evaluation.judge.spending import Spending, most_tokens
+from fedlora.evaluation.judge.spending import Prices, Spending, most_tokens
 from fedlora.seeds import derive_seed
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -38,13 +38,15 @@ class Halted(Exception):  # noqa: N818
 
 
 class JudgeClient:
-    """An asynchronous context manager around one endpoint; `shape` and `spending` are of the whole run."""
+    """An asynchronous context manager around one model; its `shape` and the `spending` are of the whole run."""
 
     def __init__(
         self,
         config: EvaluateLlmConfig,
         key: SecretStr,
         *,
+        model: str,
+        prices: Prices | None,
         shape: RequestShape,
         spending: Spending,
         sleep: Sleep = asyncio.sleep,
@@ -52,6 +54,7 @@ class JudgeClient:
         self.redactor = Redactor(key)
         self._config = config
         self._sleep = sleep
+        self._model, self._prices = model, prices
         self._shape, self._spending = shape, spending
         self._halted = asyncio.Event()
         self._refused_first: JudgeError | None = None
@@ -117,7 +120,8 @@ class JudgeClient:
             retries += 1
 
     async def _call(self, request: dict[str, Any]) -> Reply | Fault | Refusal | JudgeError:
-        set_aside = await self._spending.find_room(most_tokens(request))
+        set_aside = self._prices.of(most_tokens(request)) if self._prices else 0.0
+        await self._spending.find_room(set_aside)
         if self._halted.is_set():
             raise Halted
         self._spending.begin(set_aside)
@@ -129,14 +133,14 @@ class JudgeClient:
             usage = outcome.usage if isinstance(outcome, Reply) else None
             # a refusal is paid for like an answer, and what was lost on the way may have been answered
             lost = outcome is None or (isinstance(outcome, Fault) and outcome.may_be_charged)
-            self._spending.end(set_aside, usage, may_be_charged=isinstance(outcome, Reply) or lost)
+            self._spending.end(set_aside, usage, self._prices, may_be_charged=isinstance(outcome, Reply) or lost)
 
     async def _send(self, request: dict[str, Any]) -> Reply | Fault | Refusal | JudgeError:
         create = self._openai.chat.completions.with_raw_response.create
         try:
             # the library's timeout is per read: a server that drips one byte at a time would hold us for ever
             async with asyncio.timeout(self._config.timeout_seconds):
-                raw = await create(model=self._config.gpt_model, **cast(Any, request))
+                raw = await create(model=self._model, **cast(Any, request))
             return read_completion(raw.http_response.content, self.redactor)
         except (TimeoutError, openai.APITimeoutError):
             return Fault("timeout", may_be_charged=True)

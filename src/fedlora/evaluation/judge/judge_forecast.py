@@ -26,15 +26,19 @@ class JudgeForecast:
     tokens_in: int
     tokens_out: int
 
-    def cost(self, price_in: float, price_out: float) -> float:
-        """In the currency of the prices, which are for a million tokens."""
-        return Prices(price_in, price_out).of(Usage(self.tokens_in, self.tokens_out))
+    def times(self, count: int) -> JudgeForecast:
+        """The same asked as often."""
+        return JudgeForecast(self.num_samples, self.num_calls * count, self.tokens_in * count, self.tokens_out * count)
+
+    def cost(self, prices: Sequence[Prices]) -> float:
+        """What this takes of each judge, at the prices of each."""
+        return sum(each.of(Usage(self.tokens_in, self.tokens_out)) for each in prices)
 
 
 def forecast_judging(
     rows: Sequence[Row], *, batch_size: int, judge: str, seed: int, count_tokens: Callable[[str], int]
 ) -> JudgeForecast:
-    """Calls and tokens of judging an answer to every row against another, in both orders."""
+    """Calls and tokens of one judge on an answer to every row against another, in both orders, once."""
     # it brings in the client library, which takes a second
     from fedlora.evaluation.judge.judging import make_batches
 

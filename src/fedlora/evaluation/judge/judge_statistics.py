@@ -53,6 +53,8 @@ class JudgedSample:
     """Whether both orders say the same of the answers."""
     contradictions: int
     """Verdicts for the answer with the lower score."""
+    repeats_agreed: float | None = None
+    """The share of pairs of repeats of one question with the same verdict; None where nothing was repeated."""
 
     @property
     def score(self) -> float:
@@ -81,6 +83,7 @@ def describe_verdicts(samples: Sequence[JudgedSample], *, draws: int = DRAWS) ->
         "smallest_difference": smallest_difference(len(prompts)),
         "order_consistency": agreed,
         "order_consistency_interval": list(share_interval(agreed, len(samples))),
+        **_repeats(samples, draws),
         **_first_slot(samples, draws),
         "score_contradictions": sum(sample.contradictions for sample in samples),
         "length": _describe_length(samples, draws),
@@ -111,6 +114,18 @@ def _sign_test(samples: Sequence[JudgedSample]) -> float:
     for sample in samples:
         totals[sample.prompt] += sample.score - 0.5
     return sign_test(sum(total > 0 for total in totals.values()), sum(total < 0 for total in totals.values()))
+
+
+def _repeats(samples: Sequence[JudgedSample], draws: int) -> dict[str, Any]:
+    """How often a judge says the same when it is asked again; nothing where it was not."""
+    asked = [sample for sample in samples if sample.repeats_agreed is not None]
+    if not asked:
+        return {}
+    shares, prompts = [sample.repeats_agreed or 0.0 for sample in asked], [sample.prompt for sample in asked]
+    share = math.fsum(shares) / len(shares)
+    alike = share in (0.0, 1.0)
+    interval = share_interval(share, len(set(prompts))) if alike else mean_interval(shares, prompts, draws=draws)
+    return {"repeat_consistency": share, "repeat_consistency_interval": list(interval)}
 
 
 def _first_slot(samples: Sequence[JudgedSample], draws: int) -> dict[str, Any]:

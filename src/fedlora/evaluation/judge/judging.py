@@ -31,10 +31,11 @@ _STOP_AFTER = 4
 
 
 def make_batches(questions: Sequence[Question], batch_size: int) -> list[Batch]:
-    """Questions in batches of one order each; the two orders of a batch follow one another."""
-    queues = [[question for question in questions if question.order == order] for order in ORDERS]
+    """Questions in batches of one order and one repeat each; the two orders of a batch follow one another."""
+    kinds = [(repeat, order) for repeat in sorted({one.repeat for one in questions}) for order in ORDERS]
+    queues = [[one for one in questions if (one.repeat, one.order) == kind] for kind in kinds]
     cut = [[queue[i : i + batch_size] for i in range(0, len(queue), batch_size)] for queue in queues]
-    longest = max(len(batches) for batches in cut)
+    longest = max((len(batches) for batches in cut), default=0)
     return [batches[i] for i in range(longest) for batches in cut if i < len(batches)]
 
 
@@ -146,7 +147,7 @@ class Judging:
                 self._log.append(
                     StoredVerdict(
                         key=question.key,
-                        row=question.sample.row,
+                        row=question.row,
                         order=question.order,
                         score_a=opinion.score_a,
                         score_b=opinion.score_b,
@@ -155,6 +156,7 @@ class Judging:
                         fingerprint=reply.fingerprint,
                         dropped=list(reply.dropped),
                         request=code,
+                        repeat=question.repeat,
                         reason=self._client.redactor.clean(opinion.reason if question.reasons else "", _LONGEST_REASON),
                     )
                 )
@@ -166,7 +168,7 @@ class Judging:
             self._advance(len(opinions))
         elif kind in ("invalid", "truncated"):
             self.failures.update((question.key, kind) for question in batch)
-            self._unusable.add(reply.text, self._client.redactor, {question.sample.row for question in batch})
+            self._unusable.add(reply.text, self._client.redactor, {question.row for question in batch})
         return [question for question in batch if question.key not in opinions], kind
 
     def _fail(self, questions: Batch, kind: FailureKind) -> None:

@@ -8,19 +8,18 @@ A small model is a poor judge: it often prefers a position, which the second ord
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from fedlora.config.evaluate import EvaluateLlmConfig
+from fedlora.config.judge_models import LOCAL
 from fedlora.config.prompting import ALPACA, CHAT, PromptSettings
 from fedlora.console import Progress, say
 from fedlora.errors import UsageError
-from fedlora.evaluation.judge.asking import Asked
-from fedlora.evaluation.judge.protocol import Question, Verdict, shown_blocks
+from fedlora.evaluation.judge.asking import Asked, Desk
+from fedlora.evaluation.judge.protocol import ORDERS, Question, Sample, Verdict, make_question, shown_blocks
 from fedlora.evaluation.judge.replies import FailureKind
-from fedlora.evaluation.judge.verdict_log import StoredVerdict, VerdictLog
+from fedlora.evaluation.judge.verdict_log import StoredVerdict
 from fedlora.llm.base_identity import find_identity
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.prompts import PromptEncoder
@@ -44,10 +43,11 @@ _CLOSING = "Which answer is better? Reply with one letter: A, B, or C when neith
 class LocalJudge:
     """One local model during one command; `load` takes the place of `load_base_model`."""
 
-    def __init__(self, config: EvaluateLlmConfig, load: Callable[..., BaseModel]) -> None:
+    def __init__(self, config: EvaluateLlmConfig, name: str, load: Callable[..., BaseModel]) -> None:
+        self.name = name
         self._config = config
         self._load = load
-        self._name = config.local_judge or ""
+        self._name = name.removeprefix(LOCAL)
         self._identity = str(find_identity(self._name) or "")
         self._model: _Model | None = None
 
@@ -56,13 +56,12 @@ class LocalJudge:
         """What takes the place of a host in the key of a verdict: which weights give it, and on which wording."""
         return f"local/{LOCAL_VERSION}/{self._identity}"
 
-    @property
-    def spent(self) -> dict[str, Any]:
-        """A local judge costs nothing but time."""
-        return {"calls": 0, "tokens_in": 0, "tokens_out": 0, "answers_without_count": 0, "cost": None}
+    def questions(self, sample: Sample) -> tuple[Question, ...]:
+        """What is asked about a sample: both orders, once, since the same model says the same again."""
+        return tuple(make_question(sample, order, judge=self.name, host=self.place) for order in ORDERS)
 
-    def ask(self, questions: Sequence[Question], log: VerdictLog, *, of: str, total: int, unusable_file: Path) -> Asked:
-        """Judge `questions`, which are some of `total` on what `of` says; verdicts go to `log`.
+    def ask(self, questions: Sequence[Question], desk: Desk, *, of: str, total: int) -> Asked:
+        """Judge `questions`, which are some of `total` on what `of` says; verdicts go to the log.
 
         A question that is longer than the model's context gets none. UsageError for a model that cannot be loaded, or
         whose tokenizer does not tell the verdicts apart.
@@ -82,7 +81,7 @@ class LocalJudge:
                 if chances is None:
                     failures[question.key] = "truncated"
                 else:
-                    log.append(self._verdict(question, chances))
+                    desk.log.append(self._verdict(question, chances))
                 progress.advance()
         return Asked(failures)
 

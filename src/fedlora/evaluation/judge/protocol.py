@@ -129,17 +129,35 @@ class Question:
     sample: Sample
     order: Order
     key: str
+    mirror: str
+    """The key of the same texts in the same places where the two sets of answers are compared the other way round."""
     reasons: bool = False
     """Whether the judge is asked why."""
+    repeat: int = 1
+    """How often the judge is asked this, from 1."""
+
+    @property
+    def row(self) -> int:
+        """That of its sample."""
+        return self.sample.row
 
 
-def make_question(sample: Sample, order: Order, *, judge: str, host: str, reasons: bool = False) -> Question:
+def make_question(
+    sample: Sample, order: Order, *, judge: str, host: str, reasons: bool = False, repeat: int = 1
+) -> Question:
     """A question whose key is a hash of all that its verdict depends on: judge, host, wording, content, order."""
-    content = [judge, host, PROMPT_VERSION, order, sample.instruction, sample.input, sample.reference]
     # samples of an instruction alone keep the keys that they had before there were others
     more = [list(map(list, sample.before))] if sample.before else ["continues"] if sample.continues else []
     more += ["reasons"] if reasons else []
-    return Question(sample, order, _digest([*content, *sample.answers(order), *more]), reasons)
+    more += [{"repeat": repeat}] if repeat > 1 else []
+    shown = [sample.instruction, sample.input, sample.reference, *sample.answers(order), *more]
+    key, mirror = (_digest([judge, host, PROMPT_VERSION, one, *shown]) for one in (order, other_order(order)))
+    return Question(sample, order, key, mirror, reasons, repeat)
+
+
+def other_order(order: Order) -> Order:
+    """The order in which the two answers change places."""
+    return ORDERS[1 - ORDERS.index(order)]
 
 
 def request_code(questions: Sequence[Question], seed: int, attempt: int) -> str:

@@ -9,20 +9,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fedlora.evaluation.judge.judge_statistics import OUTCOMES, JudgedSample, Outcome, describe_verdicts
-from fedlora.evaluation.judge.protocol import Sample
+from fedlora.evaluation.judge.protocol import ORDERS, Sample
 from fedlora.evaluation.judge.verdict_log import StoredVerdict
 from fedlora.plain_text import Table, counted, one_line, table_text
+
+T = TypeVar("T")
 
 _HEADS = ("samples", *OUTCOMES, "win rate", "95 % interval", "baseline", "proposed", "ratio")
 
 
-def combine(sample: Sample, baseline_first: StoredVerdict, proposed_first: StoredVerdict) -> JudgedSample:
-    """One result from two verdicts; `flipped` when the judge preferred the same position, so the other answer."""
-    both = (baseline_first, proposed_first)
-    positions = (baseline_first.verdict, proposed_first.verdict)
+def combine(sample: Sample, *verdicts: StoredVerdict) -> JudgedSample:
+    """One result from equally many verdicts in each order.
+
+    The verdict of an order is what more than half of its repeats say, else a tie. `flipped` when the judge preferred
+    the same position in both orders, so the other answer.
+    """
+    orders = [[one for one in verdicts if one.order == order] for order in ORDERS]
+    theirs = [(one.score_a, one.score_b) if one.order == ORDERS[0] else (one.score_b, one.score_a) for one in verdicts]
+    said = [one.verdict for one in verdicts]
+    positions = tuple(majority([one.verdict for one in repeats], "tie") for repeats in orders)
     outcome: Outcome = "tie"
     if positions == ("B", "A"):
         outcome = "win"
@@ -30,17 +38,30 @@ def combine(sample: Sample, baseline_first: StoredVerdict, proposed_first: Store
         outcome = "loss"
     return JudgedSample(
         category=sample.category,
-        baseline_score=(baseline_first.score_a + proposed_first.score_b) / 2,
-        proposed_score=(baseline_first.score_b + proposed_first.score_a) / 2,
+        baseline_score=sum(baseline for baseline, _ in theirs) / len(verdicts),
+        proposed_score=sum(proposed for _, proposed in theirs) / len(verdicts),
         outcome=outcome,
         flipped=positions in (("A", "A"), ("B", "B")),
         prompt=(sample.before, sample.instruction, sample.input),
         baseline_length=len(sample.baseline),
         proposed_length=len(sample.proposed),
-        slots=(positions.count("A"), positions.count("B")),
+        slots=(said.count("A"), said.count("B")),
         agreed=positions in (("B", "A"), ("A", "B"), ("tie", "tie")),
-        contradictions=sum(map(_contradicts_its_scores, both)),
+        contradictions=sum(map(_contradicts_its_scores, verdicts)),
+        repeats_agreed=sum(map(_share_alike, orders)) / len(orders) if len(orders[0]) > 1 else None,
     )
+
+
+def majority(values: Sequence[T], otherwise: T) -> T:
+    """What more than half of the values are, else `otherwise`."""
+    value, count = Counter(values).most_common(1)[0]
+    return value if 2 * count > len(values) else otherwise
+
+
+def _share_alike(repeats: Sequence[StoredVerdict]) -> float:
+    """The share of pairs of repeats that say the same."""
+    counts = Counter(one.verdict for one in repeats).values()
+    return sum(count * (count - 1) for count in counts) / (len(repeats) * (len(repeats) - 1))
 
 
 def _contradicts_its_scores(verdict: StoredVerdict) -> bool:
@@ -127,6 +148,9 @@ def _statistics_lines(result: Mapping[str, Any], found: Mapping[str, Any]) -> It
         positions += f"; of verdicts for an answer, {found['first_slot_preference']:.3f} ({interval}) chose the first"
     if found["score_contradictions"]:
         positions += f"; {counted(found['score_contradictions'], 'verdict')} for the answer with the lower score"
+    if "repeat_consistency" in found:
+        interval = _interval(found["repeat_consistency_interval"])
+        positions += f"; repeats say the same in {found['repeat_consistency']:.3f} of the cases ({interval})"
     yield positions
     length = found["length"]
     by = [

@@ -33,25 +33,30 @@ class Prices:
         return (usage.tokens_in * self.tokens_in + usage.tokens_out * self.tokens_out) / 1e6
 
 
-class Spending:
-    """Requests, tokens and cost of a run, over all its pairs; `max_cost` needs prices."""
+def judge_prices(price_in: tuple[float, ...], price_out: tuple[float, ...], judges: int) -> list[Prices]:
+    """Of each judge at an endpoint, from one price for all of them or one for each."""
+    every_in, every_out = (prices * judges if len(prices) == 1 else prices for prices in (price_in, price_out))
+    return [Prices(one, other) for one, other in zip(every_in, every_out, strict=True)]
 
-    def __init__(self, *, max_calls: int | None, prices: Prices | None, max_cost: float | None) -> None:
+
+class Spending:
+    """Requests, tokens and cost of a command, over all its judges and pairs; `max_cost` needs prices."""
+
+    def __init__(self, *, max_calls: int | None, max_cost: float | None, has_prices: bool) -> None:
         self.calls = self.tokens_in = self.tokens_out = 0
         self.uncounted = 0
         """Answers for which the endpoint reported no tokens."""
         self.cost = 0.0
-        self.prices = prices
+        self._has_prices = has_prices
         self._max_calls, self._max_cost = max_calls, max_cost
         self._set_aside: list[float] = []
         self._waiting: list[asyncio.Future[None]] = []
 
-    async def find_room(self, most: Usage) -> float:
-        """What to set aside for a request that can cost `most`; BudgetError where that would pass the limit.
+    async def find_room(self, price: float) -> None:
+        """Return once `price` can be set aside for a request; BudgetError where that would pass the limit.
 
         Waits for requests in flight where their end may leave enough.
         """
-        price = self.prices.of(most) if self.prices else 0.0
         while self._max_cost is not None and self.cost + sum(self._set_aside) + price > self._max_cost:
             if not self._set_aside:
                 spent = f"{self.cost:.4f} is spent, and the next request may cost {price:.4f}"
@@ -59,7 +64,6 @@ class Spending:
             settled = asyncio.get_running_loop().create_future()
             self._waiting.append(settled)
             await settled
-        return price
 
     def begin(self, set_aside: float) -> None:
         """Count one request, for which `set_aside` is kept; BudgetError where the limit on calls is reached."""
@@ -68,13 +72,13 @@ class Spending:
         self.calls += 1
         self._set_aside.append(set_aside)
 
-    def end(self, set_aside: float, usage: Usage | None, *, may_be_charged: bool) -> None:
+    def end(self, set_aside: float, usage: Usage | None, prices: Prices | None, *, may_be_charged: bool) -> None:
         """The request for which `set_aside` was kept is over; `usage` is the endpoint's count, None for none."""
         self._set_aside.remove(set_aside)
         if usage is not None:
             self.tokens_in += usage.tokens_in
             self.tokens_out += usage.tokens_out
-            self.cost += self.prices.of(usage) if self.prices else 0.0
+            self.cost += prices.of(usage) if prices else 0.0
         elif may_be_charged:
             self.uncounted += 1
             self.cost += set_aside
@@ -88,9 +92,9 @@ class Spending:
         text = f"{counted(self.calls, 'call')} in this run"
         if self.tokens_in or self.tokens_out:
             text += f", {self.tokens_in:,} tokens in and {self.tokens_out:,} out"
-        if self.uncounted and self.prices:
+        if self.uncounted and self._has_prices:
             text += f", {counted(self.uncounted, 'answer')} without a count of tokens"
-        if self.prices:
+        if self._has_prices:
             text += f": {'at most ' if self.uncounted else ''}{self.cost:.4f} in the currency of the prices"
         return text
 
@@ -101,7 +105,7 @@ class Spending:
             "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,
             "answers_without_count": self.uncounted,
-            "cost": self.cost if self.prices else None,
+            "cost": self.cost if self._has_prices else None,
         }
 
 

@@ -34,6 +34,7 @@ class StoredVerdict(BaseModel):
     dropped: list[str]
     request: str
     reason: str = ""
+    repeat: int = Field(1, ge=1)
 
 
 class VerdictLog:
@@ -83,7 +84,7 @@ class VerdictLog:
 
 
 def _line(verdict: StoredVerdict) -> dict[str, Any]:
-    # without reasons a line is what it was before there were any
+    # without reasons and repeats a line is what it was before there were any
     return dict(sorted(verdict.model_dump(exclude_defaults=True).items()))
 
 

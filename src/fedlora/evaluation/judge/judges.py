@@ -1,0 +1,56 @@
+"""The judges of one command: models at the endpoint, which share its limits, and models on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from fedlora.config.evaluate import EvaluateLlmConfig
+from fedlora.config.judge_models import judges_at_endpoint
+from fedlora.evaluation.judge.asking import Asked, Desk, JudgeEndpoint, Sleep
+from fedlora.evaluation.judge.protocol import Question, Sample
+from fedlora.evaluation.judge.spending import Prices, Spending, judge_prices
+
+if TYPE_CHECKING:
+    from fedlora.llm.base_model import BaseModel
+
+
+class Judge(Protocol):
+    """One model at an endpoint or on this machine."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def place(self) -> str: ...
+
+    def questions(self, sample: Sample) -> tuple[Question, ...]: ...
+
+    def ask(self, questions: Sequence[Question], desk: Desk, *, of: str, total: int) -> Asked: ...
+
+
+def make_judges(
+    config: EvaluateLlmConfig, sleep: Sleep, load: Callable[..., BaseModel] | None
+) -> tuple[list[Judge], Spending]:
+    """The judges in the order of their names, and what they spend together; `load` as in `evaluate_llm.run`."""
+    has_prices = config.judge_price_in is not None
+    spending = Spending(max_calls=config.max_calls, max_cost=config.max_cost, has_prices=has_prices)
+    names = judges_at_endpoint(config.gpt_model)
+    prices: Sequence[Prices | None] = [None] * len(names)
+    if config.judge_price_in is not None and config.judge_price_out is not None:
+        prices = judge_prices(config.judge_price_in, config.judge_price_out, len(names))
+    judges: list[Judge] = []
+    for name in config.judges:
+        if name in names:
+            judges.append(JudgeEndpoint(config, name, prices[names.index(name)], spending, sleep=sleep))
+        else:
+            judges.append(_local_judge(config, name, load))
+    return judges, spending
+
+
+def _local_judge(config: EvaluateLlmConfig, name: str, load: Callable[..., BaseModel] | None) -> Judge:
+    # these bring in torch
+    from fedlora.evaluation.judge.local_judge import LocalJudge
+    from fedlora.llm.base_model import load_base_model
+
+    return LocalJudge(config, name, load or load_base_model)
