@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedlora import errors
     from fedlora.api.answers import Answers, generate, judge, loss, score
     from fedlora.api.checks import check_method
-    from fedlora.api.looking import compare, export, open, reaggregate, report, runs, verify  # noqa: A004
+    from fedlora.api.looking import compare, export, import_adapter, open, reaggregate, report, runs, verify  # noqa: A004
     from fedlora.api.preparing import allocate, plan, silos
     from fedlora.api.run import Round, Run
     from fedlora.api.training import rounds, train
@@ -39,6 +39,7 @@ __all__ = [
     "errors",
     "export",
     "generate",
+    "import_adapter",
     "judge",
     "loss",
     "open",
@@ -59,7 +60,8 @@ _PLACES = MappingProxyType(
         "Scores": "fedlora.stages.score",
         "check_method": "fedlora.api.checks",
         **dict.fromkeys(
-            ("compare", "export", "open", "reaggregate", "report", "runs", "verify"), "fedlora.api.looking"
+            ("compare", "export", "import_adapter", "open", "reaggregate", "report", "runs", "verify"),
+            "fedlora.api.looking",
         ),
         **dict.fromkeys(("allocate", "plan", "silos"), "fedlora.api.preparing"),
         **dict.fromkeys(("Round", "Run"), "fedlora.api.run"),

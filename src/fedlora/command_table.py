@@ -88,6 +88,12 @@ COMMANDS = {
         positional="exp_name",
         everyday=True,
     ),
+    "import": Command(
+        "take over adapters of another program as a run: a PEFT folder, rounds of the reference project or Shepherd",
+        "fedlora.config.importing:ImportConfig",
+        "fedlora.stages.import_adapter:run",
+        positional="folder",
+    ),
     "methods": Command(
         "list the federated methods, or describe one",
         "fedlora.config.methods:MethodsConfig",

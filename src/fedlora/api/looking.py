@@ -1,4 +1,4 @@
-"""`fedlora.open`, `runs`, `verify`, `report`, `export`, `reaggregate` and `compare`: functions that look at runs."""
+"""Functions that look at runs and carry them: `open`, `runs`, `verify`, `report`, `export`, `compare` and others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fedlora.api.signatures import takes
 from fedlora.config.compare import CompareConfig
 from fedlora.config.evaluate import ReportConfig
 from fedlora.config.export import ExportConfig
+from fedlora.config.importing import ImportConfig
 from fedlora.config.reaggregate import ReaggregateConfig
 from fedlora.config.runs import RunsConfig, VerifyConfig
 from fedlora.home import path_at_home
@@ -114,6 +115,26 @@ def export(config: PathLike | None = None, *, progress: bool = True, **keywords:
     from fedlora.stages import export as stage
 
     return call("export", ExportConfig, stage.run, config, keywords, progress=progress)
+
+
+@takes(ImportConfig, "folder")
+def import_adapter(folder: PathLike, config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Run:
+    """Make a run of adapters that another program left in `folder`: a PEFT adapter, or rounds of the reference project
+    or of Shepherd. It answers, is scored and exported like any other.
+
+    Raises UsageError for files that are no adapters of `model`, which are never unpickled.
+
+    >>> fl.export(name="pair", to="shared", progress=False).folder
+    PosixPath('shared')
+    >>> run = fl.import_adapter("shared", model="smollm2-135m", name="theirs", progress=False)
+    >>> run.answer("Capital of France?", max_new_tokens=2) == fl.open("models/pair").answer(
+    ...     "Capital of France?", max_new_tokens=2)
+    True
+    """
+    from fedlora.stages import import_adapter as stage
+
+    made = call("import_adapter", ImportConfig, stage.run, config, {**keywords, "folder": folder}, progress=progress)
+    return Run(made.paths)
 
 
 @takes(CompareConfig)

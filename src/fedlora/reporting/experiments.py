@@ -119,6 +119,11 @@ def load_experiment(config: ReportConfig, exp_name: str, round_number: int) -> E
             f"{paths.root}: a what-if of {run['reaggregated_from']['exp_name']}, which took no steps of its own",
             hint="compare it by the table of `fedlora reaggregate`, or by evaluate_rouge",
         )
+    if "imported_from" in run:
+        raise UsageError(
+            f"{paths.root}: imported adapters, whose training is not known",
+            hint="compare them by `fedlora score`, or by evaluate_rouge",
+        )
     rows = [row for row in _read_metrics(paths.metrics_file) if row["round"] <= round_number]
     client_rows = [row for row in rows if row["kind"] == "client"]
     last = {row["client_id"]: row["round"] for row in client_rows}

@@ -111,10 +111,15 @@ def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[s
 
 
 def check_trained(paths: RunPaths, recorded: RunRecord) -> None:
-    """UsageError when `reaggregate` made the folder: it has no updates of clients."""
+    """UsageError when `reaggregate` or `import` made the folder: it has no updates of clients."""
+    if recorded.imported_from is not None:
+        raise UsageError(
+            f"{paths.root}: holds adapters that `fedlora import` took over, and no updates",
+            hint=f"train on from them with --init_from {paths.exp_name}/last, or choose another --exp_name",
+        )
     if (origin := recorded.reaggregated_from) is not None:
         raise UsageError(
-            f"{paths.root}: holds what `fedlora reaggregate` made of run {origin['exp_name']}",
+            f"{paths.root}: holds what `fedlora reaggregate` made of run {origin['exp_name']}, and no updates",
             hint="name that run instead, or choose another --exp_name",
         )
 
@@ -147,6 +152,9 @@ def read_training(recorded: RunRecord, method: Any = "", *, allow_drift: bool = 
     recorded. No other code is run because a file names it. UsageError where the method is not given, is another one,
     or has another source than the run recorded.
     """
+    if recorded.imported_from is not None:
+        # how it was trained is not known; what prompts and layers need is recorded
+        return TrainConfig.of(**recorded.config)
     mode, told = recorded.mode, recorded.method or {}
     # a run that records no rule has the first
     fields = {"token_rule": 1, **recorded.config}

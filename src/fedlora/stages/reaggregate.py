@@ -31,7 +31,7 @@ from fedlora.runs.lock import hold_run
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
 from fedlora.runs.recorded_base import find_base
-from fedlora.runs.run_folder import read_run, read_training
+from fedlora.runs.run_folder import check_trained, read_run, read_training
 from fedlora.runs.run_records import RunRecord
 from fedlora.runs.what_if_folder import UNFINISHED, make_room, write_round
 from fedlora.runs.writer import RunWriter
@@ -44,10 +44,7 @@ def run(config: ReaggregateConfig) -> Reaggregated | LeftOutEach:
     """Write one adapter per committed round under `new_name`; where each client is left out in turn, only measure."""
     paths = RunPaths(config.model_dir, config.exp_name)
     recorded = read_run(paths)
-    if (origin := recorded.reaggregated_from) is not None:
-        raise UsageError(
-            f"{paths.root}: holds a what-if, and no updates", hint=f"name the run itself: {origin['exp_name']}"
-        )
+    check_trained(paths, recorded)
     own = config.method_row if config.federation_mode == recorded.mode else None
     source = read_training(recorded, own, allow_drift=config.allow_drift)
     check_methods(source.method, config.method or source.method)
