@@ -153,7 +153,6 @@ NAMED = {
     ("reporting.markdown", "none"): "an adapter that is not there",
     ("reporting.rounds_figure", "none"): "matplotlib's edge colour",
     ("llm.adapter_config", "none"): "PEFT's bias",
-    ("exporting.exported", "none"): "no quantisation",
     ("llm.loss", "none"): "torch's loss of each label",
     ("runs.saved_adapters", "none"): "no round",
     **{
@@ -161,6 +160,7 @@ NAMED = {
         for module in (
             *("config.train_fields", "config.generate", "llm.base_model", "llm.footprint", "llm.quantization"),
             *("config.data", "runs.environment", "engines.answerers", "planning.run_plan"),
+            *("config.importing", "exporting.exported"),
         )
     },
 }

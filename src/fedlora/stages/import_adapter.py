@@ -111,7 +111,7 @@ def _named_base(adapter: ForeignAdapter) -> str:
         named = json.loads(read_text(adapter.config)).get("base_model_name_or_path")
     except (ValueError, AttributeError, RecursionError):
         named = None
-    return repr(named)[:200] if named else "none"
+    return repr(named)[:200] if named else "no base"
 
 
 def _check_alike(found: ForeignRun, specs: Sequence[LoraSpec], first: LoraSpec) -> None:
