@@ -150,7 +150,7 @@ NAMED = {
     ("laws.run_laws", "none"): "a client keeps no factors",
     ("laws.promises", "none"): "a client keeps no factors",
     ("paths", "pooled"): "the folder of the one trainer",
-    ("reporting.markdown", "none"): "an adapter that is not there",
+    ("reporting.detail_rows", "none"): "an adapter that is not there",
     ("reporting.rounds_figure", "none"): "matplotlib's edge colour",
     ("llm.adapter_config", "none"): "PEFT's bias",
     ("llm.loss", "none"): "torch's loss of each label",

@@ -540,17 +540,17 @@ def test_the_pictures_are_png_files_with_the_same_bytes_every_time(world: World,
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     run(world.config(*ALL, "homo-2"))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
-    assert set(first) == {"report.md", "report.json", "rounds.png", "clients.png"}
+    assert set(first) == {"report.md", "report.html", "report.json", "rounds.png", "clients.png"}
     assert first["rounds.png"].startswith(b"\x89PNG")
     assert first["rounds.png"] != first["clients.png"]
     assert b"Software" not in first["rounds.png"]
 
 
-def test_the_main_table_is_aligned_and_ends_with_the_path_of_the_report(world: World) -> None:
+def test_the_main_table_is_aligned_and_ends_with_the_paths_of_the_report(world: World) -> None:
     report = run(world.config(*ALL))
     lines = report.text().splitlines()
     assert "\n".join(main_table_parts(report.findings)) in report.text()
-    assert lines[-1] == str(world.root / "reports" / "report" / "report.md")
+    assert lines[-2:] == [str(world.root / "reports" / "report" / name) for name in ("report.md", "report.html")]
     assert len({len(line) for line in lines[:10]}) == 1
     assert lines[0].split("  ")[0] == "model"
     homo = next(line for line in lines if line.startswith("homo"))

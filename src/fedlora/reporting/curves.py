@@ -1,11 +1,13 @@
-"""Losses and drift of an experiment by round, and the losses that its tables show, as its metrics.jsonl has them."""
+"""Losses, quality and drift of an experiment by round, and the losses that its tables show."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedlora.reporting.experiments import Experiment
+from fedlora.config.evaluate import ReportConfig
+from fedlora.paths import OutputName, ResultPaths
+from fedlora.reporting.experiments import Experiment, read_result
 
 
 def loss_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
@@ -27,6 +29,22 @@ def drift_curves(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
         name: [(row["round"], row[name]) for row in experiment.round_rows if name in row]
         for name in ("aggregation_error", "drift_cosine_mean", "drift_norm_mean")
     }
+
+
+def quality_curve(config: ReportConfig, experiment: Experiment) -> list[tuple[int, float]]:
+    """(round, exact match over all categories) of every round that was scored: of the global adapter, else the mean
+    where all clients were."""
+    names = [OutputName("client", client["client_id"]) for client in experiment.clients]
+    if experiment.has_global_adapter:
+        names = [OutputName("global")]
+    points = []
+    for number in ResultPaths(config.rouge_dir, experiment.name, experiment.round_number).rounds:
+        paths = ResultPaths(config.rouge_dir, experiment.name, number)
+        found = [read_result(paths.rouge(name), "fedlora", "fedlora score") for name in names]
+        shares = [one["fedlora"]["exact_match"]["macro"] for one in found if one is not None]
+        if number <= experiment.round_number and shares and len(shares) == len(names):
+            points.append((number, sum(shares) / len(shares)))
+    return points
 
 
 def last_loss(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -219,15 +219,15 @@ def _load_answers(config: ReportConfig, exp_name: str, round_number: int, name: 
     scored = ResultPaths(config.rouge_dir, exp_name, round_number).rouge(name)
     judged = ResultPaths(config.llm_dir, exp_name, round_number)
     predictions = predicted.predictions(name)
-    rouge = _read_result(scored, "fedlora", "fedlora score")
-    meta = _read_result(predicted.predictions_meta(name), "adapter_sha256", "fedlora generate")
+    rouge = read_result(scored, "fedlora", "fedlora score")
+    meta = read_result(predicted.predictions_meta(name), "adapter_sha256", "fedlora generate")
     doubts = []
     if rouge and predictions.is_file() and sha256_of(predictions) != rouge["fedlora"]["predictions_sha256"]:
         doubts.append("predictions changed after they were scored")
     if meta and _adapter_was_replaced(config, exp_name, round_number, meta["adapter_sha256"]):
         doubts.append("predictions were made with another adapter than the run has now")
     missing = "" if rouge else NOT_SCORED if predictions.is_file() else NO_PREDICTIONS
-    results = [_read_result(file, "win", "fedlora evaluate_llm") for file in (judged.judge(name), *judged.pairs(name))]
+    results = [read_result(file, "win", "fedlora evaluate_llm") for file in (judged.judge(name), *judged.pairs(name))]
     pairs = [result for number, result in enumerate(results) if result is not None and result not in results[:number]]
     return Answers(rouge, meta, tuple(pairs), tuple(doubts), missing)
 
@@ -240,7 +240,7 @@ def _adapter_was_replaced(config: ReportConfig, exp_name: str, round_number: int
     return adapter_sha256 not in {file["sha256"] for file in read_json(manifest)["files"].values()}
 
 
-def _read_result(path: Path, key: str, command: str) -> dict[str, Any] | None:
+def read_result(path: Path, key: str, command: str) -> dict[str, Any] | None:
     """The JSON object at `path`, None when there is none; `key` distinguishes our files from those of other
     programs."""
     if not path.is_file():

@@ -8,10 +8,11 @@ from typing import Any
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.plain_text import counted
-from fedlora.reporting.curves import drift_curves, loss_curves
+from fedlora.reporting.curves import drift_curves, loss_curves, quality_curve
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.fairness import answer_sources, config_differences, find_notes, find_warnings
 from fedlora.reporting.own_rows import ClientGains, find_gains
+from fedlora.reporting.standing import Standing, find_standing
 from fedlora.reporting.summary import (
     Gap,
     ModelRow,
@@ -69,6 +70,10 @@ class Findings:
     """Experiment -> number of the error meter -> (round, value) points; only experiments that have any."""
     gains_of_clients: Sequence[ClientGains] = ()
     """Every client's own test rows under each model."""
+    standing: Standing | None = None
+    """Who wins; None where no model but the base was measured."""
+    quality: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """Experiment -> (round, exact match) of the rounds that were scored."""
 
     @property
     def categories(self) -> list[str]:
@@ -122,6 +127,8 @@ def gather_findings(config: ReportConfig, experiments: Sequence[Experiment], abs
         config_differences=config_differences(experiments),
         answers=answer_sources(experiments),
         gains_of_clients=find_gains(config, experiments),
+        standing=find_standing(config, experiments, rows),
+        quality={one.name: quality_curve(config, one) for one in in_report_order(experiments)},
         drift={one.name: curves for one in in_report_order(experiments) if any((curves := drift_curves(one)).values())},
     )
 

@@ -52,6 +52,13 @@ def main_cells(row: ModelRow) -> tuple[str, ...]:
     return (one_line(row.label), *scores, *amounts)
 
 
+def main_values(row: ModelRow) -> tuple[float | None, ...]:
+    """The numbers of `main_cells`; None for what is no number, or was not measured."""
+    costs = row.costs
+    amounts = (None,) * 4 if costs is None else (costs.steps, costs.tokens, costs.bytes_sent, costs.seconds)
+    return (None, row.own, row.all, None, row.rouge_l, row.held_out_loss, *amounts)
+
+
 def short_label(row: ModelRow) -> str:
     """The label without costs beside it."""
     return row.label.removesuffix(COSTS_ARE_TOTALS)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from fedlora.plain_text import NOTHING, number_text, one_line
+from fedlora.reporting.detail_rows import answer_rows, difference_rows, drift_rows, judge_rows, run_rows
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.main_table import COLUMNS, main_cells, short_label
 from fedlora.reporting.own_rows import MEASURES, ClientGains, count_gains
 from fedlora.reporting.summary import ModelRow
 
-_HASH = 12
-
-_DEFINITIONS = """\
+DEFINITIONS = """\
 - **own**: exact match on a client's test rows, where the test rows are those of a folder of silos; else on the
   categories a client was trained on, weighed by its training rows per category. In rows of a shared model (base, seq,
   homo, pooled) the mean of that over all clients.
@@ -32,7 +31,7 @@ _DEFINITIONS = """\
   prompt and response; bytes are adapters up and down; seconds are training alone."""
 
 
-_DRIFT = """\
+DRIFT = """\
 **Aggregation error** is the distance of a round's global adapter from the weighted mean of the clients' products,
 relative to that mean; with robust methods and server optimizers it includes the deviation that they intend.
 **Cosine** is that of a client's change to the mean change, **norm** the length of a client's change of the weights,
@@ -57,22 +56,22 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
         parts += ["## Who gains by joining", _gains_text(findings.gains_of_clients)]
         parts += [_gains_table(measure, findings.gains_of_clients) for measure in MEASURES]
     if findings.drift:
-        parts += ["## Aggregation error and drift", _drift_table(findings), _DRIFT]
+        parts += ["## Aggregation error and drift", markdown_table(*drift_rows(findings)), DRIFT]
         parts += ["![Aggregation error and drift per round](drift.png)"] if "drift.png" in pictures else []
     if findings.judgements:
-        parts += ["## Judge", _judge_table(findings)]
+        parts += ["## Judge", markdown_table(*judge_rows(findings))]
     if findings.quarantined:
         parts += ["## Excluded clients", "Their update could not be used in that round:"]
         parts.append("\n".join(f"- {escape(text)}" for text in findings.quarantined))
     if findings.limited:
         parts += ["## Limited clients", "Counted for less than they sent, because of the run's limits:"]
         parts.append("\n".join(f"- {escape(text)}" for text in findings.limited))
-    parts += ["## Where the numbers come from", _run_table(findings)]
+    parts += ["## Where the numbers come from", markdown_table(*run_rows(findings))]
     if findings.config_differences:
-        parts += ["Configuration fields that are not the same everywhere:", _difference_table(findings)]
+        parts += ["Configuration fields that are not the same everywhere:", markdown_table(*difference_rows(findings))]
     if findings.answers:
-        parts += ["Answers, from the files beside the predictions:", _answer_table(findings)]
-    parts += ["## What the columns mean", _DEFINITIONS]
+        parts += ["Answers, from the files beside the predictions:", markdown_table(*answer_rows(findings))]
+    parts += ["## What the columns mean", DEFINITIONS]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -152,93 +151,6 @@ def _gains_table(measure: str, clients: Sequence[ClientGains]) -> str:
             cells.append(text)
         rows.append([escape(one.client), str(one.num_rows), *cells])
     return markdown_table([escape(name) for name in head], rows, escaped=True)
-
-
-def _drift_table(findings: Findings) -> str:
-    """First and last round of the error meter's numbers."""
-    head = ("model", "error, first round", "last round", "cosine, first", "last", "norm, first", "last")
-    names = ("aggregation_error", "drift_cosine_mean", "drift_norm_mean")
-    rows = []
-    for name, curves in findings.drift.items():
-        ends = [(points[0][1], points[-1][1]) if (points := curves[each]) else (None, None) for each in names]
-        cells = [NOTHING if value is None else f"{value:.3g}" for pair in ends for value in pair]
-        rows.append((findings.titles[name], *cells))
-    return markdown_table(head, rows)
-
-
-def _judge_table(findings: Findings) -> str:
-    head = (
-        *("baseline", "ours", "judge", "win / tie / loss", "win rate, ties half", "length-controlled"),
-        *("position flips", "score baseline", "score ours", "failed"),
-    )
-    rows = (
-        (
-            one.baseline,
-            one.proposed,
-            one.judge,
-            f"{one.win} / {one.tie} / {one.loss}",
-            f"{one.win_rate_ties_half:.3f}" + (" ({:.3f} to {:.3f})".format(*one.interval) if one.interval else ""),
-            number_text(one.length_controlled),
-            f"{one.position_flip_rate:.1%}",
-            f"{one.baseline_score:.1f}",
-            f"{one.proposed_score:.1f}",
-            str(one.failures),
-        )
-        for one in findings.judgements
-    )
-    return markdown_table(head, rows)
-
-
-def _run_table(findings: Findings) -> str:
-    head = ("experiment", "mode", "base model", "device", "dtype", "seed", "clients", "rows", "adapter", "versions")
-    rows = []
-    for name, run in findings.runs.items():
-        versions = ", ".join(f"{package} {version}" for package, version in sorted(run["versions"].items()))
-        examples = sum(client["num_examples"] for client in run["clients"])
-        size = f"{run['adapter']['num_parameters']:,} parameters"
-        rows.append(
-            (
-                name,
-                run["mode"],
-                run["base_model"],
-                run["device"],
-                run["base_dtype"],
-                str(run["config"]["seed"]),
-                str(len(run["clients"])),
-                f"{examples:,}",
-                size,
-                versions,
-            )
-        )
-    return markdown_table(head, rows)
-
-
-def _difference_table(findings: Findings) -> str:
-    rows = (
-        (field, *(str(values[name]) for name in findings.runs)) for field, values in findings.config_differences.items()
-    )
-    return markdown_table(("field", *findings.runs), rows)
-
-
-def _answer_table(findings: Findings) -> str:
-    head = ("answers", "experiment", "adapter SHA-256", "test file SHA-256", "rows", "prompt", "decoding")
-    rows = (
-        (
-            one["answers"],
-            one["experiment"],
-            (one["adapter_sha256"] or "none")[:_HASH],
-            one["test_file_sha256"][:_HASH],
-            str(one["num_rows"]),
-            one["prompt_template"],
-            _settings(one["decoding"]),
-        )
-        for one in findings.answers
-    )
-    return markdown_table(head, rows)
-
-
-def _settings(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool = False) -> str:

@@ -53,7 +53,7 @@ def find_gains(config: ReportConfig, experiments: Sequence[Experiment]) -> list[
 
     Only scores on the test rows of the first run that has any count, so that all are of the same rows.
     """
-    scored = _Scored(config)
+    scored = ScoredRows(config)
     for experiment in experiments:
         scored.find_tests(experiment)
     titles = experiment_titles(experiments)
@@ -85,7 +85,7 @@ def _models(experiment: Experiment, title: str, client: int) -> list[tuple[str, 
     ]
 
 
-class _Scored:
+class ScoredRows:
     """The row files of `score`, each read once; those on other test rows than the first are left out."""
 
     def __init__(self, config: ReportConfig) -> None:
@@ -99,9 +99,10 @@ class _Scored:
         for output in (OutputName("base"), OutputName("global"), *clients):
             self._load(experiment, output)
 
-    def rows_of(self, experiment: Experiment, output: OutputName, client: str) -> _Rows:
-        """The scores on one client's rows, in the order of the test rows; none where there are none."""
-        return [row for row in self._load(experiment, output) if row.get("client") == client]
+    def rows_of(self, experiment: Experiment, output: OutputName, client: str | None = None) -> _Rows:
+        """The scores on one client's rows, or on all, in the order of the test rows; none where there are none."""
+        rows = self._load(experiment, output)
+        return rows if client is None else [row for row in rows if row.get("client") == client]
 
     def _load(self, experiment: Experiment, output: OutputName) -> _Rows:
         key = (experiment.name, experiment.round_number, output)

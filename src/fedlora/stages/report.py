@@ -13,25 +13,33 @@ from typing import Any
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.console import say
+from fedlora.data.held_out import Share
 from fedlora.errors import UsageError
 from fedlora.files import json_text, write_bytes, write_text
-from fedlora.paths import report_file
+from fedlora.paths import OutputName, report_file
 from fedlora.reporting.categories_figure import draw_categories
 from fedlora.reporting.drift_figure import draw_drift
-from fedlora.reporting.experiments import find_round, load_experiment, runs_command
+from fedlora.reporting.experiments import Experiment, find_round, load_experiment, runs_command
 from fedlora.reporting.findings import Findings, gather_findings
 from fedlora.reporting.main_table import main_table_parts
 from fedlora.reporting.markdown import markdown_report
+from fedlora.reporting.page.looks import Looks
+from fedlora.reporting.page.render import render_page
+from fedlora.reporting.page.report_page import report_page
+from fedlora.reporting.page.texts import gather_texts
 from fedlora.reporting.rounds_figure import draw_rounds
 from fedlora.results import Result
+from fedlora.runs.subjects import Subject, find_share
 
 
 @dataclass(frozen=True, repr=False)
 class Report(Result):
-    """What a report says, and its page; report.json and the pictures lie beside it."""
+    """What a report says, as Markdown (`file`) and as a page for a browser (`page`); report.json and the pictures lie
+    beside them."""
 
     findings: Findings
     file: Path
+    page: Path
 
     @property
     def next_command(self) -> str:
@@ -39,16 +47,16 @@ class Report(Result):
         return next((command for gap in self.findings.gaps for command in gap.commands), "")
 
     def parts(self) -> Sequence[str]:
-        """The main table, what is to be said about it, and the page."""
-        return (*main_table_parts(self.findings), str(self.file))
+        """The main table, what is to be said about it, and the files for reading."""
+        return (*main_table_parts(self.findings), str(self.file), str(self.page))
 
     def as_dict(self) -> dict[str, Any]:
-        """report.json, and where the page lies."""
-        return {"file": str(self.file), **self.findings.record()}
+        """report.json, and where the files for reading lie."""
+        return {"file": str(self.file), "page": str(self.page), **self.findings.record()}
 
 
 def run(config: ReportConfig) -> Report:
-    """Write report.md, report.json and the pictures beside them.
+    """Write report.md, report.html, report.json and the pictures beside them.
 
     Raises UsageError when none of the experiments has a run, or a file of one cannot be read.
     """
@@ -73,4 +81,21 @@ def run(config: ReportConfig) -> Report:
         write_bytes(markdown.with_name(name), content)
     write_text(report_file(config.report_dir, config.report_name, ".json"), json_text(findings.record()))
     write_text(markdown, markdown_report(findings, pictures=tuple(pictures)))
-    return Report(findings, markdown)
+    page = report_file(config.report_dir, config.report_name, ".html")
+    write_text(page, _page(config, experiments, findings))
+    return Report(findings, markdown, page)
+
+
+def _page(config: ReportConfig, experiments: Sequence[Experiment], findings: Findings) -> str:
+    looks = Looks.of_runs([(name, findings.runs[name]["mode"]) for name in findings.curves])
+    texts = gather_texts(config, experiments, looks, _share(config, experiments))
+    return render_page(report_page(config, experiments, findings, looks, texts))
+
+
+def _share(config: ReportConfig, experiments: Sequence[Experiment]) -> Share | None:
+    """The share of their clients' rows that all runs held out; none where they held out different rows."""
+    subjects = [Subject(one.name, one.round_number, OutputName("base"), "base") for one in experiments]
+    try:
+        return find_share(subjects, config.model_dir)
+    except UsageError:
+        return None

@@ -37,6 +37,11 @@ class StoredVerdict(BaseModel):
     repeat: int = Field(1, ge=1)
 
 
+def read_verdicts(path: Path) -> dict[str, StoredVerdict]:
+    """Key -> verdict of the whole lines at `path`, which a judge may be writing at this moment; nothing is mended."""
+    return {verdict.key: verdict for line in _read(path).split(b"\n") if (verdict := _parse(line)) is not None}
+
+
 class VerdictLog:
     """The verdicts at `path`; opening it reads them and mends a torn end."""
 
