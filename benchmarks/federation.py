@@ -21,9 +21,10 @@ from fedlora.config.train import TrainConfig
 from fedlora.data.client_facts import read_client_files
 from fedlora.engines.client_data import ClientExamples
 from fedlora.engines.workbench import Workbench, make_workbench
+from fedlora.home import tokens_folder
 from fedlora.llm.token_files import TokenFiles
 from fedlora.methods.choosing import choose_method
-from fedlora.paths import RunPaths, tokens_folder
+from fedlora.paths import RunPaths
 from fedlora.training.live_run import Training
 
 

@@ -97,7 +97,7 @@ def train(folder: str, model: str, device: str, count: int, rows: int, hold: boo
 
 def _with_models(folder: str) -> str:
     """A cache of its own for the tokens, with the user's converted models in it."""
-    from fedlora.paths import cache_folder
+    from fedlora.home import cache_folder
 
     cache = Path(folder) / "cache"
     cache.mkdir(exist_ok=True)
@@ -115,9 +115,9 @@ def _hold_tokens(config: Any, count: int) -> float:
     from fedlora.data.client_facts import read_client_files
     from fedlora.data.client_files import find_client_files
     from fedlora.engines.client_data import ClientExamples
+    from fedlora.home import tokens_folder
     from fedlora.llm.prompts import PromptEncoder
     from fedlora.llm.token_files import TokenFiles
-    from fedlora.paths import tokens_folder
 
     files = find_client_files(config.data_path, count, chosen=True)
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(source_of(config.base_model)), config.prompt_template)

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "src" / "fedlora"
 FLOORS = [
     *("ground", "data", "federated", "methods", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"),
 ]
-DOORS = {"__init__", "api", "cli", "command_help", "command_table", "flags", "demo", "__main__"}
-FEATURES = {"comparing", "planning", "flower", "training", "laws", "exporting"}
+DOORS = {"__init__", "api", "cli", "command_help", "command_table", "flags", "demo", "live_output", "__main__"}
+FEATURES = {"comparing", "planning", "flower", "training", "laws", "exporting", "watching"}
 """Folders of the stages' floor: a stage calls a feature, and a feature may run stages."""
 GROUND_INSIDE = {
     *("flower.commands", "flower.flower_config", "flower.node_config", "flower.folders"),
@@ -227,7 +227,7 @@ def test_the_rule_on_writing_sees_what_it_should(source, count):
     assert len(list(writes_of(ast.parse(source)))) == count
 
 
-PRINTERS = {"cli", "flags", "console", "flower.server"}
+PRINTERS = {"cli", "flags", "console", "flower.server", "live_output"}
 """The command line, messages, and the line that tells the exit code of Flower's app, of which only its output comes
 back."""
 

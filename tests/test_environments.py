@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import fedlora as fl
-from fedlora import paths
+from fedlora import home, paths
 from fedlora.cli import load, main
 from fedlora.command_table import COMMANDS
 from fedlora.config.compare import CompareConfig
@@ -229,12 +229,12 @@ def test_a_relative_folder_of_the_desktop_conventions_does_not_count(monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, "relative")
-    assert paths.cache_folder() == tmp_path / ".cache" / "fedlora"
+    assert home.cache_folder() == tmp_path / ".cache" / "fedlora"
     assert paths.secret_file("x") == tmp_path / ".local" / "state" / "fedlora" / "secrets" / "x.key"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
-    assert paths.cache_folder() == tmp_path / "there" / "fedlora"
+    assert home.cache_folder() == tmp_path / "there" / "fedlora"
     monkeypatch.setenv("FEDLORA_CACHE", "~/mine")
-    assert paths.cache_folder() == tmp_path / "mine"
+    assert home.cache_folder() == tmp_path / "mine"
 
 
 def path_fields(config: type[Config]) -> list[str]:

@@ -178,7 +178,7 @@ def test_allocation_leaves_one_client_per_category_and_shares_no_prompt(world):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_leaves_exactly_the_documented_files(world, mode):
     folders = ["pooled"] if mode == "pooled" else [f"client_{client}" for client in CLIENTS]
-    expected = {"run.json", "metrics.jsonl", ".lock"}
+    expected = {"run.json", "metrics.jsonl", "steps.jsonl", ".lock"}
     for number in ROUNDS:
         expected |= {f"{number}/{name}" for name in ({"manifest.json"} if mode == "none" else GLOBAL_FILES)}
         expected |= {f"{number}/{folder}/{name}" for folder in folders for name in CLIENT_FILES}

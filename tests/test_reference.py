@@ -90,6 +90,7 @@ def test_the_schema_of_json_output_names_what_commands_print(tiny_model, make_cl
         "score": ["run", "--test", "test.jsonl"],
         "loss": ["run", "--test", "test.jsonl"],
         "report": ["run", "--round", "1"],
+        "watch": ["run"],
         "runs": [],
         "verify": ["run"],
         "reaggregate": ["run", "--leave_out", "1"],

@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -113,12 +113,24 @@ def _run_command(arguments: list[str]) -> None:
         load(command.requires)()
     try:
         result = load(command.run)(config)
+        if isinstance(result, Generator):
+            result = _show_stream(result, as_json=given.as_json)
         _print_result(result, as_json=given.as_json)
     except FedloraError as error:
         _print_result(error.result, as_json=given.as_json)
         raise
     if result is not None:
         _print_next(result, config, given)
+
+
+def _show_stream(stream: Generator[Any, None, Result | None], *, as_json: bool) -> Result | None:
+    """Show results as they come; an interrupt ends that without a word, for nothing of it is lost."""
+    from fedlora.live_output import show_live
+
+    try:
+        return show_live(stream, as_json=as_json)
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _print_next(result: Result, config: Config, given: Given) -> None:

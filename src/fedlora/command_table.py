@@ -130,6 +130,13 @@ COMMANDS = {
         "fedlora.config.runs:RunsConfig",
         "fedlora.stages.runs:run",
     ),
+    "watch": Command(
+        "watch a run while another process trains it",
+        "fedlora.config.runs:WatchConfig",
+        "fedlora.stages.watch:run",
+        positional="exp_name",
+        everyday=True,
+    ),
     "verify": Command(
         "recheck the hashes of a run and recompute its aggregates",
         "fedlora.config.runs:VerifyConfig",

@@ -152,8 +152,15 @@ class Progress:
         now = time.monotonic()
         if now - self._shown >= self._interval and self._earlier < self.done < self.total:
             self._shown = now
-            left = (now - self._started) / (self.done - self._earlier) * (self.total - self.done)
-            say(f"{self.label}: {self._count()}, about {duration(left)} left")
+            left = self.seconds_left()
+            say(f"{self.label}: {self._count()}" + (f", about {duration(left)} left" if left is not None else ""))
+
+    def seconds_left(self) -> float | None:
+        """Seconds that the rest takes at the pace of this call; None before it has done anything."""
+        if self.done <= self._earlier:
+            return None
+        pace = (time.monotonic() - self._started) / (self.done - self._earlier)
+        return pace * max(0, self.total - self.done)
 
     def skip(self, amount: int) -> None:
         """Count `amount` as done by an earlier call: no time was spent on it in this one."""

@@ -33,3 +33,18 @@ def user_folder(own_variable: str, xdg_variable: str, below_home: str, name: str
     except UsageError as error:
         hint = f"set HOME, or let {own_variable} name a folder that can be written"
         raise UsageError(str(error), hint=hint) from None
+
+
+def cache_folder() -> Path:
+    """Where converted models and tokenised rows are kept: FEDLORA_CACHE, else the user's cache folder."""
+    return user_folder("FEDLORA_CACHE", "XDG_CACHE_HOME", ".cache", "fedlora")
+
+
+def tokens_folder() -> Path:
+    """Where tokenised rows are kept between runs."""
+    return cache_folder() / "tokens"
+
+
+def checks_folder() -> Path:
+    """Where self-checks of base models are kept."""
+    return cache_folder() / "checks"

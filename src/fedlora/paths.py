@@ -23,6 +23,9 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com",
 """Names that are devices, not folders, on some systems."""
 
 
+BesideRounds = Literal["steps.jsonl", "trackers.json", ".progress.json"]
+
+
 def check_name(name: str, what: str) -> str:
     """`name` itself when it can be a folder name; UsageError otherwise."""
     if _NAME.fullmatch(name) is None or name.endswith(".") or name.split(".")[0].lower() in _RESERVED:
@@ -83,6 +86,11 @@ class RunPaths:
     def nodes_file(self) -> Path:
         """The ids by which the nodes of a run across machines know it."""
         return self.root / "nodes.json"
+
+    def beside(self, name: BesideRounds) -> Path:
+        """A file that is no part of a round, and that the run does not need: the loss of every step, its runs in
+        experiment trackers, and how far the process is that holds the lock."""
+        return self.root / name
 
     @property
     def lock_file(self) -> Path:
@@ -276,21 +284,6 @@ class ComparisonPaths:
 def report_file(report_dir: Path, name: str, suffix: str) -> Path:
     """`<report_dir>/<name>/report<suffix>`."""
     return _below(report_dir, check_name(name, "report_name")) / f"report{suffix}"
-
-
-def cache_folder() -> Path:
-    """Where converted models and tokenised rows are kept: FEDLORA_CACHE, else the user's cache folder."""
-    return user_folder("FEDLORA_CACHE", "XDG_CACHE_HOME", ".cache", "fedlora")
-
-
-def tokens_folder() -> Path:
-    """Where tokenised rows are kept between runs."""
-    return cache_folder() / "tokens"
-
-
-def checks_folder() -> Path:
-    """Where self-checks of base models are kept."""
-    return cache_folder() / "checks"
 
 
 def secret_file(secret_id: str) -> Path:

@@ -54,6 +54,22 @@ class Result(ABC):
         return "\n".join(_html_of(part) for part in self.parts() if part) or _html_of(repr(self))
 
 
+class LiveResult(Result):
+    """A result that later ones of its kind replace.
+
+    A function that gives several is a generator of them, whose return value is the last result or None. The command
+    line draws the newest on a terminal; elsewhere it prints `news`.
+    """
+
+    @abstractmethod
+    def news(self, shown: LiveResult | None) -> Sequence[str]:
+        """The lines that say what has changed since `shown`, the last one that had any; None: there was none."""
+
+    @abstractmethod
+    def picture(self) -> Any:
+        """What rich draws on a terminal."""
+
+
 def _html_of(part: str) -> str:
     """A piece of text for a notebook, escaped."""
     if not isinstance(part, Table):

@@ -195,6 +195,30 @@ class ClientUpdate:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One optimizer step of a client's training: `step` of `steps`, both counted from 1.
+
+    `part` is 2 where a method trains a client's personal model after the shared one. `loss` is in nats per response
+    token, None where a private lot was empty; tokens are those of whole examples, prompts included.
+    """
+
+    round: int
+    client_id: ClientId
+    step: int
+    steps: int
+    loss: float | None
+    num_examples: int
+    num_tokens: int
+    seconds: float
+    learning_rate: float
+    part: int = 1
+
+
+def no_step(step: Step) -> None:
+    """For who watches no steps."""
+
+
+@dataclass(frozen=True)
 class ClientFailure:
     """A client that gave no usable update, and why."""
 

@@ -22,10 +22,10 @@ from fedlora.federated.adapters import fingerprint
 from fedlora.federated.base_delta import append
 from fedlora.federated.ranks import cut_rank
 from fedlora.files import sha256_of
+from fedlora.home import tokens_folder
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
-from fedlora.paths import tokens_folder
 from fedlora.stages import train
-from fedlora.types import BaseDelta, ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask
+from fedlora.types import BaseDelta, ClientFailure, ClientMemory, ClientUpdate, Download, TrainTask, no_step
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ class Local:
         self.trainer = type("Trainer", (), {})()
         self.trainer.book = LayoutBook(Layout(4096))
         self.trainer.config = TrainConfig.of(local_num_epochs=1)
-        self.memories = self
+        self.memories, self.on_step = self, no_step
 
     def read_memory(self, client_id, accepted):
         return ClientMemory()
@@ -120,7 +120,7 @@ class Remote:
         self.seconds, self.faults, self.reductions = seconds, faults or {}, list(reductions)
         self.trained, self.under_way = [], threading.Event()
 
-    def train(self, task, memory, layout):
+    def train(self, task, memory, layout, on_step):
         self.under_way.set()
         time.sleep(self.seconds)
         if task.client_id in self.faults:

@@ -191,7 +191,7 @@ def test_the_only_open_run_needs_no_number(made, capsys, answers, monkeypatch):
     """follow shows one that has ended where no run is open; stop ends open ones only."""
     server = ["--server", str(made / "server")]
     followed = []
-    monkeypatch.setattr("fedlora.flower.server_runs.follow_to_end", lambda number, environment: followed.append(number))
+    monkeypatch.setattr("fedlora.flower.server_runs.follow_to_end", lambda number, *_: followed.append(number))
     old = {"run-id": "12", "status": "finished:completed"}
     new, other = {"run-id": "13", "status": "running"}, {"run-id": "14", "status": "pending"}
     answers["list"]["runs"] = [old, new]

@@ -99,7 +99,7 @@ def test_allocation_makes_the_contracts_split(world):
 
 
 def test_training_leaves_exactly_the_documented_tree(world):
-    expected = {"run.json", "metrics.jsonl", ".lock"}
+    expected = {"run.json", "metrics.jsonl", "steps.jsonl", ".lock"}
     for number in ("1", "2"):
         expected |= {f"{number}/{name}" for name in GLOBAL_FILES}
         expected |= {f"{number}/client_{client}/{name}" for client in range(3) for name in MODEL_FILES}

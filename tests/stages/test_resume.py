@@ -191,7 +191,7 @@ def test_a_signal_that_a_client_s_training_loses_ends_the_run_and_spoils_no_roun
     def losing(trainer, *arguments, **options):
         if next(calls) != 2:
             return train_a_client(trainer, *arguments, **options)
-        return lost(lambda: train_a_client(trainer, *arguments, **{**options, "on_rows": rows.append}))
+        return lost(lambda: train_a_client(trainer, *arguments, **{**options, "on_step": rows.append}))
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", losing)

@@ -61,7 +61,7 @@ def adapter(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
-RUN_FILES = {"run.json", "metrics.jsonl", ".lock"}
+RUN_FILES = {"run.json", "metrics.jsonl", "steps.jsonl", ".lock"}
 GLOBAL_FILES = {"global_adapter_model.bin", "adapter_model.safetensors", "adapter_config.json", "manifest.json"}
 CLIENT_FILES = {"adapter_model.bin", "adapter_config.json", "update.json"}
 
@@ -305,7 +305,7 @@ def test_processes_with_other_hash_seeds_leave_the_same_bytes(tiny_model, make_c
             assert main(command[3:]) == 0
         else:
             subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
-        files = sorted(tree(models) - {"x/metrics.jsonl", "x/.lock"})
+        files = sorted(tree(models) - {"x/metrics.jsonl", "x/steps.jsonl", "x/.lock"})
         listings.append({name: sha256_of(models / name) for name in files})
     assert all(listing == listings[0] for listing in listings)
     assert len(listings[0]) > 15

@@ -1,4 +1,4 @@
-"""Configuration of the commands that look at runs: `runs` and `verify`."""
+"""Configuration of the commands that look at runs: `runs`, `watch` and `verify`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ class RunsConfig(Config):
     """List the runs under model_dir: rounds done, the process that trains, best round, size."""
 
     model_dir: Path = flag(Path("./models"), "root folder of all runs")
+
+
+class WatchConfig(Config):
+    """Watch a run: rounds, losses, clients at work, speed, time left, memory, excluded clients.
+
+    Only the run's files are read, so it works from another terminal. A run that has ended is shown once; one that has
+    not begun is waited for. Without a terminal the changes are lines; with --json each change is a JSON object.
+    """
+
+    exp_name: str = flag("fedavg-1B", "name of the run: its folder under model_dir")
+    model_dir: Path = flag(Path("./models"), "root folder of all runs")
+    interval: float = flag(1.0, "seconds between two looks", ge=0.1, le=3600)
+    once: bool = flag(False, "show the run as it is now, and end")
 
 
 class VerifyConfig(NamesMethod):

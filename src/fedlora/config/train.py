@@ -29,6 +29,7 @@ PLACEMENT_FIELDS = frozenset(
         "min_clients",
         "model_dir",
         "overwrite",
+        "step_log",
         "token_cache",
         "verify_base",
         "val_data_path",
@@ -130,6 +131,11 @@ class TrainConfig(TrainFields):
     def is_private(self) -> bool:
         """Whether the run bounds what it reveals about one client, or about one example."""
         return self.dp_noise_multiplier is not None or self.dp_example_noise_multiplier is not None
+
+    @property
+    def logs_steps(self) -> bool:
+        """Whether the loss of every step is written."""
+        return self.step_log == "on" or (self.step_log == "auto" and not self.is_private)
 
     @property
     def lora_scaling(self) -> float:

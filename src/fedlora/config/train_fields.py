@@ -32,6 +32,9 @@ class TrainFields(ReadingConfig, MethodOptions, NamesTemplate):
     allow_drift: bool = flag(
         False, "resume although library versions or the machine have changed since the run started", group="run"
     )
+    step_log: Literal["auto", "on", "off"] = flag(
+        "auto", "write the loss of every optimizer step to steps.jsonl; auto: in runs without privacy", group="run"
+    )
 
     data_path: Path = flag(
         Path("./data"),

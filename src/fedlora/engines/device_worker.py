@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 
 import torch
@@ -23,7 +25,7 @@ from fedlora.federated.privacy.randomness import Secret
 from fedlora.llm.layout import Layout, LayoutBook, Reduction
 from fedlora.llm.local_training import Trainer
 from fedlora.methods.choosing import choose_method
-from fedlora.types import BaseDelta, ClientFailure, ClientId, ClientMemory, ClientUpdate, TrainTask
+from fedlora.types import BaseDelta, ClientFailure, ClientId, ClientMemory, ClientUpdate, Step, TrainTask, no_step
 
 
 class WorkerLostError(Exception):
@@ -53,14 +55,15 @@ class Worker:
         theirs.close()
 
     def train(
-        self, task: TrainTask, memory: ClientMemory, layout: Layout
+        self, task: TrainTask, memory: ClientMemory, layout: Layout, on_step: Callable[[Step], None] = no_step
     ) -> tuple[ClientUpdate | ClientFailure, list[Reduction]]:
-        """One task there; WorkerLostError when the process ends; what went wrong in it is raised here."""
+        """One task there, whose steps are passed on as they are heard of; WorkerLostError when the process ends; what
+        went wrong in it is raised here."""
         base = task.download.base
         try:
             self.connection.send_bytes(pack_task(task, memory, {"layout": layout.record()}, held=self._held))
             self._held = base.sha256 if base is not None else self._held
-            message = self.connection.recv_bytes()
+            message = self._hear(on_step)
         except (EOFError, OSError) as error:
             self.process.join(5)
             raise WorkerLostError(
@@ -74,6 +77,16 @@ class Worker:
             raise kind(f"device {self.device}: {header['error']}", hint=header["hint"])
         outcome, more = unpack_outcome(message)
         return outcome, [Reduction(**reduction) for reduction in more["reductions"]]
+
+    def _hear(self, on_step: Callable[[Step], None]) -> bytes:
+        """The message that ends a task; those before it hold steps."""
+        while True:
+            message = self.connection.recv_bytes()
+            header, _ = unpack(message)
+            if "steps" not in header:
+                return message
+            for step in header["steps"]:
+                on_step(Step(**step))
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -109,8 +122,10 @@ def serve(
                 bench = make_workbench(config, files, device=device, place=place, layout=layout)
             book = LayoutBook(Layout.from_record(more["layout"]))
             trainer = Trainer(bench.base, bench.lora, config, book, secret)
-            clients = SimulatedClients(trainer, choose_method(config).client, bench.examples, _Given(memory))
+            rule, steps = choose_method(config).client, _StepMessages(connection)
+            clients = SimulatedClients(trainer, rule, bench.examples, _Given(memory), on_step=steps.add)
             answer = _train(clients, task, book)
+            steps.send()
         except Exception as error:  # whatever it is, the first process must hear of it
             if not isinstance(error, errors.FedloraError):
                 traceback.print_exc()
@@ -123,6 +138,27 @@ def _train(clients: SimulatedClients, task: TrainTask, book: LayoutBook) -> byte
     outcome = clients.train_one(task)
     new = book.layout.reductions[known:]
     return pack_outcome(outcome, {"reductions": [vars(reduction) for reduction in new]})
+
+
+class _StepMessages:
+    """Steps on their way to the first process, at most a message a second."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._steps: list[Step] = []
+        self._sent = time.monotonic()
+
+    def add(self, step: Step) -> None:
+        """One more; those of the last second are sent together."""
+        self._steps.append(step)
+        if time.monotonic() - self._sent > 1:
+            self.send()
+
+    def send(self) -> None:
+        """Send what has gathered."""
+        if self._steps:
+            self.connection.send_bytes(pack({"steps": [asdict(step) for step in self._steps]}, {}))
+        self._steps, self._sent = [], time.monotonic()
 
 
 class _Given:

@@ -7,7 +7,7 @@ ahead, so memory does not grow with the cohort. A worker that dies gives its tas
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import copy_context
 
 from fedlora.console import say
@@ -26,13 +26,9 @@ class DeviceClients:
         self,
         local: SimulatedClients,
         workers: Sequence[Worker],
-        on_rows: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self.local = local
         self.workers = list(workers)
-        self.on_rows = on_rows
-        config = local.trainer.config
-        self._passes = config.local_num_epochs * config.method.num_trainings
 
     def clients(self) -> Sequence[ClientId]:
         """Clients that have something to train on."""
@@ -69,7 +65,7 @@ class DeviceClients:
             task = tasks[index]
             try:
                 memory = self.local.memories.read_memory(task.client_id, task.accepted)
-                outcome, reductions = worker.train(task, memory, book.layout)
+                outcome, reductions = worker.train(task, memory, book.layout, self.local.on_step)
             except WorkerLostError as error:
                 say(f"{error}; continuing without it")
                 self.workers.remove(worker)
@@ -80,8 +76,6 @@ class DeviceClients:
                 return
             for reduction in reductions:
                 book.add(reduction)
-            if isinstance(outcome, ClientUpdate):
-                self.on_rows(outcome.num_examples * self._passes)
             desk.put(index, outcome)
 
 

@@ -13,7 +13,7 @@ from fedlora.engines.simulation import MemoryReader, SimulatedClients
 from fedlora.engines.workbench import Workbench
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.methods.choosing import LoadedMethod
-from fedlora.types import ClientPool
+from fedlora.types import ClientPool, Step
 
 
 @contextlib.contextmanager
@@ -22,12 +22,12 @@ def open_pool(
     config: TrainConfig,
     method: LoadedMethod,
     memories: MemoryReader,
-    on_rows: Callable[[int], None],
+    on_step: Callable[[Step], None],
     secret: Secret | None = None,
 ) -> Iterator[ClientPool]:
     """A pool over the configured devices; worker processes end with the block."""
     clients = bench.examples
-    local = SimulatedClients(bench.trainer, method.client, clients, memories, on_rows=on_rows)
+    local = SimulatedClients(bench.trainer, method.client, clients, memories, on_step=on_step)
     if len(config.devices) < 2:
         yield local
         return
@@ -42,7 +42,7 @@ def open_pool(
     what = (asked, clients.files, layout, secret, bench.base.name)
     workers = [Worker(device, *what) for device in config.devices[1:]]
     try:
-        yield DeviceClients(local, workers, on_rows)
+        yield DeviceClients(local, workers)
     finally:
         for worker in workers:
             worker.close()

@@ -32,8 +32,10 @@ from fedlora.types import (
     Download,
     FailureKind,
     LocalResult,
+    Step,
     TrainTask,
     Upload,
+    no_step,
 )
 
 
@@ -62,13 +64,13 @@ class SimulatedClients:
         data: ExampleReader,
         memories: MemoryReader,
         *,
-        on_rows: Callable[[int], None] = lambda rows: None,
+        on_step: Callable[[Step], None] = no_step,
     ) -> None:
         self.trainer = trainer
         self.rule = rule
         self.data = data
         self.memories = memories
-        self.on_rows = on_rows
+        self.on_step = on_step
 
     def clients(self) -> Sequence[ClientId]:
         """Clients that have something to train on."""
@@ -98,7 +100,7 @@ class SimulatedClients:
         memory = self.memories.read_memory(task.client_id, task.accepted)
         phases = self.rule.phases(task.download, memory)
         parts: list[Trained] = []
-        for phase in phases:
+        for part, phase in enumerate(phases, start=1):
             trained = self.trainer.train(
                 phase,
                 examples,
@@ -106,7 +108,7 @@ class SimulatedClients:
                 client_id=task.client_id,
                 moments=memory.optimizer,
                 needs_gradient=self.rule.needs_gradient,
-                on_rows=self.on_rows,
+                on_step=lambda step, part=part: self.on_step(replace(step, part=part)),
             )
             if fault := find_fault(trained.adapter, shapes_of(phase.start)):
                 return ClientFailure(task.client_id, "diverged", fault)

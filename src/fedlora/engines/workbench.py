@@ -16,6 +16,7 @@ from fedlora.data.client_facts import ClientFile
 from fedlora.engines.client_data import ClientExamples
 from fedlora.errors import UsageError
 from fedlora.federated.privacy.randomness import Secret
+from fedlora.home import tokens_folder
 from fedlora.llm.base_model import BaseModel, load_base_model, load_outline
 from fedlora.llm.examples import Encoder, make_encoder
 from fedlora.llm.gradient_check import with_right_gradients
@@ -26,7 +27,6 @@ from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_layout
 from fedlora.llm.token_files import TokenFiles
 from fedlora.llm.trainable_layers import see_rows
-from fedlora.paths import tokens_folder
 from fedlora.types import ClientId
 
 

@@ -32,7 +32,7 @@ FLOWER_COMMANDS = {
         "fedlora.flower.server_runs:run_status",
     ),
     "flower follow": (
-        "show a run on the nodes until it ends",
+        "watch a run on the nodes until it ends",
         "fedlora.flower.flower_config:FollowConfig",
         "fedlora.flower.server_runs:run_follow",
         "run",

@@ -73,7 +73,12 @@ class OneRunConfig(Config):
 
 
 class FollowConfig(OneRunConfig):
-    """Show what a run has printed and prints, until it ends; ends with its exit code."""
+    """Watch a run on the nodes, as `fedlora watch` does, until it ends; ends with its exit code.
+
+    Without a terminal, what the run has printed and prints is shown.
+    """
+
+    interval: float = flag(1.0, "seconds between two looks", ge=0.1, le=3600)
 
 
 class StopConfig(OneRunConfig):

@@ -68,6 +68,7 @@ class FlowerClients:
         *,
         patience: Patience | None = None,
         on_rows: Callable[[int], None] = lambda rows: None,
+        on_begin: Callable[[TrainTask], None] = lambda task: None,
         increment_of: Callable[[int], AdapterState] | None = None,
     ) -> None:
         self.grid = grid
@@ -77,6 +78,7 @@ class FlowerClients:
         self.shapes = shapes
         self.patience = patience or Patience()
         self.on_rows = on_rows
+        self.on_begin = on_begin
         self.increment_of = increment_of
         self._expected: Answer | None = None
         # who may have lost what was added to the base before, and is sent all of it
@@ -140,6 +142,7 @@ class FlowerClients:
             message_id = push(self.grid, node, self._ask(task), "train", self.patience.wave)
             if message_id is not None:
                 wave.sent[message_id] = wave.waiting.pop(client)
+                self.on_begin(task)
 
     def _ask(self, task: TrainTask) -> bytes:
         """A task with what its client misses of the additions to the base: since it took part last, or all of it."""

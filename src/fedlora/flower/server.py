@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from fedlora.runs.run_folder import check_free, check_same, clear_run, read_run
 from fedlora.runs.run_records import RunRecord
 from fedlora.stopping import remember_signals
 from fedlora.training.live_run import Training
+from fedlora.training.run_progress import RunProgress
 from fedlora.types import ClientId, ClientPool
 
 
@@ -125,7 +125,7 @@ def _train(
     base = replace(bench.base, identity=roster.base)
     bench = replace(bench, base=base, examples=ClientExamples(clients, bench.encoder, config, None))
 
-    def open_pool(method: LoadedMethod, on_rows: Callable[[int], None]) -> ClientPool:
+    def open_pool(method: LoadedMethod, progress: RunProgress) -> ClientPool:
         return FlowerClients(
             grid,
             roster,
@@ -133,7 +133,8 @@ def _train(
             method.client,
             shapes,
             patience=waits.wave,
-            on_rows=on_rows,
+            on_rows=progress.advance,
+            on_begin=progress.begin,
             increment_of=lambda number: read_increment(paths, number),
         )
 

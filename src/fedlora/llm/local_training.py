@@ -32,7 +32,7 @@ from fedlora.llm.memory import with_less_memory
 from fedlora.llm.private_steps import PrivateSteps
 from fedlora.seeds import derive_seed
 from fedlora.stopping import stop_if_asked
-from fedlora.types import AdapterState, Phase
+from fedlora.types import AdapterState, Phase, Step, no_step
 
 Moments = Mapping[str, Tensor]
 
@@ -73,10 +73,10 @@ class Trainer:
         client_id: int,
         moments: Moments | None = None,
         needs_gradient: bool = False,
-        on_rows: Callable[[int], None] = lambda rows: None,
+        on_step: Callable[[Step], None] = no_step,
     ) -> Trained:
         """All local epochs of one client's phase; TrainingError when the loss is no longer a number."""
-        config, began = self.config, time.monotonic()
+        config, began = self.config, (started := time.monotonic())
         self.lora.set_background(phase.background)
         self.lora.set_adapter(phase.start, weight=phase.weight)
         factors = pick_half(dict(self.lora.named_factors()), phase.trainable)
@@ -92,7 +92,8 @@ class Trainer:
         checkpointing = self.book.layout.gradient_checkpointing
         with torch.random.fork_rng(devices=devices), self.lora.train_mode(checkpointing=checkpointing):
             for index, rows in enumerate(steps):
-                loss_sum += self._add_gradients(rows, round_number, client_id, index, private)
+                loss = self._add_gradients(rows, round_number, client_id, index, private)
+                loss_sum += loss
                 terms.add()
                 self._update(optimizer, terms, list(factors.values()), self._rate(round_number, index, len(steps)))
                 if not math.isfinite(loss_sum):
@@ -100,9 +101,11 @@ class Trainer:
                         f"the loss is not a number in step {index + 1} of round {round_number}",
                         hint="lower --local_learning_rate, or use --base_dtype float32",
                     )
-                num_labels += sum(example.num_labels for example in rows)
-                num_tokens += sum(len(example.ids) for example in rows)
-                on_rows(len(rows))
+                labels, tokens = sum(example.num_labels for example in rows), sum(len(example.ids) for example in rows)
+                num_labels, num_tokens = num_labels + labels, num_tokens + tokens
+                facts = (loss / labels if labels else None, len(rows), tokens, time.monotonic() - started)
+                started += facts[-1]
+                on_step(Step(round_number, client_id, index + 1, len(steps), *facts, optimizer.param_groups[0]["lr"]))
         return Trained(
             adapter=self.lora.get_adapter(),
             moments=_read_moments(factors, optimizer) if config.optimizer_state == "keep" else {},

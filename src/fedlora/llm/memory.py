@@ -137,6 +137,12 @@ def available_memory(device: torch.device) -> int:
     return free if limit is None or used is None else min(free, limit - used)
 
 
+def held_memory(device: torch.device) -> dict[str, int]:
+    """Bytes that this process holds: `process` in the machine's memory, `device` on a GPU that it computes on."""
+    held = {"process": psutil.Process().memory_info().rss}
+    return held | ({"device": torch.cuda.memory_reserved(device)} if device.type == "cuda" else {})
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that no memory is left: CUDA has a type for it, the CPU's allocator a text."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -73,7 +73,7 @@ def describe_run(paths: RunPaths) -> RunLine:
     sizes = _sizes(paths.root)
     return RunLine(
         name=paths.exp_name,
-        state=_state_of(paths, record, len(done), problem),
+        state=state_of(paths, record, len(done), problem),
         mode=record.mode if record else "",
         base_model=record.base_model if record else "",
         rounds_done=len(done),
@@ -85,7 +85,8 @@ def describe_run(paths: RunPaths) -> RunLine:
     )
 
 
-def _state_of(paths: RunPaths, record: RunRecord | None, done: int, problem: str) -> str:
+def state_of(paths: RunPaths, record: RunRecord | None, done: int, problem: str = "") -> str:
+    """Who trains a run at this moment, what is wrong with it, or whether it is `finished` or `interrupted`."""
     if (holder := find_holder(paths)) is not None:
         return f"training: {holder}"
     if problem or record is None:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fedlora.config.train import LATER_FIELDS, TrainConfig
 from fedlora.console import printable, say
@@ -16,7 +16,7 @@ from fedlora.llm.layout import Layout
 from fedlora.methods.outside import find_other_facts
 from fedlora.methods.row import Method
 from fedlora.methods.table import METHODS
-from fedlora.paths import RunPaths, is_number
+from fedlora.paths import BesideRounds, RunPaths, is_number
 from fedlora.runs.checking import is_whole, seal
 from fedlora.runs.recorded_base import RecordedBase, find_base
 from fedlora.runs.run_records import RunRecord
@@ -86,7 +86,7 @@ def _belongs_to_run(entry: Path) -> bool:
     """Whether a run writes something of this name: its own files, their temporary forms, rounds open or closed."""
     if entry.is_dir():
         return is_number(entry.name.removesuffix(".partial").removesuffix(".damaged"))
-    names = ("run.json", "metrics.jsonl", "nodes.json", ".lock", ".holder.json")
+    names = ("run.json", "metrics.jsonl", "nodes.json", ".lock", ".holder.json", *get_args(BesideRounds))
     return entry.name in names or any(entry.name.startswith(f".{name}.tmp-") for name in names)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fedlora.config.train import TrainConfig
@@ -22,7 +23,7 @@ from fedlora.engines.private_run import find_doubts, make_private_run
 from fedlora.engines.rounds import FederatedRun
 from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.errors import DataError
-from fedlora.federated.adapters import make_adapter, num_bytes
+from fedlora.federated.adapters import make_adapter
 from fedlora.federated.privacy.budget import describe_spent
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.federated.ranks import rank_of
@@ -32,26 +33,29 @@ from fedlora.llm.base_model import BaseModel, load_base_model
 from fedlora.llm.examples import encode_rows
 from fedlora.llm.layout import Layout
 from fedlora.llm.lora import is_fan_in_fan_out
+from fedlora.llm.memory import held_memory
 from fedlora.methods.choosing import LoadedMethod
-from fedlora.methods.outside import record_method
 from fedlora.paths import RunPaths
 from fedlora.plain_text import counted
 from fedlora.planning.forecast import draw_waves, measure_traffic
 from fedlora.planning.growth import forecast_growth
 from fedlora.rows import Row
-from fedlora.runs.environment import check_environment, describe_environment, library_versions
+from fedlora.runs.environment import check_environment
 from fedlora.runs.metrics_log import MetricsLog
+from fedlora.runs.progress_file import ProgressFile
 from fedlora.runs.reader import RunReader
-from fedlora.runs.recorded_base import check_identity, record_identity
+from fedlora.runs.recorded_base import check_identity
 from fedlora.runs.run_records import RunRecord
 from fedlora.runs.secret_file import load_secret, save_secret
 from fedlora.runs.space import SpaceNeed, estimate_round_bytes
 from fedlora.runs.standing import Standing, find_standing
+from fedlora.runs.step_log import StepLog
 from fedlora.runs.writer import RunWriter
 from fedlora.training.round_metrics import RoundMetrics
 from fedlora.training.round_text import say_round
+from fedlora.training.run_description import make_record
 from fedlora.training.run_progress import RunProgress
-from fedlora.types import AdapterState, ClientId, ClientPool
+from fedlora.types import ClientId, ClientPool
 
 
 def open_bench(
@@ -85,7 +89,7 @@ class Training:
         held_out: Sequence[Row],
         recorded: RunRecord | None = None,
         *,
-        remote: Callable[[LoadedMethod, Callable[[int], None]], ClientPool] | None = None,
+        remote: Callable[[LoadedMethod, RunProgress], ClientPool] | None = None,
     ) -> None:
         self.remote = remote
         self.config = config
@@ -104,7 +108,7 @@ class Training:
         self.sizes = {client: clients.num_examples for client, clients in bench.examples.facts.items()}
         self.sizes = {client: size for client, size in self.sizes.items() if size}
         self.private = make_private_run(config, self.sizes, self.secret)
-        self.record = self._describe(recorded)
+        self.record = make_record(config, method, bench, self.adapter, recorded)
         if recorded is not None:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
@@ -141,11 +145,13 @@ class Training:
         metrics = RoundMetrics(self.trainer, self.clients, self.held_out, reader, log, has_personal=own)
         self._catch_up(metrics, standing, rows)
         with (
-            RunProgress(config, method, list(self.sizes.values()), done=done, rows=rows) as progress,
-            self._open_pool(method, reader, progress.advance) as pool,
+            self._open_progress(done, rows) as progress,
+            self._open_pool(method, reader, progress) as pool,
         ):
-            how = {"start": standing, "private": self.private, "files": self.clients.names}
-            federated = FederatedRun(method, pool, writer, config, self.adapter, **how, on_update=progress.count)
+            how: dict[str, Any] = {"start": standing, "private": self.private, "files": self.clients.names}
+            federated = FederatedRun(
+                method, progress.watched(pool), writer, config, self.adapter, **how, on_update=progress.count
+            )
             self.space.check(done)
             began = time.monotonic()
             for result in federated.rounds():
@@ -189,12 +195,24 @@ class Training:
             result = read_result(self.config, self.method, metrics.reader, number, metrics.log, ids, self.private)
             metrics.record(result, sum(record["seconds"] for record in result.records))
 
+    def _open_progress(self, done: int, rows: Sequence[Mapping[str, Any]]) -> RunProgress:
+        return RunProgress(
+            self.config,
+            self.method,
+            list(self.sizes.values()),
+            done=done,
+            rows=rows,
+            file=ProgressFile(self.paths.beside(".progress.json")),
+            memory=partial(held_memory, self.bench.base.device),
+            steps=StepLog(self.paths.beside("steps.jsonl")) if self.config.logs_steps and not self.remote else None,
+        )
+
     def _open_pool(
-        self, method: LoadedMethod, reader: RunReader, on_rows: Callable[[int], None]
+        self, method: LoadedMethod, reader: RunReader, progress: RunProgress
     ) -> contextlib.AbstractContextManager[ClientPool]:
         if self.remote is not None:
-            return contextlib.nullcontext(self.remote(method, on_rows))
-        return open_pool(self.bench, self.config, method, reader, on_rows, self.secret)
+            return contextlib.nullcontext(self.remote(method, progress))
+        return open_pool(self.bench, self.config, method, reader, progress.step, self.secret)
 
     def _make_writer(self, reader: RunReader, log: MetricsLog, standing: Standing | None) -> RunWriter:
         peft_config = make_peft_config(
@@ -231,35 +249,6 @@ class Training:
         needed += traffic.state_bytes + len(members) * traffic.extra_bytes
         return SpaceNeed(self.paths, self.config.num_communication_rounds, needed, self.growth.disk)
 
-    def _describe(self, recorded: RunRecord | None) -> RunRecord:
-        config, base = self.config, self.bench.base
-        # what a run was started on is not found out later
-        identity = recorded.base_identity if recorded else record_identity(base, every_byte=config.verify_base)
-        return RunRecord(
-            exp_name=config.exp_name,
-            mode=config.federation_mode,
-            state="training",
-            base_model=config.base_model,
-            base_dtype=base.dtype_name,
-            config=config.record(),
-            versions=library_versions(config.quantization),
-            environment=describe_environment(base),
-            layout=self.bench.book.layout.record(),
-            clients=tuple(self.clients.facts.values()),
-            has_global_model=self.method.has_global_model,
-            privacy={"secret_id": self.secret.id} if self.secret else None,
-            method=record_method(config.method),
-            base_identity=identity,
-            more={
-                "format": 1,
-                "has_personal_models": self.method.keeps_personal_model,
-                "hyperparameters": self.method.hyperparameters,
-                "device": str(base.device),
-                "lora_scaling": config.lora_scaling,
-                "adapter": _size(self.adapter),
-            },
-        )
-
     def _warn(self) -> None:
         for doubt in find_cohort_doubts(self.config, self.method, self.clients.clients()):
             say("warning: " + "; ".join(doubt))
@@ -282,7 +271,3 @@ def _find_secret(config: TrainConfig, recorded: RunRecord | None) -> Secret | No
     if not config.is_private:
         return None
     return load_secret(recorded.secret_id) if recorded else Secret.draw()
-
-
-def _size(adapter: AdapterState) -> dict[str, int]:
-    return {"num_parameters": sum(value.numel() for value in adapter.values()), "num_bytes": num_bytes(adapter)}

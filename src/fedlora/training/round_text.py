@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedlora.console import say
@@ -18,16 +18,25 @@ LONG_UPDATE = 10
 def say_round(
     row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int, files: Mapping[ClientId, str]
 ) -> None:
-    """Losses, epsilon, excluded clients and long updates; `files` has the name of every client's file."""
+    """Say the lines of `describe_round`."""
+    for line in describe_round(row, records, rounds, files):
+        say(line)
+
+
+def describe_round(
+    row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int, files: Mapping[ClientId, str]
+) -> Iterator[str]:
+    """Losses, epsilon, excluded clients and long updates, a line each; `row` is the round's line in metrics.jsonl,
+    `records` are those of its clients, and `files` has the name of every client's file."""
     held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
     loss = "empty cohort" if row["loss"] is None else f"training loss {row['loss']:.3f}"
     spent = f", {describe_spent(row['privacy'])}" if "privacy" in row else ""
-    say(f"round {row['round']} of {rounds}: {loss}{held_out}{spent}, {row['seconds']:.0f} s")
+    yield f"round {row['round']} of {rounds}: {loss}{held_out}{spent}, {row['seconds']:.0f} s"
     for failure in row["quarantined"]:
-        say(f"  {shown_client(failure['client_id'], files)} is left out of the round: {failure['reason']}")
+        yield f"  {shown_client(failure['client_id'], files)} is left out of the round: {failure['reason']}"
     median = statistics.median([record["update_norm"] for record in records] or [0.0])
     for record in records:
         if record["update_norm"] > LONG_UPDATE * median and "clipped_to" not in record:
             times = f"{record['update_norm'] / median:.0f} times as long as the median" if median else "not zero"
             name = shown_client(record["client_id"], files)
-            say(f"  the update of {name} is {times}: --max_update_norm_ratio would limit it")
+            yield f"  the update of {name} is {times}: --max_update_norm_ratio would limit it"

@@ -1,0 +1,1 @@
+"""A run watched from its files, while another process trains it."""
