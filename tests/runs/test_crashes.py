@@ -4,7 +4,7 @@ import random
 
 import pytest
 from crash_bench import CrashBench
-from crash_damage import DAMAGED_EXIT, damage_files, find_kinds
+from crash_damage import DAMAGED_EXIT, NOT_HASHED, damage_files, find_kinds
 from crash_disk import fill_disks
 from crash_kills import kill_runs
 from crash_starts import lose_signals, send_signals, start_together
@@ -56,7 +56,7 @@ def test_verify_names_every_file_in_which_one_bit_flipped(bench, modes, capsys):
     rng = random.Random(5)
     for mode in modes:
         folder = bench.copy_whole(mode)
-        for name in find_kinds(folder / "run"):
+        for name in sorted(set(find_kinds(folder / "run")) - {*NOT_HASHED}):
             file = folder / "run" / name
             whole = file.read_bytes()
             content = bytearray(whole)
