@@ -177,9 +177,9 @@ class ResultPaths:
     def rouge(self, name: OutputName) -> Path:
         return self.folder / f"{name}_output_rouge.json"
 
-    def scores(self, name: OutputName, suffix: Literal[".json", ".jsonl"]) -> Path:
-        """Every measure of the answers: `.json` with intervals, `.jsonl` row by row."""
-        return self.folder / f"{name}_scores{suffix}"
+    def scores(self, name: OutputName, suffix: Literal[".json", ".jsonl"], kind: str = "scores") -> Path:
+        """Every measure of the answers, or of kind `losses`: `.json` with intervals, `.jsonl` row by row."""
+        return self.folder / f"{name}_{kind}{suffix}"
 
     def judge(self, name: OutputName) -> Path:
         return self.folder / f"{name}_results.json"

@@ -30,6 +30,21 @@ def write_scores(root: Path, run: str, output: str, right: dict[str, str], tests
     (folder / f"{output}_scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def write_losses(root: Path, run: str, output: str, losses: dict[str, float], adapter: str = "a") -> None:
+    """The same loss on each of a client's ten rows, of one to ten tokens."""
+    folder = root / run / "2"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"row": 1, "category": "", "client": client, "loss": loss, "num_tokens": tokens}
+        for client, loss in losses.items()
+        for tokens in range(1, 11)
+    ]
+    (folder / f"{output}_losses.json").write_text(
+        json.dumps({"targets_sha256": "l", "adapter_sha256": None if output == "base" else adapter})
+    )
+    (folder / f"{output}_losses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def experiment(name: str, mode: str) -> Experiment:
     clients = [{"client_id": n, "file": f"{one}.csv", "num_examples": 4} for n, one in enumerate(CLIENTS)]
     return Experiment(name, 2, {"mode": mode, "clients": clients}, [], [], {})
@@ -75,6 +90,33 @@ def test_a_client_s_own_adapter_in_a_joint_run_is_a_model_of_its_own(root: Path)
     found = gains(root, experiment("homo", "homo"), experiment("none", "none"))
     assert list(found["south"].gains["exact"]) == ["homo", "homo, its own"]
     assert list(found["north"].gains["exact"]) == ["homo"]
+
+
+def test_a_gain_in_loss_is_how_much_lower_it_is(root: Path) -> None:
+    write_losses(root, "homo", "global", {"north": 1.0, "south": 2.0})
+    write_losses(root, "none", "client_0", {"north": 1.5})
+    write_losses(root, "none", "client_1", {"south": 1.5})
+    found = gains(root, experiment("homo", "homo"), experiment("none", "none"))
+    assert found["north"].gains["loss"]["homo"].estimate.mean == 0.5
+    assert found["south"].gains["loss"]["homo"].estimate.mean == -0.5
+    assert count_gains("loss", list(found.values())) == {"homo": (1, 1, 2)}
+    # the adapter alone stays the reference where its loss is not known
+    (root / "none" / "2" / "client_0_losses.json").unlink()
+    write_losses(root, "homo", "base", {"north": 3.0})
+    north = gains(root, experiment("homo", "homo"), experiment("none", "none"))["north"]
+    assert (north.reference, north.gains["loss"], set(north.scores["loss"])) == ("alone (none)", {}, {"base", "homo"})
+
+
+def test_a_loss_of_another_adapter_than_the_run_has_is_no_gain(root: Path) -> None:
+    write_losses(root, "homo", "base", {"north": 3.0})
+    write_losses(root, "homo", "global", {"north": 1.0}, adapter="old")
+    (root / "models" / "homo" / "2").mkdir(parents=True)
+    (root / "models" / "homo" / "2" / "manifest.json").write_text('{"files": {"x": {"sha256": "new"}}}')
+    config = ReportConfig.of(rouge_dir=root, model_dir=root / "models")
+    north, _ = find_gains(config, [experiment("homo", "homo")])
+    assert list(north.scores["loss"]) == ["base"]
+    assert north.gains["loss"] == {}
+    assert north.gains["exact"]
 
 
 def test_scores_on_other_test_rows_are_left_out(root: Path) -> None:

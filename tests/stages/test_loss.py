@@ -55,6 +55,7 @@ def trained(tiny_model, tmp_path_factory):
 
 def measure(run: Path, **fields) -> loss.MeasuredLosses:
     options = {"test_file_path": run.parents[1] / "test.jsonl", "base_dtype": "float32", "device": "cpu", **fields}
+    options = {"evaluation_dir": run.parents[1] / "results", **options}
     return loss.run(LossConfig.of(exp_name=run.name, model_dir=run.parent, **options))
 
 
@@ -227,3 +228,20 @@ def test_rows_without_a_response_measure_nothing(trained, tmp_path):
     (tmp_path / "empty.jsonl").write_text('{"instruction": "say", "output": " "}\n')
     with pytest.raises(DataError, match="every response is empty"):
         measure(run, test_file_path=tmp_path / "empty.jsonl")
+
+
+def test_every_row_s_loss_lies_beside_the_totals(trained, tmp_path):
+    run = trained()
+    source = run.parents[1] / "test.jsonl"
+    empty = json.dumps({"instruction": "say nothing", "output": "", "category": "a"}) + "\n"
+    (tmp_path / "rows.jsonl").write_text(empty + source.read_text())
+    one = measure(run, of_subjects="global", test_file_path=tmp_path / "rows.jsonl", evaluation_dir=tmp_path).losses[0]
+    assert one.rows_file == tmp_path / run.name / "2" / "global_losses.jsonl"
+    rows = [json.loads(line) for line in one.rows_file.read_text().splitlines()]
+    assert [row["row"] for row in rows] == [2, 3, 4, 5, 6, 7], "the first has no response"
+    total = sum(row["loss"] * row["num_tokens"] for row in rows) / sum(row["num_tokens"] for row in rows)
+    totals = json.loads(one.totals_file.read_text())
+    assert totals["loss"] == pytest.approx(total) == one.overall.loss
+    assert totals["interval"] == list(one.overall.interval)
+    manifest = json.loads((run / "2" / "manifest.json").read_text())
+    assert totals["adapter_sha256"] in {file["sha256"] for file in manifest["files"].values()}

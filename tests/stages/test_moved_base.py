@@ -59,7 +59,8 @@ class World:
         return self.call(generate, GenerateConfig, **{**where, "device": "cpu", **fields})
 
     def loss(self, **fields: Any) -> Any:
-        return self.call(loss, LossConfig, test_file_path=self.rows, device="cpu", **fields)
+        where = {"test_file_path": self.rows, "evaluation_dir": self.root / "results"}
+        return self.call(loss, LossConfig, **where, device="cpu", **fields)
 
     def reaggregate(self, **fields: Any) -> Any:
         where = {"val_data_path": str(self.rows), "new_name": "what-if", "overwrite": True, "weights": "uniform"}

@@ -322,6 +322,32 @@ def test_answers_of_an_adapter_that_was_trained_anew_since_get_a_warning(world: 
     ]
 
 
+def test_every_measure_of_score_and_loss_has_a_column_with_its_interval(world: World) -> None:
+    folder = world.root / "rouge_dir" / "homo" / str(ROUNDS)
+    known = json.loads((folder / "global_output_rouge.json").read_text())["fedlora"]["predictions_sha256"]
+    estimates = {name: {"mean": 0.5, "interval": [0.4, 0.6]} for name in ("rougeL", "f1", "chrf")}
+    write(folder / "global_scores.json", {"predictions_sha256": known, "overall": estimates})
+    write(folder / "global_losses.json", {"adapter_sha256": "a" * 64, "loss": 1.25, "interval": [1.0, 1.5]})
+    _, markdown, record = report_of(world, *ALL)
+    row = next(row for row in record["rows"] if row["label"] == "homo")
+    assert (row["f1"], row["chrf"], row["test_loss"]) == (0.5, 0.5, 1.25)
+    line = next(line for line in markdown.splitlines() if line.startswith("| homo"))
+    assert "| 0.700 (0.400-0.600) | 0.500 (0.400-0.600) | 0.500 (0.400-0.600) | 1.250 (1.000-1.500) |" in line
+    # answers that were scored again since are not those that `score` measured
+    write(folder / "global_scores.json", {"predictions_sha256": "other", "overall": estimates})
+    row = next(row for row in report_of(world, *ALL)[2]["rows"] if row["label"] == "homo")
+    assert (row["f1"], row["rouge_l"]) == (None, 0.7)
+
+
+def test_a_loss_of_another_adapter_than_is_there_is_left_out_and_said(world: World) -> None:
+    write(world.root / "model_dir" / "homo" / str(ROUNDS) / "manifest.json", {"files": {"x": {"sha256": "b" * 64}}})
+    folder = world.root / "rouge_dir" / "homo" / str(ROUNDS)
+    write(folder / "global_losses.json", {"adapter_sha256": "a" * 64, "loss": 1.25, "interval": [1.0, 1.5]})
+    _, _, record = report_of(world, *ALL)
+    assert next(row for row in record["rows"] if row["label"] == "homo")["test_loss"] is None
+    assert any("its loss was measured with another adapter" in text and "homo" in text for text in record["warnings"])
+
+
 def test_missing_scores_leave_dashes_and_name_the_commands_that_make_them(world: World) -> None:
     for client in (0, 2):
         (world.root / "rouge_dir" / "none" / str(ROUNDS) / f"client_{client}_output_rouge.json").unlink()
@@ -330,7 +356,7 @@ def test_missing_scores_leave_dashes_and_name_the_commands_that_make_them(world:
     findings, markdown, _ = report_of(world, *ALL)
     text = "\n".join(main_table_parts(findings))
     line = next(line for line in text.splitlines() if line.startswith("none client 0"))
-    assert line.split()[4:9] == ["-", "-", "-", "-", "1.800"]
+    assert line.split()[4:12] == ["-"] * 7 + ["1.800"]
     assert row_of(findings, "none mean").all is None
     assert row_of(findings, "none mean").costs.steps == 24
     gaps = {gap.text: gap.commands for gap in findings.gaps}
@@ -554,7 +580,8 @@ def test_the_main_table_is_aligned_and_ends_with_the_paths_of_the_report(world: 
     assert len({len(line) for line in lines[:10]}) == 1
     assert lines[0].split("  ")[0] == "model"
     homo = next(line for line in lines if line.startswith("homo"))
-    assert homo.split() == ["homo", "0.700", "0.700", "0.527-0.811", "0.700", "1.800", "24", "600", "4.8", "kB", "9.0"]
+    assert homo.split()[1:9] == ["0.700", "0.700", "0.527-0.811", "0.700", *"---", "1.800"]
+    assert homo.split()[9:] == ["24", "600", "4.8", "kB", "9.0"]
 
 
 def test_aggregation_error_and_drift_have_a_table_and_a_picture_where_they_were_measured(

@@ -28,6 +28,9 @@ class LossConfig(ReadingConfig):
     )
     base_model: str = place_of_base(everyday=True)
     model_dir: Path = flag(Path("./models"), "root folder of all runs", everyday=True)
+    evaluation_dir: Path = flag(
+        Path("./evaluations_rouge"), "root folder of the results, beside those of score", everyday=True
+    )
     device: str = flag("auto", "auto, cpu, cuda or cuda:<n>", everyday=True)
     base_dtype: Precision = flag(
         "auto", "number type of the frozen base model; auto: bfloat16 where the device multiplies it fast"

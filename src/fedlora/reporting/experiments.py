@@ -44,6 +44,10 @@ class Answers:
     missing: str
     """What is missing of the scores ("" when nothing is): NO_PREDICTIONS or NOT_SCORED, which commands fill, or why
     there is no adapter."""
+    scores: Mapping[str, Any] | None = None
+    """What `score` left of the same predictions: every measure with its interval."""
+    losses: Mapping[str, Any] | None = None
+    """What `loss` left."""
 
 
 @dataclass(frozen=True)
@@ -216,20 +220,35 @@ def _load_personal(
 
 def _load_answers(config: ReportConfig, exp_name: str, round_number: int, name: OutputName) -> Answers:
     predicted = ResultPaths(config.prediction_dir, exp_name, round_number)
-    scored = ResultPaths(config.rouge_dir, exp_name, round_number).rouge(name)
+    scored = ResultPaths(config.rouge_dir, exp_name, round_number)
     judged = ResultPaths(config.llm_dir, exp_name, round_number)
     predictions = predicted.predictions(name)
-    rouge = read_result(scored, "fedlora", "fedlora score")
+    rouge = read_result(scored.rouge(name), "fedlora", "fedlora score")
     meta = read_result(predicted.predictions_meta(name), "adapter_sha256", "fedlora generate")
     doubts = []
     if rouge and predictions.is_file() and sha256_of(predictions) != rouge["fedlora"]["predictions_sha256"]:
         doubts.append("predictions changed after they were scored")
     if meta and _adapter_was_replaced(config, exp_name, round_number, meta["adapter_sha256"]):
         doubts.append("predictions were made with another adapter than the run has now")
+    scores = read_result(scored.scores(name, ".json"), "overall", "fedlora score")
+    if scores and rouge and scores["predictions_sha256"] != rouge["fedlora"]["predictions_sha256"]:
+        scores = None
+    losses = read_losses(config, exp_name, round_number, name)
+    if losses is None and scored.scores(name, ".json", "losses").is_file():
+        doubts.append("its loss was measured with another adapter than the run has now, and is left out")
     missing = "" if rouge else NOT_SCORED if predictions.is_file() else NO_PREDICTIONS
     results = [read_result(file, "win", "fedlora evaluate_llm") for file in (judged.judge(name), *judged.pairs(name))]
     pairs = [result for number, result in enumerate(results) if result is not None and result not in results[:number]]
-    return Answers(rouge, meta, tuple(pairs), tuple(doubts), missing)
+    return Answers(rouge, meta, tuple(pairs), tuple(doubts), missing, scores, losses)
+
+
+def read_losses(config: ReportConfig, exp_name: str, round_number: int, name: OutputName) -> Mapping[str, Any] | None:
+    """The totals that `loss` left of a model; None where it left none, or measured another adapter than is there."""
+    file = ResultPaths(config.rouge_dir, exp_name, round_number).scores(name, ".json", "losses")
+    losses = read_result(file, "adapter_sha256", "fedlora loss")
+    if losses is None or _adapter_was_replaced(config, exp_name, round_number, losses["adapter_sha256"]):
+        return None
+    return losses
 
 
 def _adapter_was_replaced(config: ReportConfig, exp_name: str, round_number: int, adapter_sha256: str | None) -> bool:

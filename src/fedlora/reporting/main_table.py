@@ -15,6 +15,9 @@ COLUMNS = (
     "all",
     "95 % of all",
     "ROUGE-L",
+    "F1",
+    "chrF",
+    "test loss",
     "held-out loss",
     "steps",
     "tokens",
@@ -42,7 +45,7 @@ def main_cells(row: ModelRow) -> tuple[str, ...]:
         number_text(row.own),
         number_text(row.all),
         interval,
-        number_text(row.rouge_l),
+        *(_with_interval(row, name) for name in ("rouge_l", "f1", "chrf", "test_loss")),
         number_text(row.held_out_loss),
     ]
     if row.costs is None:
@@ -56,7 +59,12 @@ def main_values(row: ModelRow) -> tuple[float | None, ...]:
     """The numbers of `main_cells`; None for what is no number, or was not measured."""
     costs = row.costs
     amounts = (None,) * 4 if costs is None else (costs.steps, costs.tokens, costs.bytes_sent, costs.seconds)
-    return (None, row.own, row.all, None, row.rouge_l, row.held_out_loss, *amounts)
+    return (None, row.own, row.all, None, row.rouge_l, row.f1, row.chrf, row.test_loss, row.held_out_loss, *amounts)
+
+
+def _with_interval(row: ModelRow, name: str) -> str:
+    text = number_text(getattr(row, name))
+    return text + (" ({:.3f}-{:.3f})".format(*row.intervals[name]) if name in row.intervals else "")
 
 
 def short_label(row: ModelRow) -> str:

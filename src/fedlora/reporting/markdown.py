@@ -25,7 +25,9 @@ DEFINITIONS = """\
 - **all**: exact match, the plain mean over all categories of the test rows, or over the clients whose rows they are.
   The interval covers the choice of test rows (Wilson's intervals of the categories, combined) and says nothing about
   the luck of training.
-- **ROUGE-L**: F1 of rouge-score, no stemmer, plain mean over the categories.
+- **ROUGE-L, F1, chrF**: F1 of rouge-score, no stemmer; of the words that both have; of character n-grams. Plain means
+  over the categories, with 95 % intervals by bootstrap over prompts where `fedlora score` measured them.
+- **test loss**: per response token of the test rows, as `fedlora loss` measured it.
 - **held-out loss**: per response token, on rows that no client trained on.
 - **steps, tokens, bytes sent, seconds**: sums over all rounds and the clients whose update was used; tokens count
   prompt and response; bytes are adapters up and down; seconds are training alone."""
@@ -54,7 +56,8 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
         parts += ["![Exact match of every model per category](clients.png)", _category_table(findings)]
     if findings.gains_of_clients:
         parts += ["## Who gains by joining", _gains_text(findings.gains_of_clients)]
-        parts += [_gains_table(measure, findings.gains_of_clients) for measure in MEASURES]
+        measured = [name for name in MEASURES if any(one.scores[name] for one in findings.gains_of_clients)]
+        parts += [_gains_table(name, findings.gains_of_clients) for name in measured]
     if findings.drift:
         parts += ["## Aggregation error and drift", markdown_table(*drift_rows(findings)), DRIFT]
         parts += ["![Aggregation error and drift per round](drift.png)"] if "drift.png" in pictures else []
@@ -125,8 +128,9 @@ def _gains_text(clients: Sequence[ClientGains]) -> str:
     ]
     head = (
         "Every client's own test rows under each model, with 95 % intervals. The gain is that of a joint model over "
-        "the reference: the adapter that the client trained alone where such a run is here, else the base. Bold: the "
-        "interval of the gain excludes 0, and the client counts as gaining or losing."
+        "the reference: the adapter that the client trained alone where such a run is here, else the base. A gain in "
+        "loss is how much lower it is. Bold: the interval of the gain excludes 0, and the client counts as gaining or "
+        "losing."
     )
     return "\n".join([head, "", *counts])
 

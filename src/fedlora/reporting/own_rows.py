@@ -1,7 +1,7 @@
 """Who gains by joining: every client's own test rows, under each model that could answer them.
 
-Read from what `score` left row by row. A client's gain is a joint model's score less that of the adapter that it
-trained alone, where a run of such a method is among those reported, else less the base's; both on the same rows.
+Read from what `score` and `loss` left row by row. A client's gain is a joint model's score less that of the adapter
+that it trained alone, where a run of such a method is among those reported, else less the base's, on the same rows.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ from fedlora.errors import UsageError
 from fedlora.evaluation.score_table import Difference, Estimate, Measure, ScoreTable
 from fedlora.files import read_json, read_text
 from fedlora.paths import OutputName, ResultPaths
-from fedlora.reporting.experiments import Experiment
+from fedlora.reporting.experiments import Experiment, read_losses
 from fedlora.reporting.summary import experiment_titles, global_title, in_report_order, personal_title
 
-MEASURES = {"exact": True, "rougeL": False, "chrf": False}
-"""What is compared -> whether it is a share of rows that are right."""
+SHARES = frozenset({"exact"})
+"""Measures that are a share of rows which are right."""
+LOWER_IS_BETTER = frozenset({"loss"})
+MEASURED = {"scores": ("exact", "rougeL", "chrf"), "losses": ("loss",)}
+"""Kind of files -> what is compared of them."""
+MEASURES = tuple(name for names in MEASURED.values() for name in names)
 BASE = "base"
 
 
 @dataclass(frozen=True)
 class ClientGains:
-    """One client: measure -> model -> its score on the client's test rows; `gains` has the joint models, less the
-    `reference`."""
+    """One client: measure -> model -> its score on the client's test rows; `gains` has how much better the joint models
+    are than the `reference`: higher, and for a loss lower. Both are empty for what was not measured."""
 
     client: str
     num_rows: int
@@ -51,25 +55,28 @@ class ClientGains:
 def find_gains(config: ReportConfig, experiments: Sequence[Experiment]) -> list[ClientGains]:
     """One entry for each client with test rows of its own that a joint model and its reference have answered.
 
-    Only scores on the test rows of the first run that has any count, so that all are of the same rows.
+    Only what was measured on the test rows of the first run that has any counts, so that all are of the same rows.
     """
-    scored = ScoredRows(config)
-    for experiment in experiments:
-        scored.find_tests(experiment)
     titles = experiment_titles(experiments)
-    sources: dict[str, list[tuple[str, bool, _Rows]]] = {}
-    for experiment in in_report_order(experiments):
-        for client in experiment.clients:
-            name = name_of_file(client["file"])
-            for label, output, is_joint in _models(experiment, titles[experiment.name], client["client_id"]):
-                rows = scored.rows_of(experiment, output, name)
-                known = [other for other, *_ in sources.setdefault(name, [])]
-                if rows and label not in known:
-                    sources[name].append((label, is_joint, rows))
-    return [gains for name, models in sources.items() if (gains := _compare(name, models))]
+    sources: dict[str, dict[str, _Models]] = {}
+    for kind in MEASURED:
+        scored = ScoredRows(config, kind)
+        for experiment in experiments:
+            scored.find_tests(experiment)
+        for experiment in in_report_order(experiments):
+            for client in experiment.clients:
+                name = name_of_file(client["file"])
+                models = sources.setdefault(name, {}).setdefault(kind, [])
+                for label, output, is_joint in _models(experiment, titles[experiment.name], client["client_id"]):
+                    rows = scored.rows_of(experiment, output, name)
+                    if rows and label not in [other for other, *_ in models]:
+                        models.append((label, is_joint, rows))
+    return [gains for name, kinds in sources.items() if (gains := _compare(name, kinds))]
 
 
 _Rows = list[dict[str, Any]]
+_Models = list[tuple[str, bool, _Rows]]
+"""Label of a model, whether others' rows are in it, and what was measured of it."""
 
 
 def _models(experiment: Experiment, title: str, client: int) -> list[tuple[str, OutputName, bool]]:
@@ -86,10 +93,12 @@ def _models(experiment: Experiment, title: str, client: int) -> list[tuple[str, 
 
 
 class ScoredRows:
-    """The row files of `score`, each read once; those on other test rows than the first are left out."""
+    """The row files of one kind, each read once; those on other test rows than the first are left out, and losses of
+    another adapter than is there."""
 
-    def __init__(self, config: ReportConfig) -> None:
+    def __init__(self, config: ReportConfig, kind: str = "scores") -> None:
         self._config = config
+        self._kind = kind
         self._tests = ""
         self._files: dict[tuple[str, int, OutputName], _Rows] = {}
 
@@ -107,56 +116,64 @@ class ScoredRows:
     def _load(self, experiment: Experiment, output: OutputName) -> _Rows:
         key = (experiment.name, experiment.round_number, output)
         if key not in self._files:
-            self._files[key] = self._read(ResultPaths(self._config.rouge_dir, *key[:2]), output)
+            is_stale = self._kind == "losses" and read_losses(self._config, *key) is None
+            paths = ResultPaths(self._config.rouge_dir, *key[:2])
+            self._files[key] = [] if is_stale else self._read(paths, output)
         return self._files[key]
 
     def _read(self, paths: ResultPaths, output: OutputName) -> _Rows:
-        totals, file = paths.scores(output, ".json"), paths.scores(output, ".jsonl")
+        totals, file = (paths.scores(output, suffix, self._kind) for suffix in (".json", ".jsonl"))
         if not totals.is_file() or not file.is_file():
             return []
         try:
             tests = read_json(totals)["targets_sha256"]
             rows = [json.loads(line) for line in read_text(file).splitlines()]
-            if not all(measure in row for row in rows for measure in MEASURES):
-                raise KeyError(*MEASURES)
+            if not all(measure in row for row in rows for measure in MEASURED[self._kind]):
+                raise KeyError(*MEASURED[self._kind])
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{file}: not written by fedlora ({error})", hint="run `fedlora score` again") from None
+            command = "score" if self._kind == "scores" else "loss"
+            raise UsageError(
+                f"{file}: not written by fedlora ({error})", hint=f"run `fedlora {command}` again"
+            ) from None
         self._tests = self._tests or tests
         return rows if tests == self._tests else []
 
 
-def _compare(client: str, models: Sequence[tuple[str, bool, _Rows]]) -> ClientGains | None:
+def _compare(client: str, kinds: Mapping[str, _Models]) -> ClientGains | None:
     """A client's matrix; None where no joint model, or nothing to compare it with, has answered its rows."""
-    joint = [label for label, is_joint, _ in models if is_joint]
-    others = [label for label, is_joint, _ in models if not is_joint]
-    if not joint or not others:
+    every = {label: is_joint for models in kinds.values() for label, is_joint, _ in models}
+    others = [label for label, is_joint in every.items() if not is_joint]
+    if not others or len(others) == len(every):
         return None
     reference = next((label for label in others if label != BASE), BASE)
-    rows = models[0][2]
-    measured = {
-        label: {
-            name: Measure(np.array([row[name] for row in own], dtype=float), is_share=is_share)
-            for name, is_share in MEASURES.items()
-        }
-        for label, _, own in models
-    }
-    table = ScoreTable(measured, [client] * len(rows), range(len(rows)))
-    scores = {label: table.overall(label) for label in measured}
-    gains = {label: table.difference(label, reference) for label in joint}
-    return ClientGains(
-        client,
-        len(rows),
-        {name: {label: found[name] for label, found in scores.items()} for name in MEASURES},
-        reference,
-        {name: {label: found[name] for label, found in gains.items()} for name in MEASURES},
-    )
+    scores: dict[str, dict[str, Estimate]] = {name: {} for name in MEASURES}
+    gains: dict[str, dict[str, Difference]] = {name: {} for name in MEASURES}
+    for kind, models in kinds.items():
+        if not models:
+            continue
+        measured = {label: {name: _measure(name, rows) for name in MEASURED[kind]} for label, _, rows in models}
+        size = len(models[0][2])
+        table = ScoreTable(measured, [client] * size, range(size))
+        for label in measured:
+            for name, one in table.overall(label).items():
+                scores[name][label] = one
+            for name in MEASURED[kind] if every[label] and reference in measured else ():
+                pair = (reference, label) if name in LOWER_IS_BETTER else (label, reference)
+                gains[name][label] = table.difference(*pair)[name]
+    num_rows = max(len(models[0][2]) for models in kinds.values() if models)
+    return ClientGains(client, num_rows, scores, reference, gains)
+
+
+def _measure(name: str, rows: _Rows) -> Measure:
+    weights = np.array([row["num_tokens"] for row in rows], dtype=float) if name == "loss" else None
+    return Measure(np.array([row[name] for row in rows], dtype=float), weights, is_share=name in SHARES)
 
 
 def count_gains(measure: str, clients: Sequence[ClientGains]) -> dict[str, tuple[int, int, int]]:
     """Joint model -> clients that gain by it, clients that lose, by intervals without 0, and all clients."""
     found: dict[str, tuple[int, int, int]] = {}
     for client in clients:
-        for label, one in client.gains[measure].items():
+        for label, one in client.gains.get(measure, {}).items():
             gain, lose, total = found.get(label, (0, 0, 0))
             is_gain = one.estimate.mean > 0
             found[label] = (gain + (one.is_clear and is_gain), lose + (one.is_clear and not is_gain), total + 1)
@@ -164,4 +181,4 @@ def count_gains(measure: str, clients: Sequence[ClientGains]) -> dict[str, tuple
 
 
 def _records(values: Mapping[str, Mapping[str, Estimate | Difference]]) -> dict[str, Any]:
-    return {name: {label: one.record() for label, one in found.items()} for name, found in values.items()}
+    return {name: {label: one.record() for label, one in found.items()} for name, found in values.items() if found}

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from fedlora.config.evaluate import ReportConfig
 from fedlora.data.client_names import name_of_file
-from fedlora.evaluation.intervals import macro_interval, share_interval
 from fedlora.llm.base_identity import BaseIdentity
 from fedlora.plain_text import counted
 from fedlora.reporting.curves import last_loss, last_personal_loss
 from fedlora.reporting.experiments import NEVER_TRAINED, STAYS_ON_NODE, Experiment, answer_commands, runs_command
+from fedlora.reporting.model_scores import mean_of, scores_of
 
 COSTS_ARE_TOTALS = " (costs: total)"
 """Ends the label of a mean row, whose scores are means and whose costs are sums."""
@@ -52,6 +52,12 @@ class ModelRow:
     all: float | None = None
     all_interval: tuple[float, float] | None = None
     rouge_l: float | None = None
+    f1: float | None = None
+    chrf: float | None = None
+    test_loss: float | None = None
+    """Of the test rows, where `loss` measured it."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % interval of `rouge_l`, `f1`, `chrf` and `test_loss`, where there is one."""
     held_out_loss: float | None = None
     costs: Costs | None = None
     categories: Mapping[str, float] = field(default_factory=dict)
@@ -188,12 +194,12 @@ def _base_row(experiments: Sequence[Experiment]) -> ModelRow:
     same_base = [owner, *(one for one in experiments if bases[one.name] == bases[owner.name])]
     losses = [row["val_loss"] for one in same_base for row in one.round_rows if row["round"] == 0 and "val_loss" in row]
     loss = losses[0] if losses else None
-    scores = _scores(owner, "base", owner.clients)
+    scores = scores_of(owner, "base", owner.clients)
     return ModelRow("base", owner.name, "base", "base", held_out_loss=loss, costs=Costs(0, 0, 0, 0.0), **scores)
 
 
 def _global_row(experiment: Experiment, title: str) -> ModelRow:
-    scores = _scores(experiment, "global", experiment.clients)
+    scores = scores_of(experiment, "global", experiment.clients)
     loss = last_loss(experiment, experiment.round_rows)
     costs = _costs(experiment, experiment.client_rows)
     return ModelRow(title, experiment.name, experiment.mode, "global", held_out_loss=loss, costs=costs, **scores)
@@ -218,7 +224,7 @@ def _client_row(experiment: Experiment, client: Mapping[str, Any], title: str) -
         held_out_loss=last_personal_loss(experiment, rows),
         costs=_costs(experiment, rows),
         own_categories=categories,
-        **_scores(experiment, f"client_{client_id}", [client]),
+        **scores_of(experiment, f"client_{client_id}", [client]),
     )
 
 
@@ -229,47 +235,16 @@ def _mean_row(experiment: Experiment, clients: Sequence[ModelRow], title: str) -
         experiment.name,
         experiment.mode,
         "mean",
-        own=_mean(row.own for row in clients),
-        all=_mean(row.all for row in clients),
-        rouge_l=_mean(row.rouge_l for row in clients),
-        held_out_loss=_mean(row.held_out_loss for row in clients),
+        own=mean_of(row.own for row in clients),
+        all=mean_of(row.all for row in clients),
+        rouge_l=mean_of(row.rouge_l for row in clients),
+        f1=mean_of(row.f1 for row in clients),
+        chrf=mean_of(row.chrf for row in clients),
+        test_loss=mean_of(row.test_loss for row in clients),
+        held_out_loss=mean_of(row.held_out_loss for row in clients),
         costs=_costs(experiment, experiment.client_rows),
         categories={name: fmean(row.categories[name] for row in clients) for name in sorted(names)},
     )
-
-
-def _scores(experiment: Experiment, output_name: str, clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    rouge = experiment.answers[output_name].rouge
-    if rouge is None:
-        return {}
-    exact = rouge["fedlora"]["exact_match"]
-    shares, counts = exact["categories"], rouge["fedlora"]["num_samples"]
-    return {
-        "own": _mean(_own_score(client, rouge["fedlora"]) for client in clients),
-        "all": exact["macro"],
-        "all_interval": macro_interval(shares, counts),
-        "rouge_l": rouge["overall"]["avg_rougeL"],
-        "categories": dict(sorted(shares.items())),
-        "category_intervals": {name: share_interval(share, counts[name]) for name, share in sorted(shares.items())},
-    }
-
-
-def _own_score(client: Mapping[str, Any], scores: Mapping[str, Any]) -> float | None:
-    """Exact match on a client's test rows where they are known; else weighed by its training rows per category. None
-    where the test set has none of its rows, or lacks one of the categories."""
-    if "clients" in scores:
-        own = scores["clients"].get(name_of_file(client["file"]))
-        return None if own is None else own["exact_match"]
-    counts, exact = client["categories"], scores["exact_match"]["categories"]
-    if not set(counts) <= set(exact):
-        return None
-    return sum(count * exact[name] for name, count in counts.items()) / sum(counts.values())
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    every = list(values)
-    present = [value for value in every if value is not None]
-    return fmean(present) if present and len(present) == len(every) else None
 
 
 def _costs(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Costs | None:

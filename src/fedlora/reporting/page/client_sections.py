@@ -61,7 +61,7 @@ def gains_section(findings: Findings, looks: Looks) -> Section:
         return Section("gains", title, [text], [Commands("DATA is the folder of the clients' files:", commands)])
     intro = [
         "The gain of a joint model on a client's own test rows, over the adapter that the client trained alone where "
-        "such a run is here, else over the base. Bold: the 95 % interval excludes 0."
+        "such a run is here, else over the base; of a loss how much lower it is. Bold: the 95 % interval excludes 0."
     ]
     counts = [
         f"{label}, {measure}: {gain} of {counted(total, 'client')} gain, {lose} lose"
@@ -70,7 +70,7 @@ def gains_section(findings: Findings, looks: Looks) -> Section:
     ]
     kinds = ("", " (global)", " (personal)", ", its own")
     names = {title + kind: name for name, title in findings.titles.items() for kind in kinds}
-    tables = [_gains_table(measure, findings, looks, names) for measure in MEASURES]
+    tables = [_gains_table(one, findings, looks, names) for one in MEASURES if any(each.gains[one] for each in clients)]
     return Section("gains", title, intro, [Items(counts), *tables])
 
 
