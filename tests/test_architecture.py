@@ -78,6 +78,10 @@ def test_only_llm_knows_the_model_libraries():
     assert not importers_of("transformers", "peft") - on_floor("llm")
 
 
+def test_only_the_package_of_standard_tasks_knows_their_library():
+    assert {module.rpartition(".")[0] for module in importers_of("lm_eval")} == {"evaluation.tasks"}
+
+
 def test_only_the_feature_across_machines_knows_flower():
     assert not {module for module in importers_of("flwr") if not module.startswith("flower.")}
     outside = {module for module in importers_of("fedlora.flower") if not module.startswith("flower.")}
@@ -98,6 +102,8 @@ def test_no_module_draws_from_python_s_global_random_state():
     drawn = {
         f"{module}: random.{node.attr}"
         for module, tree in MODULES.items()
+        # the library of standard tasks draws from it: its seed is set, and what it was put back
+        if module != "evaluation.tasks.quiet_library"
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "random" and node.attr != "Random"
     }
@@ -153,12 +159,20 @@ NAMED = {
     ("reporting.detail_rows", "none"): "an adapter that is not there",
     ("reporting.rounds_figure", "none"): "matplotlib's edge colour",
     ("llm.adapter_config", "none"): "PEFT's bias",
+    ("evaluation.tasks.task_scores", "none"): "lm-eval's filter that does nothing",
     ("llm.loss", "none"): "torch's loss of each label",
     ("runs.saved_adapters", "none"): "no round",
     **{
         (module, "none"): "no quantisation"
         for module in (
-            *("config.train_fields", "config.generate", "llm.base_model", "llm.footprint", "llm.quantization"),
+            *(
+                "config.train_fields",
+                "config.generate",
+                "config.tasks",
+                "llm.base_model",
+                "llm.footprint",
+                "llm.quantization",
+            ),
             *("config.data", "runs.environment", "engines.answerers", "planning.run_plan"),
             *("config.importing", "exporting.exported"),
         )
@@ -227,9 +241,9 @@ def test_the_rule_on_writing_sees_what_it_should(source, count):
     assert len(list(writes_of(ast.parse(source)))) == count
 
 
-PRINTERS = {"cli", "flags", "console", "flower.server", "live_output"}
-"""The command line, messages, and the line that tells the exit code of Flower's app, of which only its output comes
-back."""
+PRINTERS = {"cli", "flags", "console", "flower.server", "live_output", "evaluation.tasks.quiet_library"}
+"""The command line, messages, the line that tells the exit code of Flower's app, of which only its output comes back,
+and what keeps another library's prints away."""
 
 
 def prints_of(tree: ast.AST) -> Iterator[str]:

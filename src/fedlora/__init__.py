@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedlora import errors
-    from fedlora.api.answers import Answers, generate, judge, loss, score
+    from fedlora.api.answers import Answers, generate, judge, loss, score, tasks
     from fedlora.api.checks import check_method
     from fedlora.api.looking import compare, export, import_adapter, open, reaggregate, report, runs, verify  # noqa: A004
     from fedlora.api.preparing import allocate, plan, silos
@@ -50,13 +50,14 @@ __all__ = [
     "runs",
     "score",
     "silos",
+    "tasks",
     "train",
     "verify",
 ]
 
 _PLACES = MappingProxyType(
     {
-        **dict.fromkeys(("Answers", "generate", "judge", "loss", "score"), "fedlora.api.answers"),
+        **dict.fromkeys(("Answers", "generate", "judge", "loss", "score", "tasks"), "fedlora.api.answers"),
         "Scores": "fedlora.stages.score",
         "check_method": "fedlora.api.checks",
         **dict.fromkeys(

@@ -67,6 +67,14 @@ COMMANDS = {
         "fedlora.stages.loss:run",
         positional="exp_name",
     ),
+    "tasks": Command(
+        "measure standard tasks of lm-evaluation-harness, with standard errors",
+        "fedlora.config.tasks:TasksConfig",
+        "fedlora.stages.tasks:run",
+        positional="exp_name",
+        requires="fedlora.evaluation.tasks.installed:check_library",
+        resumes=True,
+    ),
     "report": Command(
         "put several runs side by side: tables and plots",
         "fedlora.config.evaluate:ReportConfig",

@@ -158,10 +158,7 @@ class ResultPaths:
     @property
     def rounds(self) -> list[int]:
         """Rounds of this experiment that have a folder, ascending, whatever `round_number` is."""
-        folder = _below(self.root, check_name(self.exp_name, "exp_name"))
-        if not folder.is_dir():
-            return []
-        return sorted(int(entry.name) for entry in folder.iterdir() if is_number(entry.name) and entry.is_dir())
+        return RunPaths(self.root, self.exp_name).committed_rounds()
 
     def predicted(self) -> list[OutputName]:
         """Everyone whose predictions lie here: base, global, then the clients by number."""
@@ -180,6 +177,10 @@ class ResultPaths:
     def scores(self, name: OutputName, suffix: Literal[".json", ".jsonl"], kind: str = "scores") -> Path:
         """Every measure of the answers, or of kind `losses`: `.json` with intervals, `.jsonl` row by row."""
         return self.folder / f"{name}_{kind}{suffix}"
+
+    def task(self, name: OutputName, task: str, suffix: Literal[".json", ".jsonl"]) -> Path:
+        """What one standard task measured: `.json` the scores, `.jsonl` row by row."""
+        return self._below_root(str(name), f"{check_name(task, 'task')}{suffix}")
 
     def judge(self, name: OutputName) -> Path:
         return self.folder / f"{name}_results.json"

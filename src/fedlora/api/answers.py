@@ -13,6 +13,7 @@ from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.loss import LossConfig
 from fedlora.config.score import ScoreConfig
+from fedlora.config.tasks import TasksConfig
 from fedlora.errors import UsageError
 from fedlora.home import path_at_home
 from fedlora.plain_text import counted, one_line, table_text
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fedlora.stages.evaluate_llm import Judgements
     from fedlora.stages.loss import MeasuredLosses
     from fedlora.stages.score import Scores
+    from fedlora.stages.tasks import TaskResults
 
 QUESTION_HINT = "give text, a row with instruction and input, messages that end with the user's, or a prompt"
 MOST_ROWS, MOST_LETTERS = 10, 60
@@ -219,6 +221,25 @@ def loss(config: PathLike | None = None, *, progress: bool = True, **keywords: A
     from fedlora.stages import loss as stage
 
     return call("loss", LossConfig, stage.run, config, keywords, progress=progress)
+
+
+@takes(TasksConfig)
+def tasks(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> TaskResults:
+    """Measure a base and stored adapters on standard tasks of lm-evaluation-harness; needs the extra `tasks`.
+
+    `tasks` names tasks of that library, or files of tasks. Each score has the library's standard error and a 95 %
+    interval of 1.96 of them. Two files per model and task are written to `evaluation_dir/name/round/who`; a second call
+    with the same settings reads them.
+
+    Raises UsageError (a run, a round, a client, a task, rows that cannot be had), DataError (a task's own code fails).
+
+    >>> measured = fl.tasks(name="pair", tasks="colours.yaml", of=["base", "global"], progress=False)
+    >>> [(one.subject.name, one.scores[0].measure) for one in measured.results]
+    [('base', 'acc'), ('global', 'acc')]
+    """
+    from fedlora.stages import tasks as stage
+
+    return call("tasks", TasksConfig, stage.run, config, keywords, progress=progress)
 
 
 @takes(EvaluateLlmConfig)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fedlora.api.picture import Picture
     from fedlora.stages.export import Export
     from fedlora.stages.report import Report
+    from fedlora.stages.tasks import TaskResults
     from fedlora.stages.verify import Verification
 
 
@@ -135,6 +136,19 @@ class Run(Result):
         from fedlora.api.answers import generate
 
         return generate(progress=progress, **self._names(test=test, of=of, **keywords))
+
+    def tasks(
+        self,
+        tasks: Sequence[str] | str,
+        of: Sequence[str | int] | str | int = ("base", "global"),
+        *,
+        progress: bool = True,
+        **keywords: Any,
+    ) -> TaskResults:
+        """Measure standard tasks: `fedlora.tasks` of this run."""
+        from fedlora.api.answers import tasks as measure
+
+        return measure(progress=progress, **self._names(tasks=tasks, of=of, **keywords))
 
     def verify(self, *, progress: bool = True, **keywords: Any) -> Verification:
         """Recheck every hash and recompute every aggregate: `fedlora.verify` of this run.

@@ -45,7 +45,7 @@ _DECIDED = INSTEAD.keys() | {"overwrite", "output_root", "dataset_name"}
 _ALLOCATE = frozenset(AllocateConfig.model_fields)
 _TRAIN = frozenset(TrainConfig.flat_fields()) | {"test_file_path"}
 DATA_FIELDS = _ALLOCATE - _DECIDED
-TRAIN_FIELDS = _TRAIN - _DECIDED - (DATA_FIELDS - READING_FIELDS) - ONLY_BY_FLAG
+TRAIN_FIELDS = _TRAIN - _DECIDED - (DATA_FIELDS - READING_FIELDS) - ONLY_BY_FLAG.keys()
 
 
 @dataclass(frozen=True)

@@ -259,5 +259,6 @@ class ReportConfig(Config):
     prediction_dir: Path = flag(Path("./predictions"), "root folder of all predictions")
     rouge_dir: Path = flag(Path("./evaluations_rouge"), "root folder of all ROUGE results")
     llm_dir: Path = flag(Path("./evaluations_llm"), "root folder of all judge results")
+    tasks_dir: Path = flag(Path("./evaluations_tasks"), "root folder of all results of tasks")
     report_dir: Path = flag(Path("./reports"), "root folder of all reports")
     report_name: str = flag("report", "folder of this report under report_dir")

@@ -104,8 +104,11 @@ OptionalRanks = Annotated[tuple[int, ...] | None, BeforeValidator(_split_ranks)]
 OptionalFloat = Annotated[float | None, EMPTY_IS_NONE]
 
 
-ONLY_BY_FLAG = frozenset({"trust_remote_code"})
-"""Fields that a configuration file, which travels with data and models, must not decide."""
+ONLY_BY_FLAG = {
+    "trust_remote_code": "if you trust the model repository's code",
+    "run_model_code": "if this machine may run code that a model writes",
+}
+"""Fields that a configuration file, which travels with data and models, must not decide, and when to give them."""
 
 
 class Config(BaseModel):
@@ -148,11 +151,11 @@ class Config(BaseModel):
     @classmethod
     def check_file(cls, fields: Mapping[str, Any], file: Path) -> None:
         """UsageError for what a configuration file, which travels with data and models, must not decide."""
-        if ONLY_BY_FLAG & fields.keys():
-            raise UsageError(
-                "trust_remote_code cannot be set in a file",
-                hint="give --trust_remote_code on the command line if you trust the model repository's code",
-            )
+        for name, condition in ONLY_BY_FLAG.items():
+            if name in fields:
+                raise UsageError(
+                    f"{name} cannot be set in a file", hint=f"give --{name} on the command line {condition}"
+                )
 
     @classmethod
     def flat_fields(cls) -> dict[str, FieldInfo]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 from fedlora.config.generate import GenerateConfig
 from fedlora.config.prompting import TEMPLATES, TOKEN_RULE, PromptSettings
@@ -19,6 +19,7 @@ from fedlora.llm.adapter_files import load_adapter
 from fedlora.llm.base_identity import find_identity
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.lora import LoraModel
+from fedlora.llm.lora_layer import LoraSpec
 from fedlora.llm.trainable_layers import see_rows
 from fedlora.paths import OutputName, RunPaths
 from fedlora.rows import Row
@@ -26,7 +27,18 @@ from fedlora.runs.recorded_base import RecordedBase, find_base
 from fedlora.runs.run_folder import read_run
 from fedlora.runs.saved_adapters import adapter_file, adapter_specs, check_committed, find_additions
 from fedlora.runs.subjects import Subject
-from fedlora.types import BaseDelta
+from fedlora.types import AdapterState, BaseDelta
+
+
+class HowToLoad(Protocol):
+    """What a configuration says about loading a base."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def base_dtype(self) -> str: ...
+    @property
+    def trust_remote_code(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,14 @@ class Answerers:
 
         `together` is for a few questions: all that stand on the same base answer in one batch, the base with them.
         """
+        opened = self.open(config, load)
+        options = {"label": self.paths.exp_name, "called": self.called}
+        answering = Answering(config, self.source, opened.base, opened.lora, rows, **options)
+        for group in opened.group(len(rows), together=together):
+            yield group, answering.answer(group, *opened.load(group))
+
+    def open(self, config: HowToLoad, load: Callable[..., BaseModel]) -> OpenAnswerers:
+        """The base in memory, with layers for all of these adapters."""
         base = self.source.base.load(
             load,
             device=config.device,
@@ -56,34 +76,46 @@ class Answerers:
             quantization=self.source.quantization,
             trust_remote_code=config.trust_remote_code,
         )
-        trained = {name: file for name, file in self.adapters.items() if file is not None}
-        specs = adapter_specs(self.paths, self.round_number, list(trained), base_model=self.source.base.name)
+        trained = [name for name, file in self.adapters.items() if file is not None]
+        specs = adapter_specs(self.paths, self.round_number, trained, base_model=self.source.base.name)
         # the layers take adapters of any smaller rank
         lora = LoraModel(base.model, max(specs.values(), key=lambda spec: spec.r)) if specs else None
-        options = {"label": self.paths.exp_name, "called": self.called}
-        answering = Answering(config, self.source, base, lora, rows, **options)
-        names = list(self.adapters)
-        groups = group_names(names, len(rows), specs, apart=self.additions is not None)
+        return OpenAnswerers(self, base, lora, specs)
+
+
+@dataclass(frozen=True)
+class OpenAnswerers:
+    """Answerers on their loaded base."""
+
+    of: Answerers
+    base: BaseModel
+    lora: LoraModel | None
+    specs: Mapping[OutputName, LoraSpec]
+
+    def group(self, num_rows: int, *, together: bool = False) -> list[list[OutputName]]:
+        """Who answers `num_rows` prompts side by side; with `together` all that stand on the same base."""
+        names, is_added = list(self.of.adapters), self.of.additions is not None
+        groups = group_names(names, num_rows, self.specs, apart=is_added)
         if together:
-            clients = [name for name in names if self.additions is not None and name.kind == "client"]
+            clients = [name for name in names if is_added and name.kind == "client"]
             groups = [group for group in (clients, [name for name in names if name not in clients]) if group]
-        if (
-            lora is not None
-            and any(len(group) > 1 for group in groups)
-            and not see_rows(base.model, lora.layers.values())
-        ):
-            # which adapter answers a token is known by its row
-            groups = [[name] for group in groups for name in group]
-        for group in groups:
-            states = [
-                load_adapter(trained[name], shapes_at(lora.shapes(), specs[name].r))
-                if lora and name in trained
-                else None
-                for name in group
-            ]
-            is_added = self.additions is not None and group[0].kind == "client"
-            background = self.additions.background if self.additions is not None and is_added else None
-            yield group, answering.answer(group, states, background)
+        # which adapter answers a token is known by its row
+        by_row = self.lora is None or all(len(group) == 1 for group in groups)
+        if self.lora is not None and not by_row and not see_rows(self.base.model, self.lora.layers.values()):
+            return [[name] for group in groups for name in group]
+        return groups
+
+    def load(self, group: Sequence[OutputName]) -> tuple[list[AdapterState | None], AdapterState | None]:
+        """The adapters of a group, None for the base, and what they stand on beside it."""
+        states = [self._state(name) for name in group]
+        is_added = self.of.additions is not None and group[0].kind == "client"
+        return states, self.of.additions.background if self.of.additions is not None and is_added else None
+
+    def _state(self, name: OutputName) -> AdapterState | None:
+        file = self.of.adapters[name]
+        if self.lora is None or file is None:
+            return None
+        return load_adapter(file, shapes_at(self.lora.shapes(), self.specs[name].r))
 
 
 def by_round(subjects: Sequence[Subject]) -> dict[tuple[str, int], list[Subject]]:
@@ -96,9 +128,14 @@ def by_round(subjects: Sequence[Subject]) -> dict[tuple[str, int], list[Subject]
 
 def find_answerers(config: GenerateConfig, place: tuple[str, int], subjects: Sequence[Subject]) -> Answerers:
     """Subjects of one run and round, whose files are compared with their hashes. Raises UsageError, StorageError."""
-    paths, round_number = RunPaths(config.model_dir, place[0]), place[1]
+    paths = RunPaths(config.model_dir, place[0])
+    source = _find_source(config, paths, base_alone=all(subject.output.kind == "base" for subject in subjects))
+    return gather_answerers(paths, place[1], source, subjects)
+
+
+def gather_answerers(paths: RunPaths, round_number: int, source: Source, subjects: Sequence[Subject]) -> Answerers:
+    """`find_answerers` of what is already known."""
     called = {subject.output: subject.name for subject in subjects}
-    source = _find_source(config, paths, base_alone=all(name.kind == "base" for name in called))
     adapters = {name: None if name.kind == "base" else adapter_file(paths, round_number, name) for name in called}
     for file in filter(None, adapters.values()):
         check_committed(paths, round_number, file)
@@ -106,24 +143,31 @@ def find_answerers(config: GenerateConfig, place: tuple[str, int], subjects: Seq
     return Answerers(paths, round_number, source, adapters, called, additions)
 
 
-def _find_source(config: GenerateConfig, paths: RunPaths, *, base_alone: bool) -> Source:
-    """Base model, prompts, cutoff and quantization: the run's, unless the base alone answers and there is no run."""
-    if base_alone and not paths.run_file.is_file():
-        quantization = "none" if config.quantization == "auto" else config.quantization
-        base = RecordedBase(paths.exp_name, config.base_model, config.base_model, find_identity(config.base_model))
-        prompting = _choose_prompting(config, PromptSettings())
-        return Source(base, prompting, config.cutoff_len or 512, quantization)
+def source_without_run(paths: RunPaths, base_model: str, quantization: Quantization | Literal["auto"]) -> Source:
+    """A base that stands for itself, under the name of a run that is not there."""
+    base = RecordedBase(paths.exp_name, base_model, base_model, find_identity(base_model))
+    return Source(base, PromptSettings(), 512, "none" if quantization == "auto" else quantization)
+
+
+def source_of_run(paths: RunPaths, place: str, quantization: Quantization | Literal["auto"]) -> Source:
+    """Base, prompts, cutoff and quantization of a run; `place` is where the base lies now, empty where it was."""
     recorded = read_run(paths)
-    base = find_base(recorded, config.base_model if config.chosen("base_model") else "")
-    prompting, quantization, cutoff_len = training_settings(recorded.config, paths)
-    if prompting.token_rule != TOKEN_RULE:
-        say(f"{paths.root}: trained when prompts were tokenised in parts, and answers prompts tokenised like that")
-    return Source(
-        base,
-        _choose_prompting(config, prompting),
-        config.cutoff_len or cutoff_len,
-        quantization if config.quantization == "auto" else config.quantization,
-    )
+    base = find_base(recorded, place)
+    prompting, recorded_quantization, cutoff_len = training_settings(recorded.config, paths)
+    return Source(base, prompting, cutoff_len, recorded_quantization if quantization == "auto" else quantization)
+
+
+def _find_source(config: GenerateConfig, paths: RunPaths, *, base_alone: bool) -> Source:
+    """The run's, with what the user asks for instead, unless the base alone answers and there is no run."""
+    if base_alone and not paths.run_file.is_file():
+        found = source_without_run(paths, config.base_model, config.quantization)
+    else:
+        place = config.base_model if config.chosen("base_model") else ""
+        found = source_of_run(paths, place, config.quantization)
+        if found.prompting.token_rule != TOKEN_RULE:
+            say(f"{paths.root}: trained when prompts were tokenised in parts, and answers prompts tokenised like that")
+    prompting = _choose_prompting(config, found.prompting)
+    return replace(found, prompting=prompting, cutoff_len=config.cutoff_len or found.cutoff_len)
 
 
 def _choose_prompting(config: GenerateConfig, trained: PromptSettings) -> PromptSettings:

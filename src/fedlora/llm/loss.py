@@ -57,14 +57,27 @@ def sum_loss(base: BaseModel, batch: Batch) -> Tensor:
 @torch.no_grad()
 def label_losses(base: BaseModel, batch: Batch) -> Tensor:
     """The cross-entropy (labels,) at each of a batch's labels, in float32, without gradients."""
+    return torch.cat([F.cross_entropy(logits, targets, reduction="none") for logits, targets in _scored(base, batch)])
+
+
+@torch.no_grad()
+def label_scores(base: BaseModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """As `label_losses`, and whether each label (labels,) is the most probable token."""
+    losses, greedy = [], []
+    for logits, targets in _scored(base, batch):
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+        greedy.append(logits.argmax(dim=-1) == targets)
+    return torch.cat(losses), torch.cat(greedy)
+
+
+def _scored(base: BaseModel, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (n, vocabulary) in float32 and targets (n,), chunk by chunk; all at once where the model needs that."""
     if base.can.head == "model":
-        return F.cross_entropy(label_logits(base, batch).float(), batch.targets, reduction="none")
+        yield label_logits(base, batch).float(), batch.targets
+        return
     hidden = label_states(base, batch)
-    parts = [
-        F.cross_entropy(base.head(hidden[part]).float(), batch.targets[part], reduction="none")
-        for part in _chunks(base, batch)
-    ]
-    return torch.cat(parts)
+    for part in _chunks(base, batch):
+        yield base.head(hidden[part]).float(), batch.targets[part]
 
 
 def label_states(base: BaseModel, batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ from fedlora.reporting.curves import drift_curves, loss_curves, quality_curve
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.fairness import answer_sources, config_differences, find_notes, find_warnings
 from fedlora.reporting.own_rows import ClientGains, find_gains
+from fedlora.reporting.standard_tasks import TaskRow, find_task_rows
 from fedlora.reporting.standing import Standing, find_standing
 from fedlora.reporting.summary import (
     Gap,
@@ -74,6 +75,8 @@ class Findings:
     """Who wins; None where no model but the base was measured."""
     quality: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     """Experiment -> (round, exact match) of the rounds that were scored."""
+    tasks: Sequence[TaskRow] = ()
+    """Standard tasks."""
 
     @property
     def categories(self) -> list[str]:
@@ -99,6 +102,7 @@ class Findings:
             "answers": self.answers,
             "drift": self.drift,
             "own_rows": [one.record() for one in self.gains_of_clients],
+            "tasks": [one.record() for one in self.tasks],
         }
 
 
@@ -129,6 +133,7 @@ def gather_findings(config: ReportConfig, experiments: Sequence[Experiment], abs
         gains_of_clients=find_gains(config, experiments),
         standing=find_standing(config, experiments, rows),
         quality={one.name: quality_curve(config, one) for one in in_report_order(experiments)},
+        tasks=find_task_rows(config, experiments),
         drift={one.name: curves for one in in_report_order(experiments) if any((curves := drift_curves(one)).values())},
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from fedlora.plain_text import NOTHING, number_text, one_line
+from fedlora.reporting import standard_tasks
 from fedlora.reporting.detail_rows import answer_rows, difference_rows, drift_rows, judge_rows, run_rows
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.main_table import COLUMNS, main_cells, short_label
@@ -58,6 +59,9 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
         parts += ["## Who gains by joining", _gains_text(findings.gains_of_clients)]
         measured = [name for name in MEASURES if any(one.scores[name] for one in findings.gains_of_clients)]
         parts += [_gains_table(name, findings.gains_of_clients) for name in measured]
+    if findings.tasks:
+        rows = (one.cells() for one in findings.tasks)
+        parts += ["## Standard tasks", standard_tasks.ABOUT, markdown_table(standard_tasks.HEADS, rows)]
     if findings.drift:
         parts += ["## Aggregation error and drift", markdown_table(*drift_rows(findings)), DRIFT]
         parts += ["![Aggregation error and drift per round](drift.png)"] if "drift.png" in pictures else []
