@@ -84,6 +84,14 @@ def test_a_comparison_has_base_pooled_and_none_beside_what_was_asked_for(finishe
     assert all(row["metrics"]["loss_own"]["n"] == 2 for row in result["rows"])
 
 
+def test_a_comparison_leaves_a_page_beside_its_markdown(finished):
+    root, result = finished
+    page = (root / "report.html").read_text(encoding="utf-8")
+    assert "Of 2 federated methods" in page
+    assert f"{result['rows'][1]['metrics']['loss_own']['mean']:.3f}" in page
+    assert 'id="answers"' not in page
+
+
 def test_every_method_spends_the_same_steps_and_no_more_than_the_budget(finished):
     _, result = finished
     spent = [row["metrics"]["num_steps"]["values"] for row in result["rows"] if row["method"] != "base"]
@@ -319,6 +327,11 @@ def test_answers_are_scored_where_asked_for_and_runs_go_when_they_need_not_stay(
         assert 0 <= row["metrics"]["exact_own"]["mean"] <= 1
         assert 0 <= row["metrics"]["rouge_l_own"]["mean"] <= 1
     assert not list((tmp_path / "tiny" / "runs").iterdir())
+    page = (tmp_path / "tiny/report.html").read_text(encoding="utf-8")
+    found = json.loads(page.split('id="texts">')[1].split("</script>")[0])
+    labels = [model["label"] for model in found["models"]]
+    assert labels == ["base", "homo", "pooled", *(f"none client {number}" for number in range(4))]
+    assert all(row["reference"] for row in found["rows"])
     # what is asked for only afterwards needs the run, which comes back
     given |= {"answers_per_cat": 0, "curves": ["homo"]}
     (curve,) = compare.run(CompareConfig.of(**given, keep_runs=False)).record["curves"]

@@ -34,9 +34,7 @@ DEFINITIONS = """\
 
 def table_of(result: Result) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the main table."""
-    names = [name for name in METRICS if any(name in row["metrics"] for row in result["rows"])]
-    if any("difference" in row["metrics"] for row in result["rows"]):
-        names.insert(1, "difference")
+    names = shown_metrics(result)
     has_settings = any(result["settings"])
     heads = [*(["setting"] if has_settings else []), "method", "lr", "n", "rounds"]
     heads += ["difference" if name == "difference" else METRICS[name] for name in names]
@@ -51,6 +49,14 @@ def table_of(result: Result) -> tuple[list[str], list[list[str]]]:
             cells[heads.index(METRICS["epsilon"])] += MARK
         rows.append(cells)
     return heads, rows
+
+
+def shown_metrics(result: Result) -> list[str]:
+    """The metrics that have columns: the last ones of the main table."""
+    names = [name for name in METRICS if any(name in row["metrics"] for row in result["rows"])]
+    if any("difference" in row["metrics"] for row in result["rows"]):
+        names.insert(1, "difference")
+    return names
 
 
 def cell_text(name: str, metric: Mapping[str, Any] | None) -> str:
@@ -77,7 +83,7 @@ def comparison_parts(result: Result) -> list[str]:
 
 def comparison_markdown(result: Result, *, figures: Collection[str]) -> str:
     """The whole result as a page; `figures` are the pictures beside it."""
-    parts = [f"# Comparison: {escape(result['name'])}", _intro(result), markdown_table(*table_of(result))]
+    parts = [f"# Comparison: {escape(result['name'])}", comparison_intro(result), markdown_table(*table_of(result))]
     if result["remarks"]:
         parts.append("\n".join(f"- {escape(text)}" for text in result["remarks"]))
     parts += [f"![{escape(name)}]({name})" for name in figures]
@@ -85,12 +91,17 @@ def comparison_markdown(result: Result, *, figures: Collection[str]) -> str:
         parts += ["## Who gains from joining", _CLIENTS]
         parts += [part for table in result["clients"] for part in _client_parts(table)]
     if result["curves"]:
-        parts += ["## What is forgotten on the way", _CURVES, _curve_table(result["curves"])]
+        parts += ["## What is forgotten on the way", CURVES, _curve_table(result["curves"])]
     if result["sweeps"]:
-        parts += ["## Learning rates", _SWEEPS, _sweep_table(result["sweeps"])]
-    own = OWN[result["silos"]["grouped_by"] if "silos" in result else "category"]
-    parts += ["## What the columns mean", f"- **held-out loss, own**: {own}\n{DEFINITIONS}"]
+        parts += ["## Learning rates", SWEEPS, _sweep_table(result["sweeps"])]
+    parts += ["## What the columns mean", definitions(result)]
     return "\n\n".join(parts) + "\n"
+
+
+def definitions(result: Result) -> str:
+    """What the columns of the main table mean."""
+    own = OWN[result["silos"]["grouped_by"] if "silos" in result else "category"]
+    return f"- **held-out loss, own**: {own}\n{DEFINITIONS}"
 
 
 _CLIENTS = (
@@ -98,15 +109,16 @@ _CLIENTS = (
     "training alone (`none`); above zero the client gains from joining. Client by category for every method is in "
     "comparison.json (`less_than_alone`)."
 )
-_CURVES = (
+CURVES = (
     "Loss of the global adapter on every client's kind of rows after every hop (`seq`) or round. *Forgotten*: the last "
     "loss less the best one on the way, mean over clients and seeds. *Swing*: the largest less the smallest loss "
     "inside a round, mean over clients and the rounds of the second half; 0 where a round is one point."
 )
-_SWEEPS = "Own loss on the validation rows, which are no test rows; **bold** is what was chosen."
+SWEEPS = "Own loss on the validation rows, which are no test rows; **bold** is what was chosen."
 
 
-def _intro(result: Result) -> str:
+def comparison_intro(result: Result) -> str:
+    """What every run had, and what is measured on which rows."""
     experiment = result["experiment"]
     unit = "steps" if experiment["budget_steps"] is not None else "tokens"
     seeds = ", ".join(map(str, experiment["seeds"]))
@@ -139,7 +151,7 @@ def _client_parts(table: Mapping[str, Any]) -> Iterable[str]:
     rows = []
     if table["same_clients"]:
         for client in methods["base"]["own"]:
-            rows.append([_client_head(table, client), *(_client_cell(one, client) for one in methods.values())])
+            rows.append([client_head(table, client), *(_client_cell(one, client) for one in methods.values())])
     gain = [f"{_mean(m['clients_that_gain']):.1f} of {m['clients']}" for m in methods.values()]
     rows.append(["clients that gain", *gain])
     yield markdown_table(heads, rows)
@@ -148,7 +160,7 @@ def _client_parts(table: Mapping[str, Any]) -> Iterable[str]:
         yield _category_parts(table, federated[0])
 
 
-def _client_head(table: Mapping[str, Any], client: str) -> str:
+def client_head(table: Mapping[str, Any], client: str) -> str:
     """A client's name, or its number and its largest categories."""
     if name := table.get("names", {}).get(client):
         return name

@@ -15,11 +15,14 @@ from typing import Any
 
 from fedlora.comparing.compared_run import Laboratory
 from fedlora.comparing.comparison import Comparing
+from fedlora.comparing.comparison_page import comparison_page, looks_of
 from fedlora.comparing.comparison_text import comparison_markdown, comparison_parts, plan_of_runs_parts
 from fedlora.comparing.data_sets import DataSets
+from fedlora.comparing.experiment_file import experiment_yaml
 from fedlora.comparing.figures import draw_comparison
 from fedlora.comparing.known_bases import KnownBases
 from fedlora.comparing.latex import latex_table
+from fedlora.comparing.page_answers import find_answers
 from fedlora.comparing.tables import gather_comparison
 from fedlora.config.compare import CompareConfig
 from fedlora.console import Progress, say
@@ -27,24 +30,28 @@ from fedlora.errors import UsageError
 from fedlora.files import json_text, write_bytes, write_text
 from fedlora.llm.resident_base import ResidentBase
 from fedlora.paths import ComparisonPaths, RunPaths
+from fedlora.reporting.page.render import render_page
+from fedlora.reporting.page.texts import side_by_side
 from fedlora.results import Result
 from fedlora.runs.lock import hold_run
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Result):
-    """The result of an experiment, as comparison.json holds it, and its page."""
+    """The result of an experiment, as comparison.json holds it, as Markdown (`file`) and as a page for a browser
+    (`page`)."""
 
     record: Mapping[str, Any]
     file: Path
+    page: Path
 
     def parts(self) -> Sequence[str]:
-        """The main table, the remarks and the page."""
-        return (*comparison_parts(self.record), str(self.file))
+        """The main table, the remarks and the files for reading."""
+        return (*comparison_parts(self.record), str(self.file), str(self.page))
 
     def as_dict(self) -> dict[str, Any]:
-        """comparison.json, and where the page lies."""
-        return {"file": str(self.file), **self.record}
+        """comparison.json, and where the files for reading lie."""
+        return {"file": str(self.file), "page": str(self.page), **self.record}
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,6 +109,9 @@ def _compare(comparing: Comparing, paths: ComparisonPaths) -> Comparison:
         write_bytes(paths.result_file(name), content)
     write_text(paths.result_file("comparison.tex"), latex_table(result))
     write_text(paths.result_file("comparison.json"), json_text(result))
-    page = paths.result_file("comparison.md")
-    write_text(page, comparison_markdown(result, figures=tuple(figures)))
-    return Comparison(result, page)
+    markdown, page = paths.result_file("comparison.md"), paths.result_file("report.html")
+    write_text(markdown, comparison_markdown(result, figures=tuple(figures)))
+    looks = looks_of(result)
+    texts = side_by_side(find_answers(paths, cells, comparing.config.seeds[0], looks))
+    write_text(page, render_page(comparison_page(result, looks, yaml=experiment_yaml(result), texts=texts)))
+    return Comparison(result, markdown, page)

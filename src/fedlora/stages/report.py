@@ -26,7 +26,7 @@ from fedlora.reporting.markdown import markdown_report
 from fedlora.reporting.page.looks import Looks
 from fedlora.reporting.page.render import render_page
 from fedlora.reporting.page.report_page import report_page
-from fedlora.reporting.page.texts import gather_texts
+from fedlora.reporting.page.texts import texts_of_runs
 from fedlora.reporting.rounds_figure import draw_rounds
 from fedlora.results import Result
 from fedlora.runs.subjects import Subject, find_share
@@ -88,7 +88,7 @@ def run(config: ReportConfig) -> Report:
 
 def _page(config: ReportConfig, experiments: Sequence[Experiment], findings: Findings) -> str:
     looks = Looks.of_runs([(name, findings.runs[name]["mode"]) for name in findings.curves])
-    texts = gather_texts(config, experiments, looks, _share(config, experiments))
+    texts = texts_of_runs(config, experiments, looks, _share(config, experiments))
     return render_page(report_page(config, experiments, findings, looks, texts))
 
 

@@ -37,6 +37,8 @@ class Cell:
     shade: str = ""
     """Class of the background: `q0` to `q10`, or `d-5` to `d5`."""
     is_strong: bool = False
+    below: str = ""
+    """A second line, smaller: the interval of a mean."""
     note: str = ""
     """What a look says and a screen reader would miss."""
     series: str = ""

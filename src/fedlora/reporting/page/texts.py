@@ -24,6 +24,7 @@ from fedlora.reporting.own_rows import ScoredRows
 from fedlora.reporting.page.blocks import Texts
 from fedlora.reporting.page.looks import BASE, Looks
 from fedlora.reporting.page.said import verdicts_of
+from fedlora.reporting.standing import EXACT
 from fedlora.reporting.summary import base_owner, experiment_titles, global_title, in_report_order, personal_title
 from fedlora.rows import ReadRules, Row
 
@@ -36,15 +37,31 @@ MOST_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Answering:
-    """Who answered: label, class, the file, and per row whether the answer is exactly the reference."""
+class Asked:
+    """Whose answers a file holds. `meta` is its sidecar; `exact` says per row what `score` found, and may be empty;
+    `judged` are the pairs whose baseline it is, and `verdicts` the log of what was said of them."""
 
     label: str
     look: str
     file: Path
-    is_client: bool
+    meta: Mapping[str, Any]
+    is_client: bool = False
+    exact: Sequence[bool] = ()
+    judged: Sequence[Mapping[str, Any]] = ()
+    verdicts: Path | None = None
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Who answered, in the order of the common rows."""
+
+    asked: Asked
     answers: Sequence[str]
     exact: Sequence[bool | None]
+
+    @property
+    def label(self) -> str:
+        return self.asked.label
 
 
 @dataclass
@@ -55,14 +72,18 @@ class _Rows:
     tests: HeldOutRows | None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def references(self) -> list[str | None]:
+        return [None if self.tests is None else row.output for row in self.rows]
 
-def gather_texts(
+
+def texts_of_runs(
     config: ReportConfig, experiments: Sequence[Experiment], looks: Looks, share: Share | None
 ) -> Texts | None:
-    """The answers, None where there are none; `share` is what the runs held out of their clients' files."""
+    """The answers of the models of a report, None where there are none; `share` is what the runs held out of their
+    clients' files."""
     titles = experiment_titles(experiments)
-    owner = base_owner(experiments)
-    subjects = [(owner, OutputName("base"), BASE, looks.class_of(BASE))]
+    subjects = [(base_owner(experiments), OutputName("base"), BASE, looks.class_of(BASE))]
     for one in in_report_order(experiments):
         for name in one.answers:
             output = OutputName.of_stem(name)
@@ -71,31 +92,42 @@ def gather_texts(
                 if output.kind == "client":
                     label = f"{personal_title(one, titles[one.name])} {one.shown(output.client_id)}"
                 subjects.append((one, output, label, looks.class_of(one.name)))
-    files, notes = [], []
+    scored = ScoredRows(config)
+    asked = []
     for one, output, label, look in subjects:
-        file = ResultPaths(config.prediction_dir, one.name, one.round_number).predictions(output)
-        if file.is_file():
+        answers, number = one.answers[str(output)], one.round_number
+        file = ResultPaths(config.prediction_dir, one.name, number).predictions(output)
+        is_scored = (
+            answers.rouge and file.is_file() and answers.rouge["fedlora"]["predictions_sha256"] == sha256_of(file)
+        )
+        exact = [row[EXACT] == 1 for row in scored.rows_of(one, output)] if is_scored else []
+        verdicts = ResultPaths(config.llm_dir, one.name, number).verdicts(output)
+        is_client = output.kind == "client"
+        asked.append(Asked(label, look, file, answers.meta or {}, is_client, exact, answers.judged, verdicts))
+    return side_by_side(asked, share)
+
+
+def side_by_side(asked: Sequence[Asked], share: Share | None = None) -> Texts | None:
+    """The answers of those whose files are there and answer the rows of the first; None where there are none."""
+    notes, files = [], []
+    for one in asked:
+        if one.file.is_file():
             try:
-                files.append((one, output, label, look, file, read_predictions(file, "answer")))
+                files.append((one, read_predictions(one.file, "answer")))
             except FedloraError:
-                notes.append(f"{label} is left out: its predictions cannot be read.")
+                notes.append(f"{one.label} is left out: its predictions cannot be read.")
     if not files:
         return None
-    common = _common_rows(files[0][0].answers[str(files[0][1])].meta or {}, files[0][-1], share)
+    common = _common_rows(files[0][0].meta, files[0][1], share)
     common.notes.extend(notes)
-    scored = ScoredRows(config)
-    found = []
-    for one, output, label, look, file, rows in files:
-        answers = _answers_of(rows, common, label)
-        if answers is not None:
-            exact = _exact_of(scored, one, output, file, common)
-            found.append(Answering(label, look, file, output.kind == "client", answers, exact))
+    found = [answering for one, rows in files if (answering := _answering(one, rows, common)) is not None]
+    answered = {one.asked.file.resolve(): one for one in found}
     judged = [
-        verdicts_of(result, read_verdicts(ResultPaths(config.llm_dir, one.name, one.round_number).verdicts(output)),
-                    common.rows, _references(common), {each.file.resolve(): each for each in found})
-        for one, output, *_ in files
-        for result in one.answers[str(output)].judged
-    ]  # fmt: skip
+        verdicts_of(result, read_verdicts(one.asked.verdicts), common.rows, common.references, answered)
+        for one in found
+        if one.asked.verdicts is not None
+        for result in one.asked.judged
+    ]
     return Texts(_content(common, found, judged))
 
 
@@ -113,29 +145,18 @@ def _common_rows(meta: Mapping[str, Any], answered: Sequence[Row], share: Share 
     return _Rows(answered, None, [note])
 
 
-def _answers_of(rows: Sequence[Row], common: _Rows, label: str) -> list[str] | None:
+def _answering(asked: Asked, rows: Sequence[Row], common: _Rows) -> Answering | None:
     """The answers in the order of the rows; None, and a note, where they are to other rows."""
     try:
-        pairs = pair_rows(rows, common.rows, predictions_name=label, targets_name="the test rows")
+        pairs = pair_rows(rows, common.rows, predictions_name=asked.label, targets_name="the test rows")
     except FedloraError:
-        common.notes.append(f"{label} answered other rows and is left out.")
+        common.notes.append(f"{asked.label} answered other rows and is left out.")
         return None
-    return [answer.output for answer, _ in pairs]
-
-
-def _exact_of(
-    scored: ScoredRows, experiment: Experiment, output: OutputName, file: Path, common: _Rows
-) -> list[bool | None]:
-    """What `score` says of each answer; nothing where it scored another file or other rows."""
-    rows = scored.rows_of(experiment, output) if common.tests is not None else []
-    rouge = experiment.answers[str(output)].rouge
-    if len(rows) != len(common.rows) or rouge is None or rouge["fedlora"]["predictions_sha256"] != sha256_of(file):
-        return [None] * len(common.rows)
-    return [row["exact"] == 1 for row in rows]
-
-
-def _references(common: _Rows) -> list[str | None]:
-    return [None if common.tests is None else row.output for row in common.rows]
+    # scores stand in the order of the test rows
+    is_known = common.tests is not None and len(asked.exact) == len(common.rows)
+    return Answering(
+        asked, [answer.output for answer, _ in pairs], asked.exact if is_known else [None] * len(common.rows)
+    )
 
 
 def _content(
@@ -143,7 +164,7 @@ def _content(
 ) -> dict[str, Any]:
     """JSON values for the page, with as many rows as fit: in turn one of each category."""
     groups = common.tests.groups if common.tests is not None else [row.category for row in common.rows]
-    references = _references(common)
+    references = common.references
     rows = [
         {
             "number": place + 1,
@@ -166,8 +187,8 @@ def _content(
         )
     if any(len(text) > MOST_LETTERS for one in found for text in one.answers):
         notes.append(f"Longer texts are cut after {MOST_LETTERS:,} characters.")
-    shown = sorted(found, key=lambda one: one.is_client)[:MOST_SHOWN]
-    models = [{"label": one_line(one.label), "series": one.look, "shown": one in shown} for one in found]
+    shown = sorted(found, key=lambda one: one.asked.is_client)[:MOST_SHOWN]
+    models = [{"label": one_line(one.label), "series": one.asked.look, "shown": one in shown} for one in found]
     by = common.tests.grouped_by if common.tests is not None else "category"
     return {"models": models, "rows": kept, "notes": notes, "grouped_by": by}
 
