@@ -19,7 +19,7 @@ from fedlora import __version__
 from fedlora.command_table import COMMANDS, Command
 from fedlora.config.names import spell, spelling
 from fedlora.console import printable, put
-from fedlora.errors import FedloraError, UsageError, refusal_of
+from fedlora.errors import FedloraError, PendingError, UsageError, refusal_of
 from fedlora.nearest import suggest
 from fedlora.openmp import limit_spinning
 from fedlora.redaction import redact
@@ -48,10 +48,15 @@ def _end_of(arguments: list[str]) -> int:
         with stop_on_signals():
             _dispatch(arguments)
             sys.stdout.flush()
+    except PendingError as error:
+        code = _show(error)
+        _print_message(f"next: {_repeated(arguments)}")
+        return code
     except FedloraError as error:
         return _show(error)
     except KeyboardInterrupt:
-        _print_message(f"interrupted{_say_how_to_resume(arguments)}")
+        resume = _repeated(arguments)
+        _print_message(f"interrupted{f'; to resume: {resume}' if resume else ''}")
         return 128 + signal.SIGINT
     except SystemExit as stop:
         if not isinstance(stop.code, int):
@@ -65,8 +70,8 @@ def _end_of(arguments: list[str]) -> int:
     return 0
 
 
-def _say_how_to_resume(arguments: list[str]) -> str:
-    """The command that resumes what was interrupted, as it was typed, without --overwrite."""
+def _repeated(arguments: list[str]) -> str:
+    """The command that resumes what was interrupted, as it was typed, without --overwrite; empty where none does."""
     try:
         name, _ = _split_command(arguments)
     except (UsageError, IndexError):
@@ -81,7 +86,7 @@ def _say_how_to_resume(arguments: list[str]) -> str:
     program = Path(sys.argv[0])
     # one of the programs at the root of the repository
     typed = ["python", str(program), *rest[1:]] if program.stem == rest[0] else ["fedlora", *rest]
-    return f"; to resume: {shlex.join(typed)}"
+    return shlex.join(typed)
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -69,9 +69,15 @@ class BudgetError(FedloraError):
     exit_code = 8
 
 
+class PendingError(FedloraError):
+    """Requests are in a batch that an endpoint works on: the same command collects the replies later."""
+
+    exit_code = 9
+
+
 def error_of(code: int, message: str, hint: str = "") -> FedloraError:
     """The error with which another process of fedlora ended, from its exit code."""
-    kinds = [UsageError, DataError, TrainingError, StorageError, LockedError, JudgeError, BudgetError]
+    kinds = [UsageError, DataError, TrainingError, StorageError, LockedError, JudgeError, BudgetError, PendingError]
     kind = next((kind for kind in kinds if kind.exit_code == code), FedloraError)
     return kind(message, hint=hint)
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 _BLOCK = re.compile(r"<<<BEGIN (s\d+) ([^\n]*?) (\w+)>>>\n(.*?)\n<<<END \1 \2 \3>>>", re.DOTALL)
 
@@ -108,9 +108,16 @@ def first(*answers: Answer, then: Script = honest) -> Script:
     return script
 
 
+class Board(Protocol):
+    """What answers requests to other addresses than that of completions."""
+
+    def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer | None: ...
+
+
 class JudgeServer:
     def __init__(self, script: Script) -> None:
         self.script = script
+        self.board: Board | None = None
         self.requests: list[Request] = []
         self.lock = threading.Lock()
         self.in_flight = self.most_in_flight = 0
@@ -133,9 +140,19 @@ def serve(script: Script) -> Iterator[JudgeServer]:
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
+        def do_GET(self) -> None:
+            found = judge.board.answer("GET", self.path, self._sent_headers(), b"") if judge.board else None
+            self._send(found or error(404, "Not Found"))
+
+        def _sent_headers(self) -> dict[str, str]:
+            return {key.lower(): value for key, value in self.headers.items()}
+
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            request = Request(self.path, {key.lower(): value for key, value in self.headers.items()}, body)
+            content = self.rfile.read(int(self.headers["content-length"]))
+            if judge.board and (found := judge.board.answer("POST", self.path, self._sent_headers(), content)):
+                self._send(found)
+                return
+            request = Request(self.path, self._sent_headers(), json.loads(content))
             with judge.lock:
                 judge.requests.append(request)
                 judge.in_flight += 1

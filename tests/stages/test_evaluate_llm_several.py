@@ -175,7 +175,7 @@ def test_what_one_model_does_not_take_the_others_are_still_asked_with() -> None:
 
 
 def test_a_sample_that_one_judge_has_no_verdict_on_is_in_no_majority_and_too_few_are_none() -> None:
-    predictions(base=[50] * 40, **{"global": [90] * 40})
+    predictions(base=[50] * 20, **{"global": [90] * 20})
 
     def refusing(rows: int) -> Script:
         def answer(request: Request) -> Answer:
@@ -186,11 +186,11 @@ def test_a_sample_that_one_judge_has_no_verdict_on_is_in_no_majority_and_too_few
 
     with serve(by_model(a=honest, b=refusing(1))) as server:
         record = judge(server, judge_model="a,b", batch_size=1).judgements[0].record
-        assert (record["num_samples"], record["failures_by_kind"]) == (39, {"refused": 1})
-        assert record["agreement"]["num_samples"] == 39
-        assert json.loads((PAIR / "a.json").read_text())["num_samples"] == 40
-        server.script = by_model(a=honest, b=refusing(9))
-        with pytest.raises(JudgeError, match=r"b: only 31 of 40 samples got a verdict \(refused 9\)"):
+        assert (record["num_samples"], record["failures_by_kind"]) == (19, {"refused": 1})
+        assert record["agreement"]["num_samples"] == 19
+        assert json.loads((PAIR / "a.json").read_text())["num_samples"] == 20
+        server.script = by_model(a=honest, b=refusing(3))
+        with pytest.raises(JudgeError, match=r"b: only 17 of 20 samples got a verdict \(refused 3\)"):
             judge(server, judge_model="a,b", batch_size=1, overwrite=True)
 
 
@@ -291,14 +291,14 @@ def test_a_position_is_a_position_in_both_directions() -> None:
 
 
 def test_a_refusal_in_one_direction_is_one_in_the_other_and_is_not_asked_again() -> None:
-    predictions(base=[50] * 40, **{"global": [90] * 40})
+    predictions(base=[50] * 20, **{"global": [90] * 20})
 
     def refusing(request: Request) -> Answer:
         return completion(None, refusal="no") if "task 7\n" in request.user else honest(request)
 
     with serve(refusing) as server:
         found = judge(server, of="base,global", against="base,global", batch_size=1)
-        assert server.calls == 80
+        assert server.calls == 40
     assert [one.record["failures_by_kind"] for one in found.judgements] == [{"refused": 1}] * 2
 
 

@@ -252,7 +252,7 @@ def judge(config: PathLike | None = None, *, progress: bool = True, **keywords: 
     each one's own. Works inside a running event loop too.
 
     Raises UsageError (files, key), DataError (rows that do not match), JudgeError (the endpoint refuses), BudgetError
-    (`max_calls`, `max_cost`), LockedError.
+    (`max_calls`, `max_cost`), LockedError, PendingError (`batch`: call it again to collect).
 
     >>> verdicts = fl.judge(name="pair", of="global", against="base",
     ...                     judge_url="http://127.0.0.1:8000/v1", judge_model="some-model", progress=False)

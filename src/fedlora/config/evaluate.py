@@ -25,7 +25,7 @@ _OF_LOCAL_JUDGES = ("device", "base_dtype")
 _OF_ENDPOINTS = (
     *("base_url", "judge_query", "allow_plain_http", "api_key_file", "batch_size", "concurrency", "max_calls"),
     *("max_cost", "judge_price_in", "judge_price_out", "judge_max_tokens", "max_retries", "timeout_seconds", "seed"),
-    *("reasons", "repeats"),
+    *("reasons", "repeats", "batch"),
 )
 
 
@@ -112,6 +112,11 @@ class EvaluateLlmConfig(ReadingConfig):
     )
     repeats: int = flag(
         1, "times that each judge at an endpoint is asked about a sample in each order, 1 to 20", ge=1, le=20
+    )
+    batch: bool = flag(
+        False,
+        "hand the requests to the endpoint's Batch API and end with exit code 9; the same command collects the replies "
+        "later",
     )
     allow_plain_http: bool = flag(
         False,

@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.console import say
 from fedlora.data.client_files import is_silo_folder
 from fedlora.data.held_out import HeldOutRows, read_test_rows
-from fedlora.errors import BudgetError, LockedError, StorageError
-from fedlora.evaluation.judge.asking import Asked, Desk, Sleep
+from fedlora.errors import BudgetError, JudgeError, PendingError
+from fedlora.evaluation.judge.asking import Asked, Sleep
 from fedlora.evaluation.judge.bradley_terry import Compared, Strength, rank_models, ranking_table
+from fedlora.evaluation.judge.desks import Desk, open_desk
 from fedlora.evaluation.judge.judges import Judge, make_judges
 from fedlora.evaluation.judge.mirrors import Mirrors
 from fedlora.evaluation.judge.panel import JudgeResult, describe_panel, majority_of, panel_parts
 from fedlora.evaluation.judge.readable_text import readable_text
 from fedlora.evaluation.judge.results import pairs_table, results_parts
 from fedlora.evaluation.judge.samples import ComparedFiles, read_samples
-from fedlora.evaluation.judge.verdict_log import VerdictLog
 from fedlora.evaluation.judge.verdict_results import ComparedAnswers, Said, make_result, read_verdicts
-from fedlora.files import json_text, make_folder, read_json, write_json, write_text
+from fedlora.files import json_text, read_json, write_json, write_text
 from fedlora.paths import ResultPaths
 from fedlora.plain_text import counted
 from fedlora.results import Result
 from fedlora.runs.judged_pairs import Pair, find_pairs, judge_stem, recorded_stem
-from fedlora.runs.subjects import Subject, find_share, report_command
+from fedlora.runs.subjects import find_share, report_command
 
 if TYPE_CHECKING:
     from fedlora.llm.base_model import BaseModel
@@ -73,6 +71,8 @@ class Judgements(Result):
     config: EvaluateLlmConfig
     spent: Mapping[str, Any]
     """Calls, tokens and cost of this call; a later one that finds all verdicts spends nothing."""
+    pending: tuple[Mapping[str, Any], ...] = ()
+    """Batches that an endpoint works on."""
 
     @property
     def next_command(self) -> str:
@@ -94,6 +94,8 @@ class Judgements(Result):
 
     def parts(self) -> Sequence[str]:
         """Of one pair the table by category, of several a row each; then where the results lie."""
+        if not self.judgements:
+            return ()
         if len(self.judgements) == 1:
             (judged,) = self.judgements
             panel = panel_parts(judged.record) if judged.judges else []
@@ -108,7 +110,7 @@ class Judgements(Result):
             "spent": dict(self.spent),
             "ranking": [one.as_dict() for one in self.ranking],
             "judgements": [one.as_dict() for one in self.judgements],
-        }
+        } | ({"pending": list(map(dict, self.pending))} if self.pending else {})
 
 
 def run(
@@ -119,61 +121,70 @@ def run(
     `sleep` waits between retries; `load` takes the place of `load_base_model` for a local judge. Raises UsageError
     (files, key, local model), DataError (rows that do not match), JudgeError (the endpoint refuses, or too few samples
     got a verdict), BudgetError (max_calls, max_cost), LockedError (another process asks); verdicts and results up to
-    then are kept.
+    then are kept. With `batch` PendingError, with the results so far, until all batches are collected.
     """
     judges, spending = make_judges(config, sleep, load)
     asked_for = [(pair, _read_answers(config, pair, judges)) for pair in find_pairs(config)]
     with contextlib.ExitStack() as held:
         desks = {
-            baseline: _open_desk(config, baseline, held)
+            baseline: held.enter_context(
+                open_desk(ResultPaths(config.evaluation_dir, baseline.run, baseline.round_number), baseline.output)
+            )
             for baseline in dict.fromkeys(pair.baseline for pair, _ in asked_for)
         }
         keys = {key for _, panel in asked_for for answers in panel for key in answers.keys}
-        if config.overwrite:
-            for desk in desks.values():
-                desk.log.forget(keys)
-        mirrors = Mirrors((desk.log for desk in desks.values()), only=keys if config.overwrite else None)
+        for desk in desks.values():
+            if config.overwrite:
+                desk.forget(keys)
+            if config.batch:
+                spending.resume(desk.batches.spent)
+            for judge in judges:
+                judge.open(desk)
+        mirrors = Mirrors(list(desks.values()), only=keys if config.overwrite else None)
         found: list[Judgement] = []
-        for pair, panel in asked_for:
-            desk = desks[pair.baseline]
-            asked = [
-                _ask_open_questions(answers, desk, judge, mirrors) for judge, answers in zip(judges, panel, strict=True)
-            ]
-            said = [
-                read_verdicts(answers, desk.log, one, judge=judge.name, place=judge.place)
-                for judge, answers, one in zip(judges, panel, asked, strict=True)
-            ]
-            found.append(_write_results(config, pair, panel[0], said))
-    return Judgements(tuple(found), config, spending.as_dict())
+        waiting: list[Pair] = []
+        try:
+            for pair, panel in asked_for:
+                desk = desks[pair.baseline]
+                asked = [
+                    _ask_open_questions(answers, desk, judge, mirrors)
+                    for judge, answers in zip(judges, panel, strict=True)
+                ]
+                if any(one.is_pending for one in asked):
+                    waiting.append(pair)
+                    continue
+                said = [
+                    read_verdicts(answers, desk.log, one, judge=judge.name, place=judge.place)
+                    for judge, answers, one in zip(judges, panel, asked, strict=True)
+                ]
+                found.append(_write_results(config, pair, panel[0], said))
+        except JudgeError:
+            for desk in desks.values():
+                desk.batches.give_up()
+            raise
+        result = Judgements(tuple(found), config, spending.as_dict(), _pending(desks.values()) if waiting else ())
+        if waiting:
+            raise _not_collected(result, len(waiting))
+        for desk in desks.values() if config.batch else ():
+            desk.batches.close()
+    return result
 
 
-def _open_desk(config: EvaluateLlmConfig, baseline: Subject, held: contextlib.ExitStack) -> Desk:
-    """The log of a baseline's verdicts, which no other process has until `held` is closed."""
-    target = ResultPaths(config.evaluation_dir, baseline.run, baseline.round_number)
-    held.enter_context(_hold(target.judge_lock(baseline.output)))
-    return Desk(
-        VerdictLog(target.verdicts(baseline.output)), target.beside_verdicts(baseline.output, "unusable_reply.txt")
+def _pending(desks: Iterable[Desk]) -> tuple[dict[str, Any], ...]:
+    """The batches that are worked on."""
+    return tuple(
+        {"judge": batch.model, "host": batch.host, "batch": batch.id, "requests": len(batch.requests)}
+        for desk in desks
+        for batch in desk.batches.batches
     )
 
 
-@contextlib.contextmanager
-def _hold(lock_file: Path) -> Iterator[None]:
-    """Keep a second judge of the same baseline out: both would pay for the same verdicts, and one log lose lines."""
-    make_folder(lock_file.parent)
-    lock = FileLock(lock_file, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise LockedError(
-            f"{lock_file.parent}: another process judges this baseline",
-            hint="wait until it has ended, or choose another --evaluation_dir",
-        ) from None
-    except OSError as error:
-        raise StorageError(f"{lock_file}: {error.strerror}", hint="fix permissions, then run again") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _not_collected(result: Judgements, pairs: int) -> PendingError:
+    requests = sum(batch["requests"] for batch in result.pending)
+    batches, hosts = counted(len(result.pending), "batch", "batches"), {batch["host"] for batch in result.pending}
+    where = f"{counted(requests, 'request')} in {batches} at {', '.join(sorted(hosts))}"
+    what = f"{where}; {counted(pairs, 'pair')} without a result"
+    return PendingError(what, hint="the same command collects the replies; a batch takes up to 24 hours", result=result)
 
 
 def _write_results(config: EvaluateLlmConfig, pair: Pair, answers: ComparedAnswers, said: Sequence[Said]) -> Judgement:
@@ -235,9 +246,12 @@ def _ask_open_questions(answers: ComparedAnswers, desk: Desk, judge: Judge, mirr
     mirrors.copy((question for each in answers.questions for question in each), desk.log)
     left = answers.open_questions(desk.log)
     failed = mirrors.failures(left)
-    waiting = [question for question in left if question.key not in failed]
+    pending = mirrors.pending()
+    waiting = [one for one in left if one.key not in failed and one.mirror not in pending]
     samples = counted(len(answers.samples), "sample")
     if not waiting:
+        if len(failed) < len(left):
+            return Asked(failed, is_pending=True)
         if not failed:
             say(f"judge: all verdicts on {samples} are stored in {desk.log.path}; nothing to ask")
         return Asked(failed)
@@ -248,4 +262,5 @@ def _ask_open_questions(answers: ComparedAnswers, desk: Desk, judge: Judge, mirr
         hint = "verdicts so far are kept: run again, with a higher limit if need be"
         raise BudgetError(f"{error}; {left_over}", hint=hint) from None
     mirrors.add_failures(asked.failures)
-    return replace(asked, failures={**failed, **asked.failures})
+    is_pending = asked.is_pending or len(waiting) + len(failed) < len(left)
+    return replace(asked, failures={**failed, **asked.failures}, is_pending=is_pending)

@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.console import Progress, say
+from fedlora.errors import UsageError
 from fedlora.evaluation.judge.completion import complete
 from fedlora.evaluation.judge.concessions import RequestShape
+from fedlora.evaluation.judge.desks import Desk
 from fedlora.evaluation.judge.judge_forecast import forecast_requests
 from fedlora.evaluation.judge.key import load_key
 from fedlora.evaluation.judge.protocol import ORDERS, Question, Sample, make_question
 from fedlora.evaluation.judge.spending import Prices, Spending
-from fedlora.evaluation.judge.verdict_log import VerdictLog
 from fedlora.plain_text import counted
 from fedlora.redaction import redacted_logs
 
@@ -38,14 +39,8 @@ class Asked:
     failures: Mapping[str, FailureKind]
     unusable: str = ""
     file: Path | None = None
-
-
-@dataclass(frozen=True)
-class Desk:
-    """Where the verdicts on one baseline are kept, and the first reply that could not be used."""
-
-    log: VerdictLog
-    unusable_file: Path
+    is_pending: bool = False
+    """Whether questions are in a batch that is not collected."""
 
 
 class JudgeEndpoint:
@@ -62,10 +57,10 @@ class JudgeEndpoint:
     ) -> None:
         self.name = name
         self._config = config
-        self._prices = prices
+        self.prices = prices
         self._spending = spending
         self._sleep = sleep
-        self._shape = RequestShape(_most_tokens(config), reasons=config.reasons)
+        self.shape = RequestShape(_most_tokens(config), reasons=config.reasons)
 
     @property
     def place(self) -> str:
@@ -78,11 +73,26 @@ class JudgeEndpoint:
         repeats = range(1, self._config.repeats + 1)
         return tuple(make_question(sample, order, repeat=repeat, **how) for repeat in repeats for order in ORDERS)
 
+    def open(self, desk: Desk) -> None:
+        """UsageError where a batch has questions of this judge: they would be paid for twice."""
+        if batches := desk.batches.of(self.name, self.place):
+            raise UsageError(
+                f"{desk.batches.path}: {counted(len(batches), 'batch', 'batches')} of {self.name} not collected",
+                hint="add --batch to collect them, or delete the file to give them up",
+            )
+
     def ask(self, questions: Sequence[Question], desk: Desk, *, of: str, total: int) -> Asked:
         """Ask `questions`, which are some of `total` on what `of` says; verdicts go to the log.
 
         Raises UsageError (key), JudgeError (the endpoint refuses), BudgetError (max_calls, max_cost).
         """
+        return self.begin(questions, desk, of=of, total=total, concurrency=self._config.concurrency)[0]
+
+    def begin(
+        self, questions: Sequence[Question], desk: Desk, *, of: str, total: int, concurrency: int
+    ) -> tuple[Asked, list[Sequence[Question]]]:
+        """As `ask`; with a `concurrency` of 0 only until it is known what the endpoint takes and that its replies can
+        be used. The requests that were not sent come second."""
         config = self._config
         key = load_key(config.api_key_file, os.environ)
 
@@ -95,27 +105,27 @@ class JudgeEndpoint:
         has_verdicts = len(questions) < total
         unusable = Unusable(desk.unusable_file, goes_on=config.allow_partial, has_verdicts=has_verdicts)
 
-        async def ask_all(progress: Progress) -> dict[str, FailureKind]:
+        async def ask_all(progress: Progress) -> tuple[dict[str, FailureKind], list[Sequence[Question]]]:
             client = JudgeClient(
                 config,
                 key,
                 model=self.name,
-                prices=self._prices,
-                shape=self._shape,
+                prices=self.prices,
+                shape=self.shape,
                 spending=self._spending,
                 sleep=self._sleep,
             )
             async with client:
                 judging = Judging(client, desk.log, unusable, seed=config.seed, advance=progress.advance)
                 try:
-                    await judging.run(batches, config.concurrency)
+                    rest = await judging.run(batches, concurrency)
                 finally:
                     say(f"judge: {self._spending.text()}")
-                return judging.failures
+                return judging.failures, rest
 
         with redacted_logs(), Progress("judge", total, "verdicts", done=total - len(questions)) as progress:
-            failures = complete(ask_all(progress))
-        return Asked(failures, unusable.first, unusable.file if unusable.first else None)
+            failures, rest = complete(ask_all(progress))
+        return Asked(failures, unusable.first, unusable.file if unusable.first else None), rest
 
     def _plan(self, batches: Sequence[Sequence[Question]], waiting: int, total: int) -> str:
         config = self._config
@@ -128,8 +138,8 @@ class JudgeEndpoint:
             f"at {address.scheme}://{address.netloc}{address.path}, "
             f"about {usage.tokens_in:,} tokens in and {usage.tokens_out:,} out"
         )
-        if self._prices:
-            text += f": about {self._prices.of(usage):.2f} in the currency of the prices"
+        if self.prices:
+            text += f": about {self.prices.of(usage):.2f} in the currency of the prices"
         if config.max_calls is not None and config.max_calls < len(batches):
             text += f"; max_calls={config.max_calls} will end this run early"
         return text

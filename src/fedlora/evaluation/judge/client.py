@@ -59,21 +59,8 @@ class JudgeClient:
         self._halted = asyncio.Event()
         self._refused_first: JudgeError | None = None
         self._failed_in_a_row = 0
-        address = urlsplit(config.base_url)
-        self._host = address.netloc
-        # http:// is for this machine or its network; a proxy from the environment would see the key in the clear
-        client = _make_http_client(trust_env=address.scheme != "http")
-        secret = key.get_secret_value()
-        self._openai = openai.AsyncOpenAI(
-            api_key=secret,
-            base_url=config.base_url,
-            max_retries=0,
-            timeout=config.timeout_seconds,
-            http_client=client,
-            default_query=dict(config.judge_query),
-            # addresses that name a version of the interface, as Azure's do, take the key under this name
-            default_headers={"api-key": secret} if "api-version" in config.judge_query else None,
-        )
+        self._host = urlsplit(config.base_url).netloc
+        self._openai = open_endpoint(config, key)
 
     async def __aenter__(self) -> Self:
         return self
@@ -178,6 +165,23 @@ class JudgeClient:
             sleeping.cancel()
             halting.cancel()
             await asyncio.gather(sleeping, halting, return_exceptions=True)
+
+
+def open_endpoint(config: EvaluateLlmConfig, key: SecretStr) -> openai.AsyncOpenAI:
+    """The library's client, without its retries and redirects; its owner closes it."""
+    # http:// is for this machine or its network; a proxy from the environment would see the key in the clear
+    client = _make_http_client(trust_env=urlsplit(config.base_url).scheme != "http")
+    secret = key.get_secret_value()
+    return openai.AsyncOpenAI(
+        api_key=secret,
+        base_url=config.base_url,
+        max_retries=0,
+        timeout=config.timeout_seconds,
+        http_client=client,
+        default_query=dict(config.judge_query),
+        # addresses that name a version of the interface, as Azure's do, take the key under this name
+        default_headers={"api-key": secret} if "api-version" in config.judge_query else None,
+    )
 
 
 def _make_http_client(*, trust_env: bool) -> Any:

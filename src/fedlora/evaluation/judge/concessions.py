@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from fedlora.evaluation.judge.protocol import response_format
@@ -47,6 +48,10 @@ class RequestShape:
         self._suspected: list[str] = []
         self._fallback: Dropped | None = None
         """What was accepted, while less is tried to be dropped."""
+
+    def adopt(self, dropped: Iterable[str]) -> None:
+        """Send no request of this run with what an earlier one found to be refused, and look for nothing else."""
+        self.dropped, self.is_settled = frozenset(dropped), True
 
     def write(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         """Messages and optional parameters of a request, as the endpoint's function takes them."""

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.config.judge_models import judges_at_endpoint
-from fedlora.evaluation.judge.asking import Asked, Desk, JudgeEndpoint, Sleep
+from fedlora.evaluation.judge.asking import Asked, JudgeEndpoint, Sleep
+from fedlora.evaluation.judge.batch_judge import BatchJudge
+from fedlora.evaluation.judge.desks import Desk
 from fedlora.evaluation.judge.protocol import Question, Sample
 from fedlora.evaluation.judge.spending import Prices, Spending, judge_prices
 
@@ -26,6 +28,8 @@ class Judge(Protocol):
 
     def questions(self, sample: Sample) -> tuple[Question, ...]: ...
 
+    def open(self, desk: Desk) -> None: ...
+
     def ask(self, questions: Sequence[Question], desk: Desk, *, of: str, total: int) -> Asked: ...
 
 
@@ -42,7 +46,8 @@ def make_judges(
     judges: list[Judge] = []
     for name in config.judges:
         if name in names:
-            judges.append(JudgeEndpoint(config, name, prices[names.index(name)], spending, sleep=sleep))
+            endpoint = JudgeEndpoint(config, name, prices[names.index(name)], spending, sleep=sleep)
+            judges.append(BatchJudge(config, endpoint, spending, sleep=sleep) if config.batch else endpoint)
         else:
             judges.append(_local_judge(config, name, load))
     return judges, spending

@@ -17,8 +17,8 @@ from fedlora.errors import FedloraError
 from fedlora.evaluation.judge.client import Halted, JudgeClient
 from fedlora.evaluation.judge.key import Redactor
 from fedlora.evaluation.judge.opinions import parse_reply
-from fedlora.evaluation.judge.protocol import ORDERS, Question, request_code, write_messages
-from fedlora.evaluation.judge.replies import FailureKind
+from fedlora.evaluation.judge.protocol import ORDERS, Question, SentText, request_code, write_messages
+from fedlora.evaluation.judge.replies import FailureKind, Reply
 from fedlora.evaluation.judge.verdict_log import StoredVerdict, VerdictLog
 from fedlora.files import write_text
 
@@ -37,6 +37,32 @@ def make_batches(questions: Sequence[Question], batch_size: int) -> list[Batch]:
     cut = [[queue[i : i + batch_size] for i in range(0, len(queue), batch_size)] for queue in queues]
     longest = max((len(batches) for batches in cut), default=0)
     return [batches[i] for i in range(longest) for batches in cut if i < len(batches)]
+
+
+def store_opinions(
+    reply: Reply, questions: Sequence[SentText], log: VerdictLog, code: str, redactor: Redactor
+) -> set[str]:
+    """Put what a reply says of `questions` into the log; the keys of those that it has a verdict on."""
+    opinions = {} if reply.failure else parse_reply(reply.text, questions)
+    for question in questions:
+        if opinion := opinions.get(question.key):
+            log.append(
+                StoredVerdict(
+                    key=question.key,
+                    row=question.row,
+                    order=question.order,
+                    score_a=opinion.score_a,
+                    score_b=opinion.score_b,
+                    verdict=opinion.verdict,
+                    model=reply.model,
+                    fingerprint=reply.fingerprint,
+                    dropped=list(reply.dropped),
+                    request=code,
+                    repeat=question.repeat,
+                    reason=redactor.clean(opinion.reason if question.reasons else "", _LONGEST_REASON),
+                )
+            )
+    return set(opinions)
 
 
 class StoppedEarly(Exception):  # noqa: N818
@@ -100,9 +126,11 @@ class Judging:
         self._advance = advance
         self._stopped_by: FedloraError | StoppedEarly | None = None
 
-    async def run(self, batches: Sequence[Batch], concurrency: int) -> None:
-        """Judge every batch, or as many as are of use. Raises what ended the run early: JudgeError, BudgetError,
-        StorageError."""
+    async def run(self, batches: Sequence[Batch], concurrency: int) -> list[Batch]:
+        """Judge every batch, or as many as are of use; with a `concurrency` of 0 only the first, and return the others.
+
+        Raises what ended the run early: JudgeError, BudgetError, StorageError.
+        """
         waiting = deque(batches)
         while waiting and self._stopped_by is None and (not self._client.is_settled or self._unusable.none_used):
             await self._work(deque([waiting.popleft()]))
@@ -112,6 +140,8 @@ class Judging:
         if self._stopped_by is not None:
             open_keys = (question.key for batch in batches for question in batch if question.key not in self._log)
             self.failures = {**dict.fromkeys(open_keys, "not_asked"), **self.failures}
+            return []
+        return list(waiting)
 
     async def _work(self, waiting: deque[Batch]) -> None:
         while waiting and self._stopped_by is None:
@@ -141,25 +171,7 @@ class Judging:
         """The questions of one request that got no verdict (none, when all is well), and why."""
         code = request_code(batch, self._seed, attempt)
         reply = await self._client.ask(write_messages(batch, code, repair=attempt > 0))
-        opinions = {} if reply.failure else parse_reply(reply.text, batch)
-        for question in batch:
-            if opinion := opinions.get(question.key):
-                self._log.append(
-                    StoredVerdict(
-                        key=question.key,
-                        row=question.row,
-                        order=question.order,
-                        score_a=opinion.score_a,
-                        score_b=opinion.score_b,
-                        verdict=opinion.verdict,
-                        model=reply.model,
-                        fingerprint=reply.fingerprint,
-                        dropped=list(reply.dropped),
-                        request=code,
-                        repeat=question.repeat,
-                        reason=self._client.redactor.clean(opinion.reason if question.reasons else "", _LONGEST_REASON),
-                    )
-                )
+        opinions = store_opinions(reply, batch, self._log, code, self._client.redactor)
         kind = reply.failure or "invalid"
         if opinions:
             for key in opinions:

@@ -16,7 +16,8 @@ from fedlora.config.judge_models import LOCAL
 from fedlora.config.prompting import ALPACA, CHAT, PromptSettings
 from fedlora.console import Progress, say
 from fedlora.errors import UsageError
-from fedlora.evaluation.judge.asking import Asked, Desk
+from fedlora.evaluation.judge.asking import Asked
+from fedlora.evaluation.judge.desks import Desk
 from fedlora.evaluation.judge.protocol import ORDERS, Question, Sample, Verdict, make_question, shown_blocks
 from fedlora.evaluation.judge.replies import FailureKind
 from fedlora.evaluation.judge.verdict_log import StoredVerdict
@@ -59,6 +60,9 @@ class LocalJudge:
     def questions(self, sample: Sample) -> tuple[Question, ...]:
         """What is asked about a sample: both orders, once, since the same model says the same again."""
         return tuple(make_question(sample, order, judge=self.name, host=self.place) for order in ORDERS)
+
+    def open(self, desk: Desk) -> None:
+        """A local judge has no batches."""
 
     def ask(self, questions: Sequence[Question], desk: Desk, *, of: str, total: int) -> Asked:
         """Judge `questions`, which are some of `total` on what `of` says; verdicts go to the log.

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from fedlora.evaluation.judge.desks import Desk
 from fedlora.evaluation.judge.protocol import Question, other_order
 from fedlora.evaluation.judge.replies import FailureKind
 from fedlora.evaluation.judge.verdict_log import VerdictLog
 
 
 class Mirrors:
-    """The logs of one command; with `only`, verdicts under other keys than these are not taken."""
+    """The desks of one command; with `only`, verdicts under other keys than these are not taken."""
 
-    def __init__(self, logs: Iterable[VerdictLog], *, only: Collection[str] | None = None) -> None:
-        self._logs = list(logs)
+    def __init__(self, desks: Sequence[Desk], *, only: Collection[str] | None = None) -> None:
+        self._desks = desks
         self._only = only
         self._failures: dict[str, FailureKind] = {}
 
@@ -26,9 +27,13 @@ class Mirrors:
         for question in questions:
             if question.key in log or (self._only is not None and question.mirror not in self._only):
                 continue
-            if found := next((other[question.mirror] for other in self._logs if question.mirror in other), None):
+            if found := next((one.log[question.mirror] for one in self._desks if question.mirror in one.log), None):
                 changed = {"key": question.key, "row": question.row, "order": other_order(found.order)}
                 log.append(found.model_copy(update=changed))
+
+    def pending(self) -> set[str]:
+        """Keys of questions that are in a batch."""
+        return {key for desk in self._desks for key in desk.batches.keys}
 
     def add_failures(self, failures: Mapping[str, FailureKind]) -> None:
         """Why questions of one direction got no verdict, by key: the other direction does not ask again."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from fedlora.evaluation.judge.protocol import Question, Verdict
+from fedlora.evaluation.judge.protocol import SentText, Verdict
 
 _THOUGHTS = re.compile(r"<think>((?:(?!</?think>).)*)</think>(?!.*</?think>)", re.DOTALL)
 _FENCED = re.compile(r"```(?:json)?[ \t]*\r?\n(.*)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
@@ -50,7 +50,7 @@ class Opinion(BaseModel):
     reason: Annotated[str, BeforeValidator(_text)] = ""
 
 
-def parse_reply(text: str, questions: Sequence[Question]) -> dict[str, Opinion]:
+def parse_reply(text: str, questions: Sequence[SentText]) -> dict[str, Opinion]:
     """Opinions by question key; a question whose entry is missing, doubled or malformed is left out.
 
     One bad entry does not spoil the others of the same reply; text that is not the object spoils all.

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedlora.evaluation.judge.agreement import describe_agreement, describe_pairs
 from fedlora.evaluation.judge.asking import Asked
-from fedlora.evaluation.judge.judge_statistics import OUTCOMES, JudgedSample
+from fedlora.evaluation.judge.judge_statistics import OUTCOMES, JudgedSample, Outcome
 from fedlora.evaluation.judge.replies import FailureKind
 from fedlora.evaluation.judge.results import majority
 from fedlora.evaluation.judge.verdict_results import Said
@@ -56,11 +56,12 @@ def combine_judges(results: Sequence[JudgedSample]) -> JudgedSample:
     """
     repeats = [one.repeats_agreed for one in results if one.repeats_agreed is not None]
     first = results[0]
+    outcomes: list[Outcome] = [one.outcome for one in results]
     return JudgedSample(
         category=first.category,
         baseline_score=math.fsum(one.baseline_score for one in results) / len(results),
         proposed_score=math.fsum(one.proposed_score for one in results) / len(results),
-        outcome=majority([one.outcome for one in results], "tie"),
+        outcome=majority(outcomes, "tie"),
         flipped=majority([one.flipped for one in results], False),
         prompt=first.prompt,
         baseline_length=first.baseline_length,
@@ -79,7 +80,7 @@ def describe_panel(said: Sequence[Said], results: Sequence[JudgeResult]) -> dict
         for every in zip(*(one.samples for one in said), strict=True)
         if len(judged := [one for one in every if isinstance(one, JudgedSample)]) == len(said)
     ]
-    outcomes = [[judged[number].outcome for judged in complete] for number in range(len(said))]
+    outcomes: list[list[Outcome]] = [[judged[number].outcome for judged in complete] for number in range(len(said))]
     prompts = [judged[0].prompt for judged in complete]
     agreement = describe_agreement(outcomes, prompts)
     if len(said) > 2:

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from fedlora.rows import Turn
 from fedlora.seeds import derive_seed
@@ -120,6 +120,25 @@ class Sample:
     def answers(self, order: Order) -> tuple[str, str]:
         """Answers A and B."""
         return (self.baseline, self.proposed) if order == "baseline_first" else (self.proposed, self.baseline)
+
+
+class SentText(Protocol):
+    """What is known of a question once it was sent."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def row(self) -> int: ...
+
+    @property
+    def order(self) -> Order: ...
+
+    @property
+    def reasons(self) -> bool: ...
+
+    @property
+    def repeat(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,13 @@ def read_status(error: APIStatusError, host: str, redactor: Redactor) -> Reply |
     return Refusal(reason, ended) if may_be_a_part and not _NOT_A_PART.search(reason) else ended
 
 
+def read_refused(body: bytes, redactor: Redactor) -> Reply | Fault:
+    """What the body of an error means for a request of a batch, which is not sent again by itself."""
+    if read_codes(body) & _FILTER_CODES:
+        return Reply(failure="refused")
+    return Fault("server_error", reason=redactor.clean(read_reason(body)))
+
+
 def _hint(status: int, reason: str) -> str:
     if status == 404:
         names_model = "model" in reason.lower()

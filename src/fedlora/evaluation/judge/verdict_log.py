@@ -34,7 +34,7 @@ class StoredVerdict(BaseModel):
     dropped: list[str]
     request: str
     reason: str = ""
-    repeat: int = Field(1, ge=1)
+    repeat: int = Field(default=1, ge=1)
 
 
 def read_verdicts(path: Path) -> dict[str, StoredVerdict]:
@@ -83,6 +83,12 @@ class VerdictLog:
         kept = {key: verdict for key, verdict in self._verdicts.items() if key not in keys}
         self._forgot = self._forgot or len(kept) < len(self._verdicts)
         self._verdicts = kept
+
+    def keep_forgotten(self) -> None:
+        """Remove what was forgotten on disk too: where the next verdict comes in another process."""
+        if self._forgot:
+            self._rewrite()
+            self._forgot = False
 
     def _rewrite(self) -> None:
         write_text(self.path, json_lines(_line(verdict) for verdict in self._verdicts.values()))

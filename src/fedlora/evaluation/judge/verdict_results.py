@@ -74,7 +74,9 @@ def read_verdicts(compared: ComparedAnswers, log: VerdictLog, asked: Asked, *, j
     samples: list[JudgedSample | FailureKind] = []
     verdicts: list[Sequence[StoredVerdict]] = []
     for sample, questions in zip(compared.samples, compared.questions, strict=True):
-        failed = [asked.failures[question.key] for question in questions if question.key in asked.failures]
+        failed: list[FailureKind] = [
+            asked.failures[question.key] for question in questions if question.key in asked.failures
+        ]
         # a part of the verdicts is none: without the other order it is unknown whether the position decided
         verdicts.append([log[question.key] for question in questions if question.key in log])
         samples.append(failed[0] if failed else combine(sample, *verdicts[-1]))
