@@ -93,6 +93,11 @@ class RunPaths:
         return self.root / name
 
     @property
+    def start_file(self) -> Path:
+        """The adapter of another run that this one started from."""
+        return self.root / "start.safetensors"
+
+    @property
     def lock_file(self) -> Path:
         return _below(self.model_dir, self._name, ".lock")
 

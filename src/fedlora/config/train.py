@@ -11,6 +11,7 @@ from pydantic import field_validator, model_validator
 from fedlora.config.method_options import check_can_be_sent, options_as_fields
 from fedlora.config.prompting import DATE, PromptSettings
 from fedlora.config.train_fields import TrainFields
+from fedlora.config.who import read_round
 from fedlora.methods.combinations import check_configuration
 from fedlora.methods.row import Method
 from fedlora.methods.table import METHODS
@@ -51,6 +52,14 @@ class TrainConfig(TrainFields):
             raise ValueError("must be a finite number")
         return value
 
+    @field_validator("init_from")
+    @classmethod
+    def _names_an_adapter(cls, value: str) -> str:
+        parts = value.split("/")
+        if value and not (len(parts) in (2, 3) and all(parts) and read_round(parts[1]) is not None):
+            raise ValueError("give NAME/ROUND or NAME/ROUND/who, such as first/last or first/3/library")
+        return value
+
     @field_validator("devices")
     @classmethod
     def _numbers_are_cuda(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -63,6 +72,12 @@ class TrainConfig(TrainFields):
     def _ranks_fit(self) -> TrainConfig:
         if bad := sorted({rank for rank in self.client_ranks or () if not 1 <= rank <= self.lora_r}):
             raise ValueError(f"client_ranks={bad[0]}: a client's rank is at least 1 and at most lora_r={self.lora_r}")
+        return self
+
+    @model_validator(mode="after")
+    def _everybody_starts_alike(self) -> TrainConfig:
+        if self.init_from and self.client_ranks is not None:
+            raise ValueError("init_from starts every client from the whole adapter: leave client_ranks out")
         return self
 
     @model_validator(mode="after")
@@ -187,6 +202,7 @@ LATER_FIELDS: Mapping[str, Any] = {
     "template_date": DATE,
     "token_rule": 1,
     "train_on": "assistant",
+    "init_from": "",
 }
 """Fields that are younger than runs which may still be used, with the value that these had: recorded where they have
 another, so that these runs keep their identity."""

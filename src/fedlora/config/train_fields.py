@@ -154,6 +154,12 @@ class TrainFields(ReadingConfig, MethodOptions, NamesTemplate):
         group="LoRA",
         everyday=True,
     )
+    init_from: str = flag(
+        "",
+        "adapter of another run under model_dir to train on from: NAME/ROUND, or NAME/ROUND/who for a client's",
+        group="LoRA",
+        if_none="a new adapter, drawn from the seed",
+    )
     use_rslora: bool = flag(False, "scale by alpha / sqrt(r) instead of alpha / r", group="LoRA")
 
     dp_noise_multiplier: OptionalFloat = flag(

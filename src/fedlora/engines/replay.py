@@ -17,7 +17,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.engines.private_run import PrivateRun
 from fedlora.engines.rounds import FederatedRun
 from fedlora.errors import FedloraError, StorageError
-from fedlora.federated.adapters import fingerprint, make_adapter
+from fedlora.federated.adapters import fingerprint
 from fedlora.files import read_json
 from fedlora.llm.adapter_files import (
     BIN_NAME,
@@ -35,6 +35,7 @@ from fedlora.runs.reader import RunReader
 from fedlora.runs.run_records import Manifest
 from fedlora.runs.server_state import STATE_NAME, state_to_bytes
 from fedlora.runs.standing import read_standing
+from fedlora.runs.start_adapter import read_start
 from fedlora.typed_json import to_json
 from fedlora.types import (
     AdapterState,
@@ -188,7 +189,7 @@ def measure_again(
 def _run_again(config: TrainConfig, replay: Replay, chain: BaseChain, private: PrivateRun | None) -> RoundResult:
     reader, number = replay.reader, replay.manifest.round
     start = read_standing(reader, chain, number - 1) if number > 1 else None
-    adapter = make_adapter(reader.shapes, config.seed)
+    adapter = read_start(reader.paths, reader.shapes, config)
     config = config.model_copy(update={"num_communication_rounds": max(number, config.num_communication_rounds)})
     if private is not None:
         private = replace(private, counts_refused="refused" in (replay.manifest.privacy or {}))

@@ -16,7 +16,7 @@ import torch
 from fedlora.config.train import TrainConfig
 from fedlora.engines.arriving import LimitedUpdates
 from fedlora.errors import StorageError, UsageError
-from fedlora.federated.adapters import layer_pairs, make_adapter
+from fedlora.federated.adapters import layer_pairs
 from fedlora.federated.limits import Limits
 from fedlora.federated.products import norm_of_sum, stack_rows
 from fedlora.llm.adapter_files import SAFETENSORS_NAME, load_adapter
@@ -30,6 +30,7 @@ from fedlora.runs.checking import find_round_fault, read_manifest
 from fedlora.runs.reader import RunReader
 from fedlora.runs.run_records import Manifest
 from fedlora.runs.server_state import load_state
+from fedlora.runs.start_adapter import read_start
 from fedlora.types import AdapterState, ClientId, ClientMemory, ClientUpdate, RoundContext, ServerState, Updates
 
 
@@ -135,8 +136,7 @@ class WhatIf:
     def _read_start(self, number: int, ids: Sequence[ClientId]) -> ServerState:
         """What the round before left in the run itself."""
         left = load_state(self.reader.paths.round_folder(number - 1), self.reader.shapes) if number > 1 else None
-        untrained = make_adapter(self.reader.shapes, self.source.seed)
-        return left or self.actual.server.init(untrained, ids)
+        return left or self.actual.server.init(read_start(self.reader.paths, self.reader.shapes, self.source), ids)
 
     def _run(
         self, change: Change, state: ServerState, actual: AdapterState, ids: Sequence[ClientId], manifest: Manifest

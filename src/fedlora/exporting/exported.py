@@ -27,6 +27,7 @@ from fedlora.llm.lora import LoraSpec
 from fedlora.llm.prompts import PromptEncoder
 from fedlora.llm.serving_template import ServingTemplate, make_serving_template
 from fedlora.paths import RunPaths
+from fedlora.plain_text import one_line
 from fedlora.runs.base_chain import load_base
 from fedlora.runs.checking import find_listed_fault, load_manifest
 from fedlora.runs.recorded_base import RecordedBase, find_base
@@ -84,6 +85,12 @@ class Exported:
         return self.base_name == self.base.place and is_hub_id(self.base_name)
 
     @property
+    def shown_base(self) -> str:
+        """What a card calls the base; of a folder its own name alone, for its path says something of the machine."""
+        name = one_line(self.base.name)
+        return name if is_hub_id(name) else Path(name).name
+
+    @property
     def base_name(self) -> str:
         """A name by which transformers finds the base: a hub id, or an absolute folder."""
         if not self.is_embedded and is_hub_id(self.base.place) and not Path(self.base.place).is_dir():
@@ -133,7 +140,7 @@ def find_exported(config: ExportConfig) -> Exported:
     if subject.output.kind == "base":
         adapter, spec, error, is_sum = None, None, 0.0, False
     else:
-        adapter, spec, error, is_sum = _read_adapter(config, paths, subject)
+        adapter, spec, error, is_sum = read_adapter(paths, subject, export_rank=config.export_rank)
     return Exported(
         subject=subject,
         paths=paths,
@@ -149,8 +156,8 @@ def find_exported(config: ExportConfig) -> Exported:
     )
 
 
-def _read_adapter(
-    config: ExportConfig, paths: RunPaths, subject: Subject
+def read_adapter(
+    paths: RunPaths, subject: Subject, *, export_rank: int | None = None
 ) -> tuple[AdapterState, LoraSpec, float, bool]:
     """The adapter on the base alone, its shape, the error of a limited rank, and whether additions are in it."""
     number, output = subject.round_number, subject.output
@@ -161,16 +168,16 @@ def _read_adapter(
     shapes = read_shapes(file)
     adapter, additions = load_adapter(file, shapes), _find_additions(paths, subject)
     if additions is None:
-        if config.export_rank is not None:
+        if export_rank is not None:
             raise UsageError(
-                f"export_rank={config.export_rank}: the adapter of {subject.name} has rank {spec.r}, and nothing is "
+                f"export_rank={export_rank}: the adapter of {subject.name} has rank {spec.r}, and nothing is "
                 "added to its base",
                 hint="leave it out",
             )
         return adapter, spec, 0.0, False
     if output.kind == "global":
         adapter = _read_start(paths, number, shapes_at(shapes, _trained_rank(paths)))
-    most = config.export_rank or HIGHEST_RANK
+    most = export_rank or HIGHEST_RANK
     export = export_model(adapter, additions, scaling=spec.scaling, most_rank=most)
     if export.adapter is None:
         raise ValueError("a sum has an adapter")

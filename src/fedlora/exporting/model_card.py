@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedlora.config.export import ExportConfig
@@ -15,7 +14,6 @@ from fedlora.exporting.exported import Exported
 from fedlora.exporting.load_commands import export_base_command, loading_commands
 from fedlora.federated.privacy.budget import describe_spent
 from fedlora.files import read_json
-from fedlora.llm.base_identity import is_hub_id
 from fedlora.methods.table import METHODS
 from fedlora.paths import ResultPaths
 from fedlora.plain_text import counted, one_line
@@ -83,14 +81,8 @@ class Card:
         file = ResultPaths(self.config.evaluation_dir, one.run, one.round_number).scores(one.output, ".json")
         return read_json(file)["overall"] if file.is_file() else {}
 
-    @property
-    def _base_name(self) -> str:
-        """Of a folder its own name alone: where it lies says something of the machine."""
-        name = one_line(self.exported.base.name)
-        return name if is_hub_id(name) else Path(name).name
-
     def _what(self) -> str:
-        exported, base = self.exported, self._base_name
+        exported, base = self.exported, self.exported.shown_base
         if exported.adapter is None:
             return f"The base model `{base}` of a fedlora run, without an adapter.\n"
         return (
@@ -120,7 +112,7 @@ class Card:
     def _base(self) -> str:
         exported = self.exported
         identity = f" Its identity is `{exported.base.identity}`." if exported.base.identity else ""
-        named = f"`{self._base_name}`.{identity}"
+        named = f"`{self.exported.shown_base}`.{identity}"
         if exported.is_embedded:
             named += (
                 " Its weights are those of a 4-bit GGUF file, dequantised; no model hub has them. On another machine "

@@ -86,7 +86,8 @@ def _belongs_to_run(entry: Path) -> bool:
     """Whether a run writes something of this name: its own files, their temporary forms, rounds open or closed."""
     if entry.is_dir():
         return is_number(entry.name.removesuffix(".partial").removesuffix(".damaged"))
-    names = ("run.json", "metrics.jsonl", "nodes.json", ".lock", ".holder.json", *get_args(BesideRounds))
+    own = ("run.json", "metrics.jsonl", "nodes.json", "start.safetensors", ".lock", ".holder.json")
+    names = (*own, *get_args(BesideRounds))
     return entry.name in names or any(entry.name.startswith(f".{name}.tmp-") for name in names)
 
 

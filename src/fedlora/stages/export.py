@@ -86,7 +86,7 @@ def _describe(exported: Exported, config: ExportConfig, written: Written) -> dic
         "dtype": config.dtype,
         "rank": exported.rank,
         "relative_error": exported.relative_error,
-        "base_model": exported.base.name,
+        "base_model": exported.shown_base,
         "base_identity": identity.record() if identity else None,
         "notes": list(written.notes),
         **written.record(),

@@ -22,8 +22,7 @@ from fedlora.engines.pools import open_pool
 from fedlora.engines.private_run import find_doubts, make_private_run
 from fedlora.engines.rounds import FederatedRun
 from fedlora.engines.workbench import Workbench, make_workbench
-from fedlora.errors import DataError
-from fedlora.federated.adapters import make_adapter
+from fedlora.errors import DataError, UsageError
 from fedlora.federated.privacy.budget import describe_spent
 from fedlora.federated.privacy.randomness import Secret
 from fedlora.federated.ranks import rank_of
@@ -55,6 +54,7 @@ from fedlora.training.round_metrics import RoundMetrics
 from fedlora.training.round_text import say_round
 from fedlora.training.run_description import make_record
 from fedlora.training.run_progress import RunProgress
+from fedlora.training.taken_start import open_start
 from fedlora.types import ClientId, ClientPool
 
 
@@ -102,13 +102,19 @@ class Training:
         self.held_out = encode_rows(held_out, bench.encoder, **options).examples
         if held_out and not self.held_out:
             raise DataError(f"{config.val_data_path}: every response is empty", hint="give rows with answers")
-        self.adapter = make_adapter(self.lora.shapes(), config.seed)
         self.method = method
+        if remote is not None and config.init_from:
+            raise UsageError(
+                "init_from is not supported across machines", hint="train in a simulation, or leave it out"
+            )
+        resumed = {"is_resumed": recorded is not None}
+        self.start = open_start(config, method, paths, bench.base, self.lora.shapes(), **resumed)
+        self.adapter = self.start.adapter
         self.secret = bench.trainer.secret
         self.sizes = {client: clients.num_examples for client, clients in bench.examples.facts.items()}
         self.sizes = {client: size for client, size in self.sizes.items() if size}
         self.private = make_private_run(config, self.sizes, self.secret)
-        self.record = make_record(config, method, bench, self.adapter, recorded)
+        self.record = make_record(config, method, bench, self.start, recorded)
         if recorded is not None:
             self._check_unchanged(recorded)
         self.is_resumed = recorded is not None
@@ -139,6 +145,8 @@ class Training:
         writer = self._make_writer(reader, log, standing)
         if self.secret and not self.is_resumed:
             save_secret(self.secret)
+        if not self.is_resumed:
+            self.start.write(self.paths)
         writer.write_run(self.record)
         self._warn()
         own = method.keeps_personal_model

@@ -10,13 +10,13 @@ from fedlora.methods.outside import record_method
 from fedlora.runs.environment import describe_environment, library_versions
 from fedlora.runs.recorded_base import record_identity
 from fedlora.runs.run_records import RunRecord
-from fedlora.types import AdapterState
+from fedlora.training.taken_start import Start
 
 
 def make_record(
-    config: TrainConfig, method: LoadedMethod, bench: Workbench, adapter: AdapterState, recorded: RunRecord | None
+    config: TrainConfig, method: LoadedMethod, bench: Workbench, start: Start, recorded: RunRecord | None
 ) -> RunRecord:
-    """The record of a run that trains from now on; `recorded` is the one that it was started with, where it resumes."""
+    """The record of a run that trains from `start`; `recorded` is the one that it was started with, where it resumes."""
     base, secret = bench.base, bench.trainer.secret
     # what a run was started on is not found out later
     identity = recorded.base_identity if recorded else record_identity(base, every_byte=config.verify_base)
@@ -42,8 +42,9 @@ def make_record(
             "device": str(base.device),
             "lora_scaling": config.lora_scaling,
             "adapter": {
-                "num_parameters": sum(value.numel() for value in adapter.values()),
-                "num_bytes": num_bytes(adapter),
+                "num_parameters": sum(value.numel() for value in start.adapter.values()),
+                "num_bytes": num_bytes(start.adapter),
             },
+            **start.record,
         },
     )
