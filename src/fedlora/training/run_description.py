@@ -16,7 +16,7 @@ from fedlora.training.taken_start import Start
 def make_record(
     config: TrainConfig, method: LoadedMethod, bench: Workbench, start: Start, recorded: RunRecord | None
 ) -> RunRecord:
-    """The record of a run that trains from `start`; `recorded` is the one that it was started with, where it resumes."""
+    """The record of a run that trains from `start`; `recorded` is that of its first start, where it resumes."""
     base, secret = bench.base, bench.trainer.secret
     # what a run was started on is not found out later
     identity = recorded.base_identity if recorded else record_identity(base, every_byte=config.verify_base)
