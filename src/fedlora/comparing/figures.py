@@ -1,178 +1,245 @@
 """The pictures of a comparison: scores, loss against bytes, who gains, and what is forgotten on the way.
 
-Each is drawn only where there is something to draw. Seeds are points, their mean the bar or line.
+Each is drawn only where there is something to draw, under the names of the tables.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedlora.methods.table import ALONE, BASELINES
-from fedlora.reporting.drawing import BASE_COLOUR, FAINT, clip, house_style, png_bytes
+from fedlora.methods.row import Method
+from fedlora.methods.table import ALONE, METHODS
+from fedlora.plain_text import counted
+from fedlora.reporting.drawing import add_legend, clip, house_style, new_figure, png_bytes
+from fedlora.reporting.marks import Look, draw_line, legend_lines, looks_of, set_decades
+from fedlora.reporting.matrix import Matrix, draw_matrix
+from fedlora.reporting.palette import FAINT, INK, client_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 Result = Mapping[str, Any]
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442", "#7F3C8D", "#888833")
-_FIXED = {"base": BASE_COLOUR, **dict(zip(BASELINES, ("#555555", "#B0B0B0"), strict=True))}
 _MOST_CLIENTS = 12
+"""Clients that have lines of their own colours."""
+_MOST_PANELS = 3
+"""Panels side by side."""
+_LOSS = "nats per token"
+_MEAN_BAR: dict[str, Any] = {"marker": "|", "markersize": 15, "markeredgewidth": 2, "linestyle": ""}
+_SEED_POINTS: dict[str, Any] = {"linestyle": "", "alpha": 0.75}
 
 
 def draw_comparison(result: Result) -> dict[str, bytes]:
     """File name -> PNG."""
-    with house_style():
-        figures = {"losses.png": _draw_scores(result, "loss_own", "held-out loss, own kind")}
-        if any("aggregation_error" in row["metrics"] for row in result["rows"]):
-            figures["errors.png"] = _draw_scores(result, "aggregation_error", "aggregation error", logarithmic=True)
+    figures = {}
+    if _measured(result, "loss_own"):
+        figures["losses.png"] = _draw_scores(
+            result, "loss_own", "Held-out loss on each client's own kind of rows", _LOSS
+        )
+    if _measured(result, "aggregation_error"):
+        unit = "distance / length of the exact mean"
+        figures["errors.png"] = _draw_scores(
+            result, "aggregation_error", "Aggregation error, mean over rounds", unit, decades=True
+        )
+    if _measured(result, "bytes_up"):
         figures["bytes.png"] = _draw_bytes(result)
-        for index, table in enumerate(result["clients"]):
-            if table["same_clients"]:
-                figures[f"clients{_number(index, result['clients'])}.png"] = _draw_clients(table)
-        for index, setting in enumerate(result["settings"]):
-            curves = [curve for curve in result["curves"] if curve["setting"] == setting]
-            if curves:
-                figures[f"forgetting{_number(index, result['settings'])}.png"] = _draw_forgetting(curves)
-        return figures
+    for index, table in enumerate(result["clients"]):
+        if table["same_clients"] and (picture := _draw_clients(table)):
+            figures[f"clients{_number(index, result['clients'])}.png"] = picture
+    for index, setting in enumerate(result["settings"]):
+        curves = [curve for curve in result["curves"] if curve["setting"] == setting]
+        if curves:
+            figures[f"forgetting{_number(index, result['settings'])}.png"] = _draw_forgetting(curves)
+    return figures
 
 
 def _number(index: int, group: Sequence[Any]) -> str:
     return f"-{index + 1}" if len(group) > 1 else ""
 
 
-def _colours(result: Result) -> dict[str, str]:
-    labels = list(dict.fromkeys(row["label"] for row in result["rows"]))
-    free = [label for label in labels if label not in _FIXED]
-    return {**_FIXED, **{label: PALETTE[index % len(PALETTE)] for index, label in enumerate(free)}}
+def _measured(result: Result, metric: str) -> list[Mapping[str, Any]]:
+    return [row for row in result["rows"] if metric in row["metrics"]]
 
 
-def _draw_scores(result: Result, metric: str, title: str, *, logarithmic: bool = False) -> bytes:
-    """One group of points per setting, one column per method."""
-    from matplotlib.figure import Figure
+def _looks(result: Result) -> dict[str, Look]:
+    """Label -> look; the label of personal models beside a global one ends with (personal)."""
+    return looks_of({row["label"]: (row["mode"], row["label"].endswith(" (personal)")) for row in result["rows"]})
 
-    settings = result["settings"]
-    rows = [row for row in result["rows"] if metric in row["metrics"]]
-    labels = list(dict.fromkeys(row["label"] for row in rows))
-    colours = _colours(result)
-    width = 2.2 + max(1.9, 0.28 * len(labels)) * len(settings)
-    figure = Figure(figsize=(min(14.0, max(6.0, width)), 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    step = 0.8 / max(1, len(labels))
-    for column, label in enumerate(labels):
-        for row in (row for row in rows if row["label"] == label):
-            place = settings.index(row["setting"]) - 0.4 + (column + 0.5) * step
-            found = row["metrics"][metric]
-            values = list(found["values"].values())
-            first = row["setting"] == next(r["setting"] for r in rows if r["label"] == label)
-            axes.plot([place] * len(values), values, "o", color=colours[label], markersize=3.5, alpha=0.6)
-            axes.plot(
-                [place - 0.4 * step, place + 0.4 * step],
-                [found["mean"]] * 2,
-                color=colours[label],
-                linewidth=3,
-                label=clip(label) if first else None,
-            )
-    if logarithmic and all(value > 0 for row in rows for value in row["metrics"][metric]["values"].values()):
-        axes.set_yscale("log")
-        # the usual labels are formulas, and text is not parsed for any here
-        axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
-    axes.set_title(title, loc="left")
-    axes.set_xticks(range(len(settings)), [_wrap(setting) for setting in settings])
-    axes.grid(axis="y", linewidth=0.8)
-    figure.legend(loc="outside right upper")
-    return png_bytes(figure)
+
+def _panels(figure: Figure, titles: Sequence[str], **shared: bool) -> list[Axes]:
+    """One panel for each title, in rows of at most three."""
+    columns, lines = _grid(titles)
+    every = list(figure.subplots(lines, columns, squeeze=False, **shared).flatten())
+    for unused in every[len(titles) :]:
+        unused.remove()
+    panels = every[: len(titles)]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(_wrap(title), loc="left", fontsize=9, fontweight="normal")
+        # those above an empty place too
+        axes.tick_params(labelbottom=True)
+    return panels
 
 
 def _wrap(setting: str) -> str:
     return "\n".join(clip(part) for part in re.split(", ", setting))
 
 
+def _draw_scores(result: Result, metric: str, title: str, unit: str, *, decades: bool = False) -> bytes:
+    """A line for each method, a panel for each setting: a point for each seed, and a bar at their mean."""
+    rows = _measured(result, metric)
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    settings = _settings(result, rows)
+    looks = _looks(result)
+    with house_style():
+        columns, lines = _grid(settings)
+        figure = new_figure(2.6 + 3.4 * columns, 0.6 + lines * (0.9 + 0.26 * len(labels)))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        panels = dict(zip(settings, _panels(figure, settings, sharex=True, sharey=True), strict=True))
+        every = [value for row in rows for value in (row["metrics"][metric]["mean"], *_seeds(row, metric))]
+        place = set_decades(next(iter(panels.values())), "x", every) if decades else float
+        for row in rows:
+            axes, look, line = panels[row["setting"]], looks[row["label"]], labels.index(row["label"])
+            mean, seeds = row["metrics"][metric]["mean"], _seeds(row, metric)
+            axes.plot(place(mean), line, **_MEAN_BAR, color=look.style.colour)
+            axes.plot([place(value) for value in seeds], [line] * len(seeds), **look.marks(5), **_SEED_POINTS)
+        for axes in panels.values():
+            axes.set_yticks(range(len(labels)), [clip(label) for label in labels])
+            axes.set_ylim(len(labels) - 0.4, -0.6)
+            axes.grid(linewidth=0.8)
+            axes.set_xlabel(unit)
+        add_legend(figure, _explain_points())
+        return png_bytes(figure)
+
+
+def _explain_points() -> list[Line2D]:
+    from matplotlib.lines import Line2D
+
+    bar = Line2D([], [], color=FAINT, label="mean over seeds", **_MEAN_BAR)
+    return [Line2D([], [], color=FAINT, marker="o", markersize=5, label="one seed", **_SEED_POINTS), bar]
+
+
+def _settings(result: Result, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that some of these rows have."""
+    return [setting for setting in result["settings"] if any(row["setting"] == setting for row in rows)]
+
+
+def _seeds(row: Mapping[str, Any], metric: str) -> list[float]:
+    return list(row["metrics"][metric]["values"].values())
+
+
+def _grid(panels: Sequence[Any]) -> tuple[int, int]:
+    """Columns and lines."""
+    return min(_MOST_PANELS, len(panels)), math.ceil(len(panels) / _MOST_PANELS)
+
+
 def _draw_bytes(result: Result) -> bytes:
-    """Loss against what travelled, both ways; what sends nothing stands on the left."""
-    from matplotlib.figure import Figure
+    """Loss against what travelled, both ways. What sends no adapters has no place there: its loss is a line across."""
+    rows = [row for row in _measured(result, "bytes_up") if "loss_own" in row["metrics"]]
+    settings = _settings(result, rows)
+    looks = _looks(result)
+    with house_style():
+        columns, lines = _grid(settings)
+        figure = new_figure(1.6 + 3.6 * columns, 0.4 + 3.6 * lines)
+        panels = dict(zip(settings, _panels(figure, settings, sharex=True, sharey=True), strict=True))
+        sent = {id(row): _megabytes(row) for row in rows}
+        place = set_decades(next(iter(panels.values())), "x", (value for value in sent.values() if value))
+        for row in rows:
+            axes, look, loss = panels[row["setting"]], looks[row["label"]], row["metrics"]["loss_own"]["mean"]
+            label = clip(row["label"]) + _sends_no_adapters(row)
+            if sent[id(row)]:
+                axes.plot([place(sent[id(row)])], [loss], linestyle="", label=label, **look.marks(7))
+            else:
+                axes.axhline(
+                    loss, color=look.style.colour, linestyle=(0, look.style.dash or (4, 2)), linewidth=1.4, label=label
+                )
+        for axes in panels.values():
+            axes.margins(y=0.1)
+            axes.grid(linewidth=0.8)
+            axes.set_xlabel("adapters sent, down and up (MB)")
+        for axes in list(panels.values())[::columns]:
+            axes.set_ylabel(f"held-out loss, own\n({_LOSS})")
+        add_legend(figure, legend_lines(*panels.values()))
+        return png_bytes(figure)
 
-    settings = result["settings"]
-    width = min(15.0, 3.4 * len(settings) + 2.0)
-    figure = Figure(figsize=(width, 4.0), layout="constrained")
-    colours, seen = _colours(result), set()
-    all_axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
-    for axes, setting in zip(all_axes, settings, strict=True):
-        for row in (row for row in result["rows"] if row["setting"] == setting and "bytes_up" in row["metrics"]):
-            sent = (row["metrics"]["bytes_up"]["mean"] + row["metrics"]["bytes_down"]["mean"]) / 1e6
-            label = None if row["label"] in seen else clip(row["label"])
-            seen.add(row["label"])
-            axes.plot(sent, row["metrics"]["loss_own"]["mean"], "o", color=colours[row["label"]], label=label)
-        axes.set_title(_wrap(setting), loc="left", fontsize=9)
-        axes.set_xlabel("MB down and up")
-        axes.grid(linewidth=0.8)
-    all_axes[0].set_ylabel("held-out loss, own kind")
-    figure.legend(loc="outside right upper")
-    return png_bytes(figure)
+
+def _megabytes(row: Mapping[str, Any]) -> float:
+    return (row["metrics"]["bytes_up"]["mean"] + row["metrics"]["bytes_down"]["mean"]) / 1e6
 
 
-def _draw_clients(table: Mapping[str, Any]) -> bytes:
+def _sends_no_adapters(row: Mapping[str, Any]) -> str:
+    method: Method | None = METHODS.get(row["mode"])
+    if method is None or (method.combines and not method.pools_rows):
+        return ""
+    return ": rows travel, no adapters" if method.pools_rows else ": sends nothing"
+
+
+def _draw_clients(table: Mapping[str, Any]) -> bytes | None:
     """How much every client (columns) gains from each method (rows) against training alone."""
-    from matplotlib.figure import Figure
-
     methods = {name: one for name, one in table["methods"].items() if name not in ("base", ALONE)}
-    clients = list(next(iter(methods.values()))["gain"]) if methods else []
-    figure = Figure(
-        figsize=(max(5.0, 2.6 + 0.7 * len(clients)), 1.6 + 0.42 * max(1, len(methods))), layout="constrained"
+    clients = sorted({client for one in methods.values() for client in one["gain"]}, key=int)
+    if not clients:
+        return None
+    gains = [[one["gain"].get(client, math.nan) for client in clients] for one in methods.values()]
+    most = max((abs(value) for line in gains for value in line if math.isfinite(value)), default=1.0) or 1.0
+    return draw_matrix(
+        Matrix(
+            title="How much each client gains by joining",
+            unit=f"loss alone less loss here\n({_LOSS}; above 0 it gains)",
+            rows=[clip(name) for name in methods],
+            columns=[_client_label(client, table) for client in clients],
+            values=gains,
+            limits=(-most, most),
+            colours="RdBu",
+            form="+.2f",
+        )
     )
-    axes = figure.add_subplot()
-    gains = [[one["gain"].get(client, float("nan")) for client in clients] for one in methods.values()]
-    most = max((abs(value) for line in gains for value in line if value == value), default=1.0) or 1.0
-    image = axes.imshow(gains, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
-    for line, values in enumerate(gains):
-        for column, value in enumerate(values):
-            colour = "white" if abs(value) > 0.6 * most else "#333333"
-            axes.text(column, line, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_yticks(range(len(methods)), [clip(name) for name in methods])
-    named = table.get("names", {})
-    names = [clip(named[one]) if one in named else _client_label(one, table["shares"][one]) for one in clients]
-    axes.set_xticks(range(len(clients)), names, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_title("Loss alone less loss here: blue gains from joining", loc="left")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, pad=0.015, fraction=0.04)
-    return png_bytes(figure)
 
 
-def _client_label(client: str, shares: Mapping[str, float]) -> str:
+def _client_label(client: str, table: Mapping[str, Any]) -> str:
+    if name := table.get("names", {}).get(client):
+        return clip(name)
+    shares = table["shares"][client]
     largest = max(sorted(shares), key=lambda name: shares[name])
-    return clip(largest) if shares[largest] > 0.5 else f"client {client}"
+    return clip(f"{client}: {largest}") if shares[largest] > 0.5 else f"client {client}"
 
 
 def _draw_forgetting(curves: Sequence[Mapping[str, Any]]) -> bytes:
     """The first seed's loss on every client's kind of rows, one panel per method, on the same axes."""
-    from matplotlib.figure import Figure
+    with house_style():
+        columns, lines = _grid(curves)
+        figure = new_figure(1.0 + 5.0 * columns, 4.2 * lines)
+        titles = [f"{clip(curve['method'])} (seed {next(iter(curve['seeds']))})" for curve in curves]
+        panels = _panels(figure, titles, sharey=True)
+        for axes, curve in zip(panels, curves, strict=True):
+            _draw_curve(axes, next(iter(curve["seeds"].values())), curve.get("names", {}))
+        for axes in panels[::columns]:
+            axes.set_ylabel(f"held-out loss on each client's rows\n({_LOSS})")
+        add_legend(figure, legend_lines(*panels))
+        return png_bytes(figure)
 
-    figure = Figure(figsize=(5.4 * len(curves) + 1.2, 4.4), layout="constrained")
-    all_axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
-    for axes, curve in zip(all_axes, curves, strict=True):
-        _draw_curve(axes, curve)
-    all_axes[0].set_ylabel("held-out loss on the client's rows")
-    handles, labels = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
-    return png_bytes(figure)
 
-
-def _draw_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
-    seed, points = next(iter(curve["seeds"].items()))
+def _draw_curve(axes: Axes, points: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
     steps = [point["steps"] for point in points]
     clients = list(points[0]["own"])
-    for index, client in enumerate(clients[:_MOST_CLIENTS]):
-        values = [point["own"][client] for point in points]
-        marker = "o" if len(points) < 40 else ""
-        axes.plot(
-            steps, values, color=PALETTE[index % len(PALETTE)], linewidth=1.1, marker=marker, markersize=2.5,
-            label=clip(curve.get("names", {}).get(client, f"client {client}")),
-        )  # fmt: skip
-    mean = [sum(point["own"].values()) / len(clients) for point in points]
-    axes.plot(steps, mean, color="black", linewidth=2.2, label="mean")
-    axes.set_title(f"{clip(curve['method'])} (seed {seed})", loc="left")
+    many = len(clients) > _MOST_CLIENTS
+    for index, client in enumerate(clients):
+        line = [(step, point["own"][client]) for step, point in zip(steps, points, strict=True)]
+        if many:
+            label = f"each of {counted(len(clients), 'client')}"
+            axes.plot(*zip(*line, strict=True), color=FAINT, alpha=0.5, linewidth=0.8, label=label)
+        else:
+            draw_line(axes, line, Look(client_style(index)), clip(names.get(client, f"client {client}")), 1.1)
+    mean = [(step, _mean(point["own"].values())) for step, point in zip(steps, points, strict=True)]
+    axes.plot(*zip(*mean, strict=True), color=INK, linewidth=2.6, label="mean over clients")
+    axes.margins(0.05)
     axes.set_xlabel("optimizer steps, all clients")
-    axes.grid(axis="y", linewidth=0.8, color=FAINT, alpha=0.3)
+    axes.grid(axis="y", linewidth=0.8)
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)

@@ -1,55 +1,53 @@
 """drift.png: aggregation error and client drift per round of every experiment that has them.
 
-The error has a logarithmic axis, for exact methods stand seven orders of magnitude below the others.
+The error has a logarithmic axis where exact methods are among the others, for they stand seven orders of magnitude
+below them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fedlora.reporting.drawing import FAINT, clip, experiment_colours, house_style, png_bytes
+from fedlora.reporting.drawing import add_legend, house_style, new_figure, png_bytes, say_nothing_measured
 from fedlora.reporting.findings import Findings
+from fedlora.reporting.marks import draw_line, legend_lines, looks_of, set_decades, whole_rounds
+from fedlora.reporting.model_labels import experiment_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_LEGEND_COLUMNS = 4
 
 
 def draw_drift(findings: Findings) -> bytes:
     """Aggregation error on the left, the mean cosine of a client's change to the mean change on the right."""
     with house_style():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(11.5, 4.2), layout="constrained")
+        figure = new_figure(11.5, 4.2)
         error, cosine = figure.subplots(1, 2)
-        _draw_lines(error, findings, "aggregation_error", "Aggregation error")
-        _draw_lines(cosine, findings, "drift_cosine_mean", "Cosine of a client's change to the mean")
-        if error.lines:
-            error.set_yscale("log")
-        if cosine.lines:
-            cosine.set_ylim(top=1.02)
-        lines = error.lines if len(error.lines) > len(cosine.lines) else cosine.lines
-        figure.legend(handles=list(lines), loc="outside lower left", ncols=_LEGEND_COLUMNS)
+        place = set_decades(error, "y", (value for _, value in _points(findings, "aggregation_error")))
+        _draw_lines(error, findings, "aggregation_error", place)
+        error.set_title("Aggregation error", loc="left")
+        error.set_ylabel("distance / length of the exact mean")
+        _draw_lines(cosine, findings, "drift_cosine_mean", float)
+        cosine.set_title("Cosine of a client's change to the mean change", loc="left")
+        cosine.set_ylabel("cosine (1: the same direction)")
+        cosine.margins(y=0.08)
+        add_legend(figure, legend_lines(error, cosine))
         return png_bytes(figure)
 
 
-def _draw_lines(axes: Axes, findings: Findings, kind: str, title: str) -> None:
-    from matplotlib.ticker import MaxNLocator
+def _points(findings: Findings, kind: str) -> list[tuple[int, float]]:
+    return [point for curves in findings.drift.values() for point in curves[kind]]
 
-    colours = experiment_colours(findings)
+
+def _draw_lines(axes: Axes, findings: Findings, kind: str, place: Callable[[float], float]) -> None:
+    looks = looks_of({name: (findings.runs[name]["mode"], False) for name in findings.curves})
+    labels = experiment_labels(findings)
     for name, curves in findings.drift.items():
-        # an error of exactly zero has no place on a logarithmic axis
-        points = [(number, value) for number, value in curves[kind] if value > 0 or kind != "aggregation_error"]
-        if points:
-            rounds, values = zip(*points, strict=True)
-            marker = "o" if len(points) <= 30 else ""
-            label = clip(findings.titles[name])
-            axes.plot(rounds, values, color=colours[name], linewidth=2, marker=marker, markersize=5, label=label)
-    axes.set_title(title, loc="left")
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if points := [(number, place(value)) for number, value in curves[kind]]:
+            draw_line(axes, points, looks[name], labels[name])
     axes.grid(axis="y", linewidth=0.8)
     if not axes.lines:
-        axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color=FAINT)
-        axes.set_yticks([])
+        say_nothing_measured(axes)
+        return
+    axes.set_xlabel("round")
+    whole_rounds(axes, (number for number, _ in _points(findings, kind)))

@@ -17,6 +17,12 @@ from fedlora.methods.table import METHODS
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8440FF", "#2B95FF", "#DD2253")
 BASE_COLOUR = "#808080"
 """The base model, which no method trained."""
+INK = "#333333"
+"""Text on a white page, and the mean over clients where clients are lines."""
+FAINT = "#767676"
+"""Axes, and what belongs to no method."""
+FRAME = "#B45F06"
+"""The frame around what a client was trained on."""
 
 Marker = Literal["circle", "square", "triangle", "diamond", "triangle down", "plus", "cross"]
 _MARKERS: tuple[Marker, ...] = ("circle", "square", "triangle", "diamond", "triangle down", "plus", "cross")

@@ -7,87 +7,89 @@ the end of a thin line shows it: the length of the line is what a client alone d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from fedlora.plain_text import counted
-from fedlora.reporting.drawing import BASE_COLOUR, FAINT, clip, experiment_colours, house_style, png_bytes, scored_rows
+from fedlora.reporting.drawing import add_legend, clip, house_style, new_figure, png_bytes, say_nothing_measured
 from fedlora.reporting.findings import Findings
-from fedlora.reporting.main_table import short_label
+from fedlora.reporting.marks import draw_line, legend_lines, looks_of, whole_rounds
+from fedlora.reporting.model_labels import experiment_labels, scored_rows, visible_labels
+from fedlora.reporting.palette import FAINT, colour_of
 from fedlora.reporting.summary import ModelRow
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
+_DIAMOND: dict[str, Any] = {"marker": "D", "markersize": 6, "markeredgecolor": "white"}
+"""White around it, so that it is seen on a bar of its colour too."""
 _CLIENT_HEIGHT = 0.62
-_LABELLED_CLIENTS = 16
-_LEGEND_COLUMNS = 4
+_LABELLED_CLIENTS = 64
+_LEAST_HEIGHT, _LOSSES_HEIGHT = 5.6, 8.0
+"""Inches of the figure, and of both panels of losses together at most."""
 
 
 def draw_rounds(findings: Findings) -> bytes:
     """Held-out and training loss per round of every experiment, and the exact match of every model."""
     with house_style():
-        from matplotlib.figure import Figure
-
         scored = scored_rows(findings)
         extent = sum(height + gap for gap, height in _bar_sizes(scored))
-        figure = Figure(figsize=(11.5, max(4.8, 1.6 + 0.42 * extent)), layout="constrained")
-        grid = figure.add_gridspec(2, 2, width_ratios=(1.0, 1.1))
-        held_out = figure.add_subplot(grid[0, 0])
-        training = figure.add_subplot(grid[1, 0], sharex=held_out)
-        _draw_losses(held_out, findings, "held_out", "Held-out loss")
-        _draw_losses(training, findings, "training", "Training loss")
-        training.set_xlabel("round")
-        held_out.tick_params(labelbottom=False)
-        lines = held_out.lines if len(held_out.lines) > len(training.lines) else training.lines
-        figure.legend(handles=list(lines), loc="outside lower left", ncols=_LEGEND_COLUMNS)
-        _draw_bars(figure.add_subplot(grid[:, 1]), findings, scored)
+        high = max(_LEAST_HEIGHT, 1.2 + 0.34 * extent)
+        figure = new_figure(12.5, high)
+        # the panels of losses do not grow with the number of bars beside them
+        rest = max(0.01, 2 * high / _LOSSES_HEIGHT - 2)
+        grid = figure.add_gridspec(3, 2, width_ratios=(1.0, 1.1), height_ratios=(1.0, 1.0, rest))
+        held_out, training = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
+        _draw_losses(held_out, findings, ("held_out", "held_out_personal"), "Held-out loss")
+        _draw_losses(training, findings, ("training",), "Training loss")
+        bars = figure.add_subplot(grid[:, 1])
+        _draw_bars(bars, findings, scored)
+        add_legend(figure, [*legend_lines(held_out, training), *(_explain_bars() if scored else ())])
         return png_bytes(figure)
 
 
-def _draw_losses(axes: Axes, findings: Findings, kind: str, title: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    colours = experiment_colours(findings)
-    for name, curve in findings.curves.items():
-        if points := curve[kind]:
-            rounds, losses = zip(*points, strict=True)
-            marker = "o" if len(points) <= 30 else ""
-            label = clip(findings.titles[name])
-            axes.plot(rounds, losses, color=colours[name], linewidth=2, marker=marker, markersize=5, label=label)
+def _draw_losses(axes: Axes, findings: Findings, kinds: Sequence[str], title: str) -> None:
+    looks = looks_of({name: (findings.runs[name]["mode"], False) for name in findings.curves})
+    labels = experiment_labels(findings)
+    for name, curves in findings.curves.items():
+        for kind in kinds:
+            if points := curves.get(kind):
+                personal = kind == "held_out_personal"
+                label = f"{clip(findings.titles[name])} (personal)" if personal else labels[name]
+                draw_line(axes, points, replace(looks[name], hollow=personal), label)
     axes.set_title(title, loc="left")
-    axes.set_ylabel("nats per token")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", linewidth=0.8)
     if not axes.lines:
-        axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color=FAINT)
-        axes.set_yticks([])
+        say_nothing_measured(axes)
+        return
+    axes.set_xlabel("round")
+    axes.set_ylabel("nats per token")
+    axes.margins(y=0.08)
+    axes.grid(axis="y", linewidth=0.8)
+    curves = (curve for every in findings.curves.values() for curve in every.values())
+    whole_rounds(axes, (number for curve in curves for number, _ in curve))
 
 
 def _draw_bars(axes: Axes, findings: Findings, rows: Sequence[ModelRow]) -> None:
     axes.set_title("Exact match", loc="left")
     if not rows:
-        axes.text(0.5, 0.5, "not scored", ha="center", va="center", transform=axes.transAxes, color=FAINT)
-        axes.set_axis_off()
+        say_nothing_measured(axes, "not scored")
         return
-    colours = experiment_colours(findings)
     labels: list[tuple[float, str]] = []
-    named = _named_bars(rows)
+    named = visible_labels(rows, _LABELLED_CLIENTS)
     edge = 0.0
     for row, (gap, height) in zip(rows, _bar_sizes(rows), strict=True):
         centre, edge = edge + gap + height / 2, edge + gap + height
-        colour = BASE_COLOUR if row.subject == "base" else colours[row.experiment]
-        _draw_bar(axes, row, centre, height, colour)
+        _draw_bar(axes, row, centre, height, colour_of(row.mode))
         if id(row) in named:
             labels.append((centre, named[id(row)]))
     axes.set_yticks([centre for centre, _ in labels], [label for _, label in labels])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(edge + 0.3, 0.0)
-    axes.set_xlim(0, 1.08)
+    axes.set_xlim(-0.02, 1.14)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.grid(axis="x", linewidth=0.8)
     axes.set_xlabel("share of answers that are right")
-    _explain_bars(axes)
 
 
 def _bar_sizes(rows: Sequence[ModelRow]) -> list[tuple[float, float]]:
@@ -103,44 +105,23 @@ def _bar_sizes(rows: Sequence[ModelRow]) -> list[tuple[float, float]]:
     return sizes
 
 
-def _named_bars(rows: Sequence[ModelRow]) -> dict[int, str]:
-    """Labels by the id of their row; of many clients the one in the middle stands for all."""
-    clients: dict[str, list[ModelRow]] = {}
-    for row in rows:
-        if row.subject == "client":
-            clients.setdefault(row.experiment, []).append(row)
-    if sum(map(len, clients.values())) <= _LABELLED_CLIENTS:
-        return {id(row): clip(short_label(row)) for row in rows}
-    others = {id(row): clip(short_label(row)) for row in rows if row.subject != "client"}
-    return others | {
-        id(group[len(group) // 2]): f"each of {counted(len(group), 'client')}" for group in clients.values()
-    }
-
-
 def _draw_bar(axes: Axes, row: ModelRow, centre: float, height: float, colour: str) -> None:
     """All categories as the bar; the own ones, where they differ, as a diamond at the end of a thin line."""
     share = row.all or 0.0
     is_client = row.subject == "client"
     axes.barh(centre, share, height * 0.86 if is_client else height, color=colour, alpha=0.45 if is_client else 1.0)
-    if not is_client:
-        axes.text(share + 0.02, centre, f"{share:.2f}", va="center", fontsize=9, fontweight="bold", zorder=4,
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0})  # fmt: skip
+    # in a column of their own, where no bar and no diamond is
+    if height >= 0.4:
+        weight = "normal" if is_client else "bold"
+        axes.text(1.13, centre, f"{share:.2f}", ha="right", va="center", fontsize=9, fontweight=weight)
     if row.own is not None and abs(row.own - share) >= 0.005:
         axes.plot([share, row.own], [centre, centre], color=colour, linewidth=1, zorder=2)
-        axes.plot(row.own, centre, "D", markersize=5, color=colour, clip_on=False, zorder=3)
+        axes.plot(row.own, centre, color=colour, zorder=3, **_DIAMOND)
 
 
-def _explain_bars(axes: Axes) -> None:
+def _explain_bars() -> list[Artist]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    bar = Patch(color=FAINT, label="all categories")
-    diamond = Line2D([], [], color=FAINT, linewidth=1, marker="D", markersize=5, label="own categories")
-    axes.legend(
-        handles=[bar, diamond],
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        ncols=2,
-        borderaxespad=0.2,
-        handlelength=1.4,
-    )
+    bar = Patch(color=FAINT, label="exact match, all categories")
+    return [bar, Line2D([], [], color=FAINT, linewidth=1, label="exact match, own categories", **_DIAMOND)]
