@@ -157,7 +157,6 @@ NAMED = {
     ("laws.promises", "none"): "a client keeps no factors",
     ("paths", "pooled"): "the folder of the one trainer",
     ("reporting.detail_rows", "none"): "an adapter that is not there",
-    ("reporting.rounds_figure", "none"): "matplotlib's edge colour",
     ("llm.adapter_config", "none"): "PEFT's bias",
     ("evaluation.tasks.task_scores", "none"): "lm-eval's filter that does nothing",
     ("llm.loss", "none"): "torch's loss of each label",

@@ -188,8 +188,8 @@ def _draw_clients(table: Mapping[str, Any]) -> bytes | None:
     most = max((abs(value) for line in gains for value in line if math.isfinite(value)), default=1.0) or 1.0
     return draw_matrix(
         Matrix(
-            title="How much each client gains by joining",
-            unit=f"loss alone less loss here\n({_LOSS}; above 0 it gains)",
+            title="What each client gains by joining, against its loss alone",
+            unit=f"gain ({_LOSS})",
             rows=[clip(name) for name in methods],
             columns=[_client_label(client, table) for client in clients],
             values=gains,

@@ -20,7 +20,7 @@ def draw_categories(findings: Findings) -> bytes:
     return draw_matrix(
         Matrix(
             title="Exact match of each model in each category",
-            unit="share of answers that are right",
+            unit="share that is right",
             rows=[labels.get(id(row), "") for row in rows],
             columns=[clip(category or "(no category)") for category in categories],
             values=[[row.categories.get(category, float("nan")) for category in categories] for row in rows],

@@ -47,11 +47,11 @@ def draw_matrix(matrix: Matrix) -> bytes:
         wide = min(0.62, _MOST_WIDE / len(matrix.columns))
         high = min(0.34, _MOST_HIGH / len(matrix.rows))
         size = wide * len(matrix.columns), high * len(matrix.rows)
-        figure = new_figure(max(6.0, size[0] + 4.2), max(2.4, size[1] + 2.0))
+        figure = new_figure(max(6.0, size[0] + 4.2), max(3.0, size[1] + 2.0))
         axes = figure.add_subplot()
         low, most = matrix.limits
         image = axes.imshow(matrix.values, cmap=matrix.colours, vmin=low, vmax=most, aspect="auto")
-        axes.set_title(matrix.title, loc="left")
+        figure.suptitle(matrix.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         named = [(place, name) for place, name in enumerate(matrix.rows) if name]
         fitting = min(10.0, high * 72 / 1.3)
         axes.set_yticks([place for place, _ in named], [name for _, name in named], fontsize=max(4.0, fitting))
