@@ -21,7 +21,9 @@ def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatc
 
     def record(stage: str, config: object) -> SimpleNamespace:
         asked.append((stage, config))
-        return SimpleNamespace(parts=lambda: [f"text of {stage}"], folder=Path("/models/smollm2"))
+        return SimpleNamespace(
+            parts=lambda: [f"text of {stage}"], folder=Path("/models/smollm2"), page=Path("/reports/report.html")
+        )
 
     stages = {
         "data_skills": "run",
@@ -34,6 +36,7 @@ def test_the_demo_runs_the_four_modes_that_the_readme_shows(tmp_path, monkeypatc
     assert shown.startswith("text of report\n")
     assert "AutoModelForCausalLM.from_pretrained('/models/smollm2')" in shown
     assert f"/models/homo/{rounds}')" in shown
+    assert shown.endswith("\n/reports/report.html")
     said = capsys.readouterr()
     assert said.out == "", "the command line prints the result"
     assert said.err.splitlines() == [

@@ -43,8 +43,8 @@ class Demonstration(Result):
     seconds: float
 
     def parts(self) -> Sequence[str]:
-        """The main table, and how to load the global adapter of homo."""
-        return (*self.report.parts(), self._loading())
+        """The main table, how to load the global adapter of homo, and last the page for a browser."""
+        return (*self.report.parts(), self._loading(), str(self.report.page))
 
     def as_dict(self) -> dict[str, Any]:
         """What the report has, with the folders of the global adapter of homo and of its base."""

@@ -160,7 +160,10 @@ class Run(Result):
         return verify(progress=progress, **self._names(**keywords))
 
     def report(self, folder: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Report:
-        """Write the report of this run alone to `folder`, by default `reports/NAME`: `fedlora.report` of this run."""
+        """Write the report of this run alone to `folder`, by default `reports/NAME`: `fedlora.report` of this run.
+
+        The result's `page` is report.html there, `file` report.md.
+        """
         from fedlora.api.looking import report
 
         place = Path("reports", self.name) if folder is None else path_at_home(folder).absolute()

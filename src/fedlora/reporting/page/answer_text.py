@@ -9,6 +9,8 @@ from fedlora.reporting.own_rows import count_gains
 from fedlora.reporting.standing import Standing
 from fedlora.reporting.summary import ModelRow
 
+MEASURE_NAMES = {"exact": "exact match", "loss": "test loss", "rougeL": "ROUGE-L", "chrf": "chrF"}
+
 
 def answer_sentences(findings: Findings) -> list[str]:
     """Two sentences; of what was not measured the first says how to measure it."""
@@ -16,6 +18,14 @@ def answer_sentences(findings: Findings) -> list[str]:
     if standing is None:
         return ["No model was scored or validated yet: the commands below answer the test rows and score them."]
     return [_who_wins(standing), _does_joining_pay(findings, standing)]
+
+
+def counted_gains(findings: Findings, label: str) -> tuple[str, tuple[int, int, int]] | None:
+    """By exact match, else by the first measure that was taken: clients that gain under a model, lose, and all."""
+    for measure in MEASURE_NAMES:
+        if counts := count_gains(measure, findings.gains_of_clients).get(label):
+            return measure, counts
+    return None
 
 
 def _who_wins(standing: Standing) -> str:
@@ -47,14 +57,14 @@ def _interval(row: ModelRow) -> str:
 
 def _does_joining_pay(findings: Findings, standing: Standing) -> str:
     label = short_label(standing.winner)
-    if counts := count_gains("exact", findings.gains_of_clients).get(label):
-        gain, lose, total = counts
+    if found := counted_gains(findings, label):
+        measure, (gain, lose, total) = found
         rest = total - gain - lose
         undecided = f", and for {rest} the interval includes 0" if rest else ""
         reference = findings.gains_of_clients[0].reference
         return (
             f"Joining under {label} pays for {gain} of {counted(total, 'client')} and costs {lose}, on each client's "
-            f"own test rows against {reference}{undecided}."
+            f"own test rows against {reference}, by {MEASURE_NAMES[measure]}{undecided}."
         )
     winner, alone = standing.winner, standing.alone
     if alone is None or alone is winner or winner.all is None or winner.own is None or alone.own is None:

@@ -24,7 +24,7 @@ def commands_of(config: ReportConfig, experiments: Sequence[Experiment]) -> Comm
     lines = []
     for one in experiments:
         lines += [f"# {one.name}", train_command(config, one), *_answering(config, one), ""]
-    fields = ("exp_names", "communication_rounds", "model_dir", "prediction_dir", "rouge_dir", "llm_dir")
+    fields = ("exp_names", "communication_rounds", "model_dir", "prediction_dir", "rouge_dir", "llm_dir", "tasks_dir")
     asked = {name: getattr(config, name) for name in (*fields, "report_dir", "report_name")}
     asked["communication_rounds"] = experiments[0].round_number
     lines += ["# this report", command_line("report", ReportConfig, asked, positional="exp_names")]

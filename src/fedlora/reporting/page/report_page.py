@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 from fedlora.config.evaluate import ReportConfig
-from fedlora.plain_text import counted, number_text, one_line, size_text
+from fedlora.plain_text import NOTHING, counted, number_text, one_line, size_text
+from fedlora.reporting import standard_tasks
 from fedlora.reporting.detail_rows import answer_rows, difference_rows, drift_rows, judge_rows, run_rows
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.main_table import COLUMNS, main_cells, main_values, short_label
 from fedlora.reporting.markdown import DEFINITIONS, DRIFT
-from fedlora.reporting.own_rows import count_gains
-from fedlora.reporting.page.answer_text import answer_sentences
+from fedlora.reporting.page.answer_text import answer_sentences, counted_gains
 from fedlora.reporting.page.blocks import Block, Cell, Commands, Items, Page, Section, Table, Terms, Texts
 from fedlora.reporting.page.charts import draw_charts, line_chart, scale_marks
 from fedlora.reporting.page.client_sections import data_section, gains_section, matrix_section
@@ -40,6 +41,7 @@ def report_page(
         _rounds(config, experiments, findings, looks),
         matrix_section(findings),
         gains_section(findings, looks),
+        _tasks(findings),
         _drift(findings, looks),
         _forgetting(experiments),
         _judge(findings),
@@ -91,8 +93,9 @@ def _figures(findings: Findings) -> list[tuple[str, str]]:
         figures = [(number_text(winner.held_out_loss), f"held-out loss of {label}, {_LOSS_UNIT}")]
     if standing.lead is not None and standing.next is not None:
         figures.append((f"{standing.lead.estimate.mean:+.3f}", f"over {short_label(standing.next)}, same test rows"))
-    if counts := count_gains("exact", findings.gains_of_clients).get(label):
-        figures.append((f"{counts[0]} of {counts[2]}", f"clients gain by joining under {label}"))
+    if found := counted_gains(findings, label):
+        measure, (gain, _, total) = found
+        figures.append((f"{gain} of {total}", f"clients gain by joining under {label}, {measure}"))
     if winner.costs is not None:
         figures.append((size_text(winner.costs.bytes_sent), f"sent by {label}, adapters up and down"))
     return figures
@@ -106,13 +109,19 @@ def _models(findings: Findings, looks: Looks) -> Section:
     marks = scale_marks(drawn, ends=(0.0, 1.0), series=series)
     rows = []
     for row, look, mark in zip(findings.rows, series, marks, strict=True):
-        cells = [Cell(text, value) for text, value in zip(main_cells(row), main_values(row), strict=True)]
-        cells[0] = Cell(cells[0].text, series=look)
-        place = COLUMNS.index("all")
-        cells[place] = Cell(cells[place].text, cells[place].value, mark)
+        cells = {}
+        for head, text, value in zip(COLUMNS, main_cells(row), main_values(row), strict=True):
+            mean, _, interval = text.partition(" (") if value is not None else (text, "", "")
+            cells[head] = Cell(mean, value, below=interval.rstrip(")"))
+        cells["model"] = replace(cells["model"], series=look)
+        ends = cells.pop("95 % of all").text
+        cells["all"] = replace(cells["all"], mark=mark, below="" if ends == NOTHING else ends)
         rows.append(cells)
+    heads = [head for head in rows[0] if any(cells[head].text != NOTHING for cells in rows)]
+    rows = [[cells[head] for head in heads] for cells in rows]
     details = frozenset(place for place, row in enumerate(findings.rows) if row.subject == "client")
-    table = Table("Every model, its quality and its costs", COLUMNS, rows, is_sortable=True, details=details)
+    caption = "Every model, its quality and its costs; small: 95 % intervals"
+    table = Table(caption, heads, rows, is_sortable=True, details=details)
     blocks: list[Block] = [table]
     notes = [*findings.notes, *(gap.text for gap in findings.gaps if not gap.commands)]
     if notes:
@@ -152,6 +161,14 @@ def _rounds(
     if all(len(one.points) < 2 for one in quality) and (commands := round_commands(config, experiments)):
         blocks.append(Commands("Exact match per round: answer and score the earlier rounds too, such as", commands))
     return Section("rounds", "Round by round", blocks=blocks)
+
+
+def _tasks(findings: Findings) -> Section | None:
+    if not findings.tasks:
+        return None
+    rows = [one.cells() for one in findings.tasks]
+    table = text_table("Every score of every model", (standard_tasks.HEADS, rows), is_sortable=True)
+    return Section("tasks", "Standard tasks", unmarked(standard_tasks.ABOUT), [table])
 
 
 def _drift(findings: Findings, looks: Looks) -> Section | None:
