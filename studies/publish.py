@@ -1,6 +1,7 @@
 """Put the result of a study into docs/studies, with the machine, the date and the commit it came from.
 
 python studies/publish.py comparisons/forgetting --model build/small_model
+python studies/publish.py docs/studies/forgetting --redraw      # the pictures again, from the published numbers
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from machine import describe_machine, machine_facts
 
+from fedlora.comparing.figures import draw_comparison
 from fedlora.files import read_json, sha256_of, write_bytes, write_json, write_text
 
 DOCS = Path(__file__).parent.parent / "docs" / "studies"
@@ -38,6 +40,16 @@ def publish(source: Path, model: Path | None) -> Path:
     return target
 
 
+def redraw(folder: Path) -> Path:
+    """Draw the pictures of a published study again, from its comparison.json; returns the folder."""
+    pictures = draw_comparison(read_json(folder / "comparison.json"))
+    for old in set(folder.glob("*.png")) - {folder / name for name in pictures}:
+        old.unlink()
+    for name, content in pictures.items():
+        write_bytes(folder / name, content)
+    return folder
+
+
 def _about(result: dict[str, Any], model: Path | None) -> str:
     base = result["experiment"]["train"].get("base_model")
     digest = _hash(model)
@@ -58,12 +70,13 @@ def _rounded(value: Any) -> Any:
 
 
 def main() -> None:
-    """Publish one comparison."""
+    """Publish one comparison, or draw a published one again."""
     parser = argparse.ArgumentParser(description="Copy a finished comparison into docs/studies.")
     parser.add_argument("comparison", type=Path)
     parser.add_argument("--model", type=Path, default=None, help="folder of a model that was made here")
+    parser.add_argument("--redraw", action="store_true", help="draw the pictures of a published study again")
     given = parser.parse_args()
-    print(publish(given.comparison, given.model))
+    print(redraw(given.comparison) if given.redraw else publish(given.comparison, given.model))
 
 
 if __name__ == "__main__":

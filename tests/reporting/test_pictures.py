@@ -280,6 +280,16 @@ def test_what_sends_no_adapters_does_not_stand_at_zero_megabytes(drawn: list[Dra
     assert marked[0].get_xdata()[0] == 10.0
 
 
+def test_a_point_that_lies_under_another_is_larger_than_it(drawn: list[Drawn]) -> None:
+    result = result_of(["homo", "fedprox"], 2, [""])
+    for row in result["rows"][1:]:
+        row["metrics"] |= {name: {"mean": 2.5, "values": {"0": 2.5}} for name in ("loss_own", "bytes_up", "bytes_down")}
+    draw_comparison(result)
+    picture = next(one for one in drawn if "adapters sent, down and up (MB)" in one.words)
+    sizes = {line.get_label(): line.get_markersize() for line in picture.figure.axes[0].lines}
+    assert sizes["homo"] > sizes["fedprox"]
+
+
 def test_every_line_of_a_method_has_its_colour_and_runs_of_one_method_differ_otherwise(drawn: list[Drawn]) -> None:
     draw_rounds(findings_of(["homo", "homo", "ditto"], 2, 3, CATEGORIES))
     lines = {line.get_label(): line for line in drawn[0].figure.axes[0].lines}

@@ -49,7 +49,7 @@ def draw_comparison(result: Result) -> dict[str, bytes]:
     if _measured(result, "bytes_up"):
         figures["bytes.png"] = _draw_bytes(result)
     for index, table in enumerate(result["clients"]):
-        if table["same_clients"] and (picture := _draw_clients(table)):
+        if table["same_clients"] and (picture := _draw_clients(result, table)):
             figures[f"clients{_number(index, result['clients'])}.png"] = picture
     for index, setting in enumerate(result["settings"]):
         curves = [curve for curve in result["curves"] if curve["setting"] == setting]
@@ -148,11 +148,12 @@ def _draw_bytes(result: Result) -> bytes:
         panels = dict(zip(settings, _panels(figure, settings, sharex=True, sharey=True), strict=True))
         sent = {id(row): _megabytes(row) for row in rows}
         place = set_decades(next(iter(panels.values())), "x", (value for value in sent.values() if value))
+        sizes = _marker_sizes(rows, sent)
         for row in rows:
             axes, look, loss = panels[row["setting"]], looks[row["label"]], row["metrics"]["loss_own"]["mean"]
             label = clip(row["label"]) + _sends_no_adapters(row)
             if sent[id(row)]:
-                axes.plot([place(sent[id(row)])], [loss], linestyle="", label=label, **look.marks(7))
+                axes.plot([place(sent[id(row)])], [loss], linestyle="", label=label, **look.marks(sizes[id(row)]))
             else:
                 axes.axhline(
                     loss, color=look.style.colour, linestyle=(0, look.style.dash or (4, 2)), linewidth=1.4, label=label
@@ -167,6 +168,19 @@ def _draw_bytes(result: Result) -> bytes:
         return png_bytes(figure)
 
 
+def _marker_sizes(rows: Sequence[Mapping[str, Any]], sent: Mapping[int, float]) -> dict[int, float]:
+    """Row -> size of its marker: larger where later rows have the same place, so that none hides another."""
+    losses = [row["metrics"]["loss_own"]["mean"] for row in rows]
+    near = 0.01 * (max(losses) - min(losses))
+
+    def covers(later: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+        apart = abs(later["metrics"]["loss_own"]["mean"] - row["metrics"]["loss_own"]["mean"])
+        return later["setting"] == row["setting"] and sent[id(later)] == sent[id(row)] and apart <= near
+
+    hidden = {id(row): sum(covers(later, row) for later in rows[at + 1 :]) for at, row in enumerate(rows)}
+    return {row: 7.0 + 4.0 * min(count, 3) for row, count in hidden.items()}
+
+
 def _megabytes(row: Mapping[str, Any]) -> float:
     return (row["metrics"]["bytes_up"]["mean"] + row["metrics"]["bytes_down"]["mean"]) / 1e6
 
@@ -178,9 +192,11 @@ def _sends_no_adapters(row: Mapping[str, Any]) -> str:
     return ": rows travel, no adapters" if method.pools_rows else ": sends nothing"
 
 
-def _draw_clients(table: Mapping[str, Any]) -> bytes | None:
+def _draw_clients(result: Result, table: Mapping[str, Any]) -> bytes | None:
     """How much every client (columns) gains from each method (rows) against training alone."""
-    methods = {name: one for name, one in table["methods"].items() if name not in ("base", ALONE)}
+    # in the order of the main table: a JSON file may have its keys sorted
+    labels = [label for label in _looks(result) if label not in ("base", ALONE)]
+    methods = {label: table["methods"][label] for label in labels if label in table["methods"]}
     clients = sorted({client for one in methods.values() for client in one["gain"]}, key=int)
     if not clients:
         return None
