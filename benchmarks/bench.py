@@ -27,7 +27,7 @@ from table import render
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 PARTS = ("training", "outside", "generation", "memory", "aggregation", "meter", "limit")
-ON_REQUEST = ("continuous_batching", "flower", "dropout", "reading")
+ON_REQUEST = ("continuous_batching", "flower", "dropout", "reading", "tasks")
 """Parts that decided something once, or need an extra, and run with --only."""
 ON_CPU_ONLY = ("aggregation", "meter", "flower", "reading")
 """Parts that measure nothing of a GPU."""

@@ -14,6 +14,7 @@ TITLES = {
     "training": "Training: the usual way against fedlora",
     "outside": "Share of a round outside forward, backward and optimizer step",
     "generation": "Generation with nine adapters",
+    "tasks": "Standard tasks: lm-eval's model class with PEFT against fedlora",
     "memory": "Peak memory",
     "aggregation": "Aggregation of 1,000 adapters",
     "meter": "Share of a round that the error meter takes",

@@ -97,7 +97,8 @@ def place(tiny_model, tmp_path_factory) -> Path:
     write_rows(folder / "rows.jsonl", 12)
     write_rows(folder / "shots.jsonl", 5, first=20)
     (folder / "functions.py").write_text("def question(row):\n    return 'say ' + row['word']\n")
-    for name, text in {"colours": CHOICE, "texts": ROLLING, "answers": ANSWERS}.items():
+    by_place = ROLLING.replace("test: rows.jsonl", f'test: "{folder}/*ws.jsonl"')
+    for name, text in {"colours": CHOICE, "texts": by_place, "answers": ANSWERS}.items():
         (folder / f"{name}.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         # the library keeps rows under the user's home
@@ -125,7 +126,7 @@ def with_transformers(root: Path, model: Path, adapter: Path | None, **how: Any)
     specs = []
     for file in sorted((root / "own").glob("*.yaml")):
         if file.stem != "both":
-            text = file.read_text().replace("rows.jsonl", str(root / "own" / "rows.jsonl"))
+            text = file.read_text().replace("test: rows.jsonl", f"test: {root / 'own' / 'rows.jsonl'}")
             place = root / f"theirs-{file.name}"
             place.write_text(text.replace("shots.jsonl", str(root / "own" / "shots.jsonl")))
             (root / "functions.py").write_text((root / "own" / "functions.py").read_text())

@@ -103,7 +103,8 @@ class _LocalFactory(TaskFactory):
 def _beside(folder: Path, value: Any) -> Any:
     """The files that a value names, in `folder` where they lie there."""
     if isinstance(value, str):
-        return str(folder / value) if any(folder.glob(value)) else value
+        is_relative = bool(value) and "://" not in value and not Path(value).is_absolute()
+        return str(folder / value) if is_relative and any(folder.glob(value)) else value
     if isinstance(value, Mapping):
         return {name: _beside(folder, one) for name, one in value.items()}
     return [_beside(folder, one) for one in value] if isinstance(value, list) else value
