@@ -3,7 +3,7 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-thorough test-slow test-gpu test-flower test-flower-faults crashtest bench bench-gpu bench-quality fuzz docs docs-serve method-bytes lint format compare-commits clean-venv
+.PHONY: help demo test test-thorough test-slow test-gpu test-flower test-flower-faults test-tasks crashtest bench bench-gpu bench-quality fuzz docs docs-serve method-bytes lint format compare-commits clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow   run the tests on the embedded model and Dolly: minutes (FEDLORA_DOLLY names the file)"
 	@echo "make test-gpu    run the tests that need a CUDA device: a minute; the CPU's side of each is in make test"
 	@echo "make test-flower  run SuperLink and SuperNodes on the loopback: minutes; make test-flower-faults kills some"
+	@echo "make test-tasks  run the tests of standard tasks, on the embedded model too, with lm-eval in build/tasks: 3 minutes"
 	@echo "make crashtest   200 kills, a full disk, damaged files, signals, parallel starts, each compared: 10 to 30 minutes"
 	@echo "make bench       measure everything on the CPU and write docs/benchmarks.md: 20 minutes (FEDLORA_DOLLY as above)"
 	@echo "make bench-gpu   the same on a CUDA device"
@@ -50,6 +51,11 @@ test-flower: .venv/installed-dev
 
 test-flower-faults: .venv/installed-dev
 	.venv/bin/python -m pytest -m flower --durations=10 tests/flower/test_deployment_faults.py
+
+# lm-eval brings 300 MB and an older python-dateutil: it has an environment of its own, which sees the packages of .venv
+test-tasks: build/tasks/installed
+	PYTHONPATH=src build/tasks/bin/python -m pytest -m "not gpu and not flower" -rs \
+	  tests/evaluation/test_asked_model.py tests/stages/test_tasks.py tests/api/test_docstrings.py
 
 # the part on small disks mounts them, which needs root; without it that part is skipped and says so
 crashtest: .venv/installed
@@ -118,4 +124,13 @@ clean-venv:
 .venv/installed-dev: export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	.venv/bin/pip install -r requirements-dev.txt
+	@touch $@
+
+build/tasks/installed: export PIP_QUIET = 1
+build/tasks/installed: export PIP_DISABLE_PIP_VERSION_CHECK = 1
+build/tasks/installed: .venv/installed-dev pyproject.toml
+	.venv/bin/python -m venv build/tasks
+	.venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  "$$(build/tasks/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/project.pth"
+	build/tasks/bin/pip install lm-eval==0.4.13
 	@touch $@

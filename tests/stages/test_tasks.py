@@ -132,10 +132,20 @@ def with_transformers(root: Path, model: Path, adapter: Path | None, **how: Any)
             (root / "functions.py").write_text((root / "own" / "functions.py").read_text())
             specs.append(str(place))
     manager = TaskManager(include_defaults=False)
+    how = {{"chat_template": "apply_chat_template"}.get(name, name): value for name, value in how.items()}
     return simple_evaluate(asked, tasks=specs, task_manager=manager, bootstrap_iters=1000, **how)["results"]
 
 
-@pytest.mark.parametrize("how", [{}, {"num_fewshot": 2}, {"limit": 5, "num_fewshot": 1}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"num_fewshot": 2},
+        {"limit": 5, "num_fewshot": 2, "chat_template": True, "system_instruction": "be brief"},
+        {"limit": 5, "num_fewshot": 2, "chat_template": True, "fewshot_as_multiturn": False},
+    ],
+    ids=str,
+)
 def test_scores_and_errors_are_those_of_lm_eval_with_transformers_and_peft(place, tiny_model, how, monkeypatch):
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     found = values_of(measure(place, str(place / "own"), of_subjects="base,global,0-1", overwrite=True, **how))
@@ -175,6 +185,18 @@ def test_a_second_run_computes_nothing_that_is_there_and_says_so(place, monkeypa
     with pytest.raises(UsageError, match=r"\(different: task_sha256\)"):
         measure(place, f"{place}/own/colours.yaml", evaluation_dir=place / "again")
     write_rows(place / "own" / "rows.jsonl", 12)
+
+
+def test_a_base_needs_no_run(place, tiny_model):
+    file = f"{place}/own/colours.yaml"
+    options = {"exp_name": "nothing", "of_subjects": "base", "evaluation_dir": place / "bases"}
+    found = measure(place, file, base_model=str(tiny_model), **options)
+    assert found.results[0].file == place / "bases" / "nothing" / "20" / "base" / "colours.json"
+    assert found.next_command == ""
+    beside = measure(place, file, of_subjects="base", evaluation_dir=place / "bases")
+    assert [one.value for one in beside.results[0].scores] == [one.value for one in found.results[0].scores]
+    with pytest.raises(UsageError, match="no such run, so it is not known which base is meant"):
+        measure(place, file, **options)
 
 
 def test_a_group_has_its_own_score_and_those_of_its_tasks(place):
@@ -255,3 +277,36 @@ def test_a_task_whose_own_code_fails_is_named(place):
     (own / "answers.yaml").write_text(ANSWERS)
     with pytest.raises(DataError, match=r"answers\.yaml: KeyError: 'nothing'"):
         measure(place, str(own / "answers.yaml"), of_subjects="base")
+
+
+@pytest.mark.slow
+def test_smollm2_scores_on_the_example_s_tasks_as_lm_eval_scores_it(tmp_path, monkeypatch):
+    from fedlora.llm import embedded_model
+
+    try:
+        model = embedded_model.folder()
+    except UsageError as error:
+        pytest.skip(f"{error}: {error.hint}")
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    make_client_files(tmp_path / "data", [4, 4])
+    options = {"data_path": tmp_path / "data", "model_dir": tmp_path / "models", "base_model": "smollm2-135m"}
+    options |= {"exp_name": "run", "base_dtype": "float32", "num_clients": 2, "client_selection_strategy": "all"}
+    train.run(TrainConfig.of(num_communication_rounds=1, local_learning_rate=3e-3, prompt_template="chat", **options))
+    examples = Path(__file__).parents[2] / "examples" / "flowertune_tasks"
+    own = tmp_path / "own"
+    own.mkdir()
+    for file in (*examples.glob("*.yaml"), examples / "rows.jsonl"):
+        (own / file.name).write_text(file.read_text())
+    (own / "functions.py").write_text("")
+    write_rows(own / "shots.jsonl", 1)
+    how = {"limit": 6}
+    found = values_of(measure(tmp_path, str(own), of_subjects="base,global", chat_template=True, **how))
+    for name, folder in {"base": None, "global": tmp_path / "models" / "run" / "1"}.items():
+        for task, measured in with_transformers(tmp_path, model, folder, chat_template=True, **how).items():
+            for key in ("acc,none", "acc_norm,none", "exact_match,none"):
+                if key in measured:
+                    value, error = found.pop((name, task, key.split(",")[0]))
+                    assert value == pytest.approx(measured[key])
+                    assert error == pytest.approx(measured[key.replace(",", "_stderr,")])
+    assert not found

@@ -239,7 +239,7 @@ def _evaluate(
     from fedlora.evaluation.tasks.quiet_library import Quiet
     from fedlora.evaluation.tasks.task_evaluation import evaluate_task
 
-    quiet = Quiet()
+    quiet = Quiet(run_model_code=config.run_model_code)
     options = {"label": item.name, "seed": config.seeds[1], "max_length": config.max_length}
     conversation = Conversation(adapters, [one.name for one in members], quiet.aloud, **options)
     for number, one in enumerate(members):

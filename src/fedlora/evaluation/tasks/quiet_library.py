@@ -18,12 +18,15 @@ import numpy as np
 import torch
 
 _NO_PROCESSES = "DISABLE_MULTIPROC"
+_RUN_CODE = "HF_ALLOW_CODE_EVAL"
 
 
 class Quiet:
     """Inside, nothing of the library is shown; within `aloud` our own lines are."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, run_model_code: bool = False) -> None:
+        """`run_model_code` lets metrics run the code that a model writes."""
+        self._run_model_code = run_model_code
         self._stack = contextlib.ExitStack()
         self._shown = sys.stderr
 
@@ -36,6 +39,8 @@ class Quiet:
             self._stack.enter_context(_silenced(logging.getLogger(name)))
         # its bootstrap forks a process for each core, which threads of torch do not survive
         self._stack.enter_context(_set_variable(_NO_PROCESSES, "1"))
+        if self._run_model_code:
+            self._stack.enter_context(_set_variable(_RUN_CODE, "1"))
         return self
 
     def __exit__(self, *error: object) -> None:

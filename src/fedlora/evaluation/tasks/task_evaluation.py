@@ -32,7 +32,7 @@ class TaskResult:
 
 def load_all(config: TasksConfig) -> list[TaskItem]:
     """The tasks that a configuration names, with their rows."""
-    with Quiet(), _seeds(config):
+    with Quiet(run_model_code=config.run_model_code), _seeds(config):
         return load_tasks(config.tasks, num_fewshot=config.num_fewshot)
 
 
