@@ -178,7 +178,7 @@ def _marker_sizes(rows: Sequence[Mapping[str, Any]], sent: Mapping[int, float]) 
         return later["setting"] == row["setting"] and sent[id(later)] == sent[id(row)] and apart <= near
 
     hidden = {id(row): sum(covers(later, row) for later in rows[at + 1 :]) for at, row in enumerate(rows)}
-    return {row: 7.0 + 4.0 * min(count, 3) for row, count in hidden.items()}
+    return {row: 7.0 + 3.0 * min(count, 2) for row, count in hidden.items()}
 
 
 def _megabytes(row: Mapping[str, Any]) -> float:

@@ -14,10 +14,10 @@ _UNDER = (
     "(personal)."
 )
 OWN = {
-    "client": f"per response token on each client's test rows, the mean over clients; {_UNDER}",
-    "category": "per response token on the test rows, the categories weighed as each client's training rows are, the "
-    f"mean over clients; {_UNDER}",
-    "file": f"per response token on all test rows, the mean over clients; {_UNDER}",
+    "client": f"nats per response token on each client's test rows, the mean over clients; {_UNDER}",
+    "category": "nats per response token on the test rows, the categories weighed as each client's training rows are, "
+    f"the mean over clients; {_UNDER}",
+    "file": f"nats per response token on all test rows, the mean over clients; {_UNDER}",
 }
 """By what losses are grouped by: what a client's own loss is."""
 MOST = 12

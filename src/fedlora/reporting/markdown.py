@@ -28,8 +28,8 @@ DEFINITIONS = """\
   the luck of training.
 - **ROUGE-L, F1, chrF**: F1 of rouge-score, no stemmer; of the words that both have; of character n-grams. Plain means
   over the categories, with 95 % intervals by bootstrap over prompts where `fedlora score` measured them.
-- **test loss**: per response token of the test rows, as `fedlora loss` measured it.
-- **held-out loss**: per response token, on rows that no client trained on.
+- **test loss**: nats per response token of the test rows, as `fedlora loss` measured it.
+- **held-out loss**: nats per response token, on rows that no client trained on.
 - **steps, tokens, bytes sent, seconds**: sums over all rounds and the clients whose update was used; tokens count
   prompt and response; bytes are adapters up and down; seconds are training alone."""
 

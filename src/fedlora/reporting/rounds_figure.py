@@ -37,8 +37,9 @@ def draw_rounds(findings: Findings) -> bytes:
         high = max(_LEAST_HEIGHT, 1.2 + 0.34 * extent)
         figure = new_figure(12.5, high)
         # the panels of losses do not grow with the number of bars beside them
-        rest = max(0.01, 2 * high / _LOSSES_HEIGHT - 2)
-        grid = figure.add_gridspec(3, 2, width_ratios=(1.0, 1.1), height_ratios=(1.0, 1.0, rest))
+        rest = [2 * high / _LOSSES_HEIGHT - 2] if high > _LOSSES_HEIGHT else []
+        ratios = [1.0, 1.0, *rest]
+        grid = figure.add_gridspec(len(ratios), 2, width_ratios=(1.0, 1.1), height_ratios=ratios)
         held_out, training = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
         _draw_losses(held_out, findings, ("held_out", "held_out_personal"), "Held-out loss")
         _draw_losses(training, findings, ("training",), "Training loss")
