@@ -3,13 +3,14 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-thorough test-slow test-gpu test-flower test-flower-faults test-tasks crashtest bench bench-gpu bench-quality fuzz docs docs-serve method-bytes lint format compare-commits clean-venv
+.PHONY: help demo test test-thorough test-slow test-llama-cpp test-gpu test-flower test-flower-faults test-tasks crashtest bench bench-gpu bench-quality fuzz docs docs-serve method-bytes lint format compare-commits clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
 	@echo "make test        run the default tests: 4 minutes on 2 cores"
 	@echo "make test-thorough  run what CI runs besides: every method, every kind of damage"
 	@echo "make test-slow   run the tests on the embedded model and Dolly: minutes (FEDLORA_DOLLY names the file)"
+	@echo "make test-llama-cpp  build llama.cpp once (cmake and a compiler, minutes), and compare its answers from exports with ours"
 	@echo "make test-gpu    run the tests that need a CUDA device: a minute; the CPU's side of each is in make test"
 	@echo "make test-flower  run SuperLink and SuperNodes on the loopback: minutes; make test-flower-faults kills some"
 	@echo "make test-tasks  run the tests of standard tasks, on the embedded model too, with lm-eval in build/tasks: 3 minutes"
@@ -42,6 +43,15 @@ test-thorough: .venv/installed-dev
 # -rs shows why a test was skipped: what it needs is not in the repository
 test-slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow -rs
+
+# beside .venv, which its wheel need not fit; without its tools, server and image code
+build/llama-cpp/installed: .venv/installed-dev
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF" \
+		.venv/bin/pip install --no-deps --target build/llama-cpp llama-cpp-python==0.3.36 diskcache==5.6.3
+	touch $@
+
+test-llama-cpp: build/llama-cpp/installed
+	PYTHONPATH=build/llama-cpp .venv/bin/python -m pytest -m slow -rs tests/stages/test_export_elsewhere.py
 
 test-gpu: .venv/installed-dev
 	.venv/bin/python -m pytest -m gpu -rs tests/gpu

@@ -37,6 +37,11 @@ def taken(folder: Path, base: Path, models: Path, **settings: Any) -> fl.Run:
     return fl.Run(import_adapter.run(ImportConfig.of(**fields)).paths)
 
 
+def loss_of(run: fl.Run, rows: Path, results: Path) -> float:
+    where = {"name": run.name, "model_dir": run.folder.parent, "test": rows, "evaluation_dir": results}
+    return fl.loss(**where, base_dtype="float32", progress=False).losses[0].overall.loss
+
+
 def answers(run: fl.Run, of: str | int, number: int) -> Any:
     return run.answer(["say north 1", "say gold"], of=of, round=number, max_new_tokens=6, progress=False)
 
@@ -88,11 +93,7 @@ def test_an_export_is_imported_again_to_the_same_answers_scores_and_loss(trained
     told = run.generate(rows, prediction_dir=tmp_path / "predictions", max_new_tokens=4, progress=False)
     scored = told.score(rows, evaluation_dir=tmp_path / "scores")
     assert 0 <= scored["global"].measures["chrf"].mean <= 1
-    losses = [
-        fl.loss(name=one.name, model_dir=one.folder.parent, test=rows, base_dtype="float32", progress=False).losses[0]
-        for one in (run, before)
-    ]
-    assert losses[0].overall.loss == losses[1].overall.loss
+    assert loss_of(run, rows, tmp_path / "losses") == loss_of(before, rows, tmp_path / "losses")
 
 
 def test_an_imported_run_is_not_trained_verified_or_reaggregated(trained, tiny_model, tmp_path):
