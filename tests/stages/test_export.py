@@ -154,6 +154,9 @@ def test_additions_to_the_base_are_exact_in_an_adapter_of_a_higher_rank_and_a_li
         {key: value.double() for key, value in load_adapter(file, header_shapes(file)).items()}
         for file in (one.folder / "adapter_model.safetensors" for one in (found, limited))
     )
+    for one in (found, limited):
+        facts = json.loads((one.folder / "adapter_config.json").read_text())
+        assert (facts["r"], facts["lora_alpha"] / facts["r"]) == (one.record["rank"], 6)
     pairs = layer_pairs(whole).values()
     # alpha / r is the same in both
     lost = sum(float((whole[b] @ whole[a] - cut[b] @ cut[a]).square().sum()) for a, b in pairs)
