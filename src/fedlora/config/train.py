@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from fedlora.config.method_options import check_can_be_sent, options_as_fields
+from fedlora.config.private_metrics import PrivateMetricFields
 from fedlora.config.prompting import DATE, PromptSettings
 from fedlora.config.train_fields import TrainFields
 from fedlora.config.who import read_round
@@ -173,6 +174,8 @@ class TrainConfig(TrainFields):
         client's learning rate nor the method depends on it, for such a run may be prolonged."""
         may_grow = self.lr_schedule in ("constant", "linear_per_round") and self.method.bound_to_length is False
         free = {"exp_name", "num_communication_rounds"} if may_grow else {"exp_name"}
+        # what is measured changes nothing that is trained
+        free |= PrivateMetricFields.model_fields.keys()
         return {name: value for name, value in self.full_record().items() if name not in free}
 
 
@@ -203,6 +206,11 @@ LATER_FIELDS: Mapping[str, Any] = {
     "token_rule": 1,
     "train_on": "assistant",
     "init_from": "",
+    "private_metrics": (),
+    "private_metrics_every": None,
+    "private_metrics_rows": 100,
+    "private_metrics_tokens": 64,
+    "private_metrics_min": 10,
 }
 """Fields that are younger than runs which may still be used, with the value that these had: recorded where they have
 another, so that these runs keep their identity."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedlora.config.method_options import MethodOptions
+from fedlora.config.private_metrics import PrivateMetricFields
 from fedlora.config.prompting import DATE, TOKEN_RULE, NamesTemplate, TemplateDate, TemplateKwargs
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Names, OptionalFloat, OptionalInt, OptionalRanks, PathText, flag
@@ -15,7 +16,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
 
 
-class TrainFields(ReadingConfig, MethodOptions, NamesTemplate):
+class TrainFields(ReadingConfig, MethodOptions, NamesTemplate, PrivateMetricFields):
     """What a run is made of: its data, model, method, training, privacy, limits and machine."""
 
     exp_name: str = flag("fedavg-1B", "name of the run: its folder under model_dir", group="run", everyday=True)

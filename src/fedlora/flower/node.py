@@ -29,6 +29,7 @@ from fedlora.flower.folders import NodePaths
 from fedlora.flower.node_config import NodeConfig
 from fedlora.flower.node_store import OWNER_ONLY, NodeStore, folder_bytes, read_salt
 from fedlora.flower.policy import Refusal, accept_config, check_task
+from fedlora.flower.private_numbers import KIND, answer_numbers
 from fedlora.llm.adapter_config import config_at_rank, make_peft_config
 from fedlora.llm.adapter_files import CONFIG_NAME, SAFETENSORS_NAME, to_safetensors
 from fedlora.llm.background import as_background
@@ -74,7 +75,11 @@ class Node:
         client = self.policy.client_id
         try:
             header, _ = unpack(request)
-            if header.get("more", {}).get("kind") != "train":
+            kind = header.get("more", {}).get("kind")
+            if kind == KIND:
+                run = self._open(header["more"])
+                return answer_numbers(self.policy, run.config, run.bench, run.store, request)
+            if kind != "train":
                 return self._describe(header)
             run = self._open(header["more"])
             task, _, _ = unpack_task(request, run.store.read_base())

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
+from fedlora.config.private_metrics import PRIVATE_METRICS, check_metrics
 from fedlora.config.schema import Config, Names, Pairs, flag
 from fedlora.home import expand_home
 from fedlora.rows import STRICT, RowFormat
@@ -52,10 +53,23 @@ class NodeConfig(Config):
     )
     max_message_mb: int = flag(2048, "largest message that is read, in MiB", ge=1, le=4096)
     min_examples: int = flag(1, "fewest training rows; with fewer this client does not take part", ge=1)
+    private_metrics: Names = flag(
+        (),
+        f"numbers of this client's test rows that a run may have: {', '.join(PRIVATE_METRICS)}",
+        if_none="none",
+    )
+    private_metrics_min: int = flag(
+        10, "fewest test rows with different prompts behind a number; of fewer none is sent", ge=2
+    )
     federation_modes: Names = flag((), "methods that a run may use", if_none="every built-in method and no other")
     share_own_adapter: bool = flag(False, "send this client's personal adapter to the server (none, fedsa, ditto ...)")
     trial: bool = flag(False, "end when one of this node's processes ends, as `flower local` needs it")
     keep_rounds: int = flag(3, "earlier rounds whose memory is kept, before the last accepted one", ge=1)
+
+    @field_validator("private_metrics")
+    @classmethod
+    def _known_metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_metrics(value)
 
     @field_validator("base_models")
     @classmethod

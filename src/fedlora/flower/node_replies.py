@@ -56,7 +56,7 @@ class Answer:
 
 def ask_facts(config: TrainConfig, run_id: str = "") -> bytes:
     """The request for a node's facts; `run_id` distinguishes runs that would compute the same."""
-    return pack({"more": {"kind": "facts", **_describe_run(config), "run_id": run_id}}, {})
+    return pack({"more": {"kind": "facts", **describe_run(config), "run_id": run_id}}, {})
 
 
 def ask_update(
@@ -64,11 +64,12 @@ def ask_update(
 ) -> bytes:
     """The request for an update; what the client keeps is with it already. With `increments` the client has all other
     additions to the base already."""
-    more = {"kind": "train", **_describe_run(config), "run_id": run_id}
+    more = {"kind": "train", **describe_run(config), "run_id": run_id}
     return pack_task(task, ClientMemory(), more, increments=increments)
 
 
-def _describe_run(config: TrainConfig) -> dict[str, Any]:
+def describe_run(config: TrainConfig) -> dict[str, Any]:
+    """The run as a request names it."""
     source = config.method.source
     return {"config": config.record(), **({"method": source.record()} if source is not None else {})}
 

@@ -33,7 +33,7 @@ class NodeStore:
 
     def find(self, round_number: int, task_id: str) -> ClientUpdate | None:
         """The update that answers this very task, if it was made before; a damaged file is as good as none."""
-        update = self._read(round_number)
+        update = self.read_update(round_number)
         return update if update is not None and update.task_id == task_id else None
 
     def keep(self, update: ClientUpdate) -> None:
@@ -45,7 +45,7 @@ class NodeStore:
         """The client's memory with the update of round `accepted`; DataError when it is missing."""
         if accepted is None:
             return ClientMemory()
-        update = self._read(accepted)
+        update = self.read_update(accepted)
         if update is None or update.client_id != client_id:
             raise DataError(
                 f"{self.paths.update_file(accepted)}: this client's memory of round {accepted} is missing or damaged",
@@ -87,7 +87,8 @@ class NodeStore:
         """Replace the layout."""
         write_json(self.paths.layout_file, dict(record))
 
-    def _read(self, round_number: int) -> ClientUpdate | None:
+    def read_update(self, round_number: int) -> ClientUpdate | None:
+        """The update of a round; None without, or when its file is damaged."""
         file = self.paths.update_file(round_number)
         if not file.is_file():
             return None

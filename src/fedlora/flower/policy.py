@@ -93,6 +93,7 @@ def find_excess(policy: NodeConfig, config: TrainConfig) -> str | None:
         "num_communication_rounds": policy.max_rounds,
         "cutoff_len": policy.max_cutoff_len,
         "tokens_per_pass": policy.max_tokens_per_pass,
+        "private_metrics_tokens": policy.max_cutoff_len,
     }
     for name, most in bounds.items():
         if (getattr(config, name) or 0) > most:
@@ -102,6 +103,19 @@ def find_excess(policy: NodeConfig, config: TrainConfig) -> str | None:
 
 def check_task(policy: NodeConfig, config: TrainConfig, task: TrainTask) -> None:
     """Refusal unless a task is for this client, its rows alone, and a round that the run has."""
+    _check_place(policy, config, task)
+    if task.accepted is not None and not 1 <= task.accepted < task.round:
+        raise Refusal("the task starts from a round that is not before its own")
+
+
+def check_measuring(policy: NodeConfig, config: TrainConfig, task: TrainTask) -> None:
+    """Refusal unless numbers are asked of this client, after a round that the run has."""
+    _check_place(policy, config, task)
+    if task.accepted is not None and not 1 <= task.accepted <= task.round:
+        raise Refusal("the client's update is of a later round than the one that is measured")
+
+
+def _check_place(policy: NodeConfig, config: TrainConfig, task: TrainTask) -> None:
     numbers = (task.client_id, task.round, task.wave, *task.rows_of, 1 if task.accepted is None else task.accepted)
     # 1.0 and True are equal to 1, and would name other files
     if not all(type(number) is int for number in numbers):
@@ -110,5 +124,3 @@ def check_task(policy: NodeConfig, config: TrainConfig, task: TrainTask) -> None
         raise Refusal(f"this node is client {policy.client_id} and trains only on this client's rows")
     if not 1 <= task.round <= config.num_communication_rounds:
         raise Refusal(f"round {task.round} is not one of the run's {config.num_communication_rounds}")
-    if task.accepted is not None and not 1 <= task.accepted < task.round:
-        raise Refusal("the task starts from a round that is not before its own")

@@ -24,6 +24,7 @@ from fedlora.engines.workbench import Workbench, make_workbench
 from fedlora.errors import FedloraError, UsageError
 from fedlora.files import read_json, sha256_of_json, write_json
 from fedlora.flower.flower_config import check_installed
+from fedlora.flower.owners import NodeOwners
 from fedlora.flower.pool import FlowerClients, Patience
 from fedlora.flower.request import exit_line
 from fedlora.flower.roster import Roster
@@ -138,7 +139,8 @@ def _train(
             increment_of=lambda number: read_increment(paths, number),
         )
 
-    training = Training(config, method, paths, bench, held_out, recorded, remote=open_pool)
+    owners = NodeOwners(grid, roster, config, waits.wave)
+    training = Training(config, method, paths, bench, held_out, recorded, remote=open_pool, owners=owners)
     if recorded is None:
         clear_run(paths)
         write_json(paths.nodes_file, {"run_id": run_id})

@@ -69,8 +69,10 @@ class RunReader:
 
     def read_memory(self, client_id: ClientId, accepted: int | None) -> ClientMemory:
         """A client's memory after its last committed update; empty before its first."""
-        if accepted is None:
-            return ClientMemory()
+        return ClientMemory() if accepted is None else self.read_accepted(client_id, accepted).memory
+
+    def read_accepted(self, client_id: ClientId, accepted: int) -> ClientUpdate:
+        """A client's committed update of a round. Raises StorageError where it is not the one that was committed."""
         folder = self.paths.round_folder(accepted)
         place = folder / client_name(client_id)
         if read_kept_update(place) is None:
@@ -78,7 +80,7 @@ class RunReader:
                 f"{place}: the client's memory of round {accepted} does not match its hashes",
                 hint="give the same command again: the round is then trained again",
             )
-        return self.read_update(folder, client_id).memory
+        return self.read_update(folder, client_id)
 
     def keeps_adapter(self, client_id: ClientId, accepted: int) -> bool:
         """Whether a client's folder of a round holds its personal model instead of what it sent."""

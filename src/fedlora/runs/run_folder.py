@@ -98,7 +98,7 @@ def find_differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[s
     than the record had its default's effect.
     """
     rounds = "num_communication_rounds"
-    now = config.record() | {name: getattr(config, name) for name in LATER_FIELDS}
+    now = {name: getattr(config, name) for name in LATER_FIELDS} | config.record()
     fields = TrainConfig.model_fields
     younger = {name: fields[name].default for name in now.keys() - recorded.keys() if name in fields}
     then = younger | dict(LATER_FIELDS) | dict(recorded)

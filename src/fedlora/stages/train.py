@@ -19,6 +19,7 @@ from fedlora.config.train import TrainConfig
 from fedlora.data.client_facts import read_client_files
 from fedlora.data.client_files import client_files_of, known_test_rows
 from fedlora.data.held_out import read_validation_rows
+from fedlora.data.own_tests import check_own_tests
 from fedlora.errors import DataError
 from fedlora.paths import RunPaths
 from fedlora.results import Result
@@ -103,6 +104,7 @@ def _train(
         config, place = config.model_copy(update={"base_model": base.name}), base.place
     # a bad row is found before the model is loaded; the rows themselves are read again when a client is first drawn
     clients = read_client_files(dict(enumerate(files)), config)
+    check_own_tests(clients, config)
     held_out = read_validation_rows(config.val_data_path, config.read_rules)
     from fedlora.engines.cohorts import resolve_method
     from fedlora.training.live_run import Training, open_bench

@@ -19,6 +19,7 @@ from fedlora.data.client_names import shown_client
 from fedlora.engines.cohorts import choose_cohort, find_cohort_doubts
 from fedlora.engines.committed import read_result
 from fedlora.engines.pools import open_pool
+from fedlora.engines.private_metrics import Owners, SimulatedOwners
 from fedlora.engines.private_run import find_doubts, make_private_run
 from fedlora.engines.rounds import FederatedRun
 from fedlora.engines.workbench import Workbench, make_workbench
@@ -90,8 +91,10 @@ class Training:
         recorded: RunRecord | None = None,
         *,
         remote: Callable[[LoadedMethod, RunProgress], ClientPool] | None = None,
+        owners: Owners | None = None,
     ) -> None:
         self.remote = remote
+        self.owners = owners
         self.config = config
         self.paths = paths
         self.bench = bench
@@ -150,7 +153,9 @@ class Training:
         writer.write_run(self.record)
         self._warn()
         own = method.keeps_personal_model
-        metrics = RoundMetrics(self.trainer, self.clients, self.held_out, reader, log, has_personal=own)
+        owners = self.owners or SimulatedOwners(self.bench, config, reader)
+        measuring: dict[str, Any] = {"has_personal": own, "config": config, "owners": owners}
+        metrics = RoundMetrics(self.trainer, self.clients, self.held_out, reader, log, **measuring)
         self._catch_up(metrics, standing, rows)
         with (
             self._open_progress(done, rows) as progress,
@@ -266,6 +271,8 @@ class Training:
             say(f"privacy after {counted(rounds, 'round')}: at most {describe_spent(planned)}")
             for doubt in find_doubts(self.config, self.sizes):
                 say(doubt)
+            if self.config.private_metrics:
+                say("warning: private metrics carry no noise: what they reveal is not in epsilon")
         for client, facts in self.clients.facts.items():
             name = shown_client(client, self.clients.names)
             if not facts.num_examples:

@@ -3,6 +3,7 @@
 The held-out rows of `val_data_path` are only looked at, never trained on: their loss is measured before the
 first round and after each, for the global adapter or, where there is none, for every client's. Where clients have
 personal models beside a global one, these are measured on the client's held-back rows and on the held-out ones.
+Private metrics are measured by those who have the test rows, and stand in a line of kind `private` for each client.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedlora.config.train import TrainConfig
 from fedlora.engines.client_data import ClientExamples
+from fedlora.engines.private_metrics import Asked, Owners
 from fedlora.federated.base_delta import background_of
 from fedlora.llm.background import as_background
 from fedlora.llm.examples import Example
 from fedlora.llm.local_training import Trainer
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.reader import RunReader
-from fedlora.types import RoundResult
+from fedlora.training.round_text import say_numbers
+from fedlora.types import ClientId, RoundResult
 
 
 class RoundMetrics:
@@ -32,6 +36,8 @@ class RoundMetrics:
         log: MetricsLog,
         *,
         has_personal: bool = False,
+        config: TrainConfig | None = None,
+        owners: Owners | None = None,
     ) -> None:
         self.trainer = trainer
         self.clients = clients
@@ -39,7 +45,11 @@ class RoundMetrics:
         self.reader = reader
         self.log = log
         self.has_personal = has_personal
+        self.config = config
+        self.owners = owners
         self.best: dict[str, Any] | None = None
+        self._accepted: dict[ClientId, int] = {}
+        """Client -> the last round that has an update of it."""
 
     def start(self) -> None:
         """The base model's own loss, as round 0."""
@@ -49,7 +59,8 @@ class RoundMetrics:
             )
 
     def remember(self, row: Mapping[str, Any]) -> None:
-        """Compare a round's line with the best so far."""
+        """Compare a round's line with the best so far, and note whose updates are in it."""
+        self._accepted |= dict.fromkeys(row.get("cohort", ()), row["round"])
         if row["round"] > 0 and "val_loss" in row and (self.best is None or row["val_loss"] < self.best["val_loss"]):
             self.best = {"round": row["round"], "val_loss": row["val_loss"]}
 
@@ -84,11 +95,28 @@ class RoundMetrics:
             losses = [record["val_loss"] for record in records if "val_loss" in record]
             if losses:
                 row["val_loss"] = sum(losses) / len(losses)
-        for record in records:
-            self.log.append(record)
-        self.log.append(row)
         self.remember(row)
+        numbers = self._measure_privately(result)
+        if numbers and "privacy" in row:
+            row["privacy"] |= {"without_noise": ["private_metrics"]}
+        # the numbers of a round are committed with its line
+        for line in [*records, *numbers, row]:
+            self.log.append(line)
         return row
+
+    def _measure_privately(self, result: RoundResult) -> list[dict[str, Any]]:
+        """A line for each client, where numbers of the clients' own test rows are asked for after this round."""
+        config, owners = self.config, self.owners
+        if config is None or owners is None:
+            return []
+        if not config.measures_privately(result.round, config.num_communication_rounds):
+            return []
+        asked = Asked(result.round, self.clients.clients(), self._accepted, result.global_adapter, result.base)
+        found = owners.measure(asked)
+        say_numbers(found, self.clients.names)
+        return [
+            {"kind": "private", "round": result.round, "client_id": client, **found[client]} for client in sorted(found)
+        ]
 
     def _validate_clients(self, round_number: int, records: list[dict[str, Any]]) -> None:
         """Without a global adapter every client of the cohort is validated on the held-out rows, or on its held-back

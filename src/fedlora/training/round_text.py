@@ -9,6 +9,7 @@ from typing import Any
 from fedlora.console import say
 from fedlora.data.client_names import shown_client
 from fedlora.federated.privacy.budget import describe_spent
+from fedlora.plain_text import counted
 from fedlora.types import ClientId
 
 LONG_UPDATE = 10
@@ -23,6 +24,14 @@ def say_round(
         say(line)
 
 
+def say_numbers(found: Mapping[ClientId, Mapping[str, Any]], files: Mapping[ClientId, str]) -> None:
+    """How many clients gave private metrics, and why the others did not."""
+    say(f"private metrics of {sum('withheld' not in one for one in found.values())} of {counted(len(found), 'client')}")
+    for client, one in sorted(found.items()):
+        if "withheld" in one:
+            say(f"  none of {shown_client(client, files)}: {one['withheld']}")
+
+
 def describe_round(
     row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rounds: int, files: Mapping[ClientId, str]
 ) -> Iterator[str]:
@@ -31,6 +40,8 @@ def describe_round(
     held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
     loss = "empty cohort" if row["loss"] is None else f"training loss {row['loss']:.3f}"
     spent = f", {describe_spent(row['privacy'])}" if "privacy" in row else ""
+    if row.get("privacy", {}).get("without_noise"):
+        spent += " (private metrics carry no noise and are not in it)"
     yield f"round {row['round']} of {rounds}: {loss}{held_out}{spent}, {row['seconds']:.0f} s"
     for failure in row["quarantined"]:
         yield f"  {shown_client(failure['client_id'], files)} is left out of the round: {failure['reason']}"
