@@ -33,7 +33,7 @@ class PrivateMetricFields(Config):
     private_metrics_rows: int = flag(100, "most test rows of a client that they are measured on", group="data", ge=2)
     private_metrics_tokens: int = flag(64, "longest answer that they are measured on, in tokens", group="data", ge=1)
     private_metrics_min: int = flag(
-        10, "fewest test rows with different prompts behind a number; of fewer none is given", group="data", ge=2
+        10, "fewest test rows with different prompts that a number is over; of fewer none is given", group="data", ge=2
     )
 
     @field_validator("private_metrics")

@@ -111,7 +111,7 @@ def difference_estimate(one: PrivateMean, degrees: float) -> Estimate:
 
 
 def unpaired(one: PrivateMean, other: PrivateMean, counts: tuple[int, int]) -> Estimate:
-    """The first mean less the second, of rows that nobody can pair any more: by Welch's approximation, whose interval
+    """The first mean less the second, of rows that cannot be paired any more, by Welch's approximation: its interval
     is wider than that of paired rows where hard rows are hard for both."""
     squares = (one.error**2, other.error**2)
     error = math.sqrt(sum(squares))

@@ -56,10 +56,10 @@ class NodeConfig(Config):
     private_metrics: Names = flag(
         (),
         f"numbers of this client's test rows that a run may have: {', '.join(PRIVATE_METRICS)}",
-        if_none="none",
+        if_none="no such numbers",
     )
     private_metrics_min: int = flag(
-        10, "fewest test rows with different prompts behind a number; of fewer none is sent", ge=2
+        10, "fewest test rows with different prompts that a number is over; of fewer none is sent", ge=2
     )
     federation_modes: Names = flag((), "methods that a run may use", if_none="every built-in method and no other")
     share_own_adapter: bool = flag(False, "send this client's personal adapter to the server (none, fedsa, ditto ...)")

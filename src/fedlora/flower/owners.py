@@ -1,4 +1,4 @@
-"""The owners of test rows behind the nodes of a Grid: each is asked for its private metrics, each reply is checked.
+"""The owners of test rows on the nodes of a Grid: each is asked for its private metrics, each reply is checked.
 
 Where a client gives nothing, the reason stands in the place of its numbers.
 """
@@ -29,7 +29,7 @@ MOST_BYTES = 1 << 16
 
 
 class NodeOwners:
-    """The owners behind the nodes of a Grid."""
+    """The owners whose nodes a Grid connects."""
 
     def __init__(self, grid: Grid, roster: Roster, config: TrainConfig, patience: Patience) -> None:
         self._grid = grid
