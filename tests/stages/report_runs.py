@@ -12,6 +12,7 @@ from typing import Any
 from fedlora.config.evaluate import ReportConfig
 from fedlora.config.score import ScoreConfig
 from fedlora.console import collect_lines
+from fedlora.data.client_names import name_of_file
 from fedlora.data.row_parts import sha256_of_rows
 from fedlora.methods.table import METHODS
 from fedlora.stages import score
@@ -117,6 +118,16 @@ class Runs:
                     target_file=self.test_file,
                 )
             )
+
+    def mark_clients(self, *outputs: str) -> None:
+        """Say in the scores of `run/output` whose test rows they are: each category is its client's."""
+        for name in outputs:
+            run, _, output = name.partition("/")
+            file = self.root / "rouge_dir" / run / str(self.rounds) / f"{output}_scores.jsonl"
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            for row in rows:
+                row["client"] = name_of_file(self.files[list(self.categories).index(row["category"])])
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def _metrics(
         self, mode: str, *, excluded: str = "", epsilon: float = 0.0, error: float = 0.0

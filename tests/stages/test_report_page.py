@@ -115,7 +115,8 @@ def test_a_lead_whose_interval_includes_0_is_no_win(tmp_path: Path) -> None:
 
 def test_the_page_has_the_numbers_of_report_md(runs: Runs, html: str) -> None:
     findings = report.run(runs.config("homo", "seq", "none")).findings
-    cells = Reader(html).texts["td"]
+    texts = Reader(html).texts
+    cells = [*texts["td"], *texts["span"]]
     for row in findings.rows:
         assert f"{row.all:.3f}" in cells
         assert f"{row.held_out_loss:.3f}" in cells
@@ -129,6 +130,27 @@ def test_the_page_has_the_numbers_of_report_md(runs: Runs, html: str) -> None:
 
 def has_chart(attributes: dict[str, str]) -> bool:
     return "data-chart" in attributes
+
+
+def test_every_client_s_gain_has_its_interval_and_counts_in_the_answer(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, rows_each=12)
+    runs.write_tests()
+    for mode in ("homo", "none"):
+        runs.train(mode)
+    runs.answer("homo", "global", range(12))
+    for client in range(3):
+        runs.answer("none", f"client_{client}", [row for row in range(36) if client == 1 and row // 12 == 1])
+    runs.score(f"homo/{ROUNDS}/global", *(f"none/{ROUNDS}/{client}" for client in range(3)))
+    runs.mark_clients("homo/global", *(f"none/client_{client}" for client in range(3)))
+    reader = Reader(page_of(runs, "homo", "none"))
+    said = next(text for text in reader.texts["p"] if text.startswith("Joining"))
+    assert said.startswith("Joining under homo pays for 1 of 3 clients and costs 1, on each client's own test rows")
+    assert said.endswith("by exact match, and for 1 the interval includes 0.")
+    assert "1 of 3" in reader.texts["dd"]
+    intervals = [one["title"] for one in reader.all("td") if "title" in one]
+    assert any(title.startswith("95 % interval -1.000 to -") for title in intervals)
+    assert {"-1.000", "+1.000"} <= set(reader.texts["span"])
+    assert "client 1" in reader.texts["th"]
 
 
 def test_sections_without_data_are_left_out_or_name_their_command(html: str) -> None:

@@ -184,10 +184,11 @@ def _errors(result: Result, looks: Looks) -> Section | None:
     if not rows:
         return None
     found = [row["metrics"]["aggregation_error"] for row in rows]
-    ends = [_ends(one) for one in found]
-    is_above = all(one is not None and one[0] > 0 for one in ends)
-    logs = [tuple(map(math.log10, one)) if one and is_above else None for one in ends]
-    marks = scale_marks(logs, series=[looks.class_of(row["label"]) for row in rows])  # pyright: ignore[reportArgumentType]
+    ends = [one for metric in found if (one := _ends(metric)) is not None]
+    logs = [(math.log10(low), math.log10(mean), math.log10(high)) for low, mean, high in ends if low > 0]
+    # an exact mean has no place on a logarithmic scale
+    series = [looks.class_of(row["label"]) for row in rows]
+    marks = scale_marks(logs, series=series) if len(logs) == len(rows) else [None] * len(rows)
     cells = [
         [
             Cell(row["label"], series=looks.class_of(row["label"])),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from fedlora.plain_text import NOTHING, counted, number_text
+from fedlora.paths import is_number
+from fedlora.plain_text import NOTHING, number_text
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.main_table import short_label
-from fedlora.reporting.own_rows import MEASURES, count_gains
-from fedlora.reporting.page.blocks import Block, Cell, Commands, Items, Section, Table
+from fedlora.reporting.own_rows import MEASURES, ClientGains, count_gains
+from fedlora.reporting.page.answer_text import MEASURE_NAMES
+from fedlora.reporting.page.blocks import Block, Cell, Commands, Section, Table
 from fedlora.reporting.page.charts import scale_marks
 from fedlora.reporting.page.colours import shade_of
 from fedlora.reporting.page.looks import Looks
@@ -63,31 +65,42 @@ def gains_section(findings: Findings, looks: Looks) -> Section:
         "The gain of a joint model on a client's own test rows, over the adapter that the client trained alone where "
         "such a run is here, else over the base; of a loss how much lower it is. Bold: the 95 % interval excludes 0."
     ]
-    counts = [
-        f"{label}, {measure}: {gain} of {counted(total, 'client')} gain, {lose} lose"
-        for measure in MEASURES
-        for label, (gain, lose, total) in count_gains(measure, clients).items()
-    ]
     kinds = ("", " (global)", " (personal)", ", its own")
     names = {title + kind: name for name, title in findings.titles.items() for kind in kinds}
-    tables = [_gains_table(one, findings, looks, names) for one in MEASURES if any(each.gains[one] for each in clients)]
-    return Section("gains", title, intro, [Items(counts), *tables])
+    looks_of = {label: looks.class_of(name) for label, name in names.items()}
+    measures = [measure for measure in MEASURES if any(one.gains[measure] for one in clients)]
+    tables = [_gains_table(measure, clients, looks_of) for measure in measures]
+    return Section("gains", title, intro, [_counts_table(measures, clients, looks_of), *tables])
 
 
-def _gains_table(measure: str, findings: Findings, looks: Looks, names: dict[str, str]) -> Table:
-    clients = findings.gains_of_clients
+def _counts_table(measures: Sequence[str], clients: Sequence[ClientGains], looks: Mapping[str, str]) -> Table:
+    """Clients that gain and lose under every joint model, by intervals without 0."""
+    counts = {measure: count_gains(measure, clients) for measure in measures}
+    rows = []
+    for label in dict.fromkeys(label for found in counts.values() for label in found):
+        cells = [Cell(label, series=looks.get(label, ""))]
+        for found in counts.values():
+            gain, lose, total = found.get(label, (0, 0, 0))
+            cells.append(Cell(f"{gain} gain, {lose} lose of {total}" if total else NOTHING))
+        rows.append(cells)
+    heads = ["model", *(MEASURE_NAMES[measure] for measure in measures)]
+    return Table("Clients whose gain or loss has an interval without 0", heads, rows)
+
+
+def _gains_table(measure: str, clients: Sequence[ClientGains], looks: Mapping[str, str]) -> Table:
     joint = list(dict.fromkeys(label for one in clients for label in one.gains[measure]))
     gains = [one.gains[measure].get(label) for one in clients for label in joint]
     drawn = [
         None if gain is None else (gain.estimate.interval[0], gain.estimate.mean, gain.estimate.interval[1])
         for gain in gains
     ]
-    series = [looks.class_of(names.get(label, "")) for _ in clients for label in joint]
+    series = [looks.get(label, "") for _ in clients for label in joint]
     marks = iter(scale_marks(drawn, series=series, has_zero=True))
     rows = []
     for one in clients:
         reference = one.scores[measure].get(one.reference)
-        cells = [Cell(one.client), Cell(str(one.num_rows), one.num_rows)]
+        name = f"client {one.client}" if is_number(one.client) else one.client
+        cells = [Cell(name), Cell(str(one.num_rows), one.num_rows)]
         cells.append(Cell(NOTHING) if reference is None else Cell(f"{reference.mean:.3f}", reference.mean))
         for label in joint:
             mark, gain = next(marks), one.gains[measure].get(label)
@@ -99,7 +112,7 @@ def _gains_table(measure: str, findings: Findings, looks: Looks, names: dict[str
             cells.append(Cell(f"{mean:+.3f}", mean, mark, is_strong=gain.is_clear, note=note))
         rows.append(cells)
     heads = ["client", "rows", clients[0].reference, *(f"gain of {label}" for label in joint)]
-    return Table(f"{measure}: gain on each client's own test rows", heads, rows, is_sortable=True)
+    return Table(f"{MEASURE_NAMES[measure]}: gain on each client's own test rows", heads, rows, is_sortable=True)
 
 
 def data_section(experiments: Sequence[Experiment]) -> Section:

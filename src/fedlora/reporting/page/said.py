@@ -36,10 +36,9 @@ def verdicts_of(
     """Place of a row -> what was said of it, for one judged pair: nothing where a file of the pair is not among those
     shown, or the log has no verdict on a row as it is now."""
     files, judge = result["files"], result["judge"]
-    pair = [answered.get(Path(files[side]["path"]).resolve()) for side in ("baseline", "proposed")]
-    if pair[0] is None or pair[1] is None:
+    baseline, proposed = (answered.get(Path(files[side]["path"]).resolve()) for side in ("baseline", "proposed"))
+    if baseline is None or proposed is None:
         return {}
-    baseline, proposed = pair
     found: dict[int, list[str]] = {}
     for place, row in enumerate(rows):
         shown = references[place] if files.get("target") else None
