@@ -101,7 +101,9 @@ def test_any_tokenizer_gives_answers_and_losses_of_its_own(change, tiny_model: P
 
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["mamba", "falcon_h1", "rwkv", "gemma2", "llama4", "zamba2", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["mamba", "falcon_h1", "rwkv", "gemma2", "llama4", "zamba2", "gemma3", "modernbert-decoder"]
+)
 def test_a_run_on_any_kind_of_base_trains_answers_and_verifies(
     name, tiny_model: Path, make_clients, test_file, tmp_path
 ):
@@ -133,8 +135,11 @@ def test_a_run_on_any_kind_of_base_trains_answers_and_verifies(
 
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
-def test_privacy_of_examples_is_refused_where_layers_get_tokens_without_their_rows(tiny_model, make_clients, tmp_path):
-    folder = every_base.make_folder("llama4_text", tiny_model, tmp_path / "base")
+@pytest.mark.parametrize("name", ["llama4_text", "modernbert-decoder"])
+def test_privacy_of_examples_is_refused_where_layers_get_tokens_without_their_rows(
+    name, tiny_model, make_clients, tmp_path
+):
+    folder = every_base.make_folder(name, tiny_model, tmp_path / "base")
     config = TrainConfig.of(
         base_model=str(folder),
         model_dir=str(tmp_path / "models"),
@@ -149,5 +154,5 @@ def test_privacy_of_examples_is_refused_where_layers_get_tokens_without_their_ro
         dp_example_clip=0.5,
         dp_example_noise_multiplier=0.5,
     )
-    with pytest.raises(UsageError, match="layers that see whole rows"):
+    with pytest.raises(UsageError, match="needs adapted layers that see whole rows"):
         train.run(config)

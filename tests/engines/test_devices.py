@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedlora.config.train import TrainConfig
-from fedlora.console import collect_lines
+from fedlora.console import collect_lines, say
 from fedlora.data.client_facts import read_client_files
 from fedlora.engines import device_worker
 from fedlora.engines.devices import DeviceClients
@@ -230,6 +230,29 @@ def test_what_goes_wrong_with_a_worker_itself_is_told_here(real_worker, tmp_path
     process, bench = real_worker(base_model=str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match=r"device cpu: .*nowhere"):
         process.train(task_of(bench), ClientMemory(), bench.book.layout)
+
+
+def test_what_the_first_process_said_of_the_base_a_worker_does_not_say_again(options, monkeypatch, capsys):
+    answers = []
+
+    class OneTask:
+        waiting = iter([pack_task(TrainTask("", 1, 0, 1, (1,), Download({})), ClientMemory(), {"layout": {}})])
+        send_bytes = staticmethod(answers.append)
+
+        def recv_bytes(self):
+            if (message := next(self.waiting, None)) is None:
+                raise EOFError
+            return message
+
+    def make(*args, **how):
+        say("no shared prefix")
+        raise UsageError("no such base")
+
+    monkeypatch.setattr(device_worker.signal, "signal", lambda *given: None)
+    monkeypatch.setattr(device_worker, "make_workbench", make)
+    device_worker.serve(OneTask(), "cpu", TrainConfig.of(**options), {}, Layout(64, False), torch.get_num_threads())
+    assert b"no such base" in answers[0]
+    assert capsys.readouterr().err == ""
 
 
 def test_messages_keep_every_bit_and_every_field():

@@ -24,7 +24,7 @@ from fedlora.llm.gradient_check import with_right_gradients
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.loss import backward_loss, label_logits
 from fedlora.llm.probes import training_batch
-from fedlora.llm.trainable_layers import see_rows
+from fedlora.llm.trainable_layers import find_without_rows
 from fedlora.stages import model as model_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -248,14 +248,16 @@ def test_limits_say_up_to_which_length():
     assert can.up_to(200, ["own_cache", "own_attention"]) == replace(can, own_attention=False)
 
 
-def test_layers_adapted_in_the_head_get_their_gradient(load):
+def test_layers_adapted_in_the_head_get_their_gradient_with_dropout_too(load):
     base = load("modernbert-decoder")
-    lora = LoraModel(base.model, LoraSpec(4, 8, 2.0, 0.0, ("all-linear",)))
+    lora = LoraModel(base.model, LoraSpec(4, 8, 2.0, 0.5, ("all-linear",)))
     assert any(not name.startswith("model.") for name in lora.layers)
     state = {key: torch.ones(shape) * 0.01 for key, shape in lora.shapes().items()}
     lora.set_adapter(state)
     rows = self_check.draw_rows(base)[:2]
-    backward_loss(base, training_batch(base, rows, rows[0].shared), scale=1.0)
+    with lora.train_mode():
+        lora.noise.begin_pass([1, 2], base.device)
+        backward_loss(base, training_batch(base, rows, rows[0].shared), scale=1.0)
     assert all(factor.grad is not None for _, factor in lora.named_factors())
 
 
@@ -271,8 +273,14 @@ def test_a_window_that_counts_the_cache_s_free_room_ends_our_cache_before_it(tin
     assert answers_are_its_own(base, (20, 100, 118, 121, 140))
 
 
-@pytest.mark.parametrize(("name", "sees"), [("llama", True), ("llama4_text", False)])
-def test_layers_that_get_a_list_of_tokens_are_known(name, sees, load):
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("llama", ""), ("llama4_text", "model.layers.0.feed_forward"), ("modernbert-decoder", "lm_head.dense")],
+)
+def test_layers_that_get_a_list_of_tokens_are_known(name, place, load):
     """Which adapter answers a token, and whose gradient is clipped, is known by its row."""
-    lora = LoraModel(load(name).model, LoraSpec(4, 8, 2.0, 0.0, ("all-linear",)))
-    assert see_rows(lora.model, lora.layers.values()) == sees
+    base = load(name)
+    lora = LoraModel(base.model, LoraSpec(4, 8, 2.0, 0.0, ("all-linear",)))
+    found = find_without_rows(lora.model, lora.layers, base.can.decoder)
+    assert bool(found) == bool(place)
+    assert all(one.startswith(place) for one in found[:1])

@@ -20,7 +20,7 @@ from fedlora.llm.base_identity import find_identity
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.lora import LoraModel
 from fedlora.llm.lora_layer import LoraSpec
-from fedlora.llm.trainable_layers import see_rows
+from fedlora.llm.trainable_layers import find_without_rows
 from fedlora.paths import OutputName, RunPaths
 from fedlora.rows import Row
 from fedlora.runs.recorded_base import RecordedBase, find_base
@@ -99,9 +99,10 @@ class OpenAnswerers:
         if together:
             clients = [name for name in names if is_added and name.kind == "client"]
             groups = [group for group in (clients, [name for name in names if name not in clients]) if group]
+        if self.lora is None or all(len(group) == 1 for group in groups):
+            return groups
         # which adapter answers a token is known by its row
-        by_row = self.lora is None or all(len(group) == 1 for group in groups)
-        if self.lora is not None and not by_row and not see_rows(self.base.model, self.lora.layers.values()):
+        if find_without_rows(self.base.model, self.lora.layers, self.base.can.decoder):
             return [[name] for group in groups for name in group]
         return groups
 

@@ -17,6 +17,7 @@ import torch
 
 from fedlora import errors
 from fedlora.config.train import TrainConfig
+from fedlora.console import collect_lines
 from fedlora.data.client_facts import ClientFile
 from fedlora.engines.messages import pack, pack_outcome, pack_task, unpack, unpack_outcome, unpack_task
 from fedlora.engines.simulation import SimulatedClients
@@ -119,7 +120,9 @@ def serve(
             return
         try:
             if bench is None:
-                bench = make_workbench(config, files, device=device, place=place, layout=layout)
+                # the first process has said the same of the base
+                with collect_lines():
+                    bench = make_workbench(config, files, device=device, place=place, layout=layout)
             book = LayoutBook(Layout.from_record(more["layout"]))
             trainer = Trainer(bench.base, bench.lora, config, book, secret)
             rule, steps = choose_method(config).client, _StepMessages(connection)

@@ -26,7 +26,7 @@ from fedlora.llm.local_training import Trainer
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.memory import plan_layout
 from fedlora.llm.token_files import TokenFiles
-from fedlora.llm.trainable_layers import see_rows
+from fedlora.llm.trainable_layers import find_without_rows, starred
 from fedlora.types import ClientId
 
 
@@ -88,15 +88,23 @@ def make_workbench(
     lora = LoraModel(base.model, spec_of(config))
     for note in lora.notes:
         say(note)
-    if config.dp_example_noise_multiplier is not None and not see_rows(base.model, lora.layers.values()):
-        raise UsageError(
-            f"base_model={base.name!r}: privacy of examples needs layers that see whole rows, and some of the adapted "
-            "ones get a list of tokens, as in a mixture of experts",
-            hint="adapt other layers, such as --target_modules q_proj,v_proj",
-        )
+    if config.dp_example_noise_multiplier is not None:
+        _require_rows(base, lora)
     if not outline:
         base = with_right_gradients(base, lora, config.quantization)
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
     examples = ClientExamples(clients, encoder, config, tokens)
     book = LayoutBook(layout or plan_layout(base, lora, config), on_layout, examples.names)
     return Workbench(base, encoder, lora, Trainer(base, lora, config, book, secret), examples)
+
+
+def _require_rows(base: BaseModel, lora: LoraModel) -> None:
+    """UsageError for adapted layers whose gradient cannot be clipped row by row."""
+    if found := find_without_rows(base.model, lora.layers, base.can.decoder):
+        places = sorted({starred(name) for name in found})
+        more = f" and {len(places) - 2} more" if len(places) > 2 else ""
+        raise UsageError(
+            f"base_model={base.name!r}: privacy of examples needs adapted layers that see whole rows, and "
+            f"{', '.join(places[:2])}{more} get a list of tokens, as in a mixture of experts or after the last block",
+            hint="adapt other layers, such as --target_modules q_proj,v_proj",
+        )

@@ -15,7 +15,7 @@ from fedlora.home import checks_folder
 from fedlora.llm.abilities import Abilities
 from fedlora.llm.base_model import BaseModel
 
-FORMAT = 1
+FORMAT = 2
 """Counted up with every change of the check, or of the code that it checks, that may change what it finds."""
 
 

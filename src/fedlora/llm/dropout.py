@@ -46,13 +46,13 @@ class DropoutNoise:
         """True where an entry of the input x of layer number `layer` is kept, False where it is dropped; x's shape.
 
         x is (examples, length, d) or (examples * length, d). What comes in neither shape, as from a router that picks
-        tokens, is hashed by its place in the pass: there, and only there, the layout of a pass changes the noise.
-        Raises ValueError when x has other examples than the pass.
+        tokens or after the decoder (1, labels, d), is hashed by its place in the pass: there, and only there, the
+        layout of a pass changes the noise. Raises ValueError when x has other examples than the pass.
         """
         if self._streams is None:
             raise ValueError("dropout needs the seeds of a pass's examples: call begin_pass first")
         streams, (tokens, d) = self._streams[:, layer], (x.shape[:-1].numel(), x.shape[-1])
-        if x.dim() > 2 and len(x) != len(streams):
+        if x.dim() > 2 and len(x) not in (1, len(streams)):
             raise ValueError(f"a layer sees {tuple(x.shape)}, but the pass has {len(streams)} examples")
         if tokens % len(streams):
             streams = streams[:1]

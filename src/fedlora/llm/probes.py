@@ -49,7 +49,8 @@ def draw_rows(base: BaseModel, length: int = ROW_TOKENS, *, prompt: int | None =
     size = min(ROW_TOKENS, length, base.context or length)
     shared, steps = size // 4, max(1, size // 4)
     special = {*_special_ids(base.model.config.to_dict()), *base.tokenizer.all_special_ids, *stop_tokens(base)}
-    usual = [token for token in range(base.vocabulary) if token not in special | {base.pad_id}] or [0]
+    special.add(base.pad_id)
+    usual = [token for token in range(base.vocabulary) if token not in special] or [0]
     draw = torch.Generator().manual_seed(0)
     picks = torch.randint(len(usual), (3, max(size, length if prompt else size)), generator=draw)
     first, second, third = ([usual[pick] for pick in row.tolist()] for row in picks)
@@ -67,25 +68,34 @@ def leaving(row: Row, prompt: int) -> Row:
     return replace(row, prompt=prompt, steps=0)
 
 
-def own_logits(base: BaseModel, rows: Sequence[Row]) -> list[Tensor]:
-    """Logits (length, vocabulary) of each row alone, by the model's own forward pass without a cache."""
+def own_logits(base: BaseModel, rows: Sequence[Row], *, together: bool = False) -> list[Tensor]:
+    """Logits (length, vocabulary) of each row alone, or of all in one pass, by the model's own forward pass without a
+    cache."""
     found = []
-    for row in rows:
-        ids = torch.tensor([row.ids], device=base.device)
-        found.append(base.model(input_ids=ids, use_cache=False).logits[0])
+    for part in [rows] if together else [[row] for row in rows]:
+        width = max(len(row.ids) for row in part)
+        ids = [row.ids + [base.pad_id] * (width - len(row.ids)) for row in part]
+        logits = base.model(input_ids=torch.tensor(ids, device=base.device), use_cache=False).logits
+        found += [one[: len(row.ids)] for one, row in zip(logits, part, strict=True)]
     return found
 
 
-def head_logits(base: BaseModel, row: Row) -> list[Tensor]:
-    """The same of one row, by decoder and head; hidden states have the shape that the model gives its output layer."""
+def head_logits(base: BaseModel, row: Row, states: Tensor | None = None) -> list[Tensor]:
+    """The same of one row, by decoder and head; hidden states have the shape that the model gives its output layer.
+
+    `states` (1, length, d) are those of the row where they are known.
+    """
     if base.can.head == "model":
         return own_logits(base, [row])
-    hidden = base.hidden(torch.tensor([row.ids], device=base.device))
+    hidden = base.hidden(torch.tensor([row.ids], device=base.device)) if states is None else states
     return [base.head(hidden)[0] if base.can.head == "linear" else base.head(hidden[0])]
 
 
-def training_logits(base: BaseModel, groups: Sequence[Sequence[Row]]) -> list[Tensor]:
-    """Logits of each row's tokens after the shared ones, in passes as training makes them of each group."""
+def training_logits(base: BaseModel, groups: Sequence[Sequence[Row]], *, twice: bool = False) -> list[Tensor]:
+    """Logits of each row's tokens after the shared ones, in passes as training makes them of each group.
+
+    `twice`: then the same without a shared prefix, which is without a cache.
+    """
     found: list[Tensor] = []
     for rows in groups:
         longest = max(len(row.ids) for row in rows)
@@ -93,6 +103,8 @@ def training_logits(base: BaseModel, groups: Sequence[Sequence[Row]]) -> list[Te
         lengths = [len(row.ids) for row in rows]
         for part in _parts(rows, lengths, together=longest <= base.can.padding, alike=base.can.equal_rows):
             found += _train_pass(base, part, skip)
+    if twice:
+        found += training_logits(replace(base, can=base.can.off(["shared_prefix"])), groups)
     return found
 
 
@@ -124,14 +136,20 @@ def training_batch(base: BaseModel, rows: Sequence[Row], skip: int) -> Batch:
     return Batch(*(part.to(base.device) for part in parts))
 
 
-def answering_logits(base: BaseModel, groups: Sequence[Sequence[Row]]) -> list[Tensor]:
-    """Logits (steps, vocabulary) of each row's answer, in batches as answering makes them of each group."""
+def answering_logits(base: BaseModel, groups: Sequence[Sequence[Row]], *, twice: bool = False) -> list[Tensor]:
+    """Logits (steps, vocabulary) of each row's answer, in batches as answering makes them of each group.
+
+    `twice`: then the first step of the same without a shared prefix, whose padding stands before all tokens.
+    """
     found: list[Tensor] = []
     for rows in groups:
         together = max(row.prompt + row.steps for row in rows) <= base.can.padded_prompts
         lengths = [row.prompt for row in rows]
         for part in _parts(rows, lengths, together=together, alike=base.can.equal_prompts):
             found += _answer_batch(base, part)
+    if twice:
+        short = [[replace(row, steps=1) for row in rows] for rows in groups]
+        found += answering_logits(replace(base, can=base.can.off(["shared_prompts"])), short)
     return found
 
 

@@ -42,8 +42,6 @@ IN_POSITIONS = ("padding", "shared_prefix", "padded_prompts", "shared_prompts")
 IN_CACHE = ("own_cache", "padded_prompts", "shared_prompts")
 
 Probe = Callable[[BaseModel], list[Tensor]]
-Groups = Sequence[Sequence[Row]]
-"""Rows that a trial puts into one pass or batch where the base can."""
 
 
 def checked(base: BaseModel, quantization: str, *, again: bool = False) -> BaseModel:
@@ -72,22 +70,21 @@ class SelfCheck:
     def run(self) -> Abilities:
         """Everything that the base can do; UsageError when it is no causal language model, or cannot be run at all."""
         rows = draw_rows(self.base)
-        truth = self._find_truth(rows)
-        base = self._find_head(rows[0], truth)
-        first, alike, other = rows
-        base = self._settle_training(base, [[first, alike], [first, other, alike]], truth)
-        early = leaving(first, first.shared + 1)
-        late = leaving(other, other.prompt)
-        base = self._settle_answers(base, [[first, early, alike], [replace(first, steps=2), late, alike]], truth)
-        base = self._settle_rounding(base, [first, alike], truth)
+        truth, states = self._find_truth(rows[:2])
+        base = self._settle_training(rows, truth, states)
+        base = self._settle_answers(base, rows, truth)
+        base = self._settle_rounding(base, rows[:2], truth)
         if has_own_dropout(base.model):
             base = _with(base, base.can.off(("shared_prefix", "shared_prompts")))
         for change in change_lengths(base.model.config):
             base = self._try_past(base, change)
         return replace(base.can, reasons={name: why for name, why in self.reasons.items() if _is_less(base, name)})
 
-    def _find_truth(self, rows: Sequence[Row]) -> list[Tensor]:
-        """The logits of the model's own forward pass, row by row."""
+    def _find_truth(self, rows: Sequence[Row]) -> tuple[list[Tensor], Tensor | None]:
+        """The logits of the model's own forward pass, row by row, and what its decoder gave it for the first row."""
+        states: list[Tensor] = []
+        decoder = self.base.decoder
+        hook = decoder.register_forward_hook(lambda *given: states.append(getattr(given[2], "last_hidden_state", None)))
         try:
             truth = self._find_own(lambda base: own_logits(base, rows))
         except Exception as error:
@@ -96,73 +93,90 @@ class SelfCheck:
                 f"base_model={self.base.name!r} cannot be run on token ids alone: {_first_line(error)}",
                 hint="choose a causal language model, one that reads text and predicts the next token",
             ) from error
-        if not _is_finite(truth):
-            raise self._not_numbers()
+        finally:
+            hook.remove()
+        self._require_numbers(truth)
         shared = rows[0].shared
         if why := find_difference([truth[1][:shared]], [truth[0][:shared]]):
             raise UsageError(
                 f"base_model={self.base.name!r} is not causal: a token's logits depend on the tokens after it ({why})",
                 hint="choose a model that was trained to predict the next token from those before it",
             )
-        return truth
+        return truth, states[0]
 
-    def _find_head(self, row: Row, truth: list[Tensor]) -> BaseModel:
-        """The base with its decoder and head, and nothing else that is ours."""
+    def _find_head(self, row: Row, truth: Tensor, states: Tensor | None = None) -> BaseModel:
+        """The base with its decoder and head, and nothing else that is ours; `states` are the decoder's, if known."""
         base = self.base
         for head in ("linear", "own", "model"):
             base = replace(base, can=replace(base.can, head=head, decoder="" if head == "model" else base.can.decoder))
             # equal to the last bit: a soft cap of small logits makes a small difference
             most = 0.0 if head == "linear" else TOLERANCE
-            why = self._find_fault(lambda one: head_logits(one, row), base, truth[:1], most)
+            why = self._find_fault(lambda one: head_logits(one, row, states), base, [truth], most)
             if why is None:
                 break
             if head == "own":
                 self.reasons["head"] = why
         return base
 
-    def _settle_training(self, base: BaseModel, groups: Groups, truth: list[Tensor]) -> BaseModel:
+    def _settle_training(self, rows: Sequence[Row], truth: list[Tensor], states: Tensor | None) -> BaseModel:
+        """The base with its head, and with what is right in training."""
+        first, alike, other = rows
         names = [name for name in IN_TRAINING if name != "own_attention" or self.can_batch]
+        base = self._find_head(first, truth[0], states)
+        everything = _with(base, base.can.on(names))
+        expected = [row.of_training(truth) for row in (first, alike)] * 2
+        if (
+            self._find_fault(lambda one: training_logits(one, [[first, alike]], twice=True), everything, expected)
+            is None
+        ):
+            return everything
+        base = self._find_head(first, truth[0])  # again, for a model may give its decoder more than we do
         if base.can.head == "model":
             names.remove("shared_prefix")
+        groups = [[first, alike], [first, other, alike]]
+        truth = truth + self._find_own(lambda one: own_logits(one, [other]))
         expected = [row.of_training(truth) for rows in groups for row in rows]
         return self._settle(base, names, lambda one: training_logits(one, groups), expected)
 
-    def _settle_answers(self, base: BaseModel, groups: Groups, truth: list[Tensor]) -> BaseModel:
+    def _settle_answers(self, base: BaseModel, rows: Sequence[Row], truth: list[Tensor]) -> BaseModel:
         """The same for answers. Where ours differ, what generate() gives for each row alone is the truth."""
-
-        def probe(one: BaseModel) -> list[Tensor]:
-            return answering_logits(one, groups)
-
+        first, alike, other = rows
+        early, late = leaving(first, first.shared + 1), leaving(other, other.prompt)
         names = [name for name in IN_ANSWERS if name != "own_attention" or base.can.own_attention]
-        expected = [row.of_answering(truth) for rows in groups for row in rows]
         everything = _with(base, base.can.on(names))
-        if self._find_fault(probe, everything, expected) is None:
+        together = [first, early, alike]
+        expected = [row.of_answering(truth) for row in (*together, *(replace(row, steps=1) for row in together))]
+        if self._find_fault(lambda one: answering_logits(one, [together], twice=True), everything, expected) is None:
             return everything
+        groups = [together, [replace(first, steps=2), late, alike]]
         bare = _with(base, base.can.off(("own_attention",)))
         try:
-            expected = self._find_own(lambda _: probe(bare))
+            expected = self._find_own(lambda _: answering_logits(bare, groups))
         except Exception as error:
             _raise_if_memory(error)
             raise UsageError(
                 f"base_model={self.base.name!r} cannot answer through transformers' generate(): {_first_line(error)}",
                 hint="choose a model that can generate text",
             ) from error
-        return self._settle(bare, names, probe, expected)
+        return self._settle(bare, names, lambda one: answering_logits(one, groups), expected)
 
     def _settle_rounding(self, base: BaseModel, rows: Sequence[Row], truth: list[Tensor]) -> BaseModel:
         """The base without what rounds worse in its own type than the model's own path does."""
         if base.dtype == torch.float32:
             return base
+        rows = [replace(row, steps=2) for row in rows]
         with self._attention_of(self.base):
-            own = own_logits(self.base, rows)
-        if not _is_finite(own):
-            raise self._not_numbers()
-        expected = [row.of_training(truth) for row in rows] + [row.of_answering(truth) for row in rows]
-        theirs = [row.of_training(own) for row in rows] + [row.of_answering(own) for row in rows]
+            own = own_logits(self.base, rows, together=base.can.padding > 0)
+        self._require_numbers(own)
+        parts = (Row.of_training, Row.of_answering)
+        expected, theirs = ([part(row, logits) for part in parts for row in rows] for logits in (truth, own))
         for names in ((), IN_TRAINING[:1], (*IN_TRAINING, *IN_ANSWERS)):
             base = _with(base, base.can.off(names))
-            with self._attention_of(base):
-                why = find_excess([*training_logits(base, [rows]), *answering_logits(base, [rows])], theirs, expected)
+            # a shared prefix keeps numbers of this type, as the model itself does
+            tried = _with(base, base.can.off(("shared_prefix", "shared_prompts")))
+            with self._attention_of(tried):
+                found = training_logits(tried, [rows]) + answering_logits(tried, [rows])
+            why = find_excess(found, theirs, expected)
             if why is None:
                 break
             self.reasons |= dict.fromkeys(names, why)
@@ -246,11 +260,12 @@ class SelfCheck:
         with self._attention_of(self.base), self.numbers:
             return probe(self.base)
 
-    def _not_numbers(self) -> UsageError:
-        return UsageError(
-            f"base_model={self.base.name!r}: its logits in {self.base.dtype_name} are not numbers",
-            hint="use --base_dtype float32; if they are not numbers there either, the weights are damaged",
-        )
+    def _require_numbers(self, logits: Sequence[Tensor]) -> None:
+        if not all(bool(one.isfinite().all()) for one in logits):
+            raise UsageError(
+                f"base_model={self.base.name!r}: its logits in {self.base.dtype_name} are not numbers",
+                hint="use --base_dtype float32; if they are not numbers there either, the weights are damaged",
+            )
 
     def _attention_of(self, base: BaseModel) -> AbstractContextManager[set[str]]:
         """Inside, the model runs the attention that this base has."""
@@ -273,10 +288,6 @@ def _with(base: BaseModel, can: Abilities) -> BaseModel:
 def _is_less(base: BaseModel, name: str) -> bool:
     """Whether a way is off, or limited."""
     return getattr(base.can, name) not in (True, ALWAYS, "linear", "own")
-
-
-def _is_finite(logits: Sequence[Tensor]) -> bool:
-    return all(bool(one.isfinite().all()) for one in logits)
 
 
 def _first_line(error: Exception) -> str:

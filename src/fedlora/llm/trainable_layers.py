@@ -99,11 +99,18 @@ def find_reached(model: Any, layers: Mapping[str, Linear]) -> set[str]:
     return {name for name in layers if starred(name) in places}
 
 
-def see_rows(model: Any, layers: Collection[nn.Module]) -> bool:
-    """Whether every layer gets (rows, length, d) of a batch. Within a mixture of experts some get a list of tokens."""
-    shapes: list[torch.Size] = []
+def find_without_rows(model: Any, layers: Mapping[str, nn.Module], decoder: str) -> list[str]:
+    """The layers that do not get (rows, length, d) of a batch: of a mixture of experts some get a list of tokens, and
+    those after the `decoder`, if it has a name, the positions with a label."""
+    found = {name for name in layers if decoder and not name.startswith(f"{decoder}.")}
+
+    def look(name: str, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].shape[:-1] != (2, _TOKENS):
+            found.add(name)
+
     handles = [
-        layer.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape)) for layer in layers
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs))
+        for name, layer in layers.items()
     ]
     try:
         with torch.no_grad():
@@ -111,7 +118,7 @@ def see_rows(model: Any, layers: Collection[nn.Module]) -> bool:
     finally:
         for handle in handles:
             handle.remove()
-    return all(shape[:-1] == (2, _TOKENS) for shape in shapes)
+    return [name for name in layers if name in found]
 
 
 def _probe(model: Any, layers: Mapping[str, Linear]) -> set[str]:
