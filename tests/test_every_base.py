@@ -102,7 +102,7 @@ def test_any_tokenizer_gives_answers_and_losses_of_its_own(change, tiny_model: P
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", ["mamba", "falcon_h1", "rwkv", "gemma2", "llama4", "zamba2", "gemma3", "modernbert-decoder"]
+    "name", ["mamba", "falcon_h1", "rwkv", "gemma2", "llama4", "zamba2", "gemma3", "modernbert-decoder", "qwen2_vl"]
 )
 def test_a_run_on_any_kind_of_base_trains_answers_and_verifies(
     name, tiny_model: Path, make_clients, test_file, tmp_path

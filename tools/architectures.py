@@ -49,7 +49,19 @@ IMAGES = {
     **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2},
     **{"image_size": 28, "patch_size": 14},
 }
+PATCHES = {
+    **{"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "intermediate_size": 32, "out_hidden_size": 32},
+    **{"fullatt_block_indexes": [0], "deepstack_visual_indexes": [0]},
+}
 ROPE = {"rope_theta": 10000.0}
+SECTIONS = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], **ROPE}}
+WRAPPED = {
+    "llava": ("llama", "clip_vision_model"),
+    "mistral3": ("mistral", "pixtral"),
+    "paligemma": ("gemma", "siglip_vision_model"),
+    "smolvlm": ("llama", "smolvlm_vision"),
+}
+"""Wrapper -> its language model and its vision tower."""
 LONG = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 24}
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -143,6 +155,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "longrope", **ROPE, **LONG},
         },
     ),
+    **{
+        name: (name, {"text_config": {"model_type": text, **TEXT}, "vision_config": {"model_type": images, **IMAGES}})
+        for name, (text, images) in WRAPPED.items()
+    },
+    **{
+        name: (name, {"text_config": {**TEXT, **SECTIONS}, "vision_config": PATCHES})
+        for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    },
     "qwen3_5": (
         "qwen3_5",
         {"text_config": {**TEXT, **HALF, **DELTA}, "vision_config": {"depth": 1, "hidden_size": 32}},
@@ -178,14 +198,29 @@ def make_config(name: str) -> Any:
     return CONFIG_MAPPING[kind](**sizes)
 
 
+def loader_of(config: Any) -> Any:
+    """What loads the model of a configuration: a causal language model, or else one that reads images too."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
+
+
+def load_own(folder: Path) -> Any:
+    """The model of a folder as transformers loads it, in float32."""
+    import torch
+    from transformers import AutoConfig
+
+    return loader_of(AutoConfig.from_pretrained(folder)).from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def make_folder(name: str, tokenizer: Path, folder: Path) -> Path:
     """Write a model with random weights, large enough to say different things, and a copy of a tokenizer's files."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
+    from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
     config = make_config(name)
     torch.manual_seed(0)
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else loader_of(config)
     model = kind.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for weight in model.parameters():

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from architectures import ARCHITECTURES, make_folder
+from architectures import ARCHITECTURES, load_own, make_folder
 
 RESULTS = Path(__file__).parent / "every_base.json"
 NEW_TOKENS = 16
@@ -30,9 +30,6 @@ def try_base(name: str, tokenizer: Path, folder: Path) -> dict[str, str]:
 
     A base that is refused has one entry, the reason.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from fedlora.errors import UsageError
     from fedlora.llm.base_model import load_base_model
 
@@ -41,7 +38,7 @@ def try_base(name: str, tokenizer: Path, folder: Path) -> dict[str, str]:
         base = load_base_model(str(folder), device="cpu", dtype="float32")
     except UsageError as error:
         return {"refused": reason_of(error, folder)}
-    own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    own = load_own(folder)
     check_answers(base, own)
     can = base.can
     found = {

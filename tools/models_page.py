@@ -23,6 +23,9 @@ would take too long, rows of that length are answered without our cache. In bflo
 farther from float32 than it takes the model's own. Before training, the gradient of one adapted layer is compared with
 that of a dense layer.
 
+Of a model that reads images too (Qwen-VL, Mistral 3, LLaVA) the language model is trained and answers; its towers are
+loaded and not adapted.
+
 What was found is kept in the cache folder under the model's files, the versions of torch and transformers, device,
 number type, quantization and targets. `fedlora model check NAME` tries again and prints the result:
 

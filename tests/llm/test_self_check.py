@@ -8,8 +8,7 @@ from dataclasses import replace
 import every_base
 import pytest
 import torch
-from architectures import ARCHITECTURES, make_folder
-from transformers import AutoModelForCausalLM
+from architectures import ARCHITECTURES, load_own, make_folder
 
 from fedlora.config.data import ModelCheckConfig
 from fedlora.errors import UsageError
@@ -24,6 +23,7 @@ from fedlora.llm.gradient_check import with_right_gradients
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.llm.loss import backward_loss, label_logits
 from fedlora.llm.probes import training_batch
+from fedlora.llm.targets import find_targets
 from fedlora.llm.trainable_layers import find_without_rows
 from fedlora.stages import model as model_stage
 
@@ -49,7 +49,7 @@ def answers_are_its_own(base, lengths=(20, 3, 11)):
     prompts = [torch.randint(3, 256, (length,), generator=draw).tolist() for length in lengths]
     requests = [Request(prompt, row) for row, prompt in enumerate(prompts)]
     found = generate_answers(base, requests, Decoding(8), tokens_per_pass=4096)
-    own = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32)
+    own = load_own(base.name)
     expected = [every_base.generate_alone(own, prompt, 8) for prompt in prompts]
     return found == expected
 
@@ -114,6 +114,13 @@ def test_past_the_original_length_of_long_positions_rows_of_one_length_share_a_p
 def test_a_model_that_is_not_causal_is_refused_with_the_reason(name, load):
     with pytest.raises(UsageError, match="is not causal: a token's logits depend on the tokens after it"):
         load(name)
+
+
+def test_a_model_that_reads_images_too_and_has_no_causal_class_writes_text(load):
+    base = load("mistral3")
+    assert base.can == Abilities()
+    assert find_targets(base.model, ["q_proj"]).layers[0].name == "model.language_model.layers.0.self_attn.q_proj"
+    assert answers_are_its_own(base)
 
 
 @pytest.mark.parametrize("name", ["bart", "t5"])

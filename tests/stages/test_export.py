@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -23,6 +24,7 @@ from fedlora.config.export import ExportConfig
 from fedlora.config.prompting import PromptSettings
 from fedlora.config.train import TrainConfig
 from fedlora.errors import StorageError, UsageError
+from fedlora.exporting.load_commands import loading_commands
 from fedlora.federated.adapters import layer_pairs
 from fedlora.llm import gguf_tensors, merging
 from fedlora.llm.adapter_files import load_adapter, read_shapes
@@ -346,3 +348,13 @@ def test_a_run_object_exports_and_the_command_line_says_what_one_adapter_is(plac
         ExportConfig.of(exp_name="homo", of_subjects="all")
     with pytest.raises(UsageError, match="base has none: give format=gguf"):
         ExportConfig.of(exp_name="homo", of_subjects="base")
+
+
+def test_a_base_that_reads_images_is_loaded_by_a_class_of_its_own():
+    subject = {"paths": SimpleNamespace(exp_name="run"), "template": SimpleNamespace(stop_ids=(2,)), "rank": 8}
+    wrapped: Any = SimpleNamespace(loader="AutoModelForImageTextToText", base_name="/base", **subject)
+    script = loading_commands(wrapped, "peft", "/adapter")["transformers"]
+    assert "PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained('/base'), folder)" in script
+    compile(script, "script", "exec")
+    script = loading_commands(wrapped, "merged", "/x")["transformers"]
+    assert "model = AutoModelForImageTextToText.from_pretrained(folder)" in script

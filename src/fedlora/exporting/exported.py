@@ -114,6 +114,12 @@ class Exported:
         """The base's configuration."""
         return open_source(self.base.place, self.trust_remote_code).load_config("none")
 
+    @cached_property
+    def loader(self) -> str:
+        """The class of transformers that loads the base: a causal language model, or one that reads images too."""
+        source = open_source(self.base.place, self.trust_remote_code)
+        return source.find_loader(source.load_config("none")).__name__
+
     @property
     def rank(self) -> int:
         """Of the adapter; 0 of the base alone."""

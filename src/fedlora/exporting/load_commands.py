@@ -13,12 +13,11 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as `--max-lora-rank`."""
 ADAPTER_FILE, MODEL_FILE, MODELFILE = "adapter.gguf", "model.gguf", "Modelfile"
 
-_TRANSFORMERS = """from {package} import {auto}
-from transformers import AutoTokenizer
+_TRANSFORMERS = """{imports}
 
 folder = {folder!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = {auto}.from_pretrained(folder)
+model = {model}
 messages = [{{"role": "user", "content": "Capital of France?"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 answer = model.generate(**inputs, max_new_tokens=128, do_sample=False, eos_token_id={stops})
@@ -31,10 +30,10 @@ def loading_commands(exported: Exported, format: Format, folder: str) -> dict[st
     place = shlex.quote(folder)
     name = exported.paths.exp_name
     if format in ("peft", "merged"):
-        package, auto = ("peft", "AutoPeftModelForCausalLM") if format == "peft" else ("transformers", _AUTO)
+        imports, model = _python(exported, format)
         stops = list(exported.template.stop_ids)
-        script = _TRANSFORMERS.format(package=package, auto=auto, folder=folder, stops=stops)
-        return {"transformers": _sorted_imports(script), "vLLM": _vllm(exported, format, place, name)}
+        script = _TRANSFORMERS.format(imports=imports, model=model, folder=folder, stops=stops)
+        return {"transformers": script, "vLLM": _vllm(exported, format, place, name)}
     model = f"{place}/{MODEL_FILE}" if format == "gguf" else f"{_base_gguf(exported)} --lora {place}/{ADAPTER_FILE}"
     return {
         "Ollama": f"cd {place} && ollama create {name.lower()} -f {MODELFILE} && ollama run {name.lower()}",
@@ -60,13 +59,17 @@ def export_base_command(exported: Exported) -> str:
     return command_line("export", ExportConfig, asked, positional="exp_name")
 
 
-_AUTO = "AutoModelForCausalLM"
-
-
-def _sorted_imports(script: str) -> str:
-    """Where both names come from transformers, one line imports them."""
-    both = f"from transformers import {_AUTO}\nfrom transformers import AutoTokenizer\n"
-    return script.replace(both, f"from transformers import {_AUTO}, AutoTokenizer\n")
+def _python(exported: Exported, format: Format) -> tuple[str, str]:
+    """The imports of a script, and the expression that loads the model."""
+    loader = exported.loader
+    both = f"from transformers import {loader}, AutoTokenizer"
+    if format == "merged":
+        return both, f"{loader}.from_pretrained(folder)"
+    if loader == "AutoModelForCausalLM":
+        imports = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
+        return imports, "AutoPeftModelForCausalLM.from_pretrained(folder)"
+    base = f"{loader}.from_pretrained({exported.base_name!r})"
+    return f"from peft import PeftModel\n{both}", f"PeftModel.from_pretrained({base}, folder)"
 
 
 def _vllm(exported: Exported, format: Format, place: str, name: str) -> str:

@@ -47,16 +47,14 @@ class Source:
     """How transformers may look for the files."""
 
     def load_config(self, quantization: Quantization) -> Any:
-        """The configuration, of a kind that this transformers has a causal language model for, and whose weights it can
-        read."""
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+        """The configuration: transformers has a model for it that writes text, and can read its weights."""
+        from transformers import AutoConfig, PreTrainedConfig
 
         with self._reading("configuration"):
             facts, _ = PreTrainedConfig.get_config_dict(self.place, **self.options)
             self._check_kind(facts)
             config = AutoConfig.from_pretrained(self.place, **self.options)
-        code = facts.get("auto_map", {}) if self.options["trust_remote_code"] else {}
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in code:
+        if self.find_loader(config) is None:
             raise UsageError(
                 f"base_model={self.name!r} is no causal language model for transformers: its model_type is "
                 f"{config.model_type!r}",
@@ -81,12 +79,10 @@ class Source:
 
     def load_model(self, config: Any, **how: Any) -> Any:
         """The model of a configuration with all of its weights; `how` are arguments of from_pretrained."""
-        from transformers import AutoModelForCausalLM
-
         # a shape that differs is reported with the others, not raised
         how = {**how, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with self._reading("weights"):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(self.place, **how, **self.options)
+            loaded: Any = self.find_loader(config).from_pretrained(self.place, **how, **self.options)
             model, found = loaded
             check_whole(self.name, model, found, others=self._others(config, model, found))
         return model
@@ -94,11 +90,10 @@ class Source:
     def make_outline(self, config: Any, dtype: Any, *, weights_here: bool = True) -> Any:
         """The model on the meta device; the weights of a local folder are compared with it by their headers."""
         import torch
-        from transformers import AutoModelForCausalLM
 
         with self._reading("weights"):
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(
+                model = self.find_loader(config).from_config(
                     config, dtype=dtype, trust_remote_code=self.options["trust_remote_code"]
                 )
             names = self._read_headers(config) if weights_here else {}
@@ -107,6 +102,19 @@ class Source:
                 _, found = type(model).from_pretrained(None, config=model.config, state_dict=names, **how)
                 check_whole(self.name, model, found, others=self._others(config, model, found))
         return model
+
+    def find_loader(self, config: Any) -> Any:
+        """What loads a model that writes text: alone, or else within a wrapper that reads images too; None for others.
+
+        Whether a wrapper writes as its language model does without images, the self-check finds.
+        """
+        import transformers as library
+
+        code = getattr(config, "auto_map", None) or {} if self.options["trust_remote_code"] else {}
+        if type(config) in library.MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in code:
+            return library.AutoModelForCausalLM
+        wrapped = type(config) in library.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        return library.AutoModelForImageTextToText if wrapped else None
 
     def _others(self, config: Any, model: Any, found: Mapping[str, Any]) -> list[str]:
         """The towers of a multimodal checkpoint of which transformers takes the text model alone."""
