@@ -135,7 +135,7 @@ def test_an_encoder_that_was_made_a_decoder_is_right(load):
     assert answers_are_its_own(base)
 
 
-@pytest.mark.parametrize("name", ["llama4_text", "recurrent_gemma", "llama4"])
+@pytest.mark.parametrize("name", ["llama4_text", "recurrent_gemma", "llama4", "opt"])
 def test_a_decoder_is_found_where_the_input_embedding_is(name, load):
     base = load(name)
     assert base.can.decoder == "model"

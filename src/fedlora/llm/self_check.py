@@ -102,7 +102,7 @@ class SelfCheck:
                 f"base_model={self.base.name!r} is not causal: a token's logits depend on the tokens after it ({why})",
                 hint="choose a model that was trained to predict the next token from those before it",
             )
-        return truth, states[0]
+        return truth, next(iter(states), None)
 
     def _find_head(self, row: Row, truth: Tensor, states: Tensor | None = None) -> BaseModel:
         """The base with its decoder and head, and nothing else that is ours; `states` are the decoder's, if known."""
