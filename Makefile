@@ -3,7 +3,7 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-thorough test-slow test-llama-cpp test-gpu test-flower test-flower-faults test-tasks crashtest bench bench-gpu bench-quality fuzz docs docs-serve method-bytes lint format compare-commits clean-venv
+.PHONY: help demo test test-thorough test-slow test-llama-cpp test-gpu test-flower test-flower-faults test-tasks test-trackers crashtest bench bench-gpu bench-quality fuzz docs docs-serve method-bytes lint format compare-commits clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-gpu    run the tests that need a CUDA device: a minute; the CPU's side of each is in make test"
 	@echo "make test-flower  run SuperLink and SuperNodes on the loopback: minutes; make test-flower-faults kills some"
 	@echo "make test-tasks  run the tests of standard tasks, on the embedded model too, with lm-eval in build/tasks: 3 minutes"
+	@echo "make test-trackers  install TensorBoard, W&B, MLflow and trackio, each for itself, and read back what they get: minutes"
 	@echo "make crashtest   200 kills, a full disk, damaged files, signals, parallel starts, each compared: 10 to 30 minutes"
 	@echo "make bench       measure everything on the CPU and write docs/benchmarks.md: 20 minutes (FEDLORA_DOLLY as above)"
 	@echo "make bench-gpu   the same on a CUDA device"
@@ -66,6 +67,9 @@ test-flower-faults: .venv/installed-dev
 test-tasks: build/tasks/installed
 	PYTHONPATH=src build/tasks/bin/python -m pytest -m "not gpu and not flower" -rs \
 	  tests/evaluation/test_asked_model.py tests/stages/test_tasks.py tests/api/test_docstrings.py
+
+test-trackers: .venv/installed-dev
+	tools/test_trackers.sh
 
 # the part on small disks mounts them, which needs root; without it that part is skipped and says so
 crashtest: .venv/installed

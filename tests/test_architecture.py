@@ -16,7 +16,7 @@ FLOORS = [
     *("ground", "data", "federated", "methods", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"),
 ]
 DOORS = {"__init__", "api", "cli", "command_help", "command_table", "flags", "demo", "live_output", "__main__"}
-FEATURES = {"comparing", "planning", "flower", "training", "laws", "exporting", "watching"}
+FEATURES = {"comparing", "planning", "flower", "training", "laws", "exporting", "watching", "tracking"}
 """Folders of the stages' floor: a stage calls a feature, and a feature may run stages."""
 GROUND_INSIDE = {
     *("flower.commands", "flower.flower_config", "flower.node_config", "flower.folders"),
@@ -80,6 +80,11 @@ def test_only_llm_knows_the_model_libraries():
 
 def test_only_the_package_of_standard_tasks_knows_their_library():
     assert {module.rpartition(".")[0] for module in importers_of("lm_eval")} == {"evaluation.tasks"}
+
+
+def test_only_its_own_module_knows_a_tracker():
+    trackers = ("tensorboard", "wandb", "mlflow", "trackio")
+    assert importers_of(*trackers) == {f"tracking.{tracker}_tracker" for tracker in trackers}
 
 
 def test_only_the_feature_across_machines_knows_flower():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedlora import errors
     from fedlora.api.answers import Answers, generate, judge, loss, score, tasks
     from fedlora.api.checks import check_method
-    from fedlora.api.looking import compare, export, import_adapter, open, reaggregate, report, runs, verify  # noqa: A004
+    from fedlora.api.looking import compare, export, import_adapter, open, reaggregate, report, runs, track, verify  # noqa: A004
     from fedlora.api.preparing import allocate, plan, silos
     from fedlora.api.run import Round, Run
     from fedlora.api.training import rounds, train
@@ -51,6 +51,7 @@ __all__ = [
     "score",
     "silos",
     "tasks",
+    "track",
     "train",
     "verify",
 ]
@@ -61,7 +62,7 @@ _PLACES = MappingProxyType(
         "Scores": "fedlora.stages.score",
         "check_method": "fedlora.api.checks",
         **dict.fromkeys(
-            ("compare", "export", "import_adapter", "open", "reaggregate", "report", "runs", "verify"),
+            ("compare", "export", "import_adapter", "open", "reaggregate", "report", "runs", "track", "verify"),
             "fedlora.api.looking",
         ),
         **dict.fromkeys(("allocate", "plan", "silos"), "fedlora.api.preparing"),

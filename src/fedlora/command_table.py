@@ -145,6 +145,12 @@ COMMANDS = {
         positional="exp_name",
         everyday=True,
     ),
+    "track": Command(
+        "send a run to experiment trackers: TensorBoard, Weights & Biases, MLflow, trackio",
+        "fedlora.config.track:TrackConfig",
+        "fedlora.stages.track:run",
+        positional="exp_name",
+    ),
     "verify": Command(
         "recheck the hashes of a run and recompute its aggregates",
         "fedlora.config.runs:VerifyConfig",

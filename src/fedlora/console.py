@@ -7,6 +7,7 @@ or models is shown with its control characters escaped: a row must not be able t
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import sys
 import time
@@ -107,6 +108,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextlib.contextmanager
+def without_output() -> Iterator[None]:
+    """Inside, what a library prints on standard output is dropped: results alone belong there."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 class Progress:

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-SECRET_VARIABLES = ("api_key", "OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+SECRET_VARIABLES = (
+    *("api_key", "OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+    *("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+)
 SHORTEST_SECRET = 8
 """Shorter keys (`none`, say, for a server on this machine) are no secrets, and would be found in any text."""
 

@@ -13,6 +13,7 @@ from fedlora.config.export import ExportConfig
 from fedlora.config.importing import ImportConfig
 from fedlora.config.reaggregate import ReaggregateConfig
 from fedlora.config.runs import RunsConfig, VerifyConfig
+from fedlora.config.track import TrackConfig
 from fedlora.home import path_at_home
 from fedlora.openmp import limit_spinning
 from fedlora.paths import RunPaths
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fedlora.stages.export import Export
     from fedlora.stages.report import Report
     from fedlora.stages.runs import RunList
+    from fedlora.stages.track import TrackedRun
     from fedlora.stages.verify import Verification
 
 
@@ -68,6 +70,21 @@ def verify(config: PathLike | None = None, *, progress: bool = True, **keywords:
     from fedlora.stages import verify as stage
 
     return call("verify", VerifyConfig, stage.run, config, keywords, progress=progress)
+
+
+@takes(TrackConfig)
+def track(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> TrackedRun:
+    """Send a run to experiment trackers: the numbers of metrics.jsonl, the configuration, the table of rounds, the
+    report. `to` names them: tensorboard, wandb, mlflow, trackio.
+
+    What was sent before is not sent again. Raises UsageError (no run, no library), StorageError where a tracker fails.
+
+    >>> fl.track(name="pair", to=["tensorboard"], progress=False)  # doctest: +SKIP
+    tensorboard: 2 rounds sent, run pair, tracking/tensorboard
+    """
+    from fedlora.stages import track as stage
+
+    return call("track", TrackConfig, stage.run, config, keywords, progress=progress)
 
 
 @takes(ReportConfig)

@@ -66,7 +66,7 @@ def rounds(config: PathLike | None = None, *, progress: bool = True, **keywords:
         made = make_config(TrainConfig, config, keywords)
         run = _run_of(made)
     # a loop may leave this folder before and between rounds
-    here: dict[str, Any] = {name: getattr(made, name).absolute() for name in ("model_dir", "data_path")}
+    here: dict[str, Any] = {name: getattr(made, name).absolute() for name in ("model_dir", "data_path", "track_dir")}
     if made.val_data_path:
         here["val_data_path"] = str(Path(made.val_data_path).absolute())
     base = path_at_home(made.base_model)

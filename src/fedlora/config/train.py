@@ -33,6 +33,10 @@ PLACEMENT_FIELDS = frozenset(
         "overwrite",
         "step_log",
         "token_cache",
+        "track",
+        "track_dir",
+        "track_private",
+        "track_project",
         "verify_base",
         "val_data_path",
     }

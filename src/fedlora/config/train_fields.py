@@ -11,12 +11,13 @@ from fedlora.config.prompting import DATE, TOKEN_RULE, NamesTemplate, TemplateDa
 from fedlora.config.reading import ReadingConfig
 from fedlora.config.schema import Names, OptionalFloat, OptionalInt, OptionalRanks, PathText, flag
 from fedlora.config.target_names import Targets
+from fedlora.config.track import TrackFields
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
 
 
-class TrainFields(ReadingConfig, MethodOptions, NamesTemplate, PrivateMetricFields):
+class TrainFields(ReadingConfig, MethodOptions, NamesTemplate, PrivateMetricFields, TrackFields):
     """What a run is made of: its data, model, method, training, privacy, limits and machine."""
 
     exp_name: str = flag("fedavg-1B", "name of the run: its folder under model_dir", group="run", everyday=True)

@@ -58,6 +58,8 @@ def submit(config: SubmitConfig, *, stays: bool, check: Callable[[], None] = not
 
 def _absolute(train: TrainConfig) -> dict[str, Any]:
     paths = {"model_dir": str(train.model_dir.resolve())}
+    if train.track:
+        paths["track_dir"] = str(train.track_dir.resolve())
     if train.val_data_path:
         paths["val_data_path"] = str(Path(train.val_data_path).resolve())
     if (base := path_at_home(train.base_model)).is_dir():

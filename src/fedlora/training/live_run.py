@@ -51,6 +51,7 @@ from fedlora.runs.space import SpaceNeed, estimate_round_bytes
 from fedlora.runs.standing import Standing, find_standing
 from fedlora.runs.step_log import StepLog
 from fedlora.runs.writer import RunWriter
+from fedlora.tracking.sending import LiveTracking
 from fedlora.training.round_metrics import RoundMetrics
 from fedlora.training.round_text import say_round
 from fedlora.training.run_description import make_record
@@ -157,26 +158,29 @@ class Training:
         measuring: dict[str, Any] = {"has_personal": own, "config": config, "owners": owners}
         metrics = RoundMetrics(self.trainer, self.clients, self.held_out, reader, log, **measuring)
         self._catch_up(metrics, standing, rows)
-        with (
-            self._open_progress(done, rows) as progress,
-            self._open_pool(method, reader, progress) as pool,
-        ):
-            how: dict[str, Any] = {"start": standing, "private": self.private, "files": self.clients.names}
-            federated = FederatedRun(
-                method, progress.watched(pool), writer, config, self.adapter, **how, on_update=progress.count
-            )
-            self.space.check(done)
-            began = time.monotonic()
-            for result in federated.rounds():
-                row = metrics.record(result, time.monotonic() - began)
-                say_round(row, result.records, config.num_communication_rounds, self.clients.names)
-                self.space.check(result.round)
-                yield result.round
+        with LiveTracking(self.paths, config) as tracking:
+            with (
+                self._open_progress(done, rows) as progress,
+                self._open_pool(method, reader, progress) as pool,
+            ):
+                how: dict[str, Any] = {"start": standing, "private": self.private, "files": self.clients.names}
+                federated = FederatedRun(
+                    method, progress.watched(pool), writer, config, self.adapter, **how, on_update=progress.count
+                )
+                self.space.check(done)
                 began = time.monotonic()
-        self.clients.count_all_tokens()
-        # memory may have run out since: the layout in force is the record's
-        layout = self.bench.book.layout.record()
-        writer.write_run(self.record.finish(list(self.clients.facts.values()), layout, metrics.best))
+                for result in federated.rounds():
+                    row = metrics.record(result, time.monotonic() - began)
+                    say_round(row, result.records, config.num_communication_rounds, self.clients.names)
+                    tracking.send()
+                    self.space.check(result.round)
+                    yield result.round
+                    began = time.monotonic()
+            self.clients.count_all_tokens()
+            # memory may have run out since: the layout in force is the record's
+            layout = self.bench.book.layout.record()
+            writer.write_run(self.record.finish(list(self.clients.facts.values()), layout, metrics.best))
+            tracking.finish()
 
     def _check_unchanged(self, recorded: RunRecord) -> None:
         """Check that the clients' files and the environment are those of the run's start."""
