@@ -292,11 +292,6 @@ def report_file(report_dir: Path, name: str, suffix: str) -> Path:
     return _below(report_dir, check_name(name, "report_name")) / f"report{suffix}"
 
 
-def tracking_folder(track_dir: Path, tracker: str) -> Path:
-    """What a tracker writes on this machine, for all runs."""
-    return _below(track_dir, tracker)
-
-
 def secret_file(secret_id: str) -> Path:
     """Where a private run's secret lies, away from what is shared: FEDLORA_SECRETS, else the user's state folder."""
     folder = user_folder("FEDLORA_SECRETS", "XDG_STATE_HOME", ".local/state", "fedlora/secrets")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fedlora.stages.export import Export
     from fedlora.stages.report import Report
     from fedlora.stages.tasks import TaskResults
-    from fedlora.stages.track import TrackedRun
     from fedlora.stages.verify import Verification
 
 
@@ -159,12 +158,6 @@ class Run(Result):
         from fedlora.api.looking import verify
 
         return verify(progress=progress, **self._names(**keywords))
-
-    def track(self, to: Sequence[str] | str, *, progress: bool = True, **keywords: Any) -> TrackedRun:
-        """Send this run to experiment trackers: `fedlora.track` of this run."""
-        from fedlora.api.looking import track
-
-        return track(progress=progress, **self._names(to=to, **keywords))
 
     def report(self, folder: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Report:
         """Write the report of this run alone to `folder`, by default `reports/NAME`: `fedlora.report` of this run.

@@ -17,6 +17,11 @@ def _check_trackers(value: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value))
 
 
+def tracking_folder(track_dir: Path, tracker: str) -> Path:
+    """What a tracker writes on this machine, for all runs."""
+    return track_dir / tracker
+
+
 class TrackFields(Config):
     """Where a run is sent, and what of it."""
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.config.track import TrackConfig
+from fedlora.config.track import TrackConfig, tracking_folder
 from fedlora.errors import FedloraError, StorageError, UsageError
-from fedlora.paths import RunPaths, tracking_folder
+from fedlora.paths import RunPaths
 from fedlora.plain_text import counted
 from fedlora.redaction import redact
 from fedlora.results import Result

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedlora.config.evaluate import ReportConfig
-from fedlora.config.track import TrackFields
+from fedlora.config.track import TrackFields, tracking_folder
 from fedlora.console import collect_lines, say
-from fedlora.paths import RunPaths, tracking_folder
+from fedlora.paths import RunPaths
 from fedlora.redaction import redact
 from fedlora.runs.metrics_log import MetricsLog
 from fedlora.runs.run_folder import read_run

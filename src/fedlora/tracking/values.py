@@ -1,8 +1,8 @@
 """The numbers of a run as trackers take them: from the lines of metrics.jsonl, so that a run that is sent while it
 trains and one that is sent afterwards have the same.
 
-Of a run with differential privacy a tracker receives only what its guarantee covers: how much was spent, and the loss on
-held-out rows that are no client's. Losses, norms, counts and names of clients have no noise.
+Of a run with differential privacy a tracker receives only what its guarantee covers: how much was spent, and the loss
+on held-out rows that are no client's. Losses, norms, counts and names of clients have no noise.
 """
 
 from __future__ import annotations
