@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,24 @@ def test_the_limits_hold_for_all_judges_together_each_at_its_own_price() -> None
         made = server.requests[before:]
         assert found.spent["cost"] == pytest.approx(sum(cost_of(request, prices) for request in made))
         assert found.spent["calls"] == len(made)
+
+
+def test_what_all_judges_and_pairs_take_is_said_before_the_first_request(capsys: pytest.CaptureFixture[str]) -> None:
+    predictions(base=[50] * 4, **{"global": [90] * 4})
+    asked: dict[str, Any] = {"of": "base,global", "against": "base,global", "judge_model": "a,b"}
+    with serve(honest) as server:
+        judge(server, **asked, judge_price_in="2000,1000", judge_price_out=8000)
+        said = capsys.readouterr().err.splitlines()
+        # both directions are asked about once
+        assert server.calls == 2 * 2 * 2
+        one, other, whole = ([line for line in said if text in line] for text in (" to a at", " to b at", " in all"))
+        assert "8 requests in all" in whole[0]
+        costs = [float(re.findall(r"about ([\d.]+) in the currency", lines[0])[0]) for lines in (one, other, whole)]
+        assert costs[2] == pytest.approx(costs[0] + costs[1], abs=0.02)
+        assert said.index(whole[0]) < said.index(one[0])
+        judge(server, **asked)
+        judge(server, judge_model="c")
+        assert " in all" not in capsys.readouterr().err
 
 
 def test_what_one_model_does_not_take_the_others_are_still_asked_with() -> None:

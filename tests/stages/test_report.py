@@ -480,12 +480,15 @@ def test_every_pair_of_a_judge_is_in_the_report(world: World) -> None:
     result = json.loads((folder / "client_1_results.json").read_text())
     write(folder / "pairs" / "homo.2.global--client_1.json", result)
     result["files"]["proposed"]["path"] = "seq/2/global_output.jsonl"
+    result["judge"] = {"model_asked": "a, b", "models_returned": ["a-2026", "b"]}
+    result["judges"] = [{"model_asked": "a"}, {"model_asked": "b"}]
     write(folder / "pairs" / "seq.2.global--client_1.json", result)
     findings, _, _ = report_of(world, *ALL)
     assert [(one.baseline, one.proposed) for one in findings.judgements] == [
         ("none client_1", "homo/2/global_output.jsonl"),
         ("none client_1", "seq/2/global_output.jsonl"),
     ]
+    assert [one.judge for one in findings.judgements] == ["judge|1", "majority of a, b"]
 
 
 def test_the_judge_gets_a_table_of_its_own_where_it_was_asked(world: World) -> None:

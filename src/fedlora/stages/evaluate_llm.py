@@ -22,7 +22,7 @@ from fedlora.errors import BudgetError, JudgeError, PendingError
 from fedlora.evaluation.judge.asking import Asked, Sleep
 from fedlora.evaluation.judge.bradley_terry import Compared, Strength, rank_models, ranking_table
 from fedlora.evaluation.judge.desks import Desk, open_desk
-from fedlora.evaluation.judge.judges import Judge, make_judges
+from fedlora.evaluation.judge.judges import Judge, forecast_text, make_judges
 from fedlora.evaluation.judge.mirrors import Mirrors
 from fedlora.evaluation.judge.panel import JudgeResult, describe_panel, majority_of, panel_parts
 from fedlora.evaluation.judge.readable_text import readable_text
@@ -34,7 +34,7 @@ from fedlora.paths import ResultPaths
 from fedlora.plain_text import counted
 from fedlora.results import Result
 from fedlora.runs.judged_pairs import Pair, find_pairs, judge_stem, recorded_stem
-from fedlora.runs.subjects import find_share, report_command
+from fedlora.runs.subjects import Subject, find_share, report_command
 
 if TYPE_CHECKING:
     from fedlora.llm.base_model import BaseModel
@@ -140,24 +140,11 @@ def run(
                 spending.resume(desk.batches.spent)
             for judge in judges:
                 judge.open(desk)
+        if forecast := forecast_text(judges, [(panel, desks[pair.baseline]) for pair, panel in asked_for]):
+            say(f"judge: {forecast}")
         mirrors = Mirrors(list(desks.values()), only=keys if config.overwrite else None)
-        found: list[Judgement] = []
-        waiting: list[Pair] = []
         try:
-            for pair, panel in asked_for:
-                desk = desks[pair.baseline]
-                asked = [
-                    _ask_open_questions(answers, desk, judge, mirrors)
-                    for judge, answers in zip(judges, panel, strict=True)
-                ]
-                if any(one.is_pending for one in asked):
-                    waiting.append(pair)
-                    continue
-                said = [
-                    read_verdicts(answers, desk.log, one, judge=judge.name, place=judge.place)
-                    for judge, answers, one in zip(judges, panel, asked, strict=True)
-                ]
-                found.append(_write_results(config, pair, panel[0], said))
+            found, waiting = _judge_pairs(config, judges, asked_for, desks, mirrors)
         except JudgeError:
             for desk in desks.values():
                 desk.batches.give_up()
@@ -168,6 +155,32 @@ def run(
         for desk in desks.values() if config.batch else ():
             desk.batches.close()
     return result
+
+
+def _judge_pairs(
+    config: EvaluateLlmConfig,
+    judges: Sequence[Judge],
+    asked_for: Sequence[tuple[Pair, Sequence[ComparedAnswers]]],
+    desks: Mapping[Subject, Desk],
+    mirrors: Mirrors,
+) -> tuple[list[Judgement], list[Pair]]:
+    """Ask every judge about every pair; the results, and the pairs whose replies are in batches."""
+    found: list[Judgement] = []
+    waiting: list[Pair] = []
+    for pair, panel in asked_for:
+        desk = desks[pair.baseline]
+        asked = [
+            _ask_open_questions(answers, desk, judge, mirrors) for judge, answers in zip(judges, panel, strict=True)
+        ]
+        if any(one.is_pending for one in asked):
+            waiting.append(pair)
+            continue
+        said = [
+            read_verdicts(answers, desk.log, one, judge=judge.name, place=judge.place)
+            for judge, answers, one in zip(judges, panel, asked, strict=True)
+        ]
+        found.append(_write_results(config, pair, panel[0], said))
+    return found, waiting
 
 
 def _pending(desks: Iterable[Desk]) -> tuple[dict[str, Any], ...]:

@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from fedlora.evaluation.intervals import bootstrap_weights
 from fedlora.evaluation.judge.agreement import describe_agreement, describe_pairs
 from fedlora.evaluation.judge.judge_statistics import Outcome
 
@@ -54,19 +55,25 @@ def test_more_judges_have_the_kappa_that_statsmodels_computes(lines: tuple[str, 
     assert found["kappa"] == pytest.approx(kappa)
 
 
-def test_intervals_are_those_of_kappas_that_are_counted_resample_by_resample() -> None:
-    lines = [line * 4 for line in (FIRST, SECOND, THIRD)]
-    count, generator = len(lines[0]), np.random.default_rng(5)
+@pytest.mark.parametrize("judges", [2, 3])
+def test_intervals_are_those_of_kappas_that_are_counted_resample_by_resample(judges: int) -> None:
+    lines = [line * 2 for line in (FIRST, SECOND, THIRD)[:judges]]
+    count = len(lines[0])
 
-    def fleiss(rows: np.ndarray) -> float:
-        voted = ["".join(line[row] for line in lines) for row in rows]
-        same = np.mean([np.mean([one == other for one, other in combinations(votes, 2)]) for votes in voted])
-        chance = sum(("".join(voted).count(letter) / (3 * count)) ** 2 for letter in "wtl")
+    def kappa(rows: list[int]) -> float:
+        said = ["".join(line[row] for row in rows) for line in lines]
+        pairs = list(combinations(said, 2))
+        same = np.mean([[one == other for one, other in zip(*pair, strict=True)] for pair in pairs])
+        if judges == 2:
+            chance = sum(said[0].count(letter) * said[1].count(letter) for letter in "wtl") / count**2
+        else:
+            chance = sum(("".join(said).count(letter) / (judges * count)) ** 2 for letter in "wtl")
         return float((same - chance) / (1 - chance))
 
-    drawn = [fleiss(generator.integers(count, size=count)) for _ in range(1000)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    assert agreement(*lines)["interval"] == pytest.approx([low, high], abs=0.04)
+    (weights,) = bootstrap_weights(range(count), draws=200)
+    drawn = [kappa([row for row, times in enumerate(line) for _ in range(int(times))]) for line in weights]
+    found = describe_agreement(outcomes(*lines), range(count), draws=200)["interval"]
+    assert found == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
 
 
 def test_rows_of_one_prompt_are_drawn_together() -> None:

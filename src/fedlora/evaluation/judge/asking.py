@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from fedlora.config.evaluate import EvaluateLlmConfig
@@ -19,6 +19,7 @@ from fedlora.evaluation.judge.desks import Desk
 from fedlora.evaluation.judge.judge_forecast import forecast_requests
 from fedlora.evaluation.judge.key import load_key
 from fedlora.evaluation.judge.protocol import ORDERS, Question, Sample, make_question
+from fedlora.evaluation.judge.replies import Usage
 from fedlora.evaluation.judge.spending import Prices, Spending
 from fedlora.plain_text import counted
 from fedlora.redaction import redacted_logs
@@ -41,6 +42,19 @@ class Asked:
     file: Path | None = None
     is_pending: bool = False
     """Whether questions are in a batch that is not collected."""
+
+
+class Forecast(NamedTuple):
+    """Requests, tokens and cost; `cost` is None without prices."""
+
+    requests: int
+    usage: Usage
+    cost: float | None
+
+    def text(self) -> str:
+        """For a person."""
+        text = f"about {self.usage.tokens_in:,} tokens in and {self.usage.tokens_out:,} out"
+        return text if self.cost is None else f"{text}: about {self.cost:.2f} in the currency of the prices"
 
 
 class JudgeEndpoint:
@@ -73,6 +87,16 @@ class JudgeEndpoint:
         repeats = range(1, self._config.repeats + 1)
         return tuple(make_question(sample, order, repeat=repeat, **how) for repeat in repeats for order in ORDERS)
 
+    def forecast(self, questions: Sequence[Question]) -> Forecast:
+        """What asking `questions` takes, without repairs and retries."""
+        # it brings in the client library, which takes a second
+        from fedlora.evaluation.judge.judging import make_batches
+
+        batches = make_batches(questions, self._config.batch_size)
+        # of most texts a token has about four bytes; the judge's own tokenizer is not here
+        usage = forecast_requests(batches, seed=self._config.seed, count_tokens=lambda text: len(text.encode()) // 4)
+        return Forecast(len(batches), usage, self.prices.of(usage) if self.prices else None)
+
     def open(self, desk: Desk) -> None:
         """UsageError where a batch has questions of this judge: they would be paid for twice."""
         if batches := desk.batches.of(self.name, self.place):
@@ -101,7 +125,7 @@ class JudgeEndpoint:
         from fedlora.evaluation.judge.judging import Judging, Unusable, make_batches
 
         batches = make_batches(questions, config.batch_size)
-        say(f"judge: {of} in both orders, {self._plan(batches, len(questions), total)}")
+        say(f"judge: {of} in both orders, {self._plan(questions, total)}")
         has_verdicts = len(questions) < total
         unusable = Unusable(desk.unusable_file, goes_on=config.allow_partial, has_verdicts=has_verdicts)
 
@@ -127,21 +151,16 @@ class JudgeEndpoint:
             failures, rest = complete(ask_all(progress))
         return Asked(failures, unusable.first, unusable.file if unusable.first else None), rest
 
-    def _plan(self, batches: Sequence[Sequence[Question]], waiting: int, total: int) -> str:
-        config = self._config
-        address = urlsplit(config.base_url)
-        # of most texts a token has about four bytes; the judge's own tokenizer is not here
-        usage = forecast_requests(batches, seed=config.seed, count_tokens=lambda text: len(text.encode()) // 4)
+    def _plan(self, questions: Sequence[Question], total: int) -> str:
+        address, most_calls = urlsplit(self._config.base_url), self._config.max_calls
+        forecast = self.forecast(questions)
         text = (
-            f"{total - waiting} of {counted(total, 'verdict')} stored; "
-            f"{counted(len(batches), 'request')} (more with repairs and retries) to {self.name} "
-            f"at {address.scheme}://{address.netloc}{address.path}, "
-            f"about {usage.tokens_in:,} tokens in and {usage.tokens_out:,} out"
+            f"{total - len(questions)} of {counted(total, 'verdict')} stored; "
+            f"{counted(forecast.requests, 'request')} (more with repairs and retries) to {self.name} "
+            f"at {address.scheme}://{address.netloc}{address.path}, {forecast.text()}"
         )
-        if self.prices:
-            text += f": about {self.prices.of(usage):.2f} in the currency of the prices"
-        if config.max_calls is not None and config.max_calls < len(batches):
-            text += f"; max_calls={config.max_calls} will end this run early"
+        if most_calls is not None and most_calls < forecast.requests:
+            text += f"; max_calls={most_calls} will end this run early"
         return text
 
 

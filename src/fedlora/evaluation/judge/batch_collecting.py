@@ -45,7 +45,7 @@ async def collect_batch(
         most = prices.of(request.most) if prices else 0.0
         if isinstance(outcome, Reply):
             replies += 1
-            verdicts += _store(outcome, request, batch.model, client, desk, unusable)
+            verdicts += _store(outcome, request, batch, client, desk, unusable)
             spent = spent.plus(Spent.on(outcome.usage, most, prices, calls=1))
         elif outcome is not None:
             reason = reason or outcome.reason
@@ -68,11 +68,13 @@ async def collect_batch(
         raise JudgeError(what + first, hint=f"choose another --gpt_model, or lower --batch_size; {_AGAIN}")
 
 
-def _store(reply: Reply, request: SentRequest, model: str, client: BatchClient, desk: Desk, unusable: Unusable) -> int:
+def _store(
+    reply: Reply, request: SentRequest, batch: SentBatch, client: BatchClient, desk: Desk, unusable: Unusable
+) -> int:
     """Put the verdicts of a reply into the log, and on record which questions it has none on; how many it has."""
     from fedlora.evaluation.judge.judging import store_opinions
 
-    reply = replace(reply, dropped=tuple(desk.batches.dropped.get(model, ())))
+    reply = replace(reply, dropped=tuple(desk.batches.known(batch.model, batch.host) or ()))
     stored = store_opinions(reply, request.questions, desk.log, request.code, client.redactor)
     if not stored and reply.failure != "refused":
         unusable.add(reply.text, client.redactor, {question.row for question in request.questions})

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.console import say
 from fedlora.errors import BudgetError
-from fedlora.evaluation.judge.asking import Asked, JudgeEndpoint, Sleep
+from fedlora.evaluation.judge.asking import Asked, Forecast, JudgeEndpoint, Sleep
 from fedlora.evaluation.judge.batch_collecting import collect_batch
 from fedlora.evaluation.judge.batch_state import MOST_TIMES, SentBatch, SentQuestion, SentRequest, Tried
 from fedlora.evaluation.judge.completion import complete
@@ -61,6 +61,10 @@ class BatchJudge:
     def questions(self, sample: Sample) -> tuple[Question, ...]:
         """What is asked about a sample."""
         return self._endpoint.questions(sample)
+
+    def forecast(self, questions: Sequence[Question]) -> Forecast:
+        """What asking `questions` takes, at the prices of ordinary requests."""
+        return self._endpoint.forecast(questions)
 
     def open(self, desk: Desk) -> None:
         """Collect the batches of this judge that are over; those that are not keep their cost set aside.
@@ -143,8 +147,9 @@ class BatchJudge:
         requests = [
             (batch, times) for times in sorted(groups) for batch in make_batches(groups[times], max(1, size >> times))
         ]
-        if self.name in state.dropped and not shape.is_settled:
-            shape.adopt(state.dropped[self.name])
+        known = state.known(self.name, self.place)
+        if known is not None and not shape.is_settled:
+            shape.adopt(known)
         if shape.is_settled or 0 not in groups:
             return Asked({}), requests
         before = self._spending.spent
@@ -156,8 +161,7 @@ class BatchJudge:
             # it had its repairs
             tried |= {key: Tried(times=MOST_TIMES, kind=kind) for key, kind in asked.failures.items()}
         if shape.is_settled:
-            state.dropped[self.name] = sorted(shape.dropped)
-        state.save()
+            state.learn(self.name, self.place, shape.dropped)
         return asked, [(batch, 0) for batch in rest] + [one for one in requests if one[1]]
 
     def _fitting(self, requests: Sequence[tuple[Sequence[Question], int]], desk: Desk) -> list[Line]:

@@ -7,7 +7,7 @@ The record is removed once all results are written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -74,7 +74,7 @@ class _State(_Record):
     spent: Spent = Field(default_factory=Spent)
     tried: dict[str, Tried] = Field(default_factory=dict)
     dropped: dict[str, list[str]] = Field(default_factory=dict)
-    """What a model does not take of a request, by its name."""
+    """What a model does not take of a request, by its host and name."""
 
 
 class BatchState:
@@ -100,10 +100,14 @@ class BatchState:
         """By the key of the question; changed in place."""
         return self._state.tried
 
-    @property
-    def dropped(self) -> dict[str, list[str]]:
-        """What each model does not take; changed in place."""
-        return self._state.dropped
+    def known(self, model: str, host: str) -> list[str] | None:
+        """What a model does not take of a request; None where that was not found yet."""
+        return self._state.dropped.get(f"{host}/{model}")
+
+    def learn(self, model: str, host: str, dropped: Iterable[str]) -> None:
+        """Put on record what a model does not take; on disk when this returns."""
+        self._state.dropped[f"{host}/{model}"] = sorted(dropped)
+        self.save()
 
     @property
     def batches(self) -> list[SentBatch]:

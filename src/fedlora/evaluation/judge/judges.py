@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from fedlora.config.evaluate import EvaluateLlmConfig
 from fedlora.config.judge_models import judges_at_endpoint
-from fedlora.evaluation.judge.asking import Asked, JudgeEndpoint, Sleep
+from fedlora.evaluation.judge.asking import Asked, Forecast, JudgeEndpoint, Sleep
 from fedlora.evaluation.judge.batch_judge import BatchJudge
 from fedlora.evaluation.judge.desks import Desk
 from fedlora.evaluation.judge.protocol import Question, Sample
+from fedlora.evaluation.judge.replies import Usage
 from fedlora.evaluation.judge.spending import Prices, Spending, judge_prices
+from fedlora.evaluation.judge.verdict_results import ComparedAnswers
+from fedlora.plain_text import counted
 
 if TYPE_CHECKING:
     from fedlora.llm.base_model import BaseModel
@@ -27,6 +30,8 @@ class Judge(Protocol):
     def place(self) -> str: ...
 
     def questions(self, sample: Sample) -> tuple[Question, ...]: ...
+
+    def forecast(self, questions: Sequence[Question]) -> Forecast: ...
 
     def open(self, desk: Desk) -> None: ...
 
@@ -51,6 +56,34 @@ def make_judges(
         else:
             judges.append(_local_judge(config, name, load))
     return judges, spending
+
+
+def forecast_text(judges: Sequence[Judge], panels: Sequence[tuple[Sequence[ComparedAnswers], Desk]]) -> str:
+    """What a command takes that asks several judges or about several pairs; empty where one forecast says it all.
+
+    Each panel has what is compared, with the questions of each judge, and where the verdicts are.
+    """
+    seen: set[str] = set()
+    forecasts: list[Forecast] = []
+    for panel, desk in panels:
+        pending = desk.batches.keys
+        for judge, answers in zip(judges, panel, strict=True):
+            # the other direction of a pair is not asked about again
+            waiting = [
+                one
+                for one in answers.open_questions(desk.log)
+                if not {one.key, one.mirror} & seen and one.key not in pending
+            ]
+            seen |= {question.key for question in waiting}
+            if waiting:
+                forecasts.append(judge.forecast(waiting))
+    asked = [one for one in forecasts if one.requests]
+    if len(asked) < 2:
+        return ""
+    tokens = Usage(sum(one.usage.tokens_in for one in asked), sum(one.usage.tokens_out for one in asked))
+    costs = [one.cost for one in asked if one.cost is not None]
+    whole = Forecast(sum(one.requests for one in asked), tokens, sum(costs) if costs else None)
+    return f"{counted(whole.requests, 'request')} in all, {whole.text()}"
 
 
 def _local_judge(config: EvaluateLlmConfig, name: str, load: Callable[..., BaseModel] | None) -> Judge:

@@ -16,10 +16,10 @@ from fedlora.config.judge_models import LOCAL
 from fedlora.config.prompting import ALPACA, CHAT, PromptSettings
 from fedlora.console import Progress, say
 from fedlora.errors import UsageError
-from fedlora.evaluation.judge.asking import Asked
+from fedlora.evaluation.judge.asking import Asked, Forecast
 from fedlora.evaluation.judge.desks import Desk
 from fedlora.evaluation.judge.protocol import ORDERS, Question, Sample, Verdict, make_question, shown_blocks
-from fedlora.evaluation.judge.replies import FailureKind
+from fedlora.evaluation.judge.replies import FailureKind, Usage
 from fedlora.evaluation.judge.verdict_log import StoredVerdict
 from fedlora.llm.base_identity import find_identity
 from fedlora.llm.base_model import BaseModel
@@ -60,6 +60,10 @@ class LocalJudge:
     def questions(self, sample: Sample) -> tuple[Question, ...]:
         """What is asked about a sample: both orders, once, since the same model says the same again."""
         return tuple(make_question(sample, order, judge=self.name, host=self.place) for order in ORDERS)
+
+    def forecast(self, questions: Sequence[Question]) -> Forecast:
+        """A local judge costs nothing but time."""
+        return Forecast(0, Usage(0, 0), None)
 
     def open(self, desk: Desk) -> None:
         """A local judge has no batches."""
