@@ -423,6 +423,17 @@ def test_verdicts_that_are_forgotten_do_not_come_back_while_a_batch_is_worked_on
         assert judge(server).judgements[0].record["tie"] == 4
 
 
+def test_they_are_forgotten_on_disk_too_where_no_ordinary_request_comes_first() -> None:
+    predictions(2, base=30, **{"global": 60, "client_0": 90})
+    asked: dict[str, Any] = {"of": "0", "against": "base,global"}
+    with serve(honest) as server:
+        judge(server, batch=False, **asked)
+        with_board(server)
+        submit(server, overwrite=True, **asked)
+    assert len((FOLDER / "base_verdicts.jsonl").read_text().splitlines()) == 2
+    assert (FOLDER / "global_verdicts.jsonl").read_text() == ""
+
+
 def test_what_the_endpoint_does_not_take_is_found_before_the_batch_and_known_to_the_next_call() -> None:
     predictions(8)
 
