@@ -69,7 +69,8 @@ def find_notes(experiments: Sequence[Experiment], rows: Sequence[ModelRow]) -> l
         empty = [one.shown(client["client_id"]) for client in one.run["clients"] if client["num_examples"] == 0]
         if empty:
             notes.append(f"{one.name}: clients without training rows are left out: {', '.join(empty)}")
-        if one.has_personal_models and one.run["config"]["local_val_set_size"] > 0:
+        shared = any("val_loss_personal_shared" in row for row in one.round_rows)
+        if one.has_personal_models and one.run["config"]["local_val_set_size"] > 0 and not shared:
             notes.append(f"{one.name}: without --val_data_path a client's held-out loss is on its held-back rows alone")
     return notes
 
