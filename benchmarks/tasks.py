@@ -117,12 +117,13 @@ def time_usual(folder: str, device: str, dtype: str, model: str) -> dict[str, An
     """A fresh model of lm-eval for the base and for every adapter."""
     import logging
 
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     from fedlora.paths import RunPaths, client_name
 
+    make: Any = HFLM
     logging.disable(logging.WARNING)
     _keep_rows_in(folder)
     root = Path(folder)
@@ -134,8 +135,8 @@ def time_usual(folder: str, device: str, dtype: str, model: str) -> dict[str, An
     manager = TaskManager(include_defaults=False)
     loaded = [manager.load(str(file)) for file in sorted(root.glob("task*.yaml"))]
     for adapter in adapters:
-        peft = {"peft": str(adapter)} if adapter else {}
-        asked = HFLM(pretrained=source_of(model), device=device, dtype=dtype, batch_size=BATCH, **peft)
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": BATCH}
+        asked = make(pretrained=source_of(model), **options, **({"peft": str(adapter)} if adapter else {}))
         for one in loaded:
             since = time.perf_counter()
             for task in one["tasks"].values():
@@ -149,9 +150,9 @@ def time_usual(folder: str, device: str, dtype: str, model: str) -> dict[str, An
 
 def _keep_rows_in(folder: str) -> None:
     """The rows that the library reads are kept here, not under the user's home."""
-    import datasets
+    from datasets import config  # pyright: ignore[reportMissingImports]
 
-    datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
+    config.HF_DATASETS_CACHE = Path(folder) / "cache"
 
 
 def main() -> None:

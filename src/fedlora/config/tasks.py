@@ -91,4 +91,4 @@ class TasksConfig(Config):
     @property
     def seeds(self) -> tuple[int, int, int]:
         """Of Python's random numbers, of numpy's and torch's, and of the examples before a question."""
-        return LIBRARY_SEEDS if self.seed is None else (self.seed,) * 3
+        return LIBRARY_SEEDS if self.seed is None else (self.seed, self.seed, self.seed)

@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import (
+from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]  (an extra)
+from lm_eval.models.utils import (  # pyright: ignore[reportMissingImports]
     handle_stop_sequences,
     has_bos_prefix,
     normalize_gen_kwargs,
     postprocess_generated_text,
     resolve_max_length,
 )
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyright: ignore[reportMissingImports]
 
 from fedlora.console import Progress
 from fedlora.errors import DataError, UsageError
@@ -104,7 +103,7 @@ class AskedModel(TemplateLM):
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return list(self.tokenizer.encode(string, **options))
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         empty = next((request for request in requests if request.args[1] == ""), None)
         if empty is not None:
             raise DataError(
@@ -113,7 +112,7 @@ class AskedModel(TemplateLM):
             )
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         windows: list[tuple[Any, list[int], list[int]]] = []
         counts = []
         for request in requests:
@@ -144,9 +143,9 @@ class AskedModel(TemplateLM):
             asked.append(Continuation(ids, len(ids) - len(continuation)))
         name = self._of.names[self._number]
         with self._of.aloud(), Progress(f"{self._of.label} {name}", len(asked), "continuations") as progress:
-            return [tuple(one) for one in self._of.adapters.score(self._number, asked, on_done=progress.advance)]
+            return [(one[0], one[1]) for one in self._of.adapters.score(self._number, asked, on_done=progress.advance)]
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         asked: list[Asked] = [request.args for request in requests]
         return self._of.texts(self._number, asked, lambda: self._answer_all(asked))
 

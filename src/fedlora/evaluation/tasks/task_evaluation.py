@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval.evaluator import evaluate
-from lm_eval.utils import handle_non_serializable
+from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]
+from lm_eval.utils import handle_non_serializable  # pyright: ignore[reportMissingImports]
 
 from fedlora.config.tasks import TasksConfig
 from fedlora.errors import DataError, FedloraError, UsageError
@@ -43,10 +43,11 @@ def evaluate_task(config: TasksConfig, item: TaskItem, model: AskedModel, quiet:
         for task in item.tasks.values():
             task.set_fewshot_seed(seed=fewshot_seed)
         try:
+            limit: Any = config.limit
             found: Any = evaluate(
                 lm=model,
                 task_dict=item.loaded,
-                limit=config.limit,
+                limit=limit,
                 bootstrap_iters=config.bootstrap_iters,
                 system_instruction=config.system_instruction or None,
                 apply_chat_template=config.chat_template,

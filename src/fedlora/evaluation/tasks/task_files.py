@@ -14,14 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.group import Group
-from lm_eval.api.task import Task
-from lm_eval.evaluator_utils import get_sample_size
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Entry, TaskIndex
-from lm_eval.tasks._yaml_loader import load_yaml
-from lm_eval.utils import handle_non_serializable
+from lm_eval.api.group import Group  # pyright: ignore[reportMissingImports]
+from lm_eval.api.task import Task  # pyright: ignore[reportMissingImports]
+from lm_eval.evaluator_utils import get_sample_size  # pyright: ignore[reportMissingImports]
+from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+from lm_eval.tasks._factory import TaskFactory  # pyright: ignore[reportMissingImports]
+from lm_eval.tasks._index import Entry, TaskIndex  # pyright: ignore[reportMissingImports]
+from lm_eval.tasks._yaml_loader import load_yaml  # pyright: ignore[reportMissingImports]
+from lm_eval.utils import handle_non_serializable  # pyright: ignore[reportMissingImports]
 
 from fedlora.errors import DataError, FedloraError, UsageError
 from fedlora.nearest import suggest
