@@ -29,7 +29,7 @@ from rows import load_rows
 BATCH = 8
 CLIENTS = 2
 """Adapters besides the global one."""
-ROWS = {"cpu": 10, "cuda": 200}
+ROWS = {"cpu": 8, "cuda": 200}
 NEW_TOKENS = 24
 MOST_LETTERS = 300
 CHOICE = """
