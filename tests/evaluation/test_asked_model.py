@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from fedlora.errors import DataError, UsageError
-from fedlora.evaluation.tasks.asked_model import AskedModel, Conversation
+from fedlora.evaluation.tasks.asked_model import AskedModel, Conversation, Until
 from fedlora.files import write_bytes, write_text
 from fedlora.llm.adapter_config import make_peft_config
 from fedlora.llm.adapter_files import CONFIG_NAME, SAFETENSORS_NAME, load_adapter, to_safetensors
@@ -154,6 +154,14 @@ def test_answers_are_those_of_transformers_and_peft_and_end_before_their_texts(o
         assert any(text for text in found[4:8])
         different.add(tuple(found))
     assert len(different) == 4, "every adapter answers in its own way"
+
+
+def test_an_answer_ends_at_a_control_token_and_wherever_its_text_stands(ours):
+    tokenizer = ours[0].tokenizer
+    begin, line = tokenizer.convert_tokens_to_ids("<|im_start|>"), tokenizer.encode("\n", add_special_tokens=False)[-1:]
+    assert Until((), ["<|im_start|>"], tokenizer).is_over([*line, begin])
+    assert Until((), ["\n\n"], tokenizer).is_over([*line, *line])
+    assert not Until((), ["\n\n"], tokenizer).is_over(line), "the start of an answer is no line break"
 
 
 def test_several_adapters_answer_one_list_of_prompts_in_one_batch(ours, monkeypatch):
