@@ -74,7 +74,8 @@ def _does_joining_pay(findings: Findings, standing: Standing) -> str:
         )
     return (
         f"Joining {_pays(winner.all, alone.all)} over all categories ({winner.all:.3f}; a client alone {alone.all:.3f} "
-        f"on average) and {_pays(winner.own, alone.own)} on a client's own ({winner.own:.3f}; alone {alone.own:.3f})."
+        f"on average) and {_pays(winner.own, alone.own)} on what a client trained on ({winner.own:.3f}; alone "
+        f"{alone.own:.3f})."
     )
 
 
