@@ -177,6 +177,9 @@ def test_what_all_judges_and_pairs_take_is_said_before_the_first_request(capsys:
         assert said.index(whole[0]) < said.index(one[0])
         judge(server, **asked)
         judge(server, judge_model="c")
+        # the other direction has verdicts already
+        judge(server, **{**asked, "judge_model": "c"})
+        assert server.calls == 12
         assert " in all" not in capsys.readouterr().err
 
 

@@ -140,9 +140,12 @@ def run(
                 spending.resume(desk.batches.spent)
             for judge in judges:
                 judge.open(desk)
+        mirrors = Mirrors(list(desks.values()), only=keys if config.overwrite else None)
+        for pair, panel in asked_for:
+            for answers in panel:
+                mirrors.copy(answers.every_question, desks[pair.baseline].log)
         if forecast := forecast_text(judges, [(panel, desks[pair.baseline]) for pair, panel in asked_for]):
             say(f"judge: {forecast}")
-        mirrors = Mirrors(list(desks.values()), only=keys if config.overwrite else None)
         try:
             found, waiting = _judge_pairs(config, judges, asked_for, desks, mirrors)
         except JudgeError:
@@ -256,7 +259,7 @@ def _read_tests(config: EvaluateLlmConfig, pair: Pair) -> HeldOutRows | None:
 
 def _ask_open_questions(answers: ComparedAnswers, desk: Desk, judge: Judge, mirrors: Mirrors) -> Asked:
     """Ask what has no verdict yet, in this direction of the pair or the other."""
-    mirrors.copy((question for each in answers.questions for question in each), desk.log)
+    mirrors.copy(answers.every_question, desk.log)
     left = answers.open_questions(desk.log)
     failed = mirrors.failures(left)
     pending = mirrors.pending()

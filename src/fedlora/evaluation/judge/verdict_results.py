@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +37,18 @@ class ComparedAnswers:
 
     def open_questions(self, log: VerdictLog) -> list[Question]:
         """Questions without a verdict, each once: equal rows share theirs."""
-        every = {question.key: question for each in self.questions for question in each}
+        every = {question.key: question for question in self.every_question}
         return [question for question in every.values() if question.key not in log]
+
+    @property
+    def every_question(self) -> Iterator[Question]:
+        """Those of every sample; equal rows have equal questions."""
+        return (question for each in self.questions for question in each)
 
     @property
     def keys(self) -> set[str]:
         """Those of all questions."""
-        return {question.key for each in self.questions for question in each}
+        return {question.key for question in self.every_question}
 
     def left(self, log: VerdictLog) -> int:
         """Samples that lack a verdict."""
