@@ -302,6 +302,19 @@ def test_a_pair_in_both_directions_is_asked_once_and_has_both_results() -> None:
         assert server.calls == 6
 
 
+def test_overwrite_asks_again_also_where_the_other_direction_has_verdicts_of_an_earlier_command() -> None:
+    predictions(base=[50] * 4, **{"global": [90] * 4, "client_0": [10] * 4})
+    asked: dict[str, Any] = {"of": "base,0", "against": "global,base", "batch_size": 4}
+    with serve(honest) as server:
+        judge(server, batch_size=4)
+        assert server.calls == 2
+        # base against global takes over what global against base has, the two others are asked about
+        judge(server, **asked)
+        assert server.calls == 2 + 4
+        judge(server, **asked, overwrite=True)
+        assert server.calls == 6 + 6
+
+
 def test_a_position_is_a_position_in_both_directions() -> None:
     predictions(base=[50] * 4, **{"global": [90] * 4})
     with serve(prefers_a) as server:
