@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from report_runs import ROUNDS, Runs
 
+from fedlora.evaluation.judge.protocol import ORDERS, Sample, make_question
+from fedlora.files import json_lines
 from fedlora.reporting.page.colours import contrast
 from fedlora.reporting.page.render import script_json
 from fedlora.stages import report
@@ -246,15 +248,17 @@ def test_answers_to_other_rows_and_lost_test_rows_are_named(tmp_path: Path) -> N
     assert {row["reference"] for row in answers_of(page)["rows"]} == {None}
 
 
-def test_a_judge_s_verdicts_stand_beside_the_answers(runs: Runs, tmp_path: Path) -> None:
-    from fedlora.evaluation.judge.protocol import ORDERS, Sample, make_question
-    from fedlora.files import json_lines
-
+@pytest.mark.parametrize(("judges", "repeats"), [(["judge-1"], 1), (["judge-1", "judge-2"], 2)])
+def test_a_judge_s_verdicts_stand_beside_the_answers(
+    runs: Runs, tmp_path: Path, judges: list[str], repeats: int
+) -> None:
     sample = Sample(1, "capitals: question 0", "", "capitals", "not right 0", "not right 0", "right 0")
     verdicts = [
-        {"key": make_question(sample, order, judge="judge-1", host="local").key, "row": 1, "order": order,
+        {"key": make_question(sample, order, judge=judge, host="local", repeat=repeat).key, "row": 1, "order": order,
          "score_a": 20, "score_b": 80, "verdict": verdict, "model": "m", "fingerprint": "", "dropped": [],
-         "request": "r", "reason": "<b>because</b>"}
+         "request": "r", "reason": "<b>because</b>" if repeat == 1 else ""}
+        for judge in judges
+        for repeat in range(1, repeats + 1)
         for order, verdict in zip(ORDERS, ("B", "A"), strict=True)
     ]  # fmt: skip
     folder = tmp_path / "homo/3"
@@ -263,16 +267,18 @@ def test_a_judge_s_verdicts_stand_beside_the_answers(runs: Runs, tmp_path: Path)
     predictions = runs.root / "prediction_dir/homo/3"
     files = {side: {"path": str(predictions / f"{name}_output.jsonl")} for side, name in
              (("baseline", "base"), ("proposed", "global"))}  # fmt: skip
+    each = [{"model_asked": judge, "host": "local", "models_returned": ["m"]} for judge in judges]
     result = {"num_samples": 12, "eval_failures": 0, "win": 1, "tie": 11, "loss": 0, "position_flip_rate": 0.0,
-              "overall_pred_avg": 20.0, "overall_prop_avg": 80.0, "overall_ratio": 4.0,
-              "judge": {"model_asked": "judge-1", "host": "local", "models_returned": ["m"]},
-              "files": {**files, "target": {"path": "test.jsonl"}}}  # fmt: skip
+              "overall_pred_avg": 20.0, "overall_prop_avg": 80.0, "overall_ratio": 4.0, "judge": each[0],
+              "votes_per_sample": len(verdicts), "files": {**files, "target": {"path": "test.jsonl"}},
+              **({"judges": each} if len(each) > 1 else {})}  # fmt: skip
     (folder / "base_results.json").write_text(json.dumps(result), encoding="utf-8")
     config = runs.config("homo", "seq", llm_dir=tmp_path, report_dir=tmp_path / "reports")
     page = report.run(config).page.read_text(encoding="utf-8")
     assert "Judge" in Reader(page).texts["h2"]
     said = [row["verdicts"] for row in answers_of(page)["rows"]]
-    assert said[0] == ["judge-1: homo is better than base (50 against 50 of 100). “<b>because</b>” “<b>because</b>”"]
+    text = "homo is better than base (50 against 50 of 100). “<b>because</b>” “<b>because</b>”"
+    assert said[0] == [f"{judge}: {text}" for judge in judges]
     assert not any(said[1:])
     assert (folder / "base_verdicts.jsonl").read_text(encoding="utf-8").endswith('{"torn'), "a report mends no log"
 
