@@ -65,8 +65,9 @@ test-flower-faults: .venv/installed-dev
 
 # lm-eval brings 300 MB and an older python-dateutil: it has an environment of its own, which sees the packages of .venv
 test-tasks: build/tasks/installed
-	PYTHONPATH=src build/tasks/bin/python -m pytest -m "not gpu and not flower" -rs \
+	PYTHONPATH=src build/tasks/bin/python -m pytest -m "not slow" \
 	  tests/evaluation/test_asked_model.py tests/stages/test_tasks.py tests/api/test_docstrings.py
+	PYTHONPATH=src build/tasks/bin/python -m pytest -m slow -rs tests/stages/test_tasks.py
 
 test-trackers: .venv/installed-dev
 	tools/test_trackers.sh
