@@ -3,7 +3,7 @@
 PYTHON ?= python3
 RUFF = .venv/bin/ruff
 
-.PHONY: help demo test test-thorough test-slow test-llama-cpp test-gpu test-flower test-flower-faults test-tasks test-trackers crashtest bench bench-gpu bench-quality fuzz docs docs-serve method-bytes lint format compare-commits clean-venv
+.PHONY: help demo test test-thorough test-slow test-llama-cpp test-gpu test-flower test-flower-faults test-tasks test-trackers test-chat-page crashtest bench bench-gpu bench-quality fuzz docs docs-serve method-bytes lint format compare-commits clean-venv
 
 help:
 	@echo "make demo        run the whole pipeline on the embedded model and data"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-flower  run SuperLink and SuperNodes on the loopback: minutes; make test-flower-faults kills some"
 	@echo "make test-tasks  run the tests of standard tasks, on the embedded model too, with lm-eval in build/tasks: 3 minutes"
 	@echo "make test-trackers  install TensorBoard, W&B, MLflow and trackio, each for itself, and read back what they get: minutes"
+	@echo "make test-chat-page  install gradio and playwright, and open the page of fedlora chat --web in Chromium: a minute"
 	@echo "make crashtest   200 kills, a full disk, damaged files, signals, parallel starts, each compared: 10 to 30 minutes"
 	@echo "make bench       measure everything on the CPU and write docs/benchmarks.md: 20 minutes (FEDLORA_DOLLY as above)"
 	@echo "make bench-gpu   the same on a CUDA device"
@@ -71,6 +72,9 @@ test-tasks: build/tasks/installed
 
 test-trackers: .venv/installed-dev
 	tools/test_trackers.sh
+
+test-chat-page: .venv/installed-dev
+	tools/test_chat_page.sh
 
 # the part on small disks mounts them, which needs root; without it that part is skipped and says so
 crashtest: .venv/installed

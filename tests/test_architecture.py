@@ -15,8 +15,19 @@ PACKAGE = Path(__file__).parent.parent / "src" / "fedlora"
 FLOORS = [
     *("ground", "data", "federated", "methods", "llm", "evaluation", "reporting", "runs", "engines", "stages", "doors"),
 ]
-DOORS = {"__init__", "api", "cli", "command_help", "command_table", "flags", "demo", "live_output", "__main__"}
-FEATURES = {"comparing", "planning", "flower", "training", "laws", "exporting", "watching", "tracking"}
+DOORS = {
+    "__init__",
+    "api",
+    "cli",
+    "command_help",
+    "command_table",
+    "flags",
+    "demo",
+    "live_output",
+    "chat_terminal",
+    "__main__",
+}
+FEATURES = {"comparing", "planning", "flower", "training", "laws", "exporting", "watching", "tracking", "chatting"}
 """Folders of the stages' floor: a stage calls a feature, and a feature may run stages."""
 GROUND_INSIDE = {
     *("flower.commands", "flower.flower_config", "flower.node_config", "flower.folders"),
@@ -177,7 +188,7 @@ NAMED = {
                 "llm.footprint",
                 "llm.quantization",
             ),
-            *("config.data", "runs.environment", "engines.answerers", "planning.run_plan"),
+            *("config.chat", "config.data", "runs.environment", "engines.answerers", "planning.run_plan"),
             *("config.importing", "exporting.exported"),
         )
     },
@@ -245,7 +256,15 @@ def test_the_rule_on_writing_sees_what_it_should(source, count):
     assert len(list(writes_of(ast.parse(source)))) == count
 
 
-PRINTERS = {"cli", "flags", "console", "flower.server", "live_output", "evaluation.tasks.quiet_library"}
+PRINTERS = {
+    "cli",
+    "flags",
+    "console",
+    "flower.server",
+    "live_output",
+    "chat_terminal",
+    "evaluation.tasks.quiet_library",
+}
 """The command line, messages, the line that tells the exit code of Flower's app, of which only its output comes back,
 and what keeps another library's prints away."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedlora.api.looking import compare, export, import_adapter, open, reaggregate, report, runs, track, verify  # noqa: A004
     from fedlora.api.preparing import allocate, plan, silos
     from fedlora.api.run import Round, Run
+    from fedlora.api.talking import chat
     from fedlora.api.training import rounds, train
     from fedlora.stages.score import Scores
 
@@ -34,6 +35,7 @@ __all__ = [
     "Run",
     "Scores",
     "allocate",
+    "chat",
     "check_method",
     "compare",
     "errors",
@@ -67,6 +69,7 @@ _PLACES = MappingProxyType(
         ),
         **dict.fromkeys(("allocate", "plan", "silos"), "fedlora.api.preparing"),
         **dict.fromkeys(("Round", "Run"), "fedlora.api.run"),
+        "chat": "fedlora.api.talking",
         **dict.fromkeys(("rounds", "train"), "fedlora.api.training"),
     }
 )

@@ -102,6 +102,13 @@ COMMANDS = {
         "fedlora.stages.import_adapter:run",
         positional="folder",
     ),
+    "chat": Command(
+        "ask the models of a run, side by side, in the terminal or in a browser",
+        "fedlora.config.chat:ChatConfig",
+        "fedlora.chat_terminal:run",
+        positional="exp_name",
+        everyday=True,
+    ),
     "methods": Command(
         "list the federated methods, or describe one",
         "fedlora.config.methods:MethodsConfig",

@@ -27,7 +27,7 @@ doc_to_text: "Which colour has {{thing}}?"
 doc_to_choice: choices
 doc_to_target: 0
 """
-NEEDS = {"tasks": "lm_eval"}
+NEEDS = {"tasks": "lm_eval", "track": "tensorboard"}
 """Example -> the library of an extra that it runs with, where that is installed."""
 
 

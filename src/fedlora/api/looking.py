@@ -79,7 +79,7 @@ def track(config: PathLike | None = None, *, progress: bool = True, **keywords: 
 
     What was sent before is not sent again. Raises UsageError (no run, no library), StorageError where a tracker fails.
 
-    >>> fl.track(name="pair", to=["tensorboard"], progress=False)  # doctest: +SKIP
+    >>> fl.track(name="pair", to=["tensorboard"], progress=False)
     tensorboard: 2 rounds sent, run pair, tracking/tensorboard
     """
     from fedlora.stages import track as stage

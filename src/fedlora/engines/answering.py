@@ -97,6 +97,18 @@ class Answering:
         self.prompts = [self.encoder.question(row, cutoff=source.cutoff_len, **room) for row in rows]
         check_answers(base, [len(prompt.ids) for prompt in self.prompts], self.decoding.max_new_tokens)
 
+    def set_adapters(self, states: Sequence[AdapterState | None], background: AdapterState | None) -> LoraModel | None:
+        """Put adapters into the layers, stacked where there are several; returns the layers then, by which each request
+        chooses its own. `background` is what they stand on beside the base."""
+        if self.lora is None:
+            return None
+        self.lora.set_background(background)
+        if len(states) == 1:
+            self.lora.set_adapter(states[0])
+            return None
+        self.lora.stack_adapters(states, self.base.dtype)
+        return self.lora
+
     def answer(
         self, names: Sequence[OutputName], states: Sequence[AdapterState | None], background: AdapterState | None
     ) -> Answers:
@@ -109,13 +121,7 @@ class Answering:
             for adapter in range(len(names))
             for row, prompt in enumerate(self.prompts)
         ]
-        together = self.lora if len(names) > 1 else None
-        if self.lora is not None:
-            self.lora.set_background(background)
-        if together is not None:
-            together.stack_adapters(states, self.base.dtype)
-        elif self.lora is not None:
-            self.lora.set_adapter(states[0])
+        together = self.set_adapters(states, background)
         began = time.monotonic()
         with Progress(
             f"generate {self.label} {', '.join(self.called[name] for name in names)}", len(requests), "answers"

@@ -23,6 +23,10 @@ Choose = Callable[[Tensor, Tensor, int], Tensor]
 the number of the step."""
 
 
+OnToken = Callable[[int, Sequence[int]], None]
+"""Called with each token as it comes: the row, and all ids of its answer so far."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt, the number of its row (a sampled answer belongs to it), and which stacked adapter answers."""

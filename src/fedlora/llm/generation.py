@@ -8,6 +8,7 @@ finished rows leave; the results come back in the order of the input.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from fedlora.llm.cache import can_share_rows, make_cache, room_for
 from fedlora.llm.decoding import (
     Choose,
     Decoding,
+    OnToken,
     Request,
     answer_limits,
     choose_tokens,
@@ -46,10 +48,13 @@ def generate_answers(
     lora: LoraModel | None = None,
     ends: Ends = NO_ENDS,
     on_rows: Callable[[int], None] = lambda rows: None,
+    on_token: OnToken | None = None,
 ) -> list[list[int]]:
     """Token ids of the answer to every request (without the end token), in the requests' order.
 
-    `ends` has what ends an answer besides the tokenizer and the generation configuration. With `lora`, which then holds
+    `on_token` is called with the number of a request and all ids of its answer so far, with each that comes; an answer
+    starts again where memory ran out. `ends` has what ends an answer besides the tokenizer and the generation
+    configuration. With `lora`, which then holds
     stacked adapters, each request is answered by its own; else by what is set.
     """
     answers: list[list[int]] = [[] for _ in requests]
@@ -64,7 +69,8 @@ def generate_answers(
     )[::-1]
     while ahead:
         numbers = ahead.pop()
-        done = _answer_together(base, [requests[number] for number in numbers], decoding, lora, ends)
+        told = None if on_token is None else partial(_tell, on_token, numbers)
+        done = _answer_together(base, [requests[number] for number in numbers], decoding, lora, ends, told)
         if done is None:
             ahead += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
             continue
@@ -74,18 +80,24 @@ def generate_answers(
     return answers
 
 
+def _tell(on_token: OnToken, numbers: Sequence[int], row: int, ids: Sequence[int]) -> None:
+    """Call what listens with the number of a request in the place of its row in a batch."""
+    on_token(numbers[row], ids)
+
+
 def _answer_together(
     base: BaseModel,
     requests: Sequence[Request],
     decoding: Decoding,
     lora: LoraModel | None,
     ends: Ends,
+    on_token: OnToken | None,
 ) -> list[list[int]] | None:
     """The answers; None when memory runs out. TrainingError when it does for a single request."""
     try:
         longest = max(len(request.prompt) for request in requests) + decoding.max_new_tokens
         kind = Batch if longest <= base.can.own_cache else LibraryBatch
-        return kind(base, requests, decoding, lora, ends).answer()
+        return kind(base, requests, decoding, lora, ends, on_token=on_token).answer()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -112,8 +124,10 @@ class Batch:
         ends: Ends = NO_ENDS,
         *,
         choose: Choose | None = None,
+        on_token: OnToken | None = None,
     ) -> None:
-        """`choose` takes the place of the choice that `decoding` makes."""
+        """`choose` takes the place of the choice that `decoding` makes; `on_token` hears a row and its ids so far."""
+        self.on_token = on_token
         self.base = base
         self.decoding = decoding
         self.ends = ends
@@ -161,6 +175,8 @@ class Batch:
             for row, token, is_text in zip(self.alive.tolist(), tokens.tolist(), written.tolist(), strict=True):
                 if is_text:
                     self.written[row].append(token)
+                    if self.on_token is not None:
+                        self.on_token(row, self.written[row])
             if self.ends.texts:
                 over = [self.ends.is_over(self.written[row]) for row in self.alive.tolist()]
                 written &= ~torch.tensor(over, device=written.device)

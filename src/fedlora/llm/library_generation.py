@@ -17,6 +17,7 @@ from fedlora.llm.base_model import BaseModel
 from fedlora.llm.decoding import (
     Choose,
     Decoding,
+    OnToken,
     Request,
     answer_limits,
     choose_tokens,
@@ -41,8 +42,10 @@ class LibraryBatch:
         ends: Ends = NO_ENDS,
         *,
         choose: Choose | None = None,
+        on_token: OnToken | None = None,
     ) -> None:
-        """`choose` takes the place of the choice that `decoding` makes."""
+        """`choose` takes the place of the choice that `decoding` makes; `on_token` hears a row and its ids so far."""
+        self.on_token = on_token
         self.base = base
         self.decoding = decoding
         self.ends = ends
@@ -91,6 +94,8 @@ class LibraryBatch:
                 self.going[row] = False
                 continue
             self.written[row].append(token)
+            if self.on_token is not None:
+                self.on_token(row, self.written[row])
             is_over = self.ends.is_over(self.written[row])
             self.going[row] = len(self.written[row]) < self.limits[row] and not is_over
         if self.seen.numel():

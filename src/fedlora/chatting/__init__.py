@@ -1,0 +1,1 @@
+"""One question to several models, whose answers stream side by side."""
