@@ -266,4 +266,7 @@ class ReportConfig(Config):
     llm_dir: Path = flag(Path("./evaluations_llm"), "root folder of all judge results")
     tasks_dir: Path = flag(Path("./evaluations_tasks"), "root folder of all results of tasks")
     report_dir: Path = flag(Path("./reports"), "root folder of all reports")
+    noiseless_metrics: bool = flag(
+        False, "show private metrics of runs with privacy flags too: they carry no noise and are not in epsilon"
+    )
     report_name: str = flag("report", "folder of this report under report_dir")

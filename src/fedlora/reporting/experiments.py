@@ -60,6 +60,8 @@ class Experiment:
     client_rows: Sequence[Mapping[str, Any]]
     round_rows: Sequence[Mapping[str, Any]]
     answers: Mapping[str, Answers]
+    private_rows: Sequence[Mapping[str, Any]] = ()
+    """Lines of private metrics, in the order of the rounds."""
 
     @property
     def mode(self) -> str:
@@ -142,6 +144,7 @@ def load_experiment(config: ReportConfig, exp_name: str, round_number: int) -> E
         run=run,
         client_rows=client_rows,
         round_rows=[row for row in rows if row["kind"] == "round"],
+        private_rows=[row for row in rows if row["kind"] == "private"],
         answers=answers,
     )
 

@@ -12,6 +12,7 @@ from fedlora.reporting.curves import drift_curves, loss_curves, quality_curve
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.fairness import answer_sources, config_differences, find_notes, find_warnings
 from fedlora.reporting.own_rows import ClientGains, find_gains
+from fedlora.reporting.private_rows import find_private_gains, private_notes
 from fedlora.reporting.standard_tasks import TaskRow, find_task_rows
 from fedlora.reporting.standing import Standing, find_standing
 from fedlora.reporting.summary import (
@@ -71,6 +72,8 @@ class Findings:
     """Experiment -> number of the error meter -> (round, value) points; only experiments that have any."""
     gains_of_clients: Sequence[ClientGains] = ()
     """Every client's own test rows under each model."""
+    private_gains: Sequence[ClientGains] = ()
+    """The same from private metrics, whose rows stay with their owners."""
     standing: Standing | None = None
     """Who wins; None where no model but the base was measured."""
     quality: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
@@ -102,6 +105,7 @@ class Findings:
             "answers": self.answers,
             "drift": self.drift,
             "own_rows": [one.record() for one in self.gains_of_clients],
+            **({"private_rows": [one.record() for one in self.private_gains]} if self.private_gains else {}),
             "tasks": [one.record() for one in self.tasks],
         }
 
@@ -116,7 +120,7 @@ def gather_findings(config: ReportConfig, experiments: Sequence[Experiment], abs
         rows=rows,
         gaps=find_gaps(config, experiments, absent, rows),
         warnings=find_warnings(experiments, rows),
-        notes=find_notes(experiments, rows),
+        notes=[*find_notes(experiments, rows), *private_notes(config, experiments)],
         titles=titles,
         curves={one.name: loss_curves(one) for one in in_report_order(experiments)},
         judgements=[
@@ -131,6 +135,7 @@ def gather_findings(config: ReportConfig, experiments: Sequence[Experiment], abs
         config_differences=config_differences(experiments),
         answers=answer_sources(experiments),
         gains_of_clients=find_gains(config, experiments),
+        private_gains=find_private_gains(config, experiments),
         standing=find_standing(config, experiments, rows),
         quality={one.name: quality_curve(config, one) for one in in_report_order(experiments)},
         tasks=find_task_rows(config, experiments),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from fedlora.config.private_metrics import PRIVATE_METRICS
 from fedlora.plain_text import NOTHING, number_text, one_line
 from fedlora.reporting import standard_tasks
 from fedlora.reporting.detail_rows import answer_rows, difference_rows, drift_rows, judge_rows, run_rows
@@ -42,6 +43,13 @@ both means over clients. A single update is not averaged. An exact mean is not b
 losses."""
 
 
+PRIVATE = """\
+From private metrics: every client's owner measured its own test rows, and gave means, standard errors and counts. The
+gain over the base is paired row by row. The gain over the adapter that a client trained alone is of two runs and
+cannot be paired, so its interval is wider. A gain in loss is how much lower it is. Bold: the interval of the gain
+excludes 0."""
+
+
 def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
     """The whole report; `pictures` names which of rounds.png, clients.png and drift.png lie beside it."""
     parts = [f"# Federated LoRA: the models after round {findings.round_number}", _headline(findings)]
@@ -57,8 +65,10 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
         parts += ["![Exact match of every model per category](clients.png)", _category_table(findings)]
     if findings.gains_of_clients:
         parts += ["## Who gains by joining", _gains_text(findings.gains_of_clients)]
-        measured = [name for name in MEASURES if any(one.scores[name] for one in findings.gains_of_clients)]
-        parts += [_gains_table(name, findings.gains_of_clients) for name in measured]
+        parts += _gains_tables(findings.gains_of_clients, MEASURES)
+    if findings.private_gains:
+        parts += ["## Who gains by joining, on private rows", PRIVATE]
+        parts += _gains_tables(findings.private_gains, PRIVATE_METRICS)
     if findings.tasks:
         rows = (one.cells() for one in findings.tasks)
         parts += ["## Standard tasks", standard_tasks.ABOUT, markdown_table(standard_tasks.HEADS, rows)]
@@ -137,6 +147,10 @@ def _gains_text(clients: Sequence[ClientGains]) -> str:
         "losing."
     )
     return "\n".join([head, "", *counts])
+
+
+def _gains_tables(clients: Sequence[ClientGains], measures: Sequence[str]) -> list[str]:
+    return [_gains_table(name, clients) for name in measures if any(one.scores[name] for one in clients)]
 
 
 def _gains_table(measure: str, clients: Sequence[ClientGains]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,6 +31,16 @@ MEASURES = tuple(name for names in MEASURED.values() for name in names)
 BASE = "base"
 
 
+class Gain(Protocol):
+    """How much better one model is than another on the same rows."""
+
+    @property
+    def estimate(self) -> Estimate: ...
+    @property
+    def is_clear(self) -> bool: ...
+    def record(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class ClientGains:
     """One client: measure -> model -> its score on the client's test rows; `gains` has how much better the joint models
@@ -40,7 +50,7 @@ class ClientGains:
     num_rows: int
     scores: Mapping[str, Mapping[str, Estimate]]
     reference: str
-    gains: Mapping[str, Mapping[str, Difference]]
+    gains: Mapping[str, Mapping[str, Gain]]
 
     def record(self) -> dict[str, Any]:
         return {
@@ -180,5 +190,5 @@ def count_gains(measure: str, clients: Sequence[ClientGains]) -> dict[str, tuple
     return found
 
 
-def _records(values: Mapping[str, Mapping[str, Estimate | Difference]]) -> dict[str, Any]:
+def _records(values: Mapping[str, Mapping[str, Estimate | Gain]]) -> dict[str, Any]:
     return {name: {label: one.record() for label, one in found.items()} for name, found in values.items() if found}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fedlora.config.private_metrics import PRIVATE_METRICS
 from fedlora.paths import is_number
 from fedlora.plain_text import NOTHING, number_text
 from fedlora.reporting.experiments import Experiment
 from fedlora.reporting.findings import Findings
 from fedlora.reporting.main_table import short_label
+from fedlora.reporting.markdown import PRIVATE
 from fedlora.reporting.own_rows import MEASURES, ClientGains, count_gains
 from fedlora.reporting.page.answer_text import MEASURE_NAMES
 from fedlora.reporting.page.blocks import Block, Cell, Commands, Section, Table
@@ -65,12 +67,27 @@ def gains_section(findings: Findings, looks: Looks) -> Section:
         "The gain of a joint model on a client's own test rows, over the adapter that the client trained alone where "
         "such a run is here, else over the base; of a loss how much lower it is. Bold: the 95 % interval excludes 0."
     ]
+    return Section("gains", title, intro, _gains_tables(clients, MEASURES, findings, looks))
+
+
+def private_section(findings: Findings, looks: Looks) -> Section | None:
+    """The same from private metrics; None without any."""
+    clients = findings.private_gains
+    if not clients:
+        return None
+    tables = _gains_tables(clients, PRIVATE_METRICS, findings, looks)
+    return Section("private", "Who gains and who loses, on private rows", [" ".join(PRIVATE.split())], tables)
+
+
+def _gains_tables(
+    clients: Sequence[ClientGains], among: Sequence[str], findings: Findings, looks: Looks
+) -> list[Block]:
     kinds = ("", " (global)", " (personal)", ", its own")
     names = {title + kind: name for name, title in findings.titles.items() for kind in kinds}
     looks_of = {label: looks.class_of(name) for label, name in names.items()}
-    measures = [measure for measure in MEASURES if any(one.gains[measure] for one in clients)]
+    measures = [measure for measure in among if any(one.gains[measure] for one in clients)]
     tables = [_gains_table(measure, clients, looks_of) for measure in measures]
-    return Section("gains", title, intro, [_counts_table(measures, clients, looks_of), *tables])
+    return [_counts_table(measures, clients, looks_of), *tables]
 
 
 def _counts_table(measures: Sequence[str], clients: Sequence[ClientGains], looks: Mapping[str, str]) -> Table:
@@ -83,7 +100,7 @@ def _counts_table(measures: Sequence[str], clients: Sequence[ClientGains], looks
             gain, lose, total = found.get(label, (0, 0, 0))
             cells.append(Cell(f"{gain} gain, {lose} lose of {total}" if total else NOTHING))
         rows.append(cells)
-    heads = ["model", *(MEASURE_NAMES[measure] for measure in measures)]
+    heads = ["model", *(MEASURE_NAMES.get(measure, measure) for measure in measures)]
     return Table("Clients whose gain or loss has an interval without 0", heads, rows)
 
 
@@ -112,7 +129,7 @@ def _gains_table(measure: str, clients: Sequence[ClientGains], looks: Mapping[st
             cells.append(Cell(f"{mean:+.3f}", mean, mark, is_strong=gain.is_clear, note=note))
         rows.append(cells)
     heads = ["client", "rows", clients[0].reference, *(f"gain of {label}" for label in joint)]
-    return Table(f"{MEASURE_NAMES[measure]}: gain on each client's own test rows", heads, rows, is_sortable=True)
+    return Table(f"{MEASURE_NAMES.get(measure, measure)}: gain on each client's own test rows", heads, rows, is_sortable=True)
 
 
 def data_section(experiments: Sequence[Experiment]) -> Section:

@@ -17,7 +17,7 @@ from fedlora.reporting.markdown import DEFINITIONS, DRIFT
 from fedlora.reporting.page.answer_text import answer_sentences, counted_gains
 from fedlora.reporting.page.blocks import Block, Cell, Commands, Items, Page, Section, Table, Terms, Texts
 from fedlora.reporting.page.charts import draw_charts, line_chart, scale_marks
-from fedlora.reporting.page.client_sections import data_section, gains_section, matrix_section
+from fedlora.reporting.page.client_sections import data_section, gains_section, matrix_section, private_section
 from fedlora.reporting.page.looks import BASE, Looks, personal
 from fedlora.reporting.page.provenance import commands_of, forgetting_command, round_commands
 from fedlora.reporting.page.words import read_terms, shorten, text_table, unmarked
@@ -41,6 +41,7 @@ def report_page(
         _rounds(config, experiments, findings, looks),
         matrix_section(findings),
         gains_section(findings, looks),
+        private_section(findings, looks),
         _tasks(findings),
         _drift(findings, looks),
         _forgetting(experiments),
