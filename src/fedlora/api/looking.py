@@ -91,7 +91,8 @@ def track(config: PathLike | None = None, *, progress: bool = True, **keywords: 
 def report(config: PathLike | None = None, *, progress: bool = True, **keywords: Any) -> Report:
     """Put runs side by side: write report.html, report.md, report.json and plots to `report_dir/report_name`.
 
-    `page` of the result is report.html, `file` report.md. Raises UsageError where no run of these names is there, or a file cannot be read.
+    `page` of the result is report.html, `file` report.md. Raises UsageError where no run of these names is there, or a
+    file cannot be read.
 
     >>> fl.report(names=["pair"], round=2, progress=False).file
     PosixPath('reports/report/report.md')
