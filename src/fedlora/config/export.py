@@ -62,7 +62,7 @@ class ExportConfig(Config):
     @field_validator("of_subjects")
     @classmethod
     def _one_adapter(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is not None and (len(value) > 1 or value[0].rpartition("/")[2] == "all"):
+        if value is not None and (len(value) != 1 or value[0].rpartition("/")[2] == "all"):
             raise ValueError("one adapter is exported at a time: name one of them")
         return value
 
