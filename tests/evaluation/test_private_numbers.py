@@ -94,6 +94,7 @@ def test_intervals_are_student_s_and_wilson_s_for_a_share() -> None:
     # t with 9 degrees: 2.262157
     assert estimate("loss", PrivateMean(1.0, 0.1), 10).interval == pytest.approx((0.7737843, 1.2262157), abs=1e-6)
     assert estimate("exact", PrivateMean(1.0, 0.0), 10).interval == pytest.approx((0.7225, 1.0), abs=1e-3)
+    assert estimate("chrf", PrivateMean(0.1, 0.1), 10).interval[0] == 0.0, "a score is in 0..1"
     assert difference_estimate(PrivateMean(0.5, 0.1), 9).interval[0] == pytest.approx(0.2737843, abs=1e-6)
     # Welch: equal errors of 10 rows each have 18 degrees, t 2.100922
     apart = unpaired(PrivateMean(1.0, 0.1), PrivateMean(0.5, 0.1), (10, 10))

@@ -101,7 +101,12 @@ def estimate(name: str, one: PrivateMean, num_prompts: int) -> Estimate:
     if name in SHARES and 0 <= one.mean <= 1:
         low, high = share_interval(one.mean, num_prompts)
         return Estimate(one.mean, (round(low, 9), round(high, 9)))
-    return difference_estimate(one, num_prompts - 1)
+    found = difference_estimate(one, num_prompts - 1)
+    if name == "loss":
+        return found
+    # a score is in 0..1
+    low, high = found.interval
+    return Estimate(found.mean, (max(0.0, low), min(1.0, high)))
 
 
 def difference_estimate(one: PrivateMean, degrees: float) -> Estimate:

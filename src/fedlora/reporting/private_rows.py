@@ -155,5 +155,5 @@ def _gain(measure: str, one: _Model, reference: _Model, num_prompts: int) -> Pri
         return None
     if measure in LOWER_IS_BETTER:
         low, high = apart.interval
-        apart = Estimate(-apart.mean, (-high, -low))
+        apart = Estimate(0.0 - apart.mean, (0.0 - high, 0.0 - low))
     return PrivateGain(apart)

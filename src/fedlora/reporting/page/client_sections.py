@@ -129,7 +129,9 @@ def _gains_table(measure: str, clients: Sequence[ClientGains], looks: Mapping[st
             cells.append(Cell(f"{mean:+.3f}", mean, mark, is_strong=gain.is_clear, note=note))
         rows.append(cells)
     heads = ["client", "rows", clients[0].reference, *(f"gain of {label}" for label in joint)]
-    return Table(f"{MEASURE_NAMES.get(measure, measure)}: gain on each client's own test rows", heads, rows, is_sortable=True)
+    return Table(
+        f"{MEASURE_NAMES.get(measure, measure)}: gain on each client's own test rows", heads, rows, is_sortable=True
+    )
 
 
 def data_section(experiments: Sequence[Experiment]) -> Section:
