@@ -24,7 +24,6 @@ FORMATS = (
     ("merged", "bfloat16"),
     ("gguf", "float32"),
     ("gguf", "bfloat16"),
-    ("gguf", "float16"),
 )
 
 
