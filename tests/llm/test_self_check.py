@@ -205,7 +205,9 @@ def test_a_base_of_fewer_bits_computes_exactly_inside_and_is_itself_again_after(
     assert torch.equal(base.model(ids).logits, before)
 
 
-def test_attention_that_is_wrong_is_found_and_turned_off(tiny_model, monkeypatch):
+def test_attention_that_is_wrong_is_found_and_turned_off(tiny_model, tmp_path, monkeypatch):
+    # what is found of the fault must not be remembered for other tests
+    monkeypatch.setenv("FEDLORA_CACHE", str(tmp_path))
     from fedlora.llm import attention
 
     right = attention._attend_once
@@ -216,7 +218,9 @@ def test_attention_that_is_wrong_is_found_and_turned_off(tiny_model, monkeypatch
     assert answers_are_its_own(base)
 
 
-def test_a_gradient_that_is_wrong_turns_our_attention_off_or_is_refused(tiny_model, monkeypatch, capsys):
+def test_a_gradient_that_is_wrong_turns_our_attention_off_or_is_refused(tiny_model, tmp_path, monkeypatch, capsys):
+    # what is found of the fault must not be remembered for other tests
+    monkeypatch.setenv("FEDLORA_CACHE", str(tmp_path))
     from fedlora.llm import attention
     from fedlora.llm.lora_layer import LowRankLinear
 
