@@ -71,10 +71,10 @@ def _looks(result: Result) -> dict[str, Look]:
     return looks_of({row["label"]: (row["mode"], row["label"].endswith(" (personal)")) for row in result["rows"]})
 
 
-def _panels(figure: Figure, titles: Sequence[str], **shared: bool) -> list[Axes]:
-    """One panel for each title, in rows of at most three."""
+def _panels(figure: Figure, titles: Sequence[str], *, same_x: bool) -> list[Axes]:
+    """One panel for each title, in rows of at most three; all have the same scale upwards."""
     columns, lines = _grid(titles)
-    every = list(figure.subplots(lines, columns, squeeze=False, **shared).flatten())
+    every = list(figure.subplots(lines, columns, squeeze=False, sharex=same_x, sharey=True).flatten())
     for unused in every[len(titles) :]:
         unused.remove()
     panels = every[: len(titles)]
@@ -99,7 +99,7 @@ def _draw_scores(result: Result, metric: str, title: str, unit: str, *, decades:
         columns, lines = _grid(settings)
         figure = new_figure(2.6 + 3.4 * columns, 0.6 + lines * (0.9 + 0.26 * len(labels)))
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-        panels = dict(zip(settings, _panels(figure, settings, sharex=True, sharey=True), strict=True))
+        panels = dict(zip(settings, _panels(figure, settings, same_x=True), strict=True))
         every = [value for row in rows for value in (row["metrics"][metric]["mean"], *_seeds(row, metric))]
         place = set_decades(next(iter(panels.values())), "x", every) if decades else float
         for row in rows:
@@ -145,7 +145,7 @@ def _draw_bytes(result: Result) -> bytes:
     with house_style():
         columns, lines = _grid(settings)
         figure = new_figure(1.6 + 3.6 * columns, 0.4 + 3.6 * lines)
-        panels = dict(zip(settings, _panels(figure, settings, sharex=True, sharey=True), strict=True))
+        panels = dict(zip(settings, _panels(figure, settings, same_x=True), strict=True))
         sent = {id(row): _megabytes(row) for row in rows}
         place = set_decades(next(iter(panels.values())), "x", (value for value in sent.values() if value))
         sizes = _marker_sizes(rows, sent)
@@ -230,7 +230,7 @@ def _draw_forgetting(curves: Sequence[Mapping[str, Any]]) -> bytes:
         columns, lines = _grid(curves)
         figure = new_figure(1.0 + 5.0 * columns, 4.2 * lines)
         titles = [f"{clip(curve['method'])} (seed {next(iter(curve['seeds']))})" for curve in curves]
-        panels = _panels(figure, titles, sharey=True)
+        panels = _panels(figure, titles, same_x=False)
         for axes, curve in zip(panels, curves, strict=True):
             _draw_curve(axes, next(iter(curve["seeds"].values())), curve.get("names", {}))
         for axes in panels[::columns]:

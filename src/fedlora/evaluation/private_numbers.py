@@ -16,7 +16,7 @@ import numpy as np
 from fedlora.config.private_metrics import PRIVATE_METRICS
 from fedlora.evaluation.intervals import share_interval, student_quantile
 from fedlora.evaluation.score_table import Estimate, Measure, Numbers
-from fedlora.plain_text import one_line
+from fedlora.plain_text import counted, one_line
 
 MODELS = ("base", "global", "personal")
 PAIRS = (("global", "base"), ("personal", "base"), ("personal", "global"))
@@ -44,7 +44,7 @@ def summarise_rows(
     """
     num_prompts = len(set(prompts))
     if num_prompts < fewest:
-        return withheld(f"fewer than {fewest} test rows with different prompts")
+        return withheld(f"fewer than {counted(fewest, 'test row')} with different prompts")
     pairs = [(one, other) for one, other in PAIRS if one in measured and other in measured]
     return {
         "num_rows": len(prompts),
@@ -81,7 +81,7 @@ def read_numbers(told: Any, names: Sequence[str], fewest: int) -> dict[str, Any]
         raise ValueError("its numbers have other fields than they must have")
     counts = [told["num_rows"], told["num_prompts"]]
     if not all(type(count) is int for count in counts) or not fewest <= counts[1] <= counts[0] < 10**9:
-        raise ValueError(f"its numbers are of fewer than {fewest} test rows with different prompts")
+        raise ValueError(f"its numbers are of fewer than {counted(fewest, 'test row')} with different prompts")
     pairs = [f"{one}-{other}" for one, other in PAIRS]
     return {
         "num_rows": counts[0],

@@ -82,7 +82,7 @@ class SelfCheck:
 
     def _find_truth(self, rows: Sequence[Row]) -> tuple[list[Tensor], Tensor | None]:
         """The logits of the model's own forward pass, row by row, and what its decoder gave it for the first row."""
-        states: list[Tensor] = []
+        states: list[Tensor | None] = []
         decoder = self.base.decoder
         hook = decoder.register_forward_hook(lambda *given: states.append(getattr(given[2], "last_hidden_state", None)))
         try:

@@ -109,7 +109,7 @@ def find_without_rows(model: Any, layers: Mapping[str, nn.Module], decoder: str)
             found.add(name)
 
     handles = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs))
+        layer.register_forward_pre_hook(functools.partial(lambda name, _, inputs: look(name, inputs), name))
         for name, layer in layers.items()
     ]
     try:

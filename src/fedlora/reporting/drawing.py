@@ -177,11 +177,13 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """A legend below everything, in as many columns as fit; the figure grows by its height."""
     if not handles:
         return
-    for columns in range(len(handles), 0, -1):
+    columns = len(handles)
+    while True:
         legend = figure.legend(handles=list(handles), loc="outside lower left", ncols=columns)
         if columns == 1 or _size_of(figure, legend)[0] <= figure.get_figwidth() - 0.3:
             break
         legend.remove()
+        columns -= 1
     lines = math.ceil(len(handles) / columns)
     figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + lines * _LEGEND_LINE)
 

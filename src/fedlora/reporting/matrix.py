@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedlora.reporting.drawing import add_legend, house_style, name_columns, new_figure, png_bytes
 from fedlora.reporting.palette import FRAME, INK
 
@@ -78,11 +80,12 @@ def draw_matrix(matrix: Matrix) -> bytes:
 
 
 def _write_values(axes: Axes, image: AxesImage, matrix: Matrix, size: float) -> None:
+    colours = image.to_rgba(np.array(matrix.values, dtype=float))
     for row, line in enumerate(matrix.values):
         for column, value in enumerate(line):
             known = math.isfinite(value)
             text = format(value, matrix.form) if known else "–"
-            dark = known and _luminance(image.cmap(image.norm(value))) < 0.3
+            dark = known and _luminance(colours[row, column].tolist()) < 0.3
             axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if dark else INK)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedlora.console import duration
 from fedlora.data.client_names import shown_client
-from fedlora.plain_text import NOTHING, Table, number_text, one_line, size_text, table_text
+from fedlora.plain_text import NOTHING, Table, counted, number_text, one_line, size_text, table_text
 from fedlora.results import LiveResult
 from fedlora.training.round_text import describe_round
 from fedlora.watching.drawing import draw
@@ -94,14 +94,14 @@ class Snapshot(LiveResult):
             return one_line(f"{self.name}: {self.holder} reads the data and loads the base model")
         holder = f" by {self.holder}" if self.holder else ""
         what = f"{self.method} on {self.base_model}, " if self.method else ""
-        return one_line(f"{self.name}: {what}{self.state}{holder}, {len(self.done)} of {self.rounds} rounds")
+        return one_line(f"{self.name}: {what}{self.state}{holder}, {len(self.done)} of {counted(self.rounds, 'round')}")
 
     def pace(self) -> str:
         """Examples, speed, time left and memory; empty where no process trains the run."""
         facts = self.progress
         if not facts or self.state != "training":
             return ""
-        told = [f"{facts['done']:,} of {facts['total']:,} examples"]
+        told = [f"{facts['done']:,} of {counted(facts['total'], 'example')}"]
         if facts.get("tokens_per_second"):
             told.append(f"{facts['tokens_per_second']:,.0f} tokens/s")
         if facts.get("seconds_left") is not None:
