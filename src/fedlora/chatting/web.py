@@ -127,7 +127,8 @@ def make_page(gradio: Any, first: ChatSession) -> Any:
         }
         for event in (send.click, question.submit):
             event(**asking)
-        new.click(lambda: (None, describe(first), *([] for _ in bots)), outputs=[state, status, *bots])
+        for event in (new.click, *(bot.clear for bot in bots)):
+            event(lambda: (None, describe(first), *([] for _ in bots)), outputs=[state, status, *bots])
         prompts.click(_show_prompts, inputs=[state], outputs=[status])
         rows.click(_show_rows, inputs=[state], outputs=[status])
     return page
