@@ -240,3 +240,8 @@ def test_steps_of_further_devices_are_in_the_file_too(options, tmp_path):
     rows = read_steps(train.run(config).paths.beside("steps.jsonl"))
     found = sorted((row["round"], row["client_id"], row["step"]) for row in rows)
     assert found == [(number, client, step) for number in (1, 2) for client in (0, 1) for step in range(1, 4 - client)]
+
+
+def test_watching_does_not_wait_for_torch():
+    code = "import sys; import fedlora.stages.watch; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

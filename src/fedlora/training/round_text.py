@@ -8,7 +8,6 @@ from typing import Any
 
 from fedlora.console import say
 from fedlora.data.client_names import shown_client
-from fedlora.federated.privacy.budget import describe_spent
 from fedlora.plain_text import counted
 from fedlora.types import ClientId
 
@@ -39,7 +38,7 @@ def describe_round(
     `records` are those of its clients, and `files` has the name of every client's file."""
     held_out = f", held-out loss {row['val_loss']:.3f}" if "val_loss" in row else ""
     loss = "empty cohort" if row["loss"] is None else f"training loss {row['loss']:.3f}"
-    spent = f", {describe_spent(row['privacy'])}" if "privacy" in row else ""
+    spent = f", {_describe_spent(row['privacy'])}" if "privacy" in row else ""
     if row.get("privacy", {}).get("without_noise"):
         spent += " (private metrics carry no noise and are not in it)"
     yield f"round {row['round']} of {rounds}: {loss}{held_out}{spent}, {row['seconds']:.0f} s"
@@ -51,3 +50,10 @@ def describe_round(
             times = f"{record['update_norm'] / median:.0f} times as long as the median" if median else "not zero"
             name = shown_client(record["client_id"], files)
             yield f"  the update of {name} is {times}: --max_update_norm_ratio would limit it"
+
+
+def _describe_spent(privacy: Mapping[str, Any]) -> str:
+    # imports torch, which who watches a run would wait for
+    from fedlora.federated.privacy.budget import describe_spent
+
+    return describe_spent(privacy)
