@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,56 @@ def test_clients_keep_their_names_in_every_table_and_in_the_runs(finished):
     assert [client["file"] for client in json.loads(run.read_text())["clients"]] == [
         f"{name}.jsonl" for name in CLIENTS
     ]
+
+
+def test_every_client_has_its_gain_on_its_own_test_rows(finished):
+    root, result = finished
+    (found,) = result.record["own_rows"]
+    assert [one["client"] for one in found["clients"]] == list(CLIENTS)
+    rows = {row["label"]: row["metrics"]["loss_own"]["mean"] for row in result.record["rows"]}
+    for label in ("base", "homo", "pooled", "none"):
+        losses = [one["scores"]["loss"][label]["mean"] for one in found["clients"]]
+        # the same adapters on the same rows as the losses of the main table
+        assert sum(losses) / len(losses) == pytest.approx(rows[label], rel=1e-4)
+    for one in found["clients"]:
+        assert (one["reference"], one["num_rows"]) == ("none", 2)
+        assert set(one["gains"]["loss"]) == {"homo", "pooled"}
+        low, high = one["gains"]["loss"]["homo"]["interval"]
+        assert low <= one["gains"]["loss"]["homo"]["mean"] <= high
+    markdown = (root / "comparison.md").read_text(encoding="utf-8")
+    assert "## Who gains on its own test rows" in markdown
+    assert "gain of homo" in markdown
+    page = (root / "report.html").read_text(encoding="utf-8")
+    assert "Test loss of every model on each client" in page
+    assert "Clients whose gain or loss has an interval" in page
+
+
+def test_a_comparison_of_an_earlier_version_is_measured_again_only_where_its_runs_are_there(
+    finished, tiny_model, tmp_path, monkeypatch
+):
+    root, result = finished
+    shutil.copytree(root.parent, tmp_path / "old")
+    for file in (tmp_path / "old/own/scores").iterdir():
+        record = json.loads(file.read_text())
+        record.pop("own_rows", None)
+        file.write_text(json.dumps(record))
+    (gone,) = (one for one in (tmp_path / "old/own/runs").iterdir() if one.name == run_of(root, "homo"))
+    shutil.rmtree(gone)
+    monkeypatch.setattr(compare, "draw_comparison", lambda record: {})
+    monkeypatch.setattr(train, "run", lambda *args, **options: pytest.fail("a finished run is trained again"))
+    again = compare.run(CompareConfig.of(**options(tmp_path / "old", root.parent / "silos", tiny_model, **SMALL)))
+    assert isinstance(again, compare.Comparison)
+    (found,) = again.record["own_rows"]
+    assert all(set(one["gains"]["loss"]) == {"pooled"} for one in found["clients"])
+    assert any(f"scores/{gone.name}.json" in remark for remark in again.record["remarks"])
+    assert again.record["rows"] == result.record["rows"]
+
+
+def run_of(root: Path, mode: str) -> str:
+    """The run of a method that was scored on the test rows."""
+    records = [json.loads(file.read_text()) for file in (root / "scores").iterdir()]
+    (found,) = (one["run"] for one in records if one["mode"] == mode and one["test"] is not None)
+    return found
 
 
 def test_one_seed_divides_the_rows_alike_for_all_and_the_parts_are_disjoint(tmp_path):

@@ -54,7 +54,7 @@ def models_of(cell: Record) -> dict[str, list[Record]]:
 
 
 def _only(run: Record, **left_out: Any) -> Record:
-    scores = {name: {**run[name], **left_out} for name in ("test", "answers") if name in run}
+    scores = {name: {**run[name], **left_out} for name in ("test", "answers", "own_rows") if name in run}
     return {**run, **scores}
 
 

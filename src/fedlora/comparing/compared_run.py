@@ -17,6 +17,7 @@ from typing import Any
 
 from fedlora.comparing.experiment import DataSet, base_name_of
 from fedlora.comparing.known_bases import KnownBases
+from fedlora.comparing.row_gains import OWN_ROWS
 from fedlora.comparing.scoring import Scorer, measure_spending
 from fedlora.config.compare import CompareConfig
 from fedlora.config.evaluate import EvaluateRougeConfig
@@ -79,11 +80,16 @@ class Laboratory:
         """Score a trained run on the test rows, along its way and by its answers where that is asked for."""
         known = self.train(run, data)
         curved, answered = run.federation_mode in self.config.curves, bool(self.config.answers_per_cat)
+        paths = RunPaths(self.paths.model_dir, run.exp_name)
+        # of runs that an earlier version measured and that are gone, a remark says what is missing
+        rowed = bool(data.own_groups) and (known.get("test") is None or paths.run_file.is_file())
         if known["state"] == FAILED or (
-            known["test"] is not None and ("curve" in known or not curved) and ("answers" in known or not answered)
+            known["test"] is not None
+            and ("curve" in known or not curved)
+            and ("answers" in known or not answered)
+            and (OWN_ROWS in known or not rowed)
         ):
             return known
-        paths = RunPaths(self.paths.model_dir, run.exp_name)
         record: Record = dict(known)
         with _recording(record):
             if not paths.run_file.is_file():
@@ -91,6 +97,8 @@ class Laboratory:
                 train.run(run, load=self.base.load)
             scorer = self._scorer(run)
             record["test"] = _finite(scorer.score_run(paths, data.test), "test")
+            if data.own_groups:
+                record[OWN_ROWS] = scorer.score_own_rows(paths, data.test, data.own_groups)
             if curved and read_run(paths).has_global_model:
                 record["curve"] = scorer.score_hops(paths, data.test)
             if answered:
@@ -108,12 +116,15 @@ class Laboratory:
         name = base_name_of(run, data, self.bases)
         known = self.find(name) or {"run": name, "mode": "base", "seed": run.seed, "state": TRAINED, "test": None}
         answered = bool(self.config.answers_per_cat)
-        if known["test"] is not None and ("answers" in known or not answered):
+        rowed = bool(data.own_groups)
+        if known["test"] is not None and ("answers" in known or not answered) and (OWN_ROWS in known or not rowed):
             return known
         with collect_lines():
             scorer = self._scorer(run)
             known["base_model"] = self.bases.describe(run.base_model, scorer.base_identity)
             known["test"] = {"global": scorer.losses(None, data.test), "clients": {}}
+            if rowed:
+                known[OWN_ROWS] = scorer.base_own_rows(data.test, data.own_groups)
             if answered:
                 asked = self._ask(run, data, name, is_base_model=True)
                 known["answers"] = {"global": asked, "clients": {}}

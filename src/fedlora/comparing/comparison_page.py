@@ -46,7 +46,7 @@ def client_series(place: int) -> str:
 def comparison_page(result: Result, looks: Looks, *, yaml: str, texts: Texts | None) -> Page:
     """`yaml` is the experiment as a file of `compare`, `texts` are the answers, where any were asked for."""
     winners = find_winners(result)
-    clients = gains_section(result["clients"])
+    clients = gains_section(result, looks)
     sections = [
         _methods(result, looks, winners),
         _curves(result["curves"], looks),

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from fedlora.comparing.row_gains import LOSS, OWN_ROWS, read_gains
 from fedlora.comparing.silo_text import OWN, own_losses_parts, silo_intro, silo_plan
 from fedlora.comparing.tables import MARK, METRICS
 from fedlora.console import duration
 from fedlora.methods.table import BASELINES
 from fedlora.plain_text import NOTHING, counted, size_text, table_text
-from fedlora.reporting.markdown import escape, markdown_table
+from fedlora.reporting.markdown import escape, gains_counts, gains_tables, markdown_table
 
 Result = Mapping[str, Any]
 COUNTED = ("num_steps", "num_tokens")
@@ -90,6 +91,10 @@ def comparison_markdown(result: Result, *, figures: Collection[str]) -> str:
     if result["clients"]:
         parts += ["## Who gains from joining", _CLIENTS]
         parts += [part for table in result["clients"] for part in _client_parts(table)]
+    for one in result.get(OWN_ROWS, []):
+        gains = read_gains(one["clients"])
+        parts.append("## Who gains on its own test rows" + (f", {escape(one['setting'])}" if one["setting"] else ""))
+        parts += [gains_counts(gains), ROW_INTERVALS, *gains_tables(gains, [LOSS])]
     if result["curves"]:
         parts += ["## What is forgotten on the way", CURVES, _curve_table(result["curves"])]
     if result["sweeps"]:
@@ -108,6 +113,10 @@ _CLIENTS = (
     "Held-out loss on each client's own kind of rows. In brackets: how much lower it is than under the client's own "
     "training alone (`none`); above zero the client gains from joining. Client by category for every method is in "
     "comparison.json (`less_than_alone`)."
+)
+ROW_INTERVALS = (
+    "Losses per response token, means over seeds; models are paired row by row within a seed. Intervals cover the "
+    "choice of the test rows and, of several seeds, the luck of training too; of one seed they cover the rows alone."
 )
 CURVES = (
     "Loss of the global adapter on every client's kind of rows after every hop (`seq`) or round. *Forgotten*: the last "

@@ -70,6 +70,13 @@ class DataSet:
     is_mixed: bool = False
     """Whether a file holds rows of several kinds."""
 
+    @property
+    def own_groups(self) -> dict[str, str]:
+        """Client -> the group of its own test rows; empty where test rows belong to no client."""
+        if self.silos is None or self.silos.grouped_by != "client":
+            return {}
+        return {client: next(iter(groups)) for client, groups in (self.shares or {}).items()}
+
 
 def cells_of(config: CompareConfig) -> list[Cell]:
     """Every row of the table, setting by setting."""

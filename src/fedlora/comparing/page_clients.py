@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from fedlora.comparing.comparison_text import OWN_SHARE, client_head
+from fedlora.comparing.comparison_text import OWN_SHARE, ROW_INTERVALS, client_head
+from fedlora.comparing.row_gains import LOSS, OWN_ROWS, read_gains
 from fedlora.comparing.silo_text import silo_remarks
 from fedlora.methods.table import BASELINES
 from fedlora.plain_text import NOTHING, counted
+from fedlora.reporting.own_rows import ClientGains
 from fedlora.reporting.page.blocks import Block, Cell, Commands, Items, Section, Table
+from fedlora.reporting.page.client_sections import counts_table, gains_table
 from fedlora.reporting.page.colours import shade_of, side_of
+from fedlora.reporting.page.looks import Looks
 from fedlora.reporting.page.words import text_table
 
 _GAIN = (
@@ -19,12 +24,12 @@ _GAIN = (
 )
 
 
-def gains_section(tables: Sequence[Mapping[str, Any]]) -> Section | None:
+def gains_section(result: Mapping[str, Any], looks: Looks) -> Section | None:
     """Every client's loss under every method against its own alone; None where no client alone was measured."""
-    if not tables:
+    blocks = _row_gains(result, looks)
+    if not result["clients"] and not blocks:
         return None
-    blocks: list[Block] = []
-    for table in tables:
+    for table in result["clients"]:
         of = f", {table['setting']}" if table["setting"] else ""
         if table["same_clients"]:
             blocks.append(_gain_matrix(table, of))
@@ -37,6 +42,34 @@ def gains_section(tables: Sequence[Mapping[str, Any]]) -> Section | None:
         if table["same_clients"] and federated:
             blocks.append(_category_matrix(table, federated[0], of))
     return Section("gains", "Who gains and who loses", [_GAIN], blocks)
+
+
+def _row_gains(result: Mapping[str, Any], looks: Looks) -> list[Block]:
+    """Losses and gains on each client's own test rows, with intervals, setting by setting."""
+    blocks: list[Block] = []
+    names = {row["label"]: looks.class_of(row["label"]) for row in result["rows"]}
+    for one in result.get(OWN_ROWS, []):
+        gains = read_gains(one["clients"])
+        tables = [counts_table([LOSS], gains, names), gains_table(LOSS, gains, names), _loss_table(gains)]
+        of = f", {one['setting']}" if one["setting"] else ""
+        blocks += [replace(table, caption=table.caption + of) for table in tables]
+    return [*blocks, Items([ROW_INTERVALS])] if blocks else []
+
+
+def _loss_table(clients: Sequence[ClientGains]) -> Table:
+    labels = list(dict.fromkeys(label for one in clients for label in one.scores[LOSS]))
+    rows = []
+    for one in clients:
+        cells = [Cell(one.client)]
+        for label in labels:
+            found = one.scores[LOSS].get(label)
+            if found is None:
+                cells.append(Cell(NOTHING))
+                continue
+            below = "[{:.3f}, {:.3f}]".format(*found.interval)
+            cells.append(Cell(f"{found.mean:.3f}", found.mean, below=below))
+        rows.append(cells)
+    return Table("Test loss of every model on each client's own test rows", ["client", *labels], rows, is_sortable=True)
 
 
 def _gain_matrix(table: Mapping[str, Any], of: str) -> Table:

@@ -5,6 +5,7 @@ Losses are means per response token. Nothing here trains, and nothing is read bu
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from fedlora.config.train import TrainConfig
 from fedlora.data.records import read_rows
 from fedlora.engines.losses import Groups, Losses, LossMeter
+from fedlora.files import sha256_of_json
 from fedlora.llm.base_model import BaseModel
 from fedlora.methods.table import find_recorded
 from fedlora.paths import OutputName, RunPaths
@@ -59,6 +61,42 @@ class Scorer:
         for client, file in find_personal(paths, last).items():
             found["clients"][str(client)] = self.score_file(file, rows_file)
         return found
+
+    def score_own_rows(self, paths: RunPaths, rows_file: Path, groups: Mapping[str, str]) -> dict[str, Any]:
+        """The loss of every test row of each client (client -> its group of rows), summed over its tokens: under the
+        global adapter of the last round, if there is one, and under the clients' own."""
+        last = self.config.num_communication_rounds
+        shared = adapter_file(paths, last, OutputName("global")) if read_run(paths).has_global_model else None
+        personal = find_personal(paths, last)
+        own = {str(client): file for client, file in personal.items() if str(client) in groups}
+        return {
+            **self._describe_rows(rows_file, groups),
+            "global": self._measure_rows(dict.fromkeys(groups, shared), rows_file, groups) if shared else None,
+            "clients": self._measure_rows(own, rows_file, groups),
+        }
+
+    def base_own_rows(self, rows_file: Path, groups: Mapping[str, str]) -> dict[str, Any]:
+        """`score_own_rows` of the base model."""
+        base = self._measure_rows(dict.fromkeys(groups), rows_file, groups)
+        return {**self._describe_rows(rows_file, groups), "global": base, "clients": {}}
+
+    def _measure_rows(
+        self, files: Mapping[str, Path | None], rows_file: Path, groups: Mapping[str, str]
+    ) -> dict[str, list[float]]:
+        encoded = self._read(rows_file)
+        found = {client: self.meter.measure_rows(file, encoded[groups[client]]) for client, file in files.items()}
+        return {client: [round(value, 6) for value in values] for client, values in found.items()}
+
+    def _describe_rows(self, rows_file: Path, groups: Mapping[str, str]) -> dict[str, Any]:
+        """Response tokens of each client's rows, and what is alike for rows of one prompt."""
+        encoded, prompts = self._read(rows_file), defaultdict[str, list[str]](list)
+        for row in read_rows(rows_file, rules=MIXED):
+            if row.output.strip():
+                prompts[row.category].append(sha256_of_json(list(row.prompt))[:16])
+        return {
+            "tokens": {client: [one.num_labels for one in encoded[name]] for client, name in groups.items()},
+            "prompts": {client: prompts[name] for client, name in groups.items()},
+        }
 
     def score_hops(self, paths: RunPaths, rows_file: Path) -> list[dict[str, Any]]:
         """Losses all along a run with a global adapter."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.comparing.client_tables import client_table, forgetting, models_of, sound_runs
+from fedlora.comparing.row_gains import OWN_ROWS, gather_row_gains, row_gain_remarks
 from fedlora.comparing.silo_text import silo_remarks
 from fedlora.evaluation.intervals import seed_interval
 from fedlora.evaluation.own_loss import own_losses
@@ -45,13 +46,16 @@ def gather_comparison(plan: Record, cells: Sequence[Record]) -> dict[str, Any]:
     settings = list(dict.fromkeys(cell["setting"] for cell in cells))
     silos = plan.get("silos")
     names = silos["names"] if silos else {}
-    rows, clients, curves, sweeps = [], [], [], []
+    rows, clients, curves, sweeps, gains, gaps = [], [], [], [], [], []
     for setting in settings:
         group = [cell for cell in cells if cell["setting"] == setting]
         found = [row for cell in group for row in _rows_of(cell)]
         rows += _with_differences([_base_row(setting, group), *found])
         if table := client_table(setting, group):
             clients.append({**table, "names": names})
+        if found_gains := gather_row_gains(plan, setting, group):
+            gains.append({"setting": setting, "clients": found_gains})
+        gaps += row_gain_remarks(plan, group, found_gains)
         curves += [{**curve, "names": names} for cell in group if (curve := forgetting(cell))]
         sweeps += [
             {"setting": setting, "method": cell["method"], "chosen": cell["learning_rate"], "tried": cell["sweep"]}
@@ -67,7 +71,8 @@ def gather_comparison(plan: Record, cells: Sequence[Record]) -> dict[str, Any]:
         "clients": clients,
         "curves": curves,
         "sweeps": sweeps,
-        "remarks": _remarks(plan, cells, sweeps),
+        "remarks": [*_remarks(plan, cells, sweeps), *gaps],
+        **({OWN_ROWS: gains} if gains else {}),
         **({"silos": silos} if silos else {}),
     }
 

@@ -64,11 +64,11 @@ def markdown_report(findings: Findings, *, pictures: Collection[str]) -> str:
         parts += ["## What each model knows", "Exact match per category of the test file, with Wilson's 95 % interval."]
         parts += ["![Exact match of every model per category](clients.png)", _category_table(findings)]
     if findings.gains_of_clients:
-        parts += ["## Who gains by joining", _gains_text(findings.gains_of_clients)]
-        parts += _gains_tables(findings.gains_of_clients, MEASURES)
+        parts += ["## Who gains by joining", gains_counts(findings.gains_of_clients)]
+        parts += gains_tables(findings.gains_of_clients, MEASURES)
     if findings.private_gains:
         parts += ["## Who gains by joining, on private rows", PRIVATE]
-        parts += _gains_tables(findings.private_gains, PRIVATE_METRICS)
+        parts += gains_tables(findings.private_gains, PRIVATE_METRICS)
     if findings.tasks:
         rows = (one.cells() for one in findings.tasks)
         parts += ["## Standard tasks", standard_tasks.ABOUT, markdown_table(standard_tasks.HEADS, rows)]
@@ -134,7 +134,8 @@ def _category_cell(row: ModelRow, category: str) -> str:
     return f"**{text}**" if category in row.own_categories else text
 
 
-def _gains_text(clients: Sequence[ClientGains]) -> str:
+def gains_counts(clients: Sequence[ClientGains]) -> str:
+    """What the table of gains shows, and how many clients gain and lose under each joint model."""
     counts = [
         f"- {escape(label)}, {measure}: {gain} of {total} gain, {lose} lose"
         for measure in MEASURES
@@ -149,7 +150,8 @@ def _gains_text(clients: Sequence[ClientGains]) -> str:
     return "\n".join([head, "", *counts])
 
 
-def _gains_tables(clients: Sequence[ClientGains], measures: Sequence[str]) -> list[str]:
+def gains_tables(clients: Sequence[ClientGains], measures: Sequence[str]) -> list[str]:
+    """A table for each measure: every client's own test rows under each model, and the gains."""
     return [_gains_table(name, clients) for name in measures if any(one.scores[name] for one in clients)]
 
 

@@ -42,6 +42,22 @@ class Gain(Protocol):
 
 
 @dataclass(frozen=True)
+class MeanGain:
+    """How much better a joint model is than the reference, with its 95 % interval; it counts no single rows."""
+
+    estimate: Estimate
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes 0."""
+        low, high = self.estimate.interval
+        return low > 0 or high < 0
+
+    def record(self) -> dict[str, Any]:
+        return self.estimate.record()
+
+
+@dataclass(frozen=True)
 class ClientGains:
     """One client: measure -> model -> its score on the client's test rows; `gains` has how much better the joint models
     are than the `reference`: higher, and for a loss lower. Both are empty for what was not measured."""

@@ -16,26 +16,10 @@ from fedlora.data.client_names import name_of_file
 from fedlora.evaluation.private_numbers import difference_estimate, estimate, mean_of, unpaired
 from fedlora.evaluation.score_table import Estimate
 from fedlora.reporting.experiments import Experiment
-from fedlora.reporting.own_rows import BASE, LOWER_IS_BETTER, ClientGains
+from fedlora.reporting.own_rows import BASE, LOWER_IS_BETTER, ClientGains, MeanGain
 from fedlora.reporting.summary import experiment_titles, global_title, in_report_order, personal_title
 
 Numbers = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class PrivateGain:
-    """How much better a joint model is than the reference, with its 95 % interval."""
-
-    estimate: Estimate
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval excludes 0."""
-        low, high = self.estimate.interval
-        return low > 0 or high < 0
-
-    def record(self) -> dict[str, Any]:
-        return self.estimate.record()
 
 
 @dataclass(frozen=True)
@@ -132,7 +116,7 @@ def _compare(client: str, models: Sequence[_Model]) -> ClientGains | None:
     reference = next((one for one in others if one.label != BASE), others[0])
     num_rows, num_prompts = _counts(reference)
     scores: dict[str, dict[str, Estimate]] = {}
-    gains: dict[str, dict[str, PrivateGain]] = {}
+    gains: dict[str, dict[str, MeanGain]] = {}
     for measure in PRIVATE_METRICS:
         means = {one.label: one.numbers["models"][one.name].get(measure) for one in models}
         scores[measure] = {
@@ -143,7 +127,7 @@ def _compare(client: str, models: Sequence[_Model]) -> ClientGains | None:
     return ClientGains(client, num_rows, scores, reference.label, gains)
 
 
-def _gain(measure: str, one: _Model, reference: _Model, num_prompts: int) -> PrivateGain | None:
+def _gain(measure: str, one: _Model, reference: _Model, num_prompts: int) -> MeanGain | None:
     if reference.label == BASE:
         known = one.numbers["differences"].get(f"{one.name}-base", {}).get(measure)
         apart = None if known is None else difference_estimate(mean_of(known), num_prompts - 1)
@@ -156,4 +140,4 @@ def _gain(measure: str, one: _Model, reference: _Model, num_prompts: int) -> Pri
     if measure in LOWER_IS_BETTER:
         low, high = apart.interval
         apart = Estimate(0.0 - apart.mean, (0.0 - high, 0.0 - low))
-    return PrivateGain(apart)
+    return MeanGain(apart)

@@ -86,11 +86,11 @@ def _gains_tables(
     names = {title + kind: name for name, title in findings.titles.items() for kind in kinds}
     looks_of = {label: looks.class_of(name) for label, name in names.items()}
     measures = [measure for measure in among if any(one.gains[measure] for one in clients)]
-    tables = [_gains_table(measure, clients, looks_of) for measure in measures]
-    return [_counts_table(measures, clients, looks_of), *tables]
+    tables = [gains_table(measure, clients, looks_of) for measure in measures]
+    return [counts_table(measures, clients, looks_of), *tables]
 
 
-def _counts_table(measures: Sequence[str], clients: Sequence[ClientGains], looks: Mapping[str, str]) -> Table:
+def counts_table(measures: Sequence[str], clients: Sequence[ClientGains], looks: Mapping[str, str]) -> Table:
     """Clients that gain and lose under every joint model, by intervals without 0."""
     counts = {measure: count_gains(measure, clients) for measure in measures}
     rows = []
@@ -104,7 +104,8 @@ def _counts_table(measures: Sequence[str], clients: Sequence[ClientGains], looks
     return Table("Clients whose gain or loss has an interval without 0", heads, rows)
 
 
-def _gains_table(measure: str, clients: Sequence[ClientGains], looks: Mapping[str, str]) -> Table:
+def gains_table(measure: str, clients: Sequence[ClientGains], looks: Mapping[str, str]) -> Table:
+    """The score of the reference, and the gain of every joint model with its interval, client by client."""
     joint = list(dict.fromkeys(label for one in clients for label in one.gains[measure]))
     gains = [one.gains[measure].get(label) for one in clients for label in joint]
     drawn = [
