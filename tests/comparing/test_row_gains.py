@@ -53,6 +53,7 @@ def test_several_seeds_add_the_luck_of_training_to_the_choice_of_rows():
     gain = found["gains"]["loss"]["homo"]
     rows = mean_interval([(one + other) / 4 for one, other in zip(*apart.values(), strict=True)], PROMPTS)
     seeds = seed_interval([sum(one) / 8 for one in apart.values()])
+    assert seeds is not None
     mean = gain["mean"]
     assert mean == pytest.approx(0.35)
     assert mean - gain["interval"][0] == pytest.approx(math.hypot(mean - rows[0], mean - seeds[0]), abs=1e-6)
@@ -91,7 +92,7 @@ def test_records_of_an_earlier_version_are_left_out_and_the_command_is_named():
 
 
 def test_one_prompt_gives_no_interval_and_therefore_no_gain():
-    same = {"prompts": {"0": ["a"] * 4}}
+    same: dict[str, Any] = {"prompts": {"0": ["a"] * 4}}
     runs = {"homo": [scored(1, ALONE, **same)], "none": [scored(1, None, own=ALONE, **same)]}
     group = [cell("homo", runs["homo"]), cell("none", runs["none"], "none")]
     for one in group:
