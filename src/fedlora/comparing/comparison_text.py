@@ -116,7 +116,8 @@ _CLIENTS = (
 )
 ROW_INTERVALS = (
     "Losses per response token, means over seeds; models are paired row by row within a seed. Intervals cover the "
-    "choice of the test rows and, of several seeds, the luck of training too; of one seed they cover the rows alone."
+    "choice of the test rows and, of several seeds, the luck of training too; of one seed they cover the rows alone. "
+    "With fewer than about 20 rows an interval is too narrow."
 )
 CURVES = (
     "Loss of the global adapter on every client's kind of rows after every hop (`seq`) or round. *Forgotten*: the last "
