@@ -128,7 +128,7 @@ clean-venv:
 # torch comes first and alone: asked for together with the rest, pip may choose a build with gigabytes of CUDA libraries
 .venv/installed: export PIP_QUIET = 1
 .venv/installed: export PIP_DISABLE_PIP_VERSION_CHECK = 1
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt pyproject.toml $(wildcard src/fedlora/llm/fast/_kernels.c)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "error: fedlora needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1)" >&2; \
 	  echo "  hint: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" >&2; exit 1; }

@@ -175,7 +175,7 @@ NAMED = {
     ("reporting.detail_rows", "none"): "an adapter that is not there",
     ("llm.adapter_config", "none"): "PEFT's bias",
     ("evaluation.tasks.task_scores", "none"): "lm-eval's filter that does nothing",
-    ("llm.loss", "none"): "torch's loss of each label",
+    **{(module, "none"): "torch's loss of each label" for module in ("llm.loss", "llm.fast.fast_layers")},
     ("runs.saved_adapters", "none"): "no round",
     **{
         (module, "none"): "no quantisation"

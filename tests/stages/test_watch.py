@@ -236,7 +236,8 @@ def test_the_folder_may_be_anywhere(done, monkeypatch, capsys):
 
 @pytest.mark.thorough
 def test_steps_of_further_devices_are_in_the_file_too(options, tmp_path):
-    config = TrainConfig.of(**{**options, "model_dir": tmp_path, "devices": ("cpu", "cpu")})
+    common = {name: value for name, value in options.items() if name != "device"}
+    config = TrainConfig.of(**{**common, "model_dir": tmp_path, "devices": ("cpu", "cpu")})
     rows = read_steps(train.run(config).paths.beside("steps.jsonl"))
     found = sorted((row["round"], row["client_id"], row["step"]) for row in rows)
     assert found == [(number, client, step) for number in (1, 2) for client in (0, 1) for step in range(1, 4 - client)]

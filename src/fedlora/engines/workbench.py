@@ -19,6 +19,7 @@ from fedlora.federated.privacy.randomness import Secret
 from fedlora.home import tokens_folder
 from fedlora.llm.base_model import BaseModel, load_base_model, load_outline
 from fedlora.llm.examples import Encoder, make_encoder
+from fedlora.llm.fast.proof import with_fast_layers
 from fedlora.llm.gradient_check import with_right_gradients
 from fedlora.llm.layout import Layout, LayoutBook
 from fedlora.llm.limits import check_training
@@ -91,7 +92,7 @@ def make_workbench(
     if config.dp_example_noise_multiplier is not None:
         _require_rows(base, lora)
     if not outline:
-        base = with_right_gradients(base, lora, config.quantization)
+        base = with_fast_layers(with_right_gradients(base, lora, config.quantization), lora)
     tokens = TokenFiles(tokens_folder()) if config.token_cache else None
     examples = ClientExamples(clients, encoder, config, tokens)
     book = LayoutBook(layout or plan_layout(base, lora, config), on_layout, examples.names)

@@ -25,6 +25,7 @@ class Abilities:
     `equal_rows` is several rows of one length in a training pass, `padding` those of different lengths, `shared_prefix`
     their first tokens computed once; `own_cache` is our cache and decoding, `equal_prompts`, `padded_prompts` and
     `shared_prompts` the same three while answering.
+    `fast_layers` is the longest row of a training pass through `llm/fast`, if the base is of Llama's kind.
     `longest` is the longest row that the model itself computes without regard to the rows before it.
     """
 
@@ -39,6 +40,7 @@ class Abilities:
     equal_prompts: bool = True
     padded_prompts: int = ALWAYS
     shared_prompts: int = ALWAYS
+    fast_layers: int = 0
     longest: int = ALWAYS
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Field -> what was seen without it, of each that is off or limited because results differed."""
@@ -98,5 +100,6 @@ _SLOWER = {
     "equal_prompts": "prompts are answered one by one",
     "padded_prompts": "prompts of one length are answered together",
     "shared_prompts": "no shared prefix of prompts",
+    "fast_layers": "its own layers in training",
     "longest": "refused: rows",
 }

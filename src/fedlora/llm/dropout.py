@@ -68,6 +68,21 @@ class DropoutNoise:
             torch.ge(hashed, self._threshold, out=kept[part])
         return kept.view(x.shape)
 
+    def draw_packed(self, layer: int, lengths: Sequence[int], d: int) -> Tensor:
+        """The same (sum of lengths, d) for the pass's examples one after another, without padding.
+
+        Raises ValueError when these are other examples than the pass's.
+        """
+        if self._streams is None or len(self._streams) != len(lengths):
+            raise ValueError("dropout needs the seeds of a pass's examples: call begin_pass first")
+        streams = self._streams[:, layer]
+        words = split_mix(streams, torch.arange(2 * d + max(lengths), device=streams.device)) >> 32
+        a, b, t = words.to(torch.int32).split((d, d, max(lengths)), dim=1)
+        kept = torch.empty((sum(lengths), d), dtype=torch.bool, device=streams.device)
+        for row, part in enumerate(kept.split(list(lengths))):
+            torch.ge(torch.addcmul(b[row], a[row], t[row, : len(part), None]), self._threshold, out=part)
+        return kept
+
 
 def drop(x: Tensor, kept: Tensor) -> Tensor:
     """x with zeros where `kept` is False; the caller divides by the share that is kept."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedlora.config.train import TrainConfig
 from fedlora.console import say
@@ -24,17 +24,18 @@ from fedlora.federated.privacy.randomness import Secret
 from fedlora.federated.schedule import learning_rate
 from fedlora.llm.base_model import BaseModel
 from fedlora.llm.examples import Batch, Example, cut_alike, make_batch, order_steps
+from fedlora.llm.fast.fast_layers import FastLayers
+from fedlora.llm.fast.packed_rows import cut_packs
 from fedlora.llm.layout import LayoutBook, Reduction
 from fedlora.llm.local_gradient import GradientTerms
+from fedlora.llm.local_optimizer import Moments, make_optimizer, read_moments
 from fedlora.llm.lora import LoraModel
-from fedlora.llm.loss import backward_loss, sum_loss
+from fedlora.llm.loss import backward_loss, label_losses
 from fedlora.llm.memory import with_less_memory
 from fedlora.llm.private_steps import PrivateSteps
 from fedlora.seeds import derive_seed
 from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState, Phase, Step, no_step
-
-Moments = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Trainer:
         self.book = book
         # what private lots and their noise are drawn from; a private configuration needs one
         self.secret = secret
+        self.fast = FastLayers.of(base) if base.can.fast_layers else None
 
     def train(
         self,
@@ -80,7 +82,7 @@ class Trainer:
         self.lora.set_background(phase.background)
         self.lora.set_adapter(phase.start, weight=phase.weight)
         factors = pick_half(dict(self.lora.named_factors()), phase.trainable)
-        optimizer = self._make_optimizer(factors, moments)
+        optimizer = make_optimizer(config, factors, moments, self.base.device)
         terms = GradientTerms(phase, factors, needs_mean=needs_gradient)
         private = None
         if config.dp_example_noise_multiplier is not None:
@@ -108,7 +110,7 @@ class Trainer:
                 on_step(Step(round_number, client_id, index + 1, len(steps), *facts, optimizer.param_groups[0]["lr"]))
         return Trained(
             adapter=self.lora.get_adapter(),
-            moments=_read_moments(factors, optimizer) if config.optimizer_state == "keep" else {},
+            moments=read_moments(factors, optimizer) if config.optimizer_state == "keep" else {},
             # private lots may all be empty
             loss=loss_sum / max(1, num_labels),
             num_tokens=num_tokens,
@@ -132,7 +134,7 @@ class Trainer:
         budget = self.book.layout.tokens_per_pass
         for group in examples:
             stop_if_asked()
-            longest = max(len(example.ids) for example in group)
+            longest = _longest(group)
             loss, budget = with_less_memory(
                 lambda tokens, rows=group: self._sum_losses(rows, tokens), budget, longest, "validation"
             )
@@ -142,7 +144,18 @@ class Trainer:
 
     def _sum_losses(self, rows: Sequence[Example], tokens_per_pass: int) -> float:
         passes = [[rows[index] for index in group] for group in self.cut_passes(rows, tokens_per_pass)]
-        return float(sum(sum_loss(self.base, self.make_batch(group, share_prefix=True)) for group in passes))
+        return float(sum(self.label_losses(group).sum() for group in passes))
+
+    def label_losses(self, rows: Sequence[Example]) -> torch.Tensor:
+        """The cross-entropy (labels,) at each label of one pass, row by row, in float32, without gradients."""
+        if fast := self._fast_for(rows):
+            return fast.label_losses(rows)
+        return label_losses(self.base, self.make_batch(rows, share_prefix=True))
+
+    def _fast_for(self, rows: Sequence[Example], private: PrivateSteps | None = None) -> FastLayers | None:
+        """The fast path where these rows, and what is in force, allow it."""
+        is_plain = private is None and self.lora.has_no_background and not self.book.layout.gradient_checkpointing
+        return self.fast if is_plain and _longest(rows) <= self.base.can.fast_layers else None
 
     def _order_steps(self, examples: Sequence[Example], round_number: int, client_id: int) -> list[list[Example]]:
         """All steps of all local epochs."""
@@ -187,13 +200,13 @@ class Trainer:
             # torch's generator draws only the base's own dropout
             torch.manual_seed(derive_seed(self.config.seed, "dropout", round_number, client_id, step))
             losses = []
-            for group in self.cut_passes(rows, tokens_per_pass, most_rows=private.most_rows if private else None):
+            for group in self.cut_passes(rows, tokens_per_pass, private):
                 self.lora.noise.begin_pass([seeds[index] for index in group], self.base.device)
                 losses.append(self._run_backward([rows[index] for index in group], scale, share, private))
             return float(torch.stack(losses).sum())
 
         planned = self.book.layout.budget(round_number, client_id, step)
-        longest = max(len(example.ids) for example in rows)
+        longest = _longest(rows)
         what = f"step {step + 1} of round {round_number}"
         loss, used = with_less_memory(attempt, planned, longest, what)
         if used < planned:
@@ -216,19 +229,24 @@ class Trainer:
     ) -> torch.Tensor:
         """One pass, whose gradients are added to the factors'; in a private one each row's are clipped first."""
         stop_if_asked()
+        if fast := self._fast_for(group, private):
+            return fast.backward_loss(group, scale=scale, share=share)
         if private is None:
             return backward_loss(self.base, self.make_batch(group, share_prefix=share), scale=scale)
         batch = self.make_batch(group, share_prefix=False)
         return private.add_clipped(group, lambda: backward_loss(self.base, batch, scale=1.0))
 
     def cut_passes(
-        self, rows: Sequence[Example], tokens_per_pass: int, *, most_rows: int | None = None
+        self, rows: Sequence[Example], tokens_per_pass: int, private: PrivateSteps | None = None
     ) -> list[list[int]]:
         """The places of `rows` that go through the model together, pass by pass."""
+        most_rows = private.most_rows if private else None
         alone = None if self.base.can.equal_rows else 1
         limits = [limit for limit in (self.config.local_micro_batch_size, most_rows, alone) if limit is not None]
-        lengths = [len(example.ids) for example in rows]
         most = min(limits, default=None)
+        if self._fast_for(rows, private):
+            return cut_packs(rows, token_budget=tokens_per_pass, most_rows=most)
+        lengths = [len(example.ids) for example in rows]
         return cut_alike(lengths, self.base.can.padding, token_budget=tokens_per_pass, most_rows=most)
 
     def make_batch(self, rows: Sequence[Example], *, share_prefix: bool) -> Batch:
@@ -237,7 +255,7 @@ class Trainer:
             rows,
             pad_id=self.base.pad_id,
             device=self.base.device,
-            share_prefix=share_prefix and max(len(row.ids) for row in rows) <= self.base.can.shared_prefix,
+            share_prefix=share_prefix and _longest(rows) <= self.base.can.shared_prefix,
         )
 
     def _update(
@@ -270,31 +288,6 @@ class Trainer:
             warmup=config.warmup_steps,
         )
 
-    def _make_optimizer(self, factors: Mapping[str, nn.Parameter], moments: Moments | None) -> torch.optim.Optimizer:
-        config = self.config
-        if config.local_optimizer == "sgd":
-            return torch.optim.SGD(factors.values(), lr=config.local_learning_rate, weight_decay=config.weight_decay)
-        optimizer = torch.optim.AdamW(
-            factors.values(),
-            lr=config.local_learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        if not moments:
-            return optimizer
-        for key, factor in factors.items():
-            optimizer.state[factor] = {
-                name: moments[f"{key}:{name}"].to(self.base.device, copy=True)
-                for name in ("step", "exp_avg", "exp_avg_sq")
-            }
-        return optimizer
 
-
-def _read_moments(factors: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Moments:
-    return {
-        f"{key}:{name}": optimizer.state[factor][name].detach().to("cpu", copy=True)
-        for key, factor in factors.items()
-        for name in ("step", "exp_avg", "exp_avg_sq")
-    }
+def _longest(rows: Sequence[Example]) -> int:
+    return max(len(row.ids) for row in rows)

@@ -89,6 +89,11 @@ class LoraModel:
             layer.background = Background(*parts)
         self._background = state
 
+    @property
+    def has_no_background(self) -> bool:
+        """Whether nothing is added to the base besides the adapter."""
+        return self._background is None
+
     @torch.no_grad()
     def stack_adapters(self, states: Sequence[AdapterState | None], dtype: torch.dtype) -> None:
         """Hold several adapters at once, of any ranks, cast to the base's `dtype`; None is the base model.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from fedlora.llm.examples import Example
 from fedlora.llm.local_training import Trainer
-from fedlora.llm.loss import label_losses
 from fedlora.llm.memory import with_less_memory
 from fedlora.stopping import stop_if_asked
 from fedlora.types import AdapterState
@@ -31,8 +30,7 @@ def measure_rows(
         for places in trainer.cut_passes(examples, tokens_per_pass):
             stop_if_asked()
             rows = [examples[place] for place in places]
-            losses = label_losses(trainer.base, trainer.make_batch(rows, share_prefix=True))
-            each = losses.double().split([row.num_labels for row in rows])
+            each = trainer.label_losses(rows).double().split([row.num_labels for row in rows])
             for place, part in zip(places, each, strict=True):
                 found[place] = float(part.sum())
         return found

@@ -17,6 +17,7 @@ import fedlora
 from fedlora.config.train_fields import Quantization
 from fedlora.errors import UsageError
 from fedlora.llm.base_model import BaseModel
+from fedlora.llm.fast.kernels import compiled
 
 
 def library_versions(quantization: Quantization) -> dict[str, str]:
@@ -33,11 +34,14 @@ def describe_environment(base: BaseModel) -> dict[str, Any]:
     on_gpu = base.device.type == "cuda"
     features = getattr(torch.cpu, "get_capabilities", dict)()
     processor = sorted(name for name, there in features.items() if there is True)
+    # only where it is used: runs without it keep their record
+    fast = {"fast_layers": "compiled" if compiled() else "torch"} if base.can.fast_layers else {}
     return {
         "device": torch.cuda.get_device_name(base.device) if on_gpu else "cpu",
         "cpu_features": [] if on_gpu else processor,
         "threads": torch.get_num_threads(),
         "base_dtype": base.dtype_name,
+        **fast,
     }
 
 

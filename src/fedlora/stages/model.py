@@ -11,6 +11,7 @@ from fedlora.config.data import ModelCheckConfig, ModelConfig
 from fedlora.llm import embedded_model
 from fedlora.llm.abilities import ALWAYS, Abilities
 from fedlora.llm.base_model import load_base_model
+from fedlora.llm.fast.proof import with_fast_layers
 from fedlora.llm.gradient_check import with_right_gradients
 from fedlora.llm.lora import LoraModel, LoraSpec
 from fedlora.plain_text import NOTHING, one_line, table_text
@@ -23,6 +24,7 @@ _WAYS = {
     "own_cache": "our cache and decoding",
     "padded_prompts": "prompts of several lengths in a batch",
     "shared_prompts": "shared first tokens of prompts",
+    "fast_layers": "fast path of training",
     "longest": "longest row",
 }
 
@@ -100,7 +102,7 @@ def check(config: ModelCheckConfig) -> CheckedModel:
         again=True,
     )
     lora = LoraModel(base.model, LoraSpec(8, 16, 2.0, 0.0, config.lora_target_modules))
-    base = with_right_gradients(base, lora, config.quantization, again=True)
+    base = with_fast_layers(with_right_gradients(base, lora, config.quantization, again=True), lora, again=True)
     return CheckedModel(
         config.base_model, base.dtype_name, str(base.device), len(lora.layers), tuple(lora.notes), base.can
     )

@@ -1,0 +1,1 @@
+"""The fast path through decoders of Llama's kind on a CPU."""
