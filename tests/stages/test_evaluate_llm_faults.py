@@ -176,6 +176,16 @@ def test_an_endpoint_that_is_down_ends_the_run() -> None:
     assert caught.value.exit_code == 7
 
 
+def test_an_address_that_no_request_reaches_ends_the_run_after_the_first() -> None:
+    predictions(40)
+    with serve(lambda request: Answer(reset=True)) as server:
+        with pytest.raises(JudgeError, match="cannot be reached: the connection failed in 2 attempts") as caught:
+            run(server, batch_size=1, max_retries=1, concurrency=2)
+        assert server.calls == 2
+    assert caught.value.exit_code == 7
+    assert "--judge_url" in str(caught.value.hint)
+
+
 def test_failures_between_answers_do_not_end_the_run() -> None:
     predictions(16)
 

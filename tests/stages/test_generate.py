@@ -204,7 +204,7 @@ def test_answers_of_older_versions_count_as_made_where_no_prompt_was_shortened(t
 def test_a_missing_adapter_names_the_rounds_that_have_one(trained):
     with pytest.raises(UsageError, match="no global adapter; no round has one"):
         trained("x", exp_name="none")
-    with pytest.raises(UsageError, match="no adapter of client 1; rounds 2 have one"):
+    with pytest.raises(UsageError, match="no adapter of client 1; round 2 has one"):
         trained("x", exp_name="none", is_global_model=False, client_id=1, communication_rounds=1)
     with pytest.raises(UsageError, match="rounds 1-2 have one"):
         trained("x", communication_rounds=7)

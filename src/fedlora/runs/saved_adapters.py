@@ -30,7 +30,9 @@ def adapter_file(paths: RunPaths, round_number: int, name: OutputName) -> Path:
         _check_is_here(paths, round_number, name.client_id)
     having = [number for number in paths.committed_rounds() if _exists(paths.round_folder(number), name)]
     what = f"{name} adapter" if name.kind == "global" else f"adapter of {_shown(paths, name.client_id)}"
-    known = f"rounds {_ranges(having)} have one" if having else "no round has one"
+    known = "no round has one"
+    if having:
+        known = f"rounds {_ranges(having)} have one" if len(having) > 1 else f"round {having[0]} has one"
     hint = "choose one of these rounds" if having else "name who answers with --of, or --of all"
     raise UsageError(f"{folder}: no {what}; {known}", hint=hint)
 

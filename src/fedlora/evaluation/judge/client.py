@@ -24,6 +24,7 @@ from fedlora.evaluation.judge.concessions import RequestShape
 from fedlora.evaluation.judge.key import Redactor
 from fedlora.evaluation.judge.replies import Fault, Refusal, Reply, read_completion, read_status
 from fedlora.evaluation.judge.spending import Prices, Spending, most_tokens
+from fedlora.plain_text import counted
 from fedlora.seeds import derive_seed
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -59,6 +60,7 @@ class JudgeClient:
         self._halted = asyncio.Event()
         self._refused_first: JudgeError | None = None
         self._failed_in_a_row = 0
+        self._was_reached = False
         self._host = urlsplit(config.base_url).netloc
         self._openai = open_endpoint(config, key)
 
@@ -115,6 +117,7 @@ class JudgeClient:
         outcome: Reply | Fault | Refusal | JudgeError | None = None
         try:
             outcome = await self._send(request)
+            self._was_reached |= not (isinstance(outcome, Fault) and outcome.kind == "connection")
             return outcome
         finally:
             usage = outcome.usage if isinstance(outcome, Reply) else None
@@ -142,11 +145,16 @@ class JudgeClient:
         return self._shape.refuse(refusal.complaint, sent, named_only=isinstance(refusal.otherwise, Fault))
 
     def _give_up(self, fault: Fault) -> Reply:
+        if not self._was_reached:
+            # a wrong address or no network: every other request would wait through its retries for the same
+            tried = counted(self._config.max_retries + 1, "attempt")
+            what = f"{self._host} cannot be reached: the connection failed in {tried}, and there was no reply before"
+            raise JudgeError(what, hint="check --judge_url and the network; verdicts so far are kept")
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= _GIVE_UP_AFTER:
             last = f"{fault.kind} at last{f': {fault.reason}' if fault.reason else ''}"
             what = f"{self._host} failed {_GIVE_UP_AFTER} requests in a row, each with all its retries ({last})"
-            raise JudgeError(what, hint="check --base_url, or run again later; verdicts so far are kept")
+            raise JudgeError(what, hint="check --judge_url, or run again later; verdicts so far are kept")
         return Reply(failure=fault.kind)
 
     def _backoff(self, retries: int) -> float:

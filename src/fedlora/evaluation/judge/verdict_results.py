@@ -124,5 +124,5 @@ def _too_few(judged: int, samples: int, by_kind: Mapping[str, int], said: Said, 
     text = f"{said.judge}: {what} ({reasons})" if of_several else f"{what} ({reasons})"
     if said.asked.file:
         text += f"; the first reply that could not be used: {said.asked.unusable} ({said.asked.file})"
-    hint = "check --base_url and --gpt_model, or lower --batch_size; no result was written, verdicts so far are kept"
+    hint = "check --judge_url and --judge_model, or lower --batch_size; no result was written, verdicts so far are kept"
     return JudgeError(text, hint=hint + ("; --allow_partial takes fewer" if judged else ""))
