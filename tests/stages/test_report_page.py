@@ -390,3 +390,21 @@ def test_json_in_a_script_element_reads_back_and_ends_nothing() -> None:
 def test_contrast_is_that_of_wcag() -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+def test_models_with_equal_scores_are_level_and_a_share_has_no_place_below_0():
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from fedlora.reporting.page.answer_text import _who_wins
+    from fedlora.reporting.page.charts import _ticks
+    from fedlora.reporting.standing import Standing
+
+    row: Any = SimpleNamespace(all=0.25, all_interval=None, subject="global", label="homo", experiment="homo")
+    other: Any = SimpleNamespace(**{**vars(row), "label": "seq", "experiment": "seq"})
+    equal = Standing(row, other, 2, True)
+    assert "is level with seq" in _who_wins(equal)
+    other.all = 0.2
+    assert "is ahead" in _who_wins(replace(equal))
+    assert _ticks(0.0, 0.0, 4)[0] == 0.0
+    assert _ticks(-0.5, -0.5, 4)[0] < -0.5

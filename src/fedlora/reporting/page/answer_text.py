@@ -43,7 +43,9 @@ def _who_wins(standing: Standing) -> str:
         ends = "{:+.3f} to {:+.3f}".format(*lead.interval)
         beside = f"{lead.mean:+.3f} against {short_label(other)} (95 % interval {ends})"
         beside += "" if standing.lead.is_clear else "; the interval includes 0, so these rows do not tell them apart"
-    verb = "wins" if standing.lead is None or standing.lead.is_clear else "is ahead"
+    verb = "wins" if standing.lead is not None and standing.lead.is_clear else "is ahead"
+    if winner.all == other.all:
+        verb = f"is level with {short_label(other)}"
     return f"{_which(standing, label)} {verb}: {exact} over all categories, {beside}."
 
 

@@ -140,7 +140,8 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if first == last:
-        first, last = first - 1, last + 1
+        # nothing that is counted or shared lies below 0
+        first, last = (max(first - 1, 0) if low >= 0 else first - 1), last + 1
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
