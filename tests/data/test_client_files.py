@@ -115,7 +115,7 @@ def test_where_nothing_is_found_the_way_to_data_is_named(tmp_path: Path, there: 
     with pytest.raises(UsageError) as caught:
         find_client_files(tmp_path if there else tmp_path / "absent", 8, chosen=False)
     assert "fedlora data skills" in caught.value.hint
-    assert "client_data_allocation.py" in caught.value.hint
+    assert "fedlora allocate" in caught.value.hint
 
 
 def test_one_file_is_no_folder_of_clients_and_the_way_to_split_it_is_named(tmp_path: Path) -> None:

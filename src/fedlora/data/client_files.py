@@ -30,7 +30,7 @@ _TEST_FILES = ("dolly_test_*.jsonl", "test_rows.jsonl")
 SHOWN = 12
 """Files that a message lists."""
 _MAKE_DATA = (
-    "make rows with `fedlora data skills` (or `fedlora data dolly`) and split them with client_data_allocation.py, "
+    "make rows with `fedlora data skills` (or `fedlora data dolly`) and split them with `fedlora allocate`, "
     "or give a folder with a file or a folder of files per client "
     "(.json, .jsonl, .csv, also as .gz or .zst, or .parquet)"
 )
@@ -118,7 +118,7 @@ def find_client_files(data_path: Path, num_clients: int, *, chosen: bool) -> lis
         names = ", ".join(map(str, allocated))
         raise UsageError(
             f"{data_path} holds no data for {counted(num_clients, 'client')}, only {names}",
-            hint="set num_clients to one of these, or allocate again with client_data_allocation.py",
+            hint="set num_clients to one of these, or allocate again with `fedlora allocate`",
         )
     return _silo_files(data_path, num_clients, chosen=chosen)
 
@@ -148,7 +148,7 @@ def _allocated_files(folder: Path, num_clients: int) -> list[Path]:
     files = [folder / f"local_training_{client_id}.json" for client_id in range(num_clients)]
     for file in files:
         if not file.is_file():
-            raise UsageError(f"{file}: no such file", hint="allocate again with client_data_allocation.py")
+            raise UsageError(f"{file}: no such file", hint="allocate again with `fedlora allocate`")
     return files
 
 
